@@ -1,0 +1,9 @@
+//! Goldens are data: this crate reads them, runs the project on them and compares.
+//!
+//! Each area is one module with one `check(folder) -> Result<Report, String>`; the crates' own tests
+//! and `cargo xtask parity` call the same functions, so there is one reading of every fixture.
+//! The fixture format is described in `fixtures/README.md`.
+
+mod report;
+
+pub use self::report::{Report, Tally};
