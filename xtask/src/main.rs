@@ -1,3 +1,32 @@
-//! The project's chores (see matklad's cargo-xtask): `cargo xtask help`.
+//! The project's chores as plain Rust (the cargo-xtask pattern): `cargo xtask help`.
+//!
+//! This package must build before MLX does, since `setup` is what makes MLX linkable on Linux. So it
+//! depends on no MLX crate; what needs one (`run`, `test`, `parity`) is started as a second cargo.
 
-fn main() {}
+// A command line speaks on stdout and stderr.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod cli;
+mod failure;
+mod parity;
+mod process;
+mod record;
+mod run;
+mod setup;
+mod test;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match cli::dispatch(&std::env::args().skip(1).collect::<Vec<_>>()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if let Some(message) = failure.message() {
+                eprintln!("error: {message}");
+            }
+            ExitCode::from(failure.status())
+        }
+    }
+}

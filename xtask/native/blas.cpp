@@ -1,0 +1,71 @@
+// The matrix products that libmlx takes from BLAS, answered by OpenBLAS.
+//
+// libmlx brings the reference BLAS, which is slow (about 6 GFLOP/s against more than 100). It looks
+// these three functions up by name, and the loader searches this library before the reference one,
+// so it finds them here. OpenBLAS comes from a Python package that puts `scipy_` before its names.
+//
+// A product with a single row or column goes to OpenBLAS's matrix-vector function: its general
+// product copies the whole matrix into blocks first, which for one row costs more than the product.
+// That is the shape of every weight product while a token is decoded.
+
+#include "cblas.h"
+
+namespace {
+
+inline void gemv(CBLAS_TRANSPOSE trans, int rows, int columns, float alpha, const float* a, int lda,
+                 const float* x, int x_step, float beta, float* y, int y_step) {
+  scipy_cblas_sgemv(CblasRowMajor, trans, rows, columns, alpha, a, lda, x, x_step, beta, y, y_step);
+}
+
+inline void gemv(CBLAS_TRANSPOSE trans, int rows, int columns, double alpha, const double* a,
+                 int lda, const double* x, int x_step, double beta, double* y, int y_step) {
+  scipy_cblas_dgemv(CblasRowMajor, trans, rows, columns, alpha, a, lda, x, x_step, beta, y, y_step);
+}
+
+// Answers c = alpha·a·b + beta·c as a matrix-vector product where it is one, and says whether it was.
+template <typename Real>
+bool one_row_or_column(CBLAS_ORDER order, CBLAS_TRANSPOSE a_trans, CBLAS_TRANSPOSE b_trans, int m,
+                       int n, int k, Real alpha, const Real* a, int lda, const Real* b, int ldb,
+                       Real beta, Real* c, int ldc) {
+  // With nothing to sum over, a matrix-vector function returns before it scales its result.
+  if (order != CblasRowMajor || k == 0 || (m != 1 && n != 1)) return false;
+  const bool a_plain = a_trans == CblasNoTrans;
+  const bool b_plain = b_trans == CblasNoTrans;
+  if (m == 1) {
+    // c' = b'·a', with b as it lies in memory: k x n, or n x k when transposed.
+    gemv(b_plain ? CblasTrans : CblasNoTrans, b_plain ? k : n, b_plain ? n : k, alpha, b, ldb, a,
+         a_plain ? 1 : lda, beta, c, 1);
+  } else {
+    gemv(a_plain ? CblasNoTrans : CblasTrans, a_plain ? m : k, a_plain ? k : m, alpha, a, lda, b,
+         b_plain ? ldb : 1, beta, c, ldc);
+  }
+  return true;
+}
+
+}  // namespace
+
+extern "C" {
+
+void cblas_sgemm(CBLAS_ORDER order, CBLAS_TRANSPOSE a_trans, CBLAS_TRANSPOSE b_trans, int m, int n,
+                 int k, float alpha, const float* a, int lda, const float* b, int ldb, float beta,
+                 float* c, int ldc) {
+  if (one_row_or_column(order, a_trans, b_trans, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc))
+    return;
+  scipy_cblas_sgemm(order, a_trans, b_trans, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+}
+
+void cblas_dgemm(CBLAS_ORDER order, CBLAS_TRANSPOSE a_trans, CBLAS_TRANSPOSE b_trans, int m, int n,
+                 int k, double alpha, const double* a, int lda, const double* b, int ldb,
+                 double beta, double* c, int ldc) {
+  if (one_row_or_column(order, a_trans, b_trans, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc))
+    return;
+  scipy_cblas_dgemm(order, a_trans, b_trans, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+}
+
+void cblas_cgemm(CBLAS_ORDER order, CBLAS_TRANSPOSE a_trans, CBLAS_TRANSPOSE b_trans, int m, int n,
+                 int k, const void* alpha, const void* a, int lda, const void* b, int ldb,
+                 const void* beta, void* c, int ldc) {
+  scipy_cblas_cgemm(order, a_trans, b_trans, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+}
+
+}  // extern "C"

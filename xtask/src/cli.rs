@@ -1,0 +1,151 @@
+//! The command line: which chore, and its help.
+
+use crate::failure::{Failure, Result};
+use crate::{parity, record, run, setup, test, tidy};
+
+/// A chore as the user calls it.
+struct Chore {
+    name: &'static str,
+    summary: &'static str,
+    help: &'static str,
+    run: fn(&[String]) -> Result<()>,
+}
+
+const CHORES: &[Chore] = &[
+    Chore {
+        name: "setup",
+        summary: "make MLX ready to be linked (the others do this first)",
+        help: setup::HELP,
+        run: setup::run,
+    },
+    Chore {
+        name: "run",
+        summary: "build and run the mlxgk command line",
+        help: run::HELP,
+        run: run::run,
+    },
+    Chore {
+        name: "test",
+        summary: "run every test, then the parity suite",
+        help: test::HELP,
+        run: test::run,
+    },
+    Chore {
+        name: "parity",
+        summary: "compare with what was recorded from transformers",
+        help: parity::HELP,
+        run: parity::run,
+    },
+    Chore {
+        name: "record",
+        summary: "record the fixtures anew from transformers",
+        help: record::HELP,
+        run: record::run,
+    },
+    Chore {
+        name: "tidy",
+        summary: "check the house rules that no compiler checks",
+        help: tidy::HELP,
+        run: tidy::run,
+    },
+];
+
+/// Runs the chore that the first argument names.
+pub(crate) fn dispatch(arguments: &[String]) -> Result<()> {
+    let Some((name, rest)) = arguments.split_first() else {
+        return Err(Failure::usage(format!("which command?\n\n{}", overview())));
+    };
+    match name.as_str() {
+        "help" | "-h" | "--help" => return help(rest),
+        #[cfg(target_os = "linux")]
+        setup::INNER => return setup::inner(rest),
+        _ => {}
+    }
+    let chore = find(name)?;
+    if wants_help(rest) {
+        println!("{}", chore.help);
+        return Ok(());
+    }
+    (chore.run)(rest)
+}
+
+/// For chores that take no arguments: refuses any.
+pub(crate) fn no_arguments(chore: &str, arguments: &[String]) -> Result<()> {
+    match arguments.first() {
+        None => Ok(()),
+        Some(argument) => Err(unexpected(chore, argument)),
+    }
+}
+
+/// The error for an argument that a chore does not know.
+pub(crate) fn unexpected(chore: &str, argument: &str) -> Failure {
+    Failure::usage(format!(
+        "`{argument}` means nothing to {chore}: see `cargo xtask {chore} --help`"
+    ))
+}
+
+/// Help is asked for by the first argument alone: what follows may be meant for another program.
+fn wants_help(arguments: &[String]) -> bool {
+    arguments.first().is_some_and(|first| first == "--help" || first == "-h")
+}
+
+fn help(arguments: &[String]) -> Result<()> {
+    match arguments.first() {
+        None => println!("{}", overview()),
+        Some(name) => println!("{}", find(name)?.help),
+    }
+    Ok(())
+}
+
+fn find(name: &str) -> Result<&'static Chore> {
+    CHORES.iter().find(|chore| chore.name == name).ok_or_else(|| {
+        let names: Vec<&str> = CHORES.iter().map(|chore| chore.name).collect();
+        Failure::usage(format!("no command `{name}`; there are {}", names.join(", ")))
+    })
+}
+
+fn overview() -> String {
+    let mut text = String::from("The project's chores.\n\nUsage: cargo xtask <command>\n\n");
+    for chore in CHORES {
+        text.push_str(&format!("  {:<8}{}\n", chore.name, chore.summary));
+    }
+    text.push_str(
+        "\nExamples:\n  \
+         cargo xtask run generate --prompt \"Tell me a story.\"\n  \
+         cargo xtask test\n  \
+         cargo xtask help record",
+    );
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn strings(words: &[&str]) -> Vec<String> {
+        words.iter().map(|&word| word.to_owned()).collect()
+    }
+
+    #[test]
+    fn every_chore_is_listed_and_has_help_with_examples() {
+        for chore in CHORES {
+            assert!(overview().contains(chore.summary));
+            assert!(chore.help.contains(&format!("Usage: cargo xtask {}", chore.name)));
+            assert!(chore.help.contains("Example"), "{}", chore.name);
+        }
+    }
+
+    #[test]
+    fn an_unknown_command_is_told_the_known_ones() {
+        let failure = dispatch(&strings(&["frobnicate"])).unwrap_err();
+        assert_eq!(failure.status(), 2);
+        assert!(failure.message().unwrap().contains("setup, run, test"));
+    }
+
+    #[test]
+    fn an_unknown_argument_is_refused() {
+        let failure = dispatch(&strings(&["setup", "--fast"])).unwrap_err();
+        assert_eq!(failure.status(), 2);
+        assert!(failure.message().unwrap().contains("--fast"));
+    }
+}

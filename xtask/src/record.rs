@@ -1,0 +1,64 @@
+//! `cargo xtask record`: the goldens, recorded anew from transformers.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::failure::{Context, Failure, Result};
+use crate::{process, workspace};
+
+pub(crate) const HELP: &str = "\
+Records the fixtures anew from transformers on torch, into fixtures/.
+
+Usage: cargo xtask record [AREA...]
+
+  AREA   a part of the fixtures, as xtask/record names its files; all of them when none is given
+
+Needs python3 with pip and venv. The first time it installs the versions pinned in
+xtask/record/requirements.txt into build/venv/record (about 1 GB). MLX is not needed.
+
+Examples:
+  cargo xtask record
+  cargo xtask record processors samplers";
+
+/// The subcommand.
+pub(crate) fn run(arguments: &[String]) -> Result<()> {
+    let root = workspace::root();
+    let requirements = root.join("xtask/record/requirements.txt");
+    let environment = workspace::build().join("venv/record");
+    ensure_environment(&environment, &requirements)?;
+    process::show(
+        Command::new(environment.join("bin/python"))
+            .current_dir(&root)
+            .arg("xtask/record")
+            .args(arguments),
+    )
+}
+
+/// Makes the Python environment unless it holds exactly what the requirements file asks for.
+fn ensure_environment(environment: &Path, requirements: &Path) -> Result<()> {
+    let wanted = fs::read_to_string(requirements)
+        .context(|| format!("cannot read {}", requirements.display()))?;
+    let stamp = environment.join("requirements.txt");
+    if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
+        return Ok(());
+    }
+    if !process::works("python3", &["-m", "venv", "--help"]) {
+        return Err(Failure::usage(
+            "python3 with its venv module is missing: install it (Debian, Ubuntu: `apt install \
+             python3-venv`)",
+        ));
+    }
+    if let Some(parent) = environment.parent() {
+        fs::create_dir_all(parent).context(|| format!("cannot create {}", parent.display()))?;
+    }
+    eprintln!("record: installing torch and transformers into {}", environment.display());
+    process::show(Command::new("python3").args(["-m", "venv"]).arg(environment))?;
+    process::show(
+        Command::new(environment.join("bin/python"))
+            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"])
+            .arg(requirements),
+    )?;
+    // Last, so that an installation that stopped halfway is taken up again.
+    fs::write(&stamp, wanted).context(|| format!("cannot write {}", stamp.display()))
+}

@@ -1,0 +1,90 @@
+//! `cargo xtask tidy`: the house rules that neither the compiler nor clippy checks.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::failure::{Context, Failure, Result};
+use crate::{cli, process, workspace};
+
+pub(crate) const HELP: &str = "\
+Checks the house rules that no compiler checks.
+
+Usage: cargo xtask tidy
+
+  - every Rust module opens with `//!`, saying what it is
+  - no line ends in a space or a tab
+  - every crate has a README.md
+
+Example:
+  cargo xtask tidy";
+
+/// The subcommand.
+pub(crate) fn run(arguments: &[String]) -> Result<()> {
+    cli::no_arguments("tidy", arguments)?;
+    let root = workspace::root();
+    // What git tracks or would track: build folders and the like are not ours to judge.
+    let listing = process::capture(Command::new("git").current_dir(&root).args([
+        "ls-files",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+    ]))?;
+    let mut faults = Vec::new();
+    for name in listing.lines() {
+        let path = root.join(name);
+        if is_ours(&path) && path.is_file() {
+            let text = std::fs::read_to_string(&path).context(|| format!("cannot read {name}"))?;
+            faults.extend(faults_in(Path::new(name), &text));
+        }
+        if name.starts_with("crates/") && name.ends_with("/Cargo.toml") {
+            let readme = path.with_file_name("README.md");
+            if !readme.is_file() {
+                faults.push(format!("{name}: no README.md beside it"));
+            }
+        }
+    }
+    if faults.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new(format!("not tidy:\n{}", faults.join("\n"))))
+}
+
+/// Text that people here write, as opposed to recorded data.
+fn is_ours(path: &Path) -> bool {
+    let extension = path.extension().and_then(|extension| extension.to_str());
+    matches!(extension, Some("rs" | "md" | "toml" | "py" | "yml" | "cpp" | "h"))
+}
+
+/// What is wrong with one file.
+fn faults_in(name: &Path, text: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    let is_module = name.extension().is_some_and(|extension| extension == "rs")
+        && !name.starts_with(PathBuf::from("xtask/native"));
+    if is_module && !text.starts_with("//!") {
+        faults.push(format!("{}:1: does not open with `//!`", name.display()));
+    }
+    for (index, line) in text.lines().enumerate() {
+        if line.ends_with([' ', '\t']) {
+            faults.push(format!("{}:{}: ends in a blank", name.display(), index + 1));
+        }
+    }
+    faults
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_without_its_opening_comment_is_a_fault() {
+        assert_eq!(faults_in(Path::new("a.rs"), "//! What it is.\n"), Vec::<String>::new());
+        assert_eq!(faults_in(Path::new("a.rs"), "fn f() {}\n").len(), 1);
+        assert_eq!(faults_in(Path::new("a.md"), "Text\n"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_trailing_blank_is_a_fault_with_its_line() {
+        let faults = faults_in(Path::new("a.md"), "one\ntwo \nthree\t\n");
+        assert_eq!(faults, ["a.md:2: ends in a blank", "a.md:3: ends in a blank"]);
+    }
+}

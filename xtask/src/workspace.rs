@@ -1,0 +1,16 @@
+//! Where things lie in the checkout.
+
+use std::path::{Path, PathBuf};
+
+/// The checkout's folder. Asked of the running cargo, since a checkout can be moved after this
+/// program was compiled.
+pub(crate) fn root() -> PathBuf {
+    let manifest = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    manifest.parent().map_or_else(|| manifest.clone(), Path::to_path_buf)
+}
+
+/// What the chores make, apart from cargo's own folder so that `cargo clean` leaves it.
+pub(crate) fn build() -> PathBuf {
+    root().join("build")
+}
