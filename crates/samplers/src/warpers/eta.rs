@@ -1,0 +1,47 @@
+//! Eta sampling: a probability cutoff that falls as the distribution flattens.
+
+use mlxgk_logits_processors::Result;
+
+use super::{Warp, at_least_one, parameter, processor};
+use crate::candidates::Candidates;
+use crate::torch_math;
+
+/// Removes tokens with a probability below `min(epsilon, sqrt(epsilon) e^-H)`, `H` being the
+/// entropy in nats (HF's `EtaLogitsWarper`; Hewitt et al., 2022).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EtaCutoff {
+    epsilon: f32,
+    min_tokens_to_keep: usize,
+}
+
+impl EtaCutoff {
+    /// A cutoff between 0 and 1; the paper recommends 3e-4 to 4e-3.
+    ///
+    /// # Errors
+    /// When `epsilon` is not strictly between 0 and 1.
+    pub fn new(epsilon: f64) -> Result<Self> {
+        if epsilon > 0.0 && epsilon < 1.0 {
+            return Ok(Self { epsilon: epsilon as f32, min_tokens_to_keep: 1 });
+        }
+        Err(parameter("eta_cutoff", "a float > 0 and < 1", epsilon))
+    }
+
+    /// Keeps at least this many tokens.
+    ///
+    /// # Errors
+    /// When it is 0.
+    pub fn min_tokens_to_keep(self, n: usize) -> Result<Self> {
+        Ok(Self { min_tokens_to_keep: at_least_one(n)?, ..self })
+    }
+}
+
+impl Warp for EtaCutoff {
+    fn warp(&self, candidates: &mut Candidates) {
+        let entropy = candidates.entropy();
+        let eta = self.epsilon.min(self.epsilon.sqrt() * torch_math::exp_rounded(-entropy));
+        candidates.softmax();
+        candidates.keep_probable(eta, self.min_tokens_to_keep);
+    }
+}
+
+processor!(EtaCutoff, "EtaLogitsWarper", Eta);

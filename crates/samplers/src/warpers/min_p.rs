@@ -1,0 +1,45 @@
+//! Min-p: only what is not too far below the most likely.
+
+use mlxgk_logits_processors::Result;
+
+use super::{Warp, at_least_one, parameter, processor};
+use crate::candidates::Candidates;
+
+/// Keeps tokens at least `p` times as likely as the most likely one (HF's `MinPLogitsWarper`;
+/// Nguyen et al., 2024).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MinP {
+    p: f32,
+    min_tokens_to_keep: usize,
+}
+
+impl MinP {
+    /// Keeps tokens above a share `p` in `[0, 1]` of the highest probability.
+    ///
+    /// # Errors
+    /// When `p` is outside.
+    pub fn new(p: f64) -> Result<Self> {
+        if (0.0..=1.0).contains(&p) {
+            return Ok(Self { p: p as f32, min_tokens_to_keep: 1 });
+        }
+        Err(parameter("min_p", "a float in the [0, 1] interval", p))
+    }
+
+    /// Keeps at least this many tokens.
+    ///
+    /// # Errors
+    /// When it is 0.
+    pub fn min_tokens_to_keep(self, n: usize) -> Result<Self> {
+        Ok(Self { min_tokens_to_keep: at_least_one(n)?, ..self })
+    }
+}
+
+impl Warp for MinP {
+    fn warp(&self, candidates: &mut Candidates) {
+        candidates.softmax();
+        let highest = candidates.probs().iter().copied().fold(0.0, f32::max);
+        candidates.keep_probable(self.p * highest, self.min_tokens_to_keep);
+    }
+}
+
+processor!(MinP, "MinPLogitsWarper", MinP);

@@ -1,0 +1,38 @@
+//! Temperature: how far the distribution leans towards its peak.
+
+use mlxgk_logits_processors::Result;
+
+use super::{Warp, parameter, processor};
+use crate::candidates::Candidates;
+
+/// Divides the scores by a temperature (HF's `TemperatureLogitsWarper`).
+///
+/// Below 1 the likely tokens gain, above 1 the unlikely ones do.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Temperature(f32);
+
+impl Temperature {
+    /// A temperature above 0.
+    ///
+    /// # Errors
+    /// When it is not above 0; for the most likely token, use [`greedy`](crate::greedy).
+    pub fn new(temperature: f64) -> Result<Self> {
+        if temperature > 0.0 && temperature as f32 > 0.0 && temperature.is_finite() {
+            return Ok(Self(temperature as f32));
+        }
+        let rule = "a strictly positive float (for the most likely token, turn sampling off)";
+        Err(parameter("temperature", rule, temperature))
+    }
+
+    pub(crate) fn divisor(self) -> f32 {
+        self.0
+    }
+}
+
+impl Warp for Temperature {
+    fn warp(&self, candidates: &mut Candidates) {
+        candidates.rescale(|score| score / self.0);
+    }
+}
+
+processor!(Temperature, "TemperatureLogitsWarper", Temperature);

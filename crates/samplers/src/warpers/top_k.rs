@@ -1,0 +1,48 @@
+//! Top-k: only the k most likely.
+
+use mlxgk_logits_processors::Result;
+
+use super::{Warp, at_least_one, parameter, processor};
+use crate::candidates::Candidates;
+
+/// Keeps the `k` highest scores (HF's `TopKLogitsWarper`; Fan et al., 2018).
+///
+/// All that tie with the lowest kept score are kept too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TopK(usize);
+
+impl TopK {
+    /// Keeps `k` tokens, at least 1.
+    ///
+    /// # Errors
+    /// When `k` is 0.
+    pub fn new(k: usize) -> Result<Self> {
+        match k {
+            0 => Err(parameter("top_k", "a strictly positive integer", 0)),
+            k => Ok(Self(k)),
+        }
+    }
+
+    /// Keeps at least this many, even where `k` is smaller.
+    ///
+    /// # Errors
+    /// When it is 0.
+    pub fn min_tokens_to_keep(self, n: usize) -> Result<Self> {
+        Ok(Self(self.0.max(at_least_one(n)?)))
+    }
+
+    pub(crate) fn k(self) -> usize {
+        self.0
+    }
+}
+
+impl Warp for TopK {
+    fn warp(&self, candidates: &mut Candidates) {
+        if self.0 < candidates.len() {
+            let kth = candidates.kth_highest(self.0);
+            candidates.keep(|it| it.score >= kth);
+        }
+    }
+}
+
+processor!(TopK, "TopKLogitsWarper", TopK);

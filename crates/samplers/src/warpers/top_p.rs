@@ -1,0 +1,65 @@
+//! Top-p, or nucleus sampling: the smallest set that holds most of the probability.
+
+use mlxgk_logits_processors::Result;
+
+use super::{Warp, at_least_one, parameter, processor};
+use crate::candidates::Candidates;
+use crate::torch_math::{LaneSum, exp};
+
+/// Keeps the most likely tokens that together hold a share `p` of the probability (HF's
+/// `TopPLogitsWarper`; Holtzman et al., 2020).
+///
+/// HF adds up the probabilities from the least likely on and removes tokens while the sum is at
+/// most `1 - p`; the softmax runs over the sorted scores, the running sum in fp64, the comparison
+/// in fp32. Among equal scores the higher id survives.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TopP {
+    removable: f32,
+    min_tokens_to_keep: usize,
+}
+
+impl TopP {
+    /// Keeps a share `p` in `[0, 1]`; 0 keeps one token.
+    ///
+    /// # Errors
+    /// When `p` is outside.
+    pub fn new(p: f64) -> Result<Self> {
+        if (0.0..=1.0).contains(&p) {
+            return Ok(Self { removable: (1.0 - p) as f32, min_tokens_to_keep: 1 });
+        }
+        Err(parameter("top_p", "a float in the [0, 1] interval", p))
+    }
+
+    /// Keeps at least this many tokens.
+    ///
+    /// # Errors
+    /// When it is 0.
+    pub fn min_tokens_to_keep(self, n: usize) -> Result<Self> {
+        Ok(Self { min_tokens_to_keep: at_least_one(n)?, ..self })
+    }
+}
+
+impl Warp for TopP {
+    fn warp(&self, candidates: &mut Candidates) {
+        candidates.rank(|score| score);
+        let scores = candidates.scores();
+        let max = candidates.max();
+        // The banned tokens come first in HF's ascending order, and weigh nothing.
+        let banned = candidates.vocab() - candidates.len();
+        let mut sum = LaneSum::new(candidates.vocab());
+        for (rank, it) in candidates.ranked().iter().enumerate() {
+            sum.add(banned + rank, exp(scores[it.place()] - max));
+        }
+        let scale = 1.0 / sum.finish();
+        let mut mass = 0.0;
+        let first = candidates.ranked().iter().position(|it| {
+            mass += f64::from(exp(scores[it.place()] - max) * scale);
+            mass as f32 > self.removable
+        });
+        let n = candidates.len();
+        let first = first.unwrap_or(n).min(n.saturating_sub(self.min_tokens_to_keep));
+        candidates.keep_ranks(first..n);
+    }
+}
+
+processor!(TopP, "TopPLogitsWarper", TopP);

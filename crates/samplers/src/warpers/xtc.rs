@@ -1,0 +1,91 @@
+//! XTC: now and then, exclude the top choices.
+
+use mlxgk_logits_processors::Result;
+
+use super::{at_least_one, parameter};
+use crate::candidates::Candidates;
+
+/// With a given probability, removes all tokens above a threshold but the least likely of them
+/// (XTC, "exclude top choices": p-e-w, 2024; as in llama.cpp).
+///
+/// It throws one coin per step, so it is not a function of the scores alone and runs only in a
+/// [`SamplerChain`](crate::SamplerChain), with the chain's generator.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Xtc {
+    probability: f32,
+    threshold: f32,
+    min_tokens_to_keep: usize,
+    spared: Vec<u32>,
+}
+
+impl Xtc {
+    /// Acts with a `probability` in `[0, 1]`, on tokens at least as likely as a `threshold` in
+    /// `[0, 0.5]`; above one half, no two tokens could reach it.
+    ///
+    /// # Errors
+    /// When either is outside.
+    pub fn new(probability: f64, threshold: f64) -> Result<Self> {
+        if !(0.0..=1.0).contains(&probability) {
+            return Err(parameter(
+                "xtc_probability",
+                "a float in the [0, 1] interval",
+                probability,
+            ));
+        }
+        if !(0.0..=0.5).contains(&threshold) {
+            return Err(parameter("xtc_threshold", "a float in the [0, 0.5] interval", threshold));
+        }
+        Ok(Self {
+            probability: probability as f32,
+            threshold: threshold as f32,
+            min_tokens_to_keep: 1,
+            spared: Vec::new(),
+        })
+    }
+
+    /// Acts only where at least this many tokens remain.
+    ///
+    /// # Errors
+    /// When it is 0.
+    pub fn min_tokens_to_keep(self, n: usize) -> Result<Self> {
+        Ok(Self { min_tokens_to_keep: at_least_one(n)?, ..self })
+    }
+
+    /// Never removes these tokens, such as the end of the text or a line break (mlx-lm's
+    /// `xtc_special_tokens`).
+    pub fn spare(self, tokens: impl Into<Vec<u32>>) -> Self {
+        Self { spared: tokens.into(), ..self }
+    }
+
+    /// Whether a coin has to be thrown at all.
+    pub(crate) fn is_active(&self, candidates: &Candidates) -> bool {
+        self.probability > 0.0 && candidates.len() > 1
+    }
+
+    /// Acts if the coin, uniform in `[0, 1)`, falls below the probability.
+    pub(crate) fn warp(&self, candidates: &mut Candidates, coin: f32) {
+        if coin >= self.probability {
+            return;
+        }
+        candidates.drop_banned();
+        candidates.softmax();
+        candidates.rank(|score| -score);
+        let probs = candidates.probs();
+        let above = candidates
+            .ranked()
+            .iter()
+            .take_while(|ranked| probs[ranked.place()] >= self.threshold)
+            .count();
+        let removed = above.saturating_sub(1);
+        let n = candidates.len();
+        if removed == 0 || n - removed < self.min_tokens_to_keep {
+            return;
+        }
+        if self.spared.is_empty() {
+            candidates.keep_ranks(removed..n);
+        } else {
+            let least = candidates.scores()[candidates.ranked()[removed].place()];
+            candidates.keep(|it| it.score <= least || self.spared.contains(&it.id));
+        }
+    }
+}
