@@ -1,0 +1,79 @@
+//! How a row's next token is chosen from its processed scores.
+
+use mlxgk_logits_processors::{Context, LogitsProcessor, ProcessorList};
+use mlxgk_samplers::{SamplerChain, Streams, greedy};
+
+use crate::Result;
+
+/// The choice at the end of a step.
+#[derive(Debug)]
+pub enum Rule {
+    /// The highest score; the lowest id among equals, and id 0 where everything is banned, as in HF.
+    Greedy,
+    /// A draw from the warped scores.
+    Sample(Sampling),
+}
+
+/// Warps and draws, row by row.
+#[derive(Debug)]
+pub struct Sampling {
+    /// One chain per row, because a chain may learn from its draws (Mirostat).
+    chains: Vec<SamplerChain>,
+    after: ProcessorList,
+    /// Draws from what `after` left; without warpers.
+    plain: SamplerChain,
+    streams: Streams,
+    scratch: Vec<f32>,
+}
+
+impl Sampling {
+    /// Draws for `rows` rows. `after` is what HF applies behind the warpers (watermarks and
+    /// `renormalize_logits`).
+    pub fn new(chain: &SamplerChain, after: ProcessorList, streams: Streams, rows: usize) -> Self {
+        Self {
+            chains: vec![chain.clone(); rows],
+            after,
+            plain: SamplerChain::default(),
+            streams,
+            scratch: Vec::new(),
+        }
+    }
+
+    fn draw(&mut self, row: usize, context: &Context<'_>, scores: &[f32]) -> Result<u32> {
+        let (chain, stream) = (&mut self.chains[row], self.streams.row(row));
+        if self.after.is_empty() {
+            return Ok(chain.sample(scores, stream)?);
+        }
+        self.scratch.clear();
+        self.scratch.extend_from_slice(scores);
+        chain.warp(&mut self.scratch, stream)?;
+        self.after.process(context, &mut self.scratch)?;
+        Ok(self.plain.sample(&self.scratch, stream)?)
+    }
+}
+
+impl Rule {
+    /// Chooses the next token of `row`.
+    ///
+    /// # Errors
+    /// When nothing can be drawn.
+    pub(crate) fn choose(
+        &mut self,
+        row: usize,
+        context: &Context<'_>,
+        scores: &[f32],
+    ) -> Result<u32> {
+        match self {
+            Self::Greedy => Ok(greedy(scores)),
+            Self::Sample(sampling) => sampling.draw(row, context, scores),
+        }
+    }
+
+    /// Passes over a row that has ended. torch draws for such rows all the same, so its stream
+    /// moves on by what `vocab` scores would have used.
+    pub(crate) fn skip(&mut self, row: usize, vocab: usize) {
+        if let Self::Sample(sampling) = self {
+            sampling.streams.row(row).skip(vocab);
+        }
+    }
+}

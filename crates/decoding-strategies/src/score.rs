@@ -1,0 +1,47 @@
+//! Scoring a given text.
+
+use mlx_rs::{Array, ops::logsumexp_axis};
+use mlxgk_mlx_models::{Decoder, ResidualHook};
+
+use crate::{Error, ErrorKind, Result};
+
+/// Positions scored per pass; their logits are the largest thing in memory (fp32, this many times
+/// the vocabulary).
+const CHUNK: usize = 128;
+
+/// The log-probability of every token after the first, given those before it: natural logarithm,
+/// fp32, `tokens.len() - 1` values.
+///
+/// # Errors
+/// When there is no token, one is outside the vocabulary, or the model fails.
+pub fn score(model: &Decoder, tokens: &[u32], hook: &mut dyn ResidualHook) -> Result<Vec<f32>> {
+    let Some((_, fed)) = tokens.split_last() else {
+        return Err(Error::new(ErrorKind::Prompt, "there is no token to score"));
+    };
+    check_vocabulary(model, tokens)?;
+    let mut cache = model.new_cache(1);
+    let mut logprobs = Vec::with_capacity(fed.len());
+    for part in fed.chunks(CHUNK) {
+        let next = &tokens[logprobs.len() + 1..][..part.len()];
+        let logits = model.forward(&[part], &mut cache, hook)?;
+        let targets = Array::from_slice(next, &[1, next.len() as i32, 1]);
+        let chosen = logits.take_along_axis(targets, -1)?;
+        let logprob = chosen.subtract(logsumexp_axis(&logits, -1, true)?)?;
+        let values = logprob
+            .try_as_slice::<f32>()
+            .map_err(|e| Error::new(ErrorKind::Model, format!("the scores cannot be read: {e}")))?;
+        logprobs.extend_from_slice(values);
+    }
+    Ok(logprobs)
+}
+
+fn check_vocabulary(model: &Decoder, tokens: &[u32]) -> Result<()> {
+    let vocab = model.vocab_size();
+    match tokens.iter().find(|&&id| id as usize >= vocab) {
+        None => Ok(()),
+        Some(id) => {
+            let what = format!("token id {id} is outside the vocabulary of {vocab}");
+            Err(Error::new(ErrorKind::Model, what))
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! The crate's one error type.
+
+use std::fmt;
+
+use mlx_rs::error::Exception;
+
+/// What went wrong; see [`Error::kind`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A row, layer or count that the cache does not have.
+    Argument,
+    /// The cache no longer holds what the operation needs.
+    Dropped,
+    /// MLX refused an operation.
+    Mlx,
+}
+
+/// An operation that the cache cannot carry out, in one sentence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Error {
+    kind: ErrorKind,
+    message: String,
+}
+
+/// A result with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub(crate) fn argument(message: impl Into<String>) -> Self {
+        Self { kind: ErrorKind::Argument, message: message.into() }
+    }
+
+    pub(crate) fn dropped(message: impl Into<String>) -> Self {
+        Self { kind: ErrorKind::Dropped, message: message.into() }
+    }
+
+    /// Puts what the cache was doing in front of MLX's own words.
+    pub(crate) fn mlx(doing: &str, source: &Exception) -> Self {
+        Self { kind: ErrorKind::Mlx, message: format!("{doing}: {}", source.what()) }
+    }
+
+    /// The kind, for callers that react to it.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {}

@@ -1,0 +1,55 @@
+//! The activation between a gated feed-forward layer's two halves.
+//!
+//! Written as plain operations: `mlx_rs::nn`'s versions are compiled functions, which MLX's CPU
+//! backend builds with a C++ compiler at run time.
+
+use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_PI};
+
+use mlx_rs::{
+    Array,
+    error::Result as MlxResult,
+    ops::{erf, sigmoid, tanh},
+};
+
+use crate::{Result, config::Config};
+
+/// An activation under HF's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Activation {
+    /// `x · σ(x)`: `silu`.
+    Silu,
+    /// `x · Φ(x)`: `gelu`.
+    Gelu,
+    /// Its tanh approximation: `gelu_pytorch_tanh`.
+    GeluTanh,
+}
+
+impl Activation {
+    pub(crate) fn read(config: &Config, key: &str, default: &str) -> Result<Self> {
+        match config.str(key)?.unwrap_or(default) {
+            "silu" | "swish" => Ok(Self::Silu),
+            "gelu" => Ok(Self::Gelu),
+            "gelu_pytorch_tanh" | "gelu_new" => Ok(Self::GeluTanh),
+            other => Err(config.error(
+                key,
+                format_args!("is {other:?}; known are silu, gelu and gelu_pytorch_tanh"),
+            )),
+        }
+    }
+
+    pub(crate) fn forward(self, x: &Array) -> MlxResult<Array> {
+        let number = |it: f32| Array::from_f32(it).as_dtype(x.dtype());
+        match self {
+            Self::Silu => x.multiply(sigmoid(x)?),
+            Self::Gelu => {
+                let upper = erf(x.multiply(number(FRAC_1_SQRT_2)?)?)?.add(number(1.0)?)?;
+                x.multiply(upper)?.multiply(number(0.5)?)
+            }
+            Self::GeluTanh => {
+                let cubic = x.square()?.multiply(number(0.044_715)?)?.add(number(1.0)?)?;
+                let inner = x.multiply(cubic)?.multiply(number(FRAC_2_PI.sqrt())?)?;
+                x.multiply(tanh(inner)?.add(number(1.0)?)?)?.multiply(number(0.5)?)
+            }
+        }
+    }
+}

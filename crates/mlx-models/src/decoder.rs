@@ -1,0 +1,406 @@
+//! The one decoder loop: embed, blocks, norm, head.
+
+use std::path::Path;
+
+use mlx_rs::{
+    Array, Device, DeviceType, Dtype,
+    ops::{concatenate, indexing::TryIndexOp, tanh},
+};
+use mlxgk_kv_cache::{KvCache, LayerSpec};
+
+use crate::{
+    Error, ErrorKind, Result,
+    block::{Block, Pass},
+    checkpoint,
+    components::Components,
+    config::{Config, Dims},
+    families,
+    hooks::{Capture, HookPoint, NoHook, ResidualHook},
+    linear::{Embedding, Linear},
+    norm::RmsNorm,
+    weights::{Footprint, Weights},
+};
+
+/// The dtype that weights are converted to and activations are computed in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ComputeDtype {
+    /// The checkpoint's on a GPU; fp32 on the CPU backend, whose half-precision loops are many times
+    /// slower than its fp32 ones.
+    #[default]
+    Auto,
+    /// IEEE single precision.
+    Float32,
+    /// The upper half of a single.
+    Bfloat16,
+    /// IEEE half precision.
+    Float16,
+}
+
+impl ComputeDtype {
+    /// The dtype to convert to; `None` keeps the checkpoint's.
+    fn resolve(self) -> Result<Option<Dtype>> {
+        Ok(match self {
+            Self::Float32 => Some(Dtype::Float32),
+            Self::Bfloat16 => Some(Dtype::Bfloat16),
+            Self::Float16 => Some(Dtype::Float16),
+            Self::Auto => {
+                let device = Device::try_default().and_then(|it| it.get_type());
+                match device.map_err(|e| Error::mlx("asking for the default device", &e))? {
+                    DeviceType::Cpu => Some(Dtype::Float32),
+                    DeviceType::Gpu => None,
+                }
+            }
+        })
+    }
+}
+
+/// A decoder-only language model.
+///
+/// It holds weights and nothing else; what it remembers of a request is the caller's [`KvCache`].
+#[derive(Debug)]
+pub struct Decoder {
+    model_type: String,
+    dims: Dims,
+    embedding: Embedding,
+    blocks: Vec<Box<dyn Block>>,
+    layers: Vec<LayerSpec>,
+    norm: RmsNorm,
+    head: Option<Linear>,
+    options: DecoderOptions,
+    dtype: Dtype,
+    footprint: Footprint,
+}
+
+/// What differs between the families outside their blocks.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct DecoderOptions {
+    /// Multiplies the embeddings (Gemma).
+    pub(crate) embedding_scale: Option<f32>,
+    /// `cap · tanh(logits / cap)` (Gemma 2).
+    pub(crate) logit_cap: Option<f32>,
+    /// The context beyond which longrope changes its frequencies (Phi-3).
+    pub(crate) original_context: Option<usize>,
+}
+
+impl Decoder {
+    /// Loads a folder with `config.json` and safetensors, as HF or mlx-lm write it.
+    ///
+    /// # Errors
+    /// When a file is missing or damaged, the model type is unknown, or the tensors are not exactly
+    /// those that the config calls for.
+    pub fn load(folder: &Path, dtype: ComputeDtype) -> Result<Self> {
+        if !folder.is_dir() {
+            let what = format!("there is no folder {}", folder.display());
+            return Err(Error::new(ErrorKind::File, what));
+        }
+        let config = Config::read(&folder.join("config.json"))?;
+        // An unknown model type is reported before the weights are looked for.
+        families::check(&config)?;
+        let tensors = checkpoint::open(folder)?;
+        let name = folder.display().to_string();
+        families::build(&config, Weights::new(name, tensors, &config, dtype.resolve()?)?)
+    }
+
+    /// Loads a model whose files are in memory.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn from_bytes(config: &[u8], weights: &[u8], dtype: ComputeDtype) -> Result<Self> {
+        let config = Config::parse("config.json", config)?;
+        families::check(&config)?;
+        let tensors = checkpoint::parse("model.safetensors", weights)?;
+        let weights = Weights::new("model.safetensors".into(), tensors, &config, dtype.resolve()?)?;
+        families::build(&config, weights)
+    }
+
+    /// Puts the loaded parts together and checks that no tensor is left over.
+    pub(crate) fn assemble(
+        model_type: &str,
+        dims: Dims,
+        mut weights: Weights,
+        norm: RmsNorm,
+        blocks: Vec<(LayerSpec, Box<dyn Block>)>,
+        options: DecoderOptions,
+    ) -> Result<Self> {
+        let embedding = weights.embedding("model.embed_tokens", dims.vocab, dims.hidden)?;
+        let head = weights.head(&dims, &embedding)?;
+        let (layers, blocks) = blocks.into_iter().unzip();
+        let dtype = weights.dtype();
+        let footprint = weights.finish()?;
+        Ok(Self {
+            model_type: model_type.to_owned(),
+            dims,
+            embedding,
+            blocks,
+            layers,
+            norm,
+            head,
+            options,
+            dtype,
+            footprint,
+        })
+    }
+
+    /// An empty cache for `batch` rows without padding.
+    pub fn new_cache(&self, batch: usize) -> KvCache {
+        KvCache::new(&self.layers, batch)
+    }
+
+    /// An empty cache for a left-padded batch, one entry per row.
+    pub fn new_padded_cache(&self, padding: &[usize]) -> KvCache {
+        KvCache::left_padded(&self.layers, padding)
+    }
+
+    /// Feeds `rows`, one equally long slice of token ids per row of the cache, and returns the
+    /// logits of every position, fp32 `[batch, tokens, vocabulary]`, not yet evaluated.
+    ///
+    /// # Errors
+    /// When an id is outside the vocabulary, the rows do not fit the cache, or a hook or MLX fails.
+    /// The cache is then as it was.
+    pub fn forward(
+        &self,
+        rows: &[&[u32]],
+        cache: &mut KvCache,
+        hook: &mut dyn ResidualHook,
+    ) -> Result<Array> {
+        let hidden = self.hidden(rows, cache, hook)?;
+        self.logits(&hidden)
+    }
+
+    /// As [`forward`](Self::forward), but stops after the final norm: `[batch, tokens, hidden]`. For
+    /// long prompts, where the head is needed for the last position only.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn hidden(
+        &self,
+        rows: &[&[u32]],
+        cache: &mut KvCache,
+        hook: &mut dyn ResidualHook,
+    ) -> Result<Array> {
+        let tokens = self.tokens(rows)?;
+        let hidden = self.hidden_of(&tokens, cache, hook)?;
+        cache.record(rows)?;
+        Ok(hidden)
+    }
+
+    /// As [`hidden`](Self::hidden), for ids that are still on the device: `tokens` is u32 or i32
+    /// `[batch, tokens]`, every id below the vocabulary size (MLX does not check). The caller
+    /// [records](KvCache::record) them once it has read them.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn hidden_of(
+        &self,
+        tokens: &Array,
+        cache: &mut KvCache,
+        hook: &mut dyn ResidualHook,
+    ) -> Result<Array> {
+        if tokens.ndim() != 2 || tokens.dim(0) as usize != cache.batch() {
+            return Err(Error::new(
+                ErrorKind::Tokens,
+                format!("{:?} tokens for a cache of {} rows", tokens.shape(), cache.batch()),
+            ));
+        }
+        if !cache.layers().eq(self.layers.iter().copied()) {
+            return Err(Error::new(ErrorKind::Cache, "the cache was made for another model"));
+        }
+        let count = tokens.dim(1) as usize;
+        let seen = |columns: usize| columns - cache.padding().iter().min().unwrap_or(&0).min(&columns);
+        let (before, after) = (seen(cache.len()), seen(cache.len() + count));
+        match self.options.original_context {
+            Some(limit) if before > 0 && before <= limit && after > limit => {
+                self.refeed(tokens, cache, hook)
+            }
+            limit => {
+                let long = limit.is_some_and(|limit| after > limit);
+                let hidden = self.run(tokens, long, cache, hook)?;
+                cache.advance(count);
+                Ok(hidden)
+            }
+        }
+    }
+
+    /// Feeds everything again, because longrope rotates all keys differently from here on (HF
+    /// drops its cache at the same place).
+    fn refeed(
+        &self,
+        tokens: &Array,
+        cache: &mut KvCache,
+        hook: &mut dyn ResidualHook,
+    ) -> Result<Array> {
+        let (held, count) = (cache.len(), tokens.dim(1));
+        let rows: Vec<&[u32]> = (0..cache.batch()).map(|row| cache.tokens(row)).collect();
+        if rows.iter().any(|row| row.len() != held) {
+            let what = "the cache must hold every token's id to pass the original context";
+            return Err(Error::new(ErrorKind::Cache, what));
+        }
+        let doing = |e| Error::mlx("feeding the context again", &e);
+        let tokens = tokens.as_type::<u32>().map_err(doing)?;
+        let all = concatenate(&[&self.tokens(&rows)?, &tokens], 1).map_err(doing)?;
+        let mut fresh = self.new_padded_cache(cache.padding());
+        let hidden = self.run(&all, true, &mut fresh, hook)?;
+        fresh.advance(held + count as usize);
+        fresh.record(&rows)?;
+        *cache = fresh;
+        hidden.try_index((.., held as i32.., ..)).map_err(doing)
+    }
+
+    /// The loop itself. Adding to the residual stream and calling the hook happen here only.
+    fn run(
+        &self,
+        tokens: &Array,
+        long: bool,
+        cache: &mut KvCache,
+        hook: &mut dyn ResidualHook,
+    ) -> Result<Array> {
+        let step = cache.step(tokens.dim(1) as usize);
+        let mut pass = Pass { step: &step, long, cache };
+        let mut hidden = self.embed(tokens)?;
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let shape = hidden.shape().to_vec();
+            let failed =
+                |half: &str, e: Error| e.during(format_args!("{half} of layer {layer} on {shape:?}"));
+            hidden = hook.apply(HookPoint::ResidPre(layer), hidden, &step)?;
+            let mixed = block.mix(layer, &hidden, &mut pass).map_err(|e| failed("attention", e))?;
+            hidden = hidden.add(mixed)?;
+            hidden = hook.apply(HookPoint::ResidMid(layer), hidden, &step)?;
+            let fed = block.feed_forward(&hidden).map_err(|e| failed("feed-forward", e))?;
+            hidden = hidden.add(fed)?;
+            hidden = hook.apply(HookPoint::ResidPost(layer), hidden, &step)?;
+        }
+        let hidden = self.norm.forward(&hidden)?;
+        hook.apply(HookPoint::FinalNorm, hidden, &step)
+    }
+
+    fn embed(&self, tokens: &Array) -> Result<Array> {
+        let embedded = self.embedding.forward(tokens)?;
+        match self.options.embedding_scale {
+            None => Ok(embedded),
+            // HF rounds the factor to the weights' dtype before multiplying.
+            Some(scale) => Ok(embedded.multiply(Array::from_f32(scale).as_dtype(self.dtype)?)?),
+        }
+    }
+
+    /// The head: `hidden`, `[.., hidden]` after the final norm, to fp32 logits `[.., vocabulary]`.
+    ///
+    /// # Errors
+    /// When MLX fails.
+    pub fn logits(&self, hidden: &Array) -> Result<Array> {
+        let logits = match &self.head {
+            Some(head) => head.forward(hidden)?,
+            None => self.embedding.as_linear(hidden)?,
+        };
+        let logits = match self.options.logit_cap {
+            None => logits,
+            Some(cap) => {
+                let cap = Array::from_f32(cap).as_dtype(logits.dtype())?;
+                tanh(logits.divide(&cap)?)?.multiply(&cap)?
+            }
+        };
+        Ok(logits.as_dtype(Dtype::Float32)?)
+    }
+
+    /// Logits and the residual stream after chosen blocks, from one pass without a cache:
+    /// `[batch, tokens, vocabulary]`, and per layer `[batch, tokens, hidden]` in the order asked for.
+    ///
+    /// Layer ℓ's entry is HF's `hidden_states[ℓ + 1]`, except that HF replaces the last one by the
+    /// final norm's output.
+    ///
+    /// # Errors
+    /// When a layer does not exist, and as [`forward`](Self::forward).
+    pub fn forward_with_hidden(
+        &self,
+        rows: &[&[u32]],
+        layers: &[usize],
+    ) -> Result<(Array, Vec<Array>)> {
+        if let Some(layer) = layers.iter().find(|&&it| it >= self.blocks.len()) {
+            let what = format!("layer {layer} of a model with {} layers", self.blocks.len());
+            return Err(Error::new(ErrorKind::Hook, what));
+        }
+        let mut capture = Capture::new(layers.iter().map(|&it| HookPoint::ResidPost(it)));
+        let logits = self.forward(rows, &mut self.new_cache(rows.len()), &mut capture)?;
+        let captured = capture.into_captured();
+        let hidden = layers.iter().map(|&it| captured[&HookPoint::ResidPost(it)].clone()).collect();
+        Ok((logits, hidden))
+    }
+
+    /// Logits of a pass without cache or hook: `[batch, tokens, vocabulary]`.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn logits_of(&self, rows: &[&[u32]]) -> Result<Array> {
+        self.forward(rows, &mut self.new_cache(rows.len()), &mut NoHook)
+    }
+
+    /// Rows of ids as a u32 array, after checking that they are equally long and in the vocabulary.
+    fn tokens(&self, rows: &[&[u32]]) -> Result<Array> {
+        let count = rows.first().map_or(0, |row| row.len());
+        if count == 0 || rows.iter().any(|row| row.len() != count) {
+            let what = "a batch needs rows of one length, with at least one token each";
+            return Err(Error::new(ErrorKind::Tokens, what));
+        }
+        let vocab = self.dims.vocab;
+        if let Some(id) = rows.iter().flat_map(|row| *row).find(|&&id| id as usize >= vocab) {
+            let what = format!("token id {id} is outside the vocabulary of {vocab}");
+            return Err(Error::new(ErrorKind::Tokens, what));
+        }
+        Ok(Array::from_slice(&rows.concat(), &[rows.len() as i32, count as i32]))
+    }
+
+    /// HF's `model_type`.
+    pub fn model_type(&self) -> &str {
+        &self.model_type
+    }
+
+    /// Tokens that the head scores and the embedding knows.
+    pub fn vocab_size(&self) -> usize {
+        self.dims.vocab
+    }
+
+    /// Width of the residual stream.
+    pub fn hidden_size(&self) -> usize {
+        self.dims.hidden
+    }
+
+    /// The longest sequence the model was made for (`max_position_embeddings`).
+    pub fn max_positions(&self) -> usize {
+        self.dims.max_positions
+    }
+
+    /// What each layer's cache keeps.
+    pub fn layers(&self) -> &[LayerSpec] {
+        &self.layers
+    }
+
+    /// The dtype of weights and activations.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Parameters and bytes as loaded.
+    pub fn footprint(&self) -> Footprint {
+        self.footprint
+    }
+
+    /// Bytes that one more token adds to a cache, as long as no sliding layer's window is full.
+    pub fn kv_bytes_per_token(&self) -> usize {
+        let item = if self.dtype == Dtype::Float32 { 4 } else { 2 };
+        2 * self.layers.len() * self.dims.kv_heads * self.dims.head_dim * item
+    }
+
+    /// The parts that steering, training and `info` address.
+    pub fn components(&self) -> Components {
+        Components {
+            embedding: [self.dims.vocab, self.dims.hidden],
+            layers: self.blocks.len(),
+            tied_head: self.head.is_none(),
+            quantized: match &self.head {
+                Some(head) => head.is_quantized(),
+                None => self.embedding.is_quantized(),
+            },
+            embedding_scale: self.options.embedding_scale,
+            logit_cap: self.options.logit_cap,
+        }
+    }
+}

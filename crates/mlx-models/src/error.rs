@@ -1,0 +1,79 @@
+//! The crate's one error type.
+
+use std::fmt;
+
+use mlx_rs::error::Exception;
+
+/// What went wrong; see [`Error::kind`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A file or folder is missing or cannot be read.
+    File,
+    /// `config.json` lacks a field, or has one of the wrong type or value.
+    Config,
+    /// A weight file is damaged, or a tensor is missing, unknown or of the wrong shape.
+    Weights,
+    /// A token id is not below the vocabulary size, or a batch is ragged or empty.
+    Tokens,
+    /// The cache does not belong to this model, or refused.
+    Cache,
+    /// A residual hook failed.
+    Hook,
+    /// MLX refused an operation.
+    Mlx,
+}
+
+/// A model that cannot be loaded or run, in one sentence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Error {
+    kind: ErrorKind,
+    message: String,
+}
+
+/// A result with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An error of the given kind; the message names the file, field, tensor or token.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+
+    /// Puts what the model was doing in front of MLX's own words.
+    pub fn mlx(doing: impl fmt::Display, source: &Exception) -> Self {
+        Self::new(ErrorKind::Mlx, format!("{doing}: {}", source.what()))
+    }
+
+    /// Puts what the model was doing in front of the message.
+    pub(crate) fn during(self, doing: impl fmt::Display) -> Self {
+        Self { message: format!("{doing}: {}", self.message), ..self }
+    }
+
+    /// The kind, for callers that react to it.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Inside a block the operation's own text, which names the shapes, is all there is; the decoder
+/// loop adds the layer.
+impl From<Exception> for Error {
+    fn from(source: Exception) -> Self {
+        Self::new(ErrorKind::Mlx, source.what())
+    }
+}
+
+impl From<mlxgk_kv_cache::Error> for Error {
+    fn from(source: mlxgk_kv_cache::Error) -> Self {
+        Self::new(ErrorKind::Cache, source.to_string())
+    }
+}

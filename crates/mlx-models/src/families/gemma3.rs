@@ -1,0 +1,76 @@
+//! Gemma 3 text models (HF `Gemma3ForCausalLM`): local layers with their own rotary base, norms on
+//! queries and keys.
+
+use crate::{
+    Decoder, Result,
+    activation::Activation,
+    block::{AttentionOptions, FeedForward, GatedMlp, SelfAttention, TransformerBlock},
+    config::{Config, Defaults, Dims},
+    decoder::DecoderOptions,
+    families::{assemble, gemma2::soft_cap, layer_name, sliding_layers, spec, window},
+    norm::NormWeight,
+    rope::{Rope, RopeParameters},
+    weights::Weights,
+};
+
+const DEFAULTS: Defaults = Defaults {
+    kv_heads: Some(4),
+    head_dim: Some(256),
+    eps: 1e-6,
+    tied: true,
+    max_positions: 131_072,
+};
+
+pub(super) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
+    let dims = Dims::read(config, &DEFAULTS)?;
+    let (global, local) = ropes(config, &dims)?;
+    let bias = config.bool("attention_bias")?.unwrap_or(false);
+    let activation = Activation::read(config, "hidden_activation", "gelu_pytorch_tanh")?;
+    let window = window(config, Some(4096))?;
+    let pattern = config.usize("sliding_window_pattern")?.unwrap_or(6).max(1);
+    let sliding = sliding_layers(config, &dims, |layer| !(layer + 1).is_multiple_of(pattern))?;
+    let scale = config.f32("query_pre_attn_scalar")?.unwrap_or(256.0).powf(-0.5);
+    let stored = NormWeight::Offset;
+    let options = DecoderOptions {
+        embedding_scale: Some((dims.hidden as f32).sqrt()),
+        logit_cap: soft_cap(config, "final_logit_softcapping", None)?,
+        ..DecoderOptions::default()
+    };
+    assemble("gemma3_text", dims.clone(), weights, stored, options, |weights, layer| {
+        let at = layer_name(layer);
+        let (spec, rope) = match sliding[layer] {
+            true => (spec(window), &local),
+            false => (spec(None), &global),
+        };
+        let options = AttentionOptions {
+            qkv_bias: bias,
+            output_bias: bias,
+            head_norms: Some(stored),
+            scale: Some(scale),
+            ..AttentionOptions::new(rope.clone(), spec)
+        };
+        let attention = SelfAttention::load(weights, &format!("{at}.self_attn"), &dims, options)?;
+        let mlp = GatedMlp::load(weights, &format!("{at}.mlp"), &dims, activation, false)?;
+        let mlp = FeedForward::Gated(mlp);
+        let block = TransformerBlock::load_sandwich(weights, &at, &dims, attention, mlp)?;
+        Ok((spec, Box::new(block)))
+    })
+}
+
+/// The rotary embeddings of full and of sliding layers. The 5.x form keeps one dictionary per layer
+/// type; the old one has two bases, and its `rope_scaling` is for the full layers alone.
+fn ropes(config: &Config, dims: &Dims) -> Result<(Rope, Rope)> {
+    let nested = config.object("rope_parameters")?;
+    let of = |kind: &str| nested.as_ref().map_or(Ok(None), |it| it.object(kind));
+    let build = |kind: &str, theta_key: &str, default: f64, scaling| {
+        let scaling: Option<Config> = scaling;
+        let scaling = scaling.or(of(kind)?);
+        let theta = config.f64(theta_key)?.unwrap_or(default);
+        let parameters = RopeParameters::new(config, scaling, theta, dims.max_positions)?;
+        Rope::new(&parameters, dims.head_dim, dims.head_dim)
+    };
+    let scaling = config.object("rope_scaling")?.filter(|it| it.entries().next().is_some());
+    let global = build("full_attention", "rope_theta", 1e6, scaling)?;
+    let local = build("sliding_attention", "rope_local_base_freq", 1e4, None)?;
+    Ok((global, local))
+}

@@ -1,0 +1,88 @@
+//! Residual hooks: read or rewrite the residual stream while the decoder runs.
+//!
+//! The decoder loop calls the hook and nothing else does, so whatever drives the loop (a batch,
+//! beams, a draft, a chunked prompt) is hooked in the same way.
+
+use std::collections::BTreeMap;
+
+use mlx_rs::Array;
+use mlxgk_kv_cache::Step;
+
+use crate::Result;
+
+/// A place in the decoder where the residual stream can be read or rewritten, named as
+/// TransformerLens names it (`blocks.{layer}.hook_resid_pre` and so on). Layers count from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum HookPoint {
+    /// What block `layer` is given.
+    ResidPre(usize),
+    /// Between the attention and the feed-forward half of block `layer`.
+    ResidMid(usize),
+    /// What block `layer` returns, after its last addition: HF's `hidden_states[layer + 1]`.
+    ResidPost(usize),
+    /// After the final norm: what the head is given.
+    FinalNorm,
+}
+
+/// Called by the decoder loop at every [`HookPoint`], in order, once per forward pass.
+pub trait ResidualHook {
+    /// Returns the residual stream to go on with, `[batch, tokens, hidden]`, in the dtype it came in.
+    /// Returning `hidden` itself costs nothing.
+    ///
+    /// `step` says which absolute positions the tokens stand at; a hook must depend on those and
+    /// not on how often it was called, or chunked prefill and speculation change its effect.
+    ///
+    /// # Errors
+    /// A hook's error ends the forward pass; the cache is as it was before it.
+    fn apply(&mut self, point: HookPoint, hidden: Array, step: &Step) -> Result<Array>;
+}
+
+/// The hook that does nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoHook;
+
+impl ResidualHook for NoHook {
+    fn apply(&mut self, _: HookPoint, hidden: Array, _: &Step) -> Result<Array> {
+        Ok(hidden)
+    }
+}
+
+/// Keeps the residual stream at chosen points.
+///
+/// ```
+/// use mlxgk_mlx_models::{Capture, HookPoint};
+///
+/// let capture = Capture::new([HookPoint::ResidPost(0), HookPoint::FinalNorm]);
+/// assert!(capture.captured().is_empty());
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Capture {
+    wanted: Vec<HookPoint>,
+    captured: BTreeMap<HookPoint, Array>,
+}
+
+impl Capture {
+    /// Captures at `points`; a later forward pass replaces what an earlier one left.
+    pub fn new(points: impl IntoIterator<Item = HookPoint>) -> Self {
+        Self { wanted: points.into_iter().collect(), captured: BTreeMap::new() }
+    }
+
+    /// What the last forward pass left, `[batch, tokens, hidden]` each, not yet evaluated.
+    pub fn captured(&self) -> &BTreeMap<HookPoint, Array> {
+        &self.captured
+    }
+
+    /// Gives up the captured arrays.
+    pub fn into_captured(self) -> BTreeMap<HookPoint, Array> {
+        self.captured
+    }
+}
+
+impl ResidualHook for Capture {
+    fn apply(&mut self, point: HookPoint, hidden: Array, _: &Step) -> Result<Array> {
+        if self.wanted.contains(&point) {
+            self.captured.insert(point, hidden.clone());
+        }
+        Ok(hidden)
+    }
+}

@@ -1,0 +1,139 @@
+//! The one weight product and the one token table of every graph.
+//!
+//! Every matrix-vector product of a model goes through [`Linear`] or [`Experts`], so a backend with a
+//! faster kernel is plugged in here and nowhere else.
+
+use mlx_rs::{
+    Array,
+    error::Result,
+    ops::{addmm, dequantize, gather_mm, gather_qmm, quantized_matmul},
+};
+
+/// Packed weights as MLX's affine quantization writes them: `w = scale · q + bias` per group.
+#[derive(Debug, Clone)]
+pub(crate) struct Packed {
+    /// u32, `[.., out, in · bits / 32]`.
+    pub(crate) weight: Array,
+    /// `[.., out, in / group_size]`.
+    pub(crate) scales: Array,
+    /// `[.., out, in / group_size]`.
+    pub(crate) biases: Array,
+    pub(crate) group_size: i32,
+    pub(crate) bits: i32,
+}
+
+/// Weights of one product, `[.., out, in]`.
+#[derive(Debug, Clone)]
+pub(crate) enum Weight {
+    /// The transposed view, `[.., in, out]`: made once, because a view costs a graph node each time.
+    Dense(Array),
+    Quantized(Packed),
+}
+
+impl Weight {
+    pub(crate) fn dense(weight: &Array) -> Result<Self> {
+        let transposed = weight.swap_axes(-1, -2)?;
+        transposed.eval()?;
+        Ok(Self::Dense(transposed))
+    }
+}
+
+/// `y = x Wᵀ + b`.
+#[derive(Debug, Clone)]
+pub(crate) struct Linear {
+    weight: Weight,
+    bias: Option<Array>,
+}
+
+impl Linear {
+    pub(crate) fn new(weight: Weight, bias: Option<Array>) -> Self {
+        Self { weight, bias }
+    }
+
+    pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
+        match (&self.weight, &self.bias) {
+            (Weight::Dense(weight), None) => x.matmul(weight),
+            (Weight::Dense(weight), Some(bias)) => addmm(bias, x, weight, None, None),
+            (Weight::Quantized(packed), bias) => {
+                let y = packed_matmul(x, packed)?;
+                bias.as_ref().map_or(Ok(y.clone()), |bias| y.add(bias))
+            }
+        }
+    }
+
+    pub(crate) fn is_quantized(&self) -> bool {
+        matches!(self.weight, Weight::Quantized(_))
+    }
+}
+
+fn packed_matmul(x: &Array, it: &Packed) -> Result<Array> {
+    quantized_matmul(x, &it.weight, &it.scales, &it.biases, true, it.group_size, it.bits)
+}
+
+/// One [`Linear`] without bias per expert, `[experts, out, in]`.
+#[derive(Debug, Clone)]
+pub(crate) struct Experts(pub(crate) Weight);
+
+impl Experts {
+    /// `x` is `[batch, tokens, 1 or chosen, 1, in]`, `chosen` u32 `[batch, tokens, chosen]`; returns
+    /// `[batch, tokens, chosen, 1, out]`.
+    pub(crate) fn forward(&self, x: &Array, chosen: &Array) -> Result<Array> {
+        match &self.0 {
+            Weight::Dense(weight) => gather_mm(x, weight, None, chosen, false),
+            Weight::Quantized(it) => gather_qmm(
+                x,
+                &it.weight,
+                &it.scales,
+                &it.biases,
+                None,
+                chosen,
+                true,
+                it.group_size,
+                it.bits,
+                false,
+            ),
+        }
+    }
+}
+
+/// The token table; tied models use it as the head too.
+#[derive(Debug, Clone)]
+pub(crate) enum Embedding {
+    /// `[vocabulary, hidden]`, and its transposed view for a tied head.
+    Dense { table: Array, transposed: Array },
+    Quantized(Packed),
+}
+
+impl Embedding {
+    pub(crate) fn dense(table: Array) -> Result<Self> {
+        let transposed = table.swap_axes(-1, -2)?;
+        transposed.eval()?;
+        Ok(Self::Dense { table, transposed })
+    }
+
+    /// Rows of the table: `[batch, tokens]` to `[batch, tokens, hidden]`.
+    pub(crate) fn forward(&self, tokens: &Array) -> Result<Array> {
+        match self {
+            Self::Dense { table, .. } => table.take_axis(tokens, 0),
+            Self::Quantized(it) => dequantize(
+                it.weight.take_axis(tokens, 0)?,
+                it.scales.take_axis(tokens, 0)?,
+                &it.biases.take_axis(tokens, 0)?,
+                it.group_size,
+                it.bits,
+            ),
+        }
+    }
+
+    /// The tied head: `x Eᵀ`.
+    pub(crate) fn as_linear(&self, x: &Array) -> Result<Array> {
+        match self {
+            Self::Dense { transposed, .. } => x.matmul(transposed),
+            Self::Quantized(it) => packed_matmul(x, it),
+        }
+    }
+
+    pub(crate) fn is_quantized(&self) -> bool {
+        matches!(self, Self::Quantized(_))
+    }
+}

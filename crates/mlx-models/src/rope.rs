@@ -1,0 +1,233 @@
+//! Rotary position embeddings and their scaled variants (HF `modeling_rope_utils`).
+//!
+//! HF's inverse frequencies are computed here in double precision and handed to MLX's kernel as
+//! periods; plain and linearly scaled embeddings take the kernel's own closed form instead.
+
+use std::f64::consts::PI;
+
+use mlx_rs::{
+    Array,
+    error::Result as MlxResult,
+    fast::{rope, rope_dynamic},
+};
+use mlxgk_kv_cache::Positions;
+use serde_json::Value;
+
+use crate::{Result, config::Config};
+
+/// One rotary embedding; layers of one kind share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Rope {
+    /// How many leading dimensions of each head are rotated.
+    dims: i32,
+    frequencies: Frequencies,
+    /// `[head_dim]`: HF's `attention_scaling` on the rotated dimensions, 1 elsewhere.
+    attention_scale: Option<Array>,
+}
+
+#[derive(Debug, Clone)]
+enum Frequencies {
+    /// `base^(-2i/dims)`, positions multiplied by `scale`.
+    Base { base: f32, scale: f32 },
+    /// Periods `1 / inv_freq`, `[dims / 2]`.
+    Periods(Array),
+    /// Phi-3's longrope: other periods once the sequence exceeds the original context.
+    Long { short: Array, long: Array },
+}
+
+/// A rotary embedding's parameters, gathered from the old form (`rope_theta`, `rope_scaling`) or the
+/// 5.x form (`rope_parameters`).
+#[derive(Debug)]
+pub(crate) struct RopeParameters {
+    pub(crate) kind: String,
+    pub(crate) theta: f64,
+    pub(crate) max_positions: usize,
+    /// The context before scaling (`original_max_position_embeddings`).
+    pub(crate) original: usize,
+    /// The dictionary the scaled kinds read their factors from.
+    scaling: Config,
+}
+
+impl RopeParameters {
+    /// As HF standardises them: a `rope_scaling` that is not empty replaces `rope_parameters`, and
+    /// a theta inside it wins over the one beside it.
+    pub(crate) fn read(config: &Config, max_positions: usize) -> Result<Self> {
+        let scaling = match config.object("rope_scaling")? {
+            Some(it) if it.entries().next().is_some() => Some(it),
+            _ => config.object("rope_parameters")?,
+        };
+        Self::new(config, scaling, config.f64("rope_theta")?.unwrap_or(10_000.0), max_positions)
+    }
+
+    /// From a given dictionary, for families that keep one per layer type. A theta inside it wins;
+    /// for the original context the top level wins, and without either the context is original.
+    pub(crate) fn new(
+        config: &Config,
+        scaling: Option<Config>,
+        theta: f64,
+        max_positions: usize,
+    ) -> Result<Self> {
+        let scaling = scaling.unwrap_or_else(|| config.empty("rope_parameters"));
+        let kind = scaling.str("rope_type")?.or(scaling.str("type")?).unwrap_or("default");
+        let key = "original_max_position_embeddings";
+        let original = config.usize(key)?.or(scaling.usize(key)?).unwrap_or(max_positions);
+        let theta = scaling.f64("rope_theta")?.unwrap_or(theta);
+        Ok(Self { kind: kind.to_owned(), theta, max_positions, original, scaling })
+    }
+
+    /// `partial_rotary_factor`, from the dictionary, else from the top level, else 1.
+    pub(crate) fn partial_factor(&self, config: &Config) -> Result<f64> {
+        let key = "partial_rotary_factor";
+        Ok(self.scaling.f64(key)?.or(config.f64(key)?).unwrap_or(1.0))
+    }
+}
+
+impl Rope {
+    /// Builds the embedding for heads of `head_dim`, of which the first `dims` are rotated.
+    pub(crate) fn new(parameters: &RopeParameters, head_dim: usize, dims: usize) -> Result<Self> {
+        let scaling = &parameters.scaling;
+        if dims == 0 || !dims.is_multiple_of(2) || dims > head_dim {
+            let what = format!("rotates {dims} of {head_dim} head dimensions; must be even");
+            return Err(scaling.error("partial_rotary_factor", what));
+        }
+        let plain = |scale: f64| Frequencies::Base { base: parameters.theta as f32, scale: scale as f32 };
+        let (frequencies, scale) = match parameters.kind.as_str() {
+            "default" => (plain(1.0), 1.0),
+            "linear" => (plain(1.0 / scaling.require("factor", Config::f64)?), 1.0),
+            "llama3" => (llama3(parameters, dims)?, 1.0),
+            "yarn" => yarn(parameters, dims)?,
+            "longrope" => longrope(parameters, dims)?,
+            other => {
+                return Err(scaling.error(
+                    "rope_type",
+                    format_args!(
+                        "is {other:?}; known are default, linear, llama3, yarn and longrope"
+                    ),
+                ));
+            }
+        };
+        let attention_scale = (scale != 1.0).then(|| {
+            let per_dim = |it| if it < dims { scale as f32 } else { 1.0 };
+            Array::from_iter((0..head_dim).map(per_dim), &[head_dim as i32])
+        });
+        Ok(Self { dims: dims as i32, frequencies, attention_scale })
+    }
+
+    /// Whether the frequencies change beyond the original context.
+    pub(crate) fn is_long(&self) -> bool {
+        matches!(self.frequencies, Frequencies::Long { .. })
+    }
+
+    /// Rotates `x`, `[batch, heads, tokens, head_dim]`, by the tokens' positions. `long` says whether
+    /// the sequence, this step included, exceeds the original context (longrope only).
+    pub(crate) fn forward(&self, x: &Array, positions: &Positions, long: bool) -> MlxResult<Array> {
+        let scaled = match &self.attention_scale {
+            None => None,
+            Some(scale) => Some(x.multiply(scale.as_dtype(x.dtype())?)?),
+        };
+        let x = scaled.as_ref().unwrap_or(x);
+        let (base, scale, periods) = match &self.frequencies {
+            Frequencies::Base { base, scale } => (Some(*base), *scale, None),
+            Frequencies::Periods(periods) => (None, 1.0, Some(periods)),
+            Frequencies::Long { short, long: periods } => {
+                (None, 1.0, Some(if long { periods } else { short }))
+            }
+        };
+        match positions {
+            Positions::Same(offset) => rope(x, self.dims, false, base, scale, *offset, periods),
+            Positions::PerRow(offsets) => {
+                rope_dynamic(x, self.dims, false, base, scale, offsets, periods)
+            }
+        }
+    }
+}
+
+/// `base^(2i/dims)`: the period over 2π of dimension pair i.
+fn period(theta: f64, dims: usize, pair: usize) -> f64 {
+    theta.powf(2.0 * pair as f64 / dims as f64)
+}
+
+fn periods(inverse: impl Iterator<Item = f64>) -> Array {
+    let periods: Vec<f32> = inverse.map(|it| (1.0 / it) as f32).collect();
+    Array::from_slice(&periods, &[periods.len() as i32])
+}
+
+/// Llama 3.1's scaling: long wavelengths are stretched by `factor`, short ones kept, those between
+/// blended (HF `_compute_llama3_parameters`).
+fn llama3(parameters: &RopeParameters, dims: usize) -> Result<Frequencies> {
+    let (scaling, theta) = (&parameters.scaling, parameters.theta);
+    let factor = scaling.require("factor", Config::f64)?;
+    let low = scaling.require("low_freq_factor", Config::f64)?;
+    let high = scaling.require("high_freq_factor", Config::f64)?;
+    let original = parameters.original as f64;
+    Ok(Frequencies::Periods(periods((0..dims / 2).map(|pair| {
+        let inverse = 1.0 / period(theta, dims, pair);
+        let wavelength = 2.0 * PI / inverse;
+        if wavelength > original / low {
+            inverse / factor
+        } else if wavelength < original / high {
+            inverse
+        } else {
+            let smooth = (original / wavelength - low) / (high - low);
+            (1.0 - smooth) * inverse / factor + smooth * inverse
+        }
+    }))))
+}
+
+/// YaRN (Peng et al., 2023), as HF `_compute_yarn_parameters` reads it.
+fn yarn(parameters: &RopeParameters, dims: usize) -> Result<(Frequencies, f64)> {
+    let (scaling, theta) = (&parameters.scaling, parameters.theta);
+    let original = parameters.original as f64;
+    let factor = scaling.f64("factor")?.unwrap_or(parameters.max_positions as f64 / original);
+    let magnitude = |scale: f64, m: f64| if scale <= 1.0 { 1.0 } else { 0.1 * m * scale.ln() + 1.0 };
+    let truthy = |it: Option<f64>| it.filter(|&it| it != 0.0);
+    let both = truthy(scaling.f64("mscale")?).zip(truthy(scaling.f64("mscale_all_dim")?));
+    let attention_scale = match (scaling.f64("attention_factor")?, both) {
+        (Some(given), _) => given,
+        (None, Some((m, all))) => magnitude(factor, m) / magnitude(factor, all),
+        (None, None) => magnitude(factor, 1.0),
+    };
+    let beta_fast = truthy(scaling.f64("beta_fast")?).unwrap_or(32.0);
+    let beta_slow = truthy(scaling.f64("beta_slow")?).unwrap_or(1.0);
+    let correction = |rotations: f64| {
+        dims as f64 * (original / (rotations * 2.0 * PI)).ln() / (2.0 * theta.ln())
+    };
+    let (mut low, mut high) = (correction(beta_fast), correction(beta_slow));
+    if scaling.bool("truncate")?.unwrap_or(true) {
+        (low, high) = (low.floor(), high.ceil());
+    }
+    (low, high) = (low.max(0.0), high.min(dims as f64 - 1.0));
+    if low == high {
+        high += 0.001;
+    }
+    let frequencies = periods((0..dims / 2).map(|pair| {
+        let extrapolated = 1.0 / period(theta, dims, pair);
+        let ramp = ((pair as f64 - low) / (high - low)).clamp(0.0, 1.0);
+        extrapolated / factor * ramp + extrapolated * (1.0 - ramp)
+    }));
+    Ok((Frequencies::Periods(frequencies), attention_scale))
+}
+
+/// LongRoPE (Ding et al., 2024), as HF `_compute_longrope_parameters` reads it.
+fn longrope(parameters: &RopeParameters, dims: usize) -> Result<(Frequencies, f64)> {
+    let (scaling, theta) = (&parameters.scaling, parameters.theta);
+    let original = parameters.original as f64;
+    let factors = |key: &str| {
+        let read = |config: &Config, key: &str| config.list(key, "a list of numbers", Value::as_f64);
+        let factors = scaling.require(key, read)?;
+        if factors.len() != dims / 2 {
+            let what = format!("has {} entries, not {}", factors.len(), dims / 2);
+            return Err(scaling.error(key, what));
+        }
+        let inverse = |(pair, factor)| 1.0 / (factor * period(theta, dims, pair));
+        Ok(periods(factors.into_iter().enumerate().map(inverse)))
+    };
+    let factor = scaling.f64("factor")?.unwrap_or(parameters.max_positions as f64 / original);
+    let attention_scale = match scaling.f64("attention_factor")? {
+        Some(given) => given,
+        None if factor <= 1.0 => 1.0,
+        None => (1.0 + factor.ln() / original.ln()).sqrt(),
+    };
+    let frequencies = Frequencies::Long { short: factors("short_factor")?, long: factors("long_factor")? };
+    Ok((frequencies, attention_scale))
+}
