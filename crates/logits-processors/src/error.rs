@@ -17,6 +17,14 @@ pub enum ErrorKind {
 }
 
 /// A parameter, token or callback that cannot be used, in one sentence.
+///
+/// ```
+/// use mlxgk_logits_processors::{ErrorKind, RepetitionPenalty};
+///
+/// let error = RepetitionPenalty::new(-1.0).unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::Parameter);
+/// assert_eq!(error.to_string(), "`repetition_penalty` must be a finite number above 0, but is -1");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     kind: ErrorKind,
@@ -32,6 +40,18 @@ impl Error {
         Self { kind, message: message.into() }
     }
 
+    /// A parameter outside its range: "`name` must be `rule`, but is `value`".
+    pub fn parameter(name: &str, rule: &str, value: impl fmt::Display) -> Self {
+        Self::new(ErrorKind::Parameter, format!("`{name}` must be {rule}, but is {value}"))
+    }
+
+    /// A parameter that names a token the scores do not cover.
+    pub fn beyond_vocabulary(name: &str, token: u32, vocabulary: usize) -> Self {
+        let message =
+            format!("`{name}` names token {token}, but the vocabulary has {vocabulary} entries");
+        Self::new(ErrorKind::Token, message)
+    }
+
     /// The kind, for callers that react to it.
     pub fn kind(&self) -> ErrorKind {
         self.kind
@@ -45,3 +65,23 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// A parameter that HF demands to be strictly positive, as the fp32 number torch computes with.
+pub(crate) fn positive(name: &str, value: f64) -> Result<f32> {
+    let narrow = value as f32;
+    if narrow.is_finite() && narrow > 0.0 {
+        Ok(narrow)
+    } else {
+        Err(Error::parameter(name, "a finite number above 0", value))
+    }
+}
+
+/// A parameter of any sign, as the fp32 number torch computes with.
+pub(crate) fn finite(name: &str, value: f64) -> Result<f32> {
+    let narrow = value as f32;
+    if narrow.is_finite() {
+        Ok(narrow)
+    } else {
+        Err(Error::parameter(name, "a finite number", value))
+    }
+}

@@ -71,14 +71,20 @@ impl TorchRng {
     /// `torch.randperm(n)`: a Fisher-Yates shuffle of `0..n` from the left.
     pub fn randperm(&mut self, n: u32) -> Vec<u32> {
         let mut items: Vec<u32> = (0..n).collect();
-        for at in 0..n.saturating_sub(1) {
-            items.swap(at as usize, (at + self.swap_distance(n, at)) as usize);
-        }
+        self.shuffle_head(&mut items, n.saturating_sub(1));
         items
     }
 
-    /// How far to the right of `at` the shuffle of `0..n` finds the item to put there.
-    fn swap_distance(&mut self, n: u32, at: u32) -> u32 {
+    /// The first `count` steps of the shuffle of `items`, after which its head is final.
+    pub(crate) fn shuffle_head(&mut self, items: &mut [u32], count: u32) {
+        let n = items.len() as u32;
+        for at in 0..count.min(n) {
+            items.swap(at as usize, (at + self.swap_distance(n, at)) as usize);
+        }
+    }
+
+    /// How far to the right of `at` the shuffle of `n` items finds the one to put there.
+    pub(crate) fn swap_distance(&mut self, n: u32, at: u32) -> u32 {
         let left = n - at;
         if n < WIDE_PERMUTATION {
             self.next_u32() % left

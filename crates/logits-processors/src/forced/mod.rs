@@ -1,0 +1,9 @@
+//! Tokens that must be said.
+
+mod bos;
+mod decoder_ids;
+mod eos;
+
+pub use self::bos::ForcedBos;
+pub use self::decoder_ids::ForcedDecoderIds;
+pub use self::eos::ForcedEos;

@@ -1,0 +1,133 @@
+//! Marks a text while it is written.
+
+use std::fmt;
+
+use super::tournament::{SynthIdTextWatermarkingConfig, Tournament, accumulate};
+use crate::numeric::special::exp;
+use crate::{Context, Error, ErrorKind, LogitsProcessor, Result, Stage, scratch};
+
+/// Bends a distribution towards tokens that win a keyed tournament of coin flips
+/// (`SynthIDTextWatermarkLogitsProcessor`; Dathathri et al.,
+/// [Scalable watermarking](https://www.nature.com/articles/s41586-024-08025-4)).
+///
+/// The result is the logarithm of the new probabilities. Averaged over keys the distribution is
+/// unchanged. As in HF the flips depend on the generated tokens only, with zeros before them, and a
+/// context that occurred before stays unmarked. Unlike HF's, whose state does not follow beams and
+/// drafts, this is a function of the row.
+///
+/// Banned tokens get the smallest fp32 number, not minus infinity, as in HF: they keep the
+/// probability 0. Only tokens of positive probability are hashed, so it is cheap after a top-k.
+///
+/// ```
+/// use mlxgk_logits_processors::{
+///     Context, LogitsProcessor, SynthIdText, SynthIdTextWatermarkingConfig,
+/// };
+///
+/// let config = SynthIdTextWatermarkingConfig::new(5, vec![654, 400, 836]);
+/// let mut scores = [0.0; 4];
+/// SynthIdText::new(&config)?.process(&Context::new(&[3, 1, 2], 1), &mut scores)?;
+/// let sum: f32 = scores.iter().map(|it| it.exp()).sum();
+/// assert!((sum - 1.0).abs() < 1e-5);
+/// # Ok::<(), mlxgk_logits_processors::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct SynthIdText(Tournament);
+
+impl SynthIdText {
+    /// A watermark with these settings.
+    ///
+    /// # Errors
+    /// When `ngram_len` is 0, or the table's size 0 or above 2^24.
+    pub fn new(config: &SynthIdTextWatermarkingConfig) -> Result<Self> {
+        Tournament::new(config).map(Self)
+    }
+
+    /// Whether the context at this step is one that HF would have seen at an earlier step.
+    fn is_repeated(&self, generated: &[u32]) -> bool {
+        let config = &self.0.config;
+        let first = if config.skip_first_ngram_calls { config.ngram_len - 1 } else { 0 };
+        let oldest = generated.len().saturating_sub(config.context_history_size).max(first);
+        scratch::with(&scratch::HASHES, |hashes| {
+            hashes.extend((oldest..=generated.len()).map(|it| self.0.context_hash(generated, it)));
+            // `oldest` cuts the history where it is full; before that, zeros are in it.
+            self.0.is_repeated(hashes)
+        })
+    }
+
+    /// The tournament: scores to the logarithms of the bent probabilities.
+    fn compete(&self, context_hash: u64, scores: &mut [f32]) -> Result<()> {
+        let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        if max == f32::NEG_INFINITY {
+            return Err(Error::new(ErrorKind::NoTokenAllowed, "every token is banned"));
+        }
+        scratch::with(&scratch::IDS, |alive| {
+            scratch::with(&scratch::SCORES, |probs| {
+                scratch::with(&scratch::HASHES, |hashes| {
+                    for (token, score) in (0..).zip(scores.iter()) {
+                        let prob = exp(score - max);
+                        if prob > 0.0 {
+                            alive.push(token);
+                            probs.push(prob);
+                            hashes.push(accumulate(context_hash, token.into()));
+                        }
+                    }
+                    let sum: f64 = probs.iter().map(|&it| f64::from(it)).sum();
+                    probs.iter_mut().for_each(|it| *it = (f64::from(*it) / sum) as f32);
+                    for &key in &self.0.config.keys {
+                        self.layer(key, hashes, probs);
+                    }
+                });
+                scores.fill(f32::MIN);
+                for (&token, prob) in alive.iter().zip(probs.iter()) {
+                    let score = prob.ln();
+                    if score.is_finite() {
+                        scores[token as usize] = score;
+                    }
+                }
+            });
+        });
+        Ok(())
+    }
+
+    /// One layer: a token that flips 1 gains what the mass of the others allows.
+    fn layer(&self, key: i64, hashes: &[u64], probs: &mut [f32]) {
+        let flips = |hash: u64| self.0.flip(hash, key) == 1;
+        let winners = hashes.iter().zip(probs.iter()).filter(|(hash, _)| flips(**hash));
+        let mass = winners.map(|(_, &prob)| f64::from(prob)).sum::<f64>() as f32;
+        for (&hash, prob) in hashes.iter().zip(probs) {
+            let flip = f32::from(self.0.flip(hash, key));
+            *prob *= 1.0 + flip - mass;
+        }
+    }
+}
+
+impl LogitsProcessor for SynthIdText {
+    fn name(&self) -> &'static str {
+        "SynthIDTextWatermarkLogitsProcessor"
+    }
+
+    fn stage(&self) -> Stage {
+        Stage::Watermark
+    }
+
+    /// # Errors
+    /// When every token is banned.
+    fn process(&self, context: &Context<'_>, scores: &mut [f32]) -> Result<()> {
+        let generated = context.generated();
+        let config = &self.0.config;
+        if config.debug_mode {
+            scores.fill(1.0);
+        }
+        let too_early = config.skip_first_ngram_calls && generated.len() + 1 < config.ngram_len;
+        if too_early || self.is_repeated(generated) {
+            return Ok(());
+        }
+        self.compete(self.0.context_hash(generated, generated.len()), scores)
+    }
+}
+
+impl fmt::Debug for SynthIdText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("SynthIdText").field(&self.0.config).finish()
+    }
+}

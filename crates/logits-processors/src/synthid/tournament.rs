@@ -1,0 +1,99 @@
+//! The keyed coin flips that watermark and detector share.
+
+use crate::{Error, Result, TorchRng};
+
+/// The settings of the watermark, with HF's names; its detectors need the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SynthIdTextWatermarkingConfig {
+    /// How many tokens, the candidate among them, decide about its coin flips. At least 1.
+    pub ngram_len: usize,
+    /// The secrets, one per layer of the tournament.
+    pub keys: Vec<i64>,
+    /// How many earlier contexts are remembered, to leave repeated ones unmarked.
+    pub context_history_size: usize,
+    /// The seed of the table of coin flips.
+    pub sampling_table_seed: u64,
+    /// The size of the table, 1 to 2^24.
+    pub sampling_table_size: usize,
+    /// Whether the first `ngram_len - 1` tokens stay unmarked.
+    pub skip_first_ngram_calls: bool,
+    /// Whether to replace the scores by equal ones first, to see the watermark alone.
+    pub debug_mode: bool,
+}
+
+impl SynthIdTextWatermarkingConfig {
+    /// HF's defaults with these secrets.
+    pub fn new(ngram_len: usize, keys: Vec<i64>) -> Self {
+        Self {
+            ngram_len,
+            keys,
+            context_history_size: 1024,
+            sampling_table_seed: 0,
+            sampling_table_size: 1 << 16,
+            skip_first_ngram_calls: false,
+            debug_mode: false,
+        }
+    }
+}
+
+/// The hash and the table behind the coin flips ("g-values").
+#[derive(Debug, Clone)]
+pub(super) struct Tournament {
+    pub(super) config: SynthIdTextWatermarkingConfig,
+    table: Vec<u8>,
+}
+
+impl Tournament {
+    pub(super) fn new(config: &SynthIdTextWatermarkingConfig) -> Result<Self> {
+        if config.ngram_len == 0 {
+            return Err(Error::parameter("ngram_len", "above 0", 0));
+        }
+        let size = config.sampling_table_size;
+        if size == 0 || size > 1 << 24 {
+            return Err(Error::parameter("sampling_table_size", "above 0 and at most 2^24", size));
+        }
+        let mut rng = TorchRng::new(config.sampling_table_seed);
+        let table = (0..size).map(|_| rng.randint(2) as u8).collect();
+        Ok(Self { config: config.clone(), table })
+    }
+
+    /// The hash of the `ngram_len - 1` tokens before position `end` of `tokens`; where the text is
+    /// shorter, zeros stand in for what is missing.
+    pub(super) fn context_hash(&self, tokens: &[u32], end: usize) -> u64 {
+        let length = self.config.ngram_len - 1;
+        let missing = length.saturating_sub(end);
+        let zeros = std::iter::repeat_n(0, missing);
+        let said = &tokens[end.saturating_sub(length)..end];
+        zeros.chain(said.iter().copied()).fold(1, |hash, token| accumulate(hash, token.into()))
+    }
+
+    /// Whether the last of `hashes` is among the remembered ones before it. HF's memory starts out
+    /// full of zeros, so a hash of zero counts as seen until it has been filled.
+    pub(super) fn is_repeated(&self, hashes: &[u64]) -> bool {
+        let Some((hash, earlier)) = hashes.split_last() else {
+            return false;
+        };
+        let size = self.config.context_history_size;
+        let remembered = &earlier[earlier.len().saturating_sub(size)..];
+        remembered.contains(hash) || (*hash == 0 && remembered.len() < size)
+    }
+
+    /// The coin flip under `key` of the n-gram with this hash: 0 or 1.
+    pub(super) fn flip(&self, ngram: u64, key: i64) -> u8 {
+        let hash = accumulate(ngram, key as u64);
+        let size = self.table.len() as u64;
+        // HF's index is the signed hash modulo the size, never negative. For a power of two that
+        // is the low bits, whatever the sign.
+        let index = if size.is_power_of_two() {
+            hash & (size - 1)
+        } else {
+            (hash as i64).rem_euclid(size as i64) as u64
+        };
+        self.table[index as usize]
+    }
+}
+
+/// One step of the hash, a linear congruential generator with musl's constants.
+pub(super) fn accumulate(hash: u64, data: u64) -> u64 {
+    hash.wrapping_add(data).wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1)
+}
