@@ -4,6 +4,8 @@
 //! and `cargo xtask parity` call the same functions, so there is one reading of every fixture.
 //! The fixture format is described in `fixtures/README.md`.
 
+#[cfg(feature = "config")]
+pub mod config;
 mod report;
 
 pub use self::report::{Report, Tally};

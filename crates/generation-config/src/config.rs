@@ -1,0 +1,295 @@
+//! The struct itself: every field of transformers 5.23, each with what it does.
+//!
+//! The fields are listed once, in HF's order. From that one list a macro makes the struct, the
+//! table of names, the reader, the writer and the merge, so that none of them can forget a field;
+//! a new field is one more entry.
+
+use serde_json::{Map, Value};
+
+use crate::value::{EarlyStopping, FieldType, Mismatch, OneOrMany, TokenId, Watermarking};
+
+macro_rules! key {
+    ($field:ident) => {
+        stringify!($field)
+    };
+    ($field:ident $key:literal) => {
+        $key
+    };
+}
+
+macro_rules! generation_config {
+    ($($(#[$meta:meta])* $field:ident $(as $key:literal)?: $type:ty,)*) => {
+        /// How to generate, under HF's names; `None` inherits.
+        ///
+        /// A field that is `None` here is taken from the model's `generation_config.json`, then
+        /// from HF's defaults; the text of each field says which default that is. See
+        /// [`Sources`](crate::Sources) for the merge.
+        ///
+        /// ```
+        /// use mlxgk_generation_config::GenerationConfig;
+        ///
+        /// let config = GenerationConfig {
+        ///     do_sample: Some(true),
+        ///     temperature: Some(0.7),
+        ///     eos_token_id: Some(vec![2, 7].into()),
+        ///     ..GenerationConfig::default()
+        /// };
+        /// assert_eq!(config.to_json()["eos_token_id"], serde_json::json!([2, 7]));
+        /// ```
+        #[derive(Debug, Clone, Default, PartialEq)]
+        pub struct GenerationConfig {
+            $($(#[$meta])* pub $field: Option<$type>,)*
+            /// Entries that transformers 5.23 has no field for.
+            ///
+            /// They change nothing, but they are kept, merged and written back as HF does.
+            pub unknown: Map<String, Value>,
+        }
+
+        impl GenerationConfig {
+            /// The names of all fields, in HF's order.
+            pub const FIELDS: &'static [&'static str] = &[$(key!($field $($key)?)),*];
+
+            /// The value of a field as JSON, by name; `None` where it is unset or no field.
+            pub fn get(&self, field: &str) -> Option<Value> {
+                match field {
+                    $(key!($field $($key)?) => self.$field.as_ref().map(FieldType::write),)*
+                    _ => None,
+                }
+            }
+
+            /// The names of the fields that are set, in HF's order.
+            pub fn set_fields(&self) -> impl Iterator<Item = &'static str> {
+                let set = [$((key!($field $($key)?), self.$field.is_some())),*];
+                set.into_iter().filter_map(|(name, is_set)| is_set.then_some(name))
+            }
+
+            /// Sets a field from JSON, where `null` is unset; false where `field` is no field.
+            pub(crate) fn read(&mut self, field: &str, value: &Value) -> Result<bool, Mismatch> {
+                if value.is_null() {
+                    self.unset(field);
+                    return Ok(Self::FIELDS.contains(&field));
+                }
+                match field {
+                    $(key!($field $($key)?) => self.$field = Some(FieldType::read(value)?),)*
+                    _ => return Ok(false),
+                }
+                Ok(true)
+            }
+
+            /// Unsets a field by name.
+            pub(crate) fn unset(&mut self, field: &str) {
+                match field {
+                    $(key!($field $($key)?) => self.$field = None,)*
+                    _ => {}
+                }
+            }
+
+            /// Takes what is unset here from `other`, custom entries included.
+            pub(crate) fn inherit(&mut self, other: &Self) {
+                $(if self.$field.is_none() {
+                    self.$field.clone_from(&other.$field);
+                })*
+                for (key, value) in &other.unknown {
+                    let ours = self.unknown.entry(key.as_str()).or_insert(Value::Null);
+                    if ours.is_null() {
+                        ours.clone_from(value);
+                    }
+                }
+            }
+        }
+    };
+}
+
+generation_config! {
+    // Length
+
+    /// Longest sequence in tokens, the prompt included.
+    ///
+    /// Unset everywhere, it is 20 *new* tokens, at most up to the model's
+    /// `max_position_embeddings`. `max_new_tokens` wins over it.
+    max_length: usize,
+    /// Most new tokens, the prompt not counted.
+    max_new_tokens: usize,
+    /// Shortest sequence in tokens, the prompt included; 0 by default.
+    min_length: usize,
+    /// Fewest new tokens; wins over `min_length`.
+    min_new_tokens: usize,
+    /// When beam search stops; [`EarlyStopping::Heuristic`] by default.
+    early_stopping: EarlyStopping,
+    /// Seconds after which no further token is begun.
+    max_time: f64,
+    /// Strings at which a sequence ends.
+    stop_strings: OneOrMany<String>,
+
+    // Strategy
+
+    /// Draws tokens when true, takes the likeliest when false; false by default.
+    do_sample: bool,
+    /// Beams of beam search; 1, which is none, by default.
+    num_beams: usize,
+    /// Drafts with the model's own multi-token-prediction layers.
+    use_mtp: bool,
+
+    // Cache
+
+    /// Keeps keys and values from token to token; true by default.
+    use_cache: bool,
+    /// The kind of cache: `dynamic` (the default), `static`, `offloaded`, `offloaded_static`,
+    /// `quantized`, `paged`, or one of HF's deprecated names.
+    cache_implementation: String,
+    /// Arguments of the cache, for the kinds that take some.
+    cache_config: Map<String, Value>,
+    /// Length that a static cache is made for.
+    max_cache_len: usize,
+
+    // Logits
+
+    /// Divides the scores before a draw; above 0; 1.0 by default.
+    temperature: f64,
+    /// Draws among this many of the likeliest tokens, 0 for all; 50 by default.
+    top_k: usize,
+    /// Draws among the likeliest tokens that together reach this probability; 1.0, all, by
+    /// default (Holtzman et al., arXiv 1904.09751).
+    top_p: f64,
+    /// Draws among tokens at least this fraction as likely as the likeliest, in 0..=1.
+    min_p: f64,
+    /// Draws among the likeliest tokens that hold this fraction of the entropy, in 0..=1 without
+    /// 0.
+    top_h: f64,
+    /// Draws among the tokens of most typical surprise that together reach this probability; 1.0,
+    /// all, by default (Meister et al., arXiv 2202.00666).
+    typical_p: f64,
+    /// Drops tokens below this probability; 0.0, none, by default (Hewitt et al., arXiv
+    /// 2210.15191).
+    epsilon_cutoff: f64,
+    /// Drops tokens below a threshold that falls with the entropy; 0.0, none, by default (the
+    /// same paper).
+    eta_cutoff: f64,
+    /// Divides positive and multiplies negative scores of tokens already seen; 1.0, nothing, by
+    /// default (Keskar et al., arXiv 1909.05858).
+    repetition_penalty: f64,
+    /// The inverse, over the tokens of the prompt: above 1.0 favours them; 1.0 by default.
+    encoder_repetition_penalty: f64,
+    /// Exponent of the length that a beam's score is divided by; 1.0 by default.
+    length_penalty: f64,
+    /// Length of the n-grams that may occur once only; 0, none, by default.
+    no_repeat_ngram_size: usize,
+    /// Token sequences that must not be generated.
+    bad_words_ids: Vec<Vec<TokenId>>,
+    /// Normalises the scores to log-probabilities after everything else.
+    renormalize_logits: bool,
+    /// The first token, where the prompt is empty but for the start token.
+    forced_bos_token_id: TokenId,
+    /// The last token, or the tokens it may be, when `max_length` is reached.
+    forced_eos_token_id: OneOrMany<TokenId>,
+    /// Replaces NaN and infinities of the scores by finite numbers; false by default.
+    remove_invalid_values: bool,
+    /// `(start, factor)`: raises the end token's score exponentially from `start` new tokens on.
+    exponential_decay_length_penalty: (usize, f64),
+    /// Tokens that must not be generated.
+    suppress_tokens: Vec<TokenId>,
+    /// Tokens that must not be generated first.
+    begin_suppress_tokens: Vec<TokenId>,
+    /// Sequences of tokens, each with what is added to the score of its last token once the rest
+    /// stands before it. In JSON: `[[[ids], bias], ...]`.
+    sequence_bias: Vec<(Vec<TokenId>, f64)>,
+    /// Replaces the prompt's last tokens by what a longer text would have had there.
+    token_healing: bool,
+    /// Strength of classifier-free guidance; 1.0 is none (Sanchez et al., arXiv 2306.17806).
+    guidance_scale: f64,
+    /// Marks the text by a keyed preference among tokens.
+    watermarking_config: Watermarking,
+
+    // Output
+
+    /// Sequences returned for each prompt; 1 by default.
+    num_return_sequences: usize,
+    /// Returns the attention weights.
+    output_attentions: bool,
+    /// Returns the hidden states.
+    output_hidden_states: bool,
+    /// Returns the processed scores of each step; false by default.
+    output_scores: bool,
+    /// Returns the raw logits of each step.
+    output_logits: bool,
+    /// In Python, returns a struct instead of a tensor; here a struct is always returned, and the
+    /// field only decides whether the `output_*` fields count.
+    return_dict_in_generate: bool,
+
+    // Special tokens
+
+    /// What fills up shorter rows; the first `eos_token_id` by default.
+    pad_token_id: TokenId,
+    /// The token that begins a text.
+    bos_token_id: TokenId,
+    /// The token, or the tokens, that end a text.
+    eos_token_id: OneOrMany<TokenId>,
+
+    // Encoder-decoder models
+
+    /// Length of the prompt's n-grams that must not be generated; 0, none, by default.
+    encoder_no_repeat_ngram_size: usize,
+    /// What an encoder-decoder model starts with; idle for decoder-only models.
+    decoder_start_token_id: OneOrMany<TokenId>,
+
+    // Assisted generation
+
+    /// Marks the configuration of a draft model.
+    is_assistant: bool,
+    /// Tokens drafted before a check; 20 by default.
+    num_assistant_tokens: usize,
+    /// How that number changes: `constant` (the default), `heuristic`, `heuristic_transient`.
+    num_assistant_tokens_schedule: String,
+    /// Confidence below which a draft ends; 0.4 by default.
+    assistant_confidence_threshold: f64,
+    /// Tokens drafted by looking the last ones up in the prompt.
+    prompt_lookup_num_tokens: usize,
+    /// Longest n-gram that prompt lookup matches; 2 where unset.
+    max_matching_ngram_size: usize,
+    /// The layer whose output drafts.
+    assistant_early_exit: usize,
+    /// Draft tokens re-encoded to align two tokenizers; 10 by default.
+    assistant_lookbehind: usize,
+    /// Target tokens re-encoded to align two tokenizers; 10 by default.
+    target_lookbehind: usize,
+    /// Weight of the target in the mixture that drafts are accepted against, in 0..1 without both
+    /// ends.
+    assistant_ensemble_weight: f64,
+    /// The kind of speculation; `dflash` is the one there is.
+    speculation_type: String,
+
+    // Performance
+
+    /// Arguments of `torch.compile`.
+    compile_config: Map<String, Value>,
+    /// Forbids `torch.compile`; nothing is compiled here.
+    disable_compile: bool,
+    /// Arguments of continuous batching; HF deprecates the field.
+    continuous_batching_config: Map<String, Value>,
+
+    // Moved to the hub or deprecated by HF, and still fields
+
+    /// Beam search in less memory; HF 5 has removed it.
+    low_memory: bool,
+    /// Weight of the degeneration penalty in contrastive search (Su et al., arXiv 2202.06417).
+    penalty_alpha: f64,
+    /// Layers that DoLa contrasts: `low`, `high` or a list (Chuang et al., arXiv 2309.03883).
+    dola_layers: Value,
+    /// Penalty on tokens that another group of beams has chosen; 0.0 by default.
+    diversity_penalty: f64,
+    /// Groups of beams; 1 by default.
+    num_beam_groups: usize,
+    /// What a sequence has to contain.
+    constraints: Value,
+    /// Words that a sequence has to contain.
+    force_words_ids: Value,
+    /// Tokens of the prompt that go through the model at a time; unset, all of them.
+    prefill_chunk_size: usize,
+
+    // Metadata
+
+    /// Whether the file was made from a model's `config.json`.
+    from_model_config as "_from_model_config": bool,
+    /// The version of transformers that wrote the file.
+    transformers_version: String,
+}

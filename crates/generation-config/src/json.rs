@@ -1,0 +1,141 @@
+//! JSON in and out: values, files, serde.
+
+use std::path::Path;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Map, Value};
+
+use crate::value::{Mismatch, describe};
+use crate::{Error, ErrorKind, GenerationConfig, Result};
+
+/// Which part of a composite `config.json` describes the decoder; HF looks in this order.
+const TEXT_CONFIGS: [&str; 3] = ["decoder", "generator", "text_config"];
+
+impl GenerationConfig {
+    /// Reads the fields of a JSON object and checks them as [`validate`](Self::validate) does.
+    ///
+    /// `null` leaves a field unset. Entries that are no field land in [`unknown`](Self::unknown).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Json`] where `value` is no object, [`ErrorKind::Type`] where a field holds
+    /// another type than HF's, [`ErrorKind::Value`] where HF would refuse its value.
+    ///
+    /// ```
+    /// use mlxgk_generation_config::GenerationConfig;
+    /// use serde_json::json;
+    ///
+    /// let config = GenerationConfig::from_json(&json!({"top_k": 20, "eos_token_id": [2, 7]}))?;
+    /// assert_eq!(config.top_k, Some(20));
+    ///
+    /// let error = GenerationConfig::from_json(&json!({"top_k": "a"})).unwrap_err();
+    /// assert_eq!(error.to_string(), r#"`top_k` must be an integer, found the string "a""#);
+    /// # Ok::<(), mlxgk_generation_config::Error>(())
+    /// ```
+    pub fn from_json(value: &Value) -> Result<Self> {
+        let config = Self::from_fields(object(value)?)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Reads a `generation_config.json`, as [`from_json`](Self::from_json).
+    ///
+    /// # Errors
+    /// Those of [`from_json`](Self::from_json) and [`ErrorKind::File`]; each names the file.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
+        read_object(path.as_ref())
+            .and_then(|value| Self::from_json(&value))
+            .map_err(|it| it.in_file(path.as_ref()))
+    }
+
+    /// What a model's `config.json` says about generation: HF's fallback for a folder without
+    /// `generation_config.json`.
+    ///
+    /// Every entry that bears a field's name counts, first at the top, then in the part that
+    /// describes the text decoder. Nothing else of the file is kept.
+    ///
+    /// # Errors
+    /// As [`from_json`](Self::from_json).
+    pub fn from_model_config(value: &Value) -> Result<Self> {
+        let outer = object(value)?;
+        let mut config = Self::from_fields(outer)?;
+        config.unknown.clear();
+        config.validate()?;
+        let inner = TEXT_CONFIGS
+            .iter()
+            .filter_map(|name| outer.get(*name).and_then(Value::as_object))
+            .find(|it| !it.is_empty());
+        if let Some(inner) = inner {
+            let mut inner = Self::from_fields(inner)?;
+            inner.unknown.clear();
+            config.inherit(&inner);
+        }
+        config.from_model_config = Some(true);
+        let outputs = [
+            config.output_attentions,
+            config.output_hidden_states,
+            config.output_scores,
+            config.output_logits,
+        ];
+        if outputs.contains(&Some(true)) {
+            config.return_dict_in_generate = Some(true);
+        }
+        Ok(config)
+    }
+
+    /// The fields that are set, and the unknown entries, as a JSON object.
+    pub fn to_json(&self) -> Value {
+        let known = self.set_fields().filter_map(|it| Some((it.to_owned(), self.get(it)?)));
+        let unknown = self.unknown.iter().map(|(key, value)| (key.clone(), value.clone()));
+        Value::Object(known.chain(unknown).collect())
+    }
+
+    /// Reads types only; what a value may be is for `validate`.
+    pub(crate) fn from_fields(object: &Map<String, Value>) -> Result<Self> {
+        let mut config = Self::default();
+        for (key, value) in object {
+            // HF drops this one, which old files carry, without a word.
+            if key == "_commit_hash" {
+                continue;
+            }
+            if !config.read(key, value).map_err(|it| wrong_type(key, &it))? {
+                config.unknown.insert(key.clone(), value.clone());
+            }
+        }
+        Ok(config)
+    }
+}
+
+pub(crate) fn object(value: &Value) -> Result<&Map<String, Value>> {
+    value.as_object().ok_or_else(|| {
+        let message =
+            format!("a generation config must be a JSON object, found {}", describe(value));
+        Error::new(ErrorKind::Json, message)
+    })
+}
+
+fn wrong_type(field: &str, mismatch: &Mismatch) -> Error {
+    let Mismatch { path, expected, found } = mismatch;
+    let message = format!("`{field}{path}` must be {expected}, found {found}");
+    Error::of(ErrorKind::Type, field, message)
+}
+
+fn read_object(path: &Path) -> Result<Value> {
+    let bytes = std::fs::read(path)
+        .map_err(|it| Error::new(ErrorKind::File, format!("cannot be read ({it})")))?;
+    serde_json::from_slice(&bytes)
+        .map_err(|it| Error::new(ErrorKind::Json, format!("is not valid JSON ({it})")))
+}
+
+impl Serialize for GenerationConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.to_json().serialize(serializer)
+    }
+}
+
+/// Types are checked; values are not, as the object may be one of several to be merged.
+impl<'de> Deserialize<'de> for GenerationConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let object = Map::deserialize(deserializer)?;
+        Self::from_fields(&object).map_err(serde::de::Error::custom)
+    }
+}

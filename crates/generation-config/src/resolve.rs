@@ -1,0 +1,203 @@
+//! From merged fields and a prompt to what a strategy needs, with no `Option` where none is meant.
+
+use crate::{
+    Error, ErrorKind, GenerationConfig, GenerationMode, Merged, Result, TokenId, Warning,
+    WarningKind,
+};
+
+/// The lengths that hold for one prompt, in tokens, the prompt included.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lengths {
+    /// Length of the prompt, its left padding included.
+    pub prompt_len: usize,
+    /// Length at which a sequence ends; above `prompt_len`.
+    pub max_length: usize,
+    /// Length below which no sequence ends.
+    pub min_length: usize,
+}
+
+/// The token ids that the loop itself looks at.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SpecialTokens {
+    /// The tokens that end a sequence; may be empty.
+    pub eos: Vec<u32>,
+    /// What fills up the rows that end early.
+    pub pad: Option<u32>,
+    /// The token that begins a text.
+    pub bos: Option<u32>,
+}
+
+/// A configuration ready to run: merged, validated, supported, its lengths and ids settled.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Resolved {
+    /// The merged fields, which the processors are made from.
+    pub config: GenerationConfig,
+    /// The strategy.
+    pub mode: GenerationMode,
+    /// The lengths that hold for the prompt.
+    pub lengths: Lengths,
+    /// `eos_token_id`, `pad_token_id` and `bos_token_id`.
+    pub special_tokens: SpecialTokens,
+    /// Whether tokens are drawn.
+    pub do_sample: bool,
+    /// How many beams run; 1 is no beam search.
+    pub num_beams: usize,
+    /// How many sequences each prompt gets.
+    pub num_return_sequences: usize,
+    /// Tokens of the prompt that go through the model at a time; `None`, all of them.
+    pub prefill_chunk_size: Option<usize>,
+    /// What is odd about the fields, the lengths and the ids.
+    pub warnings: Vec<Warning>,
+}
+
+impl Merged {
+    /// Settles the fields for a prompt of `prompt_len` tokens, padding included.
+    ///
+    /// `max_position_embeddings` is the model's; like in HF it caps the default length only.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] for what is not implemented yet, [`ErrorKind::Length`] where the
+    /// prompt leaves no room, [`ErrorKind::Value`] for a token id beyond 32 bits or a
+    /// `prefill_chunk_size` of 0.
+    pub fn resolve(
+        &self,
+        prompt_len: usize,
+        max_position_embeddings: Option<usize>,
+    ) -> Result<Resolved> {
+        let config = &self.config;
+        config.refuse_unsupported()?;
+        if config.prefill_chunk_size == Some(0) {
+            let message = "`prefill_chunk_size` must be at least 1, but is 0";
+            return Err(Error::of(ErrorKind::Value, "prefill_chunk_size", message));
+        }
+        let (lengths, about_lengths) = self.lengths(prompt_len, max_position_embeddings)?;
+        let (special_tokens, about_tokens) = self.special_tokens()?;
+        Ok(Resolved {
+            mode: config.generation_mode(false),
+            lengths,
+            special_tokens,
+            do_sample: config.do_sample == Some(true),
+            num_beams: config.num_beams.unwrap_or(1),
+            num_return_sequences: config.num_return_sequences.unwrap_or(1).max(1),
+            prefill_chunk_size: config.prefill_chunk_size,
+            config: config.clone(),
+            warnings: [self.warnings.clone(), about_lengths, about_tokens].concat(),
+        })
+    }
+
+    /// The ids that the loop looks at: HF's `_prepare_special_tokens`.
+    ///
+    /// Without a `pad_token_id`, the first `eos_token_id` pads. A negative id counts as unset,
+    /// where HF would pad with it and fail at the next embedding.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Value`] for an id beyond 32 bits.
+    pub fn special_tokens(&self) -> Result<(SpecialTokens, Vec<Warning>)> {
+        let config = &self.config;
+        let mut warnings = Vec::new();
+        let eos = config.eos_token_id.as_ref().map_or(&[][..], |it| it.as_slice());
+        if let Some(id) = eos.iter().find(|it| **it < 0) {
+            let message = format!("`eos_token_id` holds {id}, which is no token");
+            warnings.push(Warning::new(WarningKind::TokenId, "eos_token_id", message));
+        }
+        let eos = unsigned("eos_token_id", eos)?;
+        let pad = unsigned("pad_token_id", config.pad_token_id.as_slice())?;
+        let bos = unsigned("bos_token_id", config.bos_token_id.as_slice())?;
+        let pad = pad.first().or(eos.first()).copied();
+        Ok((SpecialTokens { pad, bos: bos.first().copied(), eos }, warnings))
+    }
+
+    /// The lengths for a prompt of `prompt_len` tokens: HF's `_prepare_generated_length` and
+    /// `_validate_generated_length`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Length`] where nothing bounds the length or the prompt reaches the bound.
+    pub fn lengths(
+        &self,
+        prompt_len: usize,
+        max_position_embeddings: Option<usize>,
+    ) -> Result<(Lengths, Vec<Warning>)> {
+        let config = &self.config;
+        let mut warnings = Vec::new();
+        let mut warn = |field: &str, message: String| {
+            warnings.push(Warning::new(WarningKind::Length, field, message));
+        };
+        let max_length = match (config.max_new_tokens, config.max_length) {
+            (Some(new), total) => {
+                if let Some(total) = total
+                    && !self.has_default_max_length
+                {
+                    let message = format!(
+                        "`max_length` is {total}, but `max_new_tokens`, which is {new}, wins"
+                    );
+                    warn("max_length", message);
+                }
+                prompt_len.saturating_add(new)
+            }
+            (None, Some(new)) if self.has_default_max_length => {
+                let total = prompt_len.saturating_add(new);
+                let total = max_position_embeddings.map_or(total, |it| it.min(total));
+                let message = format!(
+                    "no length is set, so that generation ends after the default of {new} new \
+                     tokens: set `max_new_tokens`"
+                );
+                warn("max_length", message);
+                total
+            }
+            (None, Some(total)) => total,
+            (None, None) => {
+                let message = "`max_length` is given as null and `max_new_tokens` is not set, so \
+                               that nothing bounds the length";
+                return Err(Error::of(ErrorKind::Length, "max_length", message));
+            }
+        };
+        if prompt_len >= max_length {
+            let message = format!(
+                "the prompt has {prompt_len} tokens, but `max_length` is {max_length}, prompt \
+                 included: raise it or set `max_new_tokens`"
+            );
+            return Err(Error::of(ErrorKind::Length, "max_length", message));
+        }
+
+        let min_length = match (config.min_new_tokens, config.min_length.unwrap_or(0)) {
+            (Some(new), total) => {
+                if !self.has_default_min_length {
+                    let message = format!(
+                        "`min_length` is {total}, but `min_new_tokens`, which is {new}, wins"
+                    );
+                    warn("min_length", message);
+                }
+                prompt_len.saturating_add(new)
+            }
+            (None, total) => total,
+        };
+        if min_length > max_length {
+            let field =
+                if config.min_new_tokens.is_some() { "min_new_tokens" } else { "min_length" };
+            let message = format!(
+                "`{field}` asks for sequences of {min_length} tokens, but they end at {max_length}"
+            );
+            warn(field, message);
+        }
+        Ok((Lengths { prompt_len, max_length, min_length }, warnings))
+    }
+}
+
+impl Lengths {
+    /// Most new tokens.
+    pub fn max_new_tokens(&self) -> usize {
+        self.max_length - self.prompt_len
+    }
+}
+
+/// Ids as models have them; negative ones stand for "none" and are left out.
+fn unsigned(field: &str, ids: &[TokenId]) -> Result<Vec<u32>> {
+    let ids = ids.iter().filter(|it| **it >= 0);
+    ids.map(|&id| {
+        u32::try_from(id).map_err(|_| {
+            let message = format!("`{field}` holds {id}, which no vocabulary reaches");
+            Error::of(ErrorKind::Value, field, message)
+        })
+    })
+    .collect()
+}

@@ -1,0 +1,125 @@
+//! What is not implemented yet, in one table, so that it is refused and never ignored.
+//!
+//! Whoever implements a line deletes it. Fields without a line work, or change nothing outside a
+//! mode that is refused below (`num_assistant_tokens` without an assistant, `length_penalty`
+//! without beams): those HF ignores too.
+
+use serde_json::Value;
+
+use crate::{Error, ErrorKind, GenerationConfig, GenerationMode, Result};
+
+/// A field, when its value asks for nothing that is missing, and what is missing.
+type Refusal = (&'static str, fn(&GenerationConfig) -> bool, &'static str);
+
+const NOT_YET: &[Refusal] = &[
+    ("constraints", |it| it.constraints.is_none(), "constrained beam search"),
+    ("force_words_ids", |it| it.force_words_ids.is_none(), "constrained beam search"),
+    ("num_beam_groups", |it| at_most(it.num_beam_groups, 1), "group beam search"),
+    ("diversity_penalty", |it| nothing(it.diversity_penalty), "group beam search"),
+    ("num_beams", |it| it.num_beams.is_none_or(|beams| beams == 1), "beam search"),
+    ("low_memory", |it| off(it.low_memory), "beam search"),
+    ("use_mtp", |it| off(it.use_mtp), "assisted generation"),
+    ("is_assistant", |it| off(it.is_assistant), "assisted generation"),
+    (
+        "prompt_lookup_num_tokens",
+        |it| it.prompt_lookup_num_tokens.is_none(),
+        "prompt lookup decoding",
+    ),
+    ("assistant_early_exit", |it| it.assistant_early_exit.is_none(), "assisted generation"),
+    (
+        "assistant_ensemble_weight",
+        |it| it.assistant_ensemble_weight.is_none(),
+        "assisted generation",
+    ),
+    ("speculation_type", |it| it.speculation_type.is_none(), "assisted generation"),
+    ("dola_layers", |it| it.dola_layers.is_none(), "DoLa"),
+    (
+        "penalty_alpha",
+        |it| it.generation_mode(false) != GenerationMode::ContrastiveSearch,
+        "contrastive search",
+    ),
+    (
+        "guidance_scale",
+        |it| it.guidance_scale.is_none_or(|scale| scale == 1.0),
+        "classifier-free guidance",
+    ),
+    ("token_healing", |it| off(it.token_healing), "token healing"),
+    ("stop_strings", |it| it.stop_strings.is_none(), "stopping at strings"),
+    ("max_time", |it| it.max_time.is_none(), "stopping by time"),
+    ("use_cache", |it| it.use_cache != Some(false), "generation without a cache"),
+    (
+        "cache_implementation",
+        |it| matches!(it.cache_implementation.as_deref(), None | Some("dynamic")),
+        "this kind of cache",
+    ),
+    ("cache_config", |it| it.cache_config.is_none(), "a configurable cache"),
+    ("output_attentions", |it| off(it.output_attentions), "returning attention weights"),
+    ("output_hidden_states", |it| off(it.output_hidden_states), "returning hidden states"),
+    ("output_scores", |it| off(it.output_scores), "returning scores"),
+    ("output_logits", |it| off(it.output_logits), "returning logits"),
+    ("compile_config", |it| it.compile_config.is_none(), "compilation"),
+    (
+        "continuous_batching_config",
+        |it| it.continuous_batching_config.is_none(),
+        "continuous batching",
+    ),
+];
+
+impl GenerationConfig {
+    /// Refuses what is not implemented yet; [`Merged::resolve`](crate::Merged::resolve) does so by
+    /// itself.
+    ///
+    /// A field at a value that asks for nothing, such as `num_beams: 1`, passes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`], naming the first such field and its value.
+    ///
+    /// ```
+    /// use mlxgk_generation_config::GenerationConfig;
+    ///
+    /// let config = GenerationConfig { num_beams: Some(4), ..Default::default() };
+    /// assert_eq!(
+    ///     config.refuse_unsupported().unwrap_err().to_string(),
+    ///     "`num_beams` is 4, but beam search is not implemented yet",
+    /// );
+    /// ```
+    pub fn refuse_unsupported(&self) -> Result<()> {
+        match NOT_YET.iter().find(|(_, passes, _)| !passes(self)) {
+            Some((field, _, what)) => {
+                let value = self.get(field).unwrap_or(Value::Null);
+                let message = format!("`{field}` is {value}, but {what} is not implemented yet");
+                Err(Error::of(ErrorKind::Unsupported, field, message))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn off(switch: Option<bool>) -> bool {
+    switch != Some(true)
+}
+
+fn nothing(amount: Option<f64>) -> bool {
+    amount.is_none_or(|it| it == 0.0)
+}
+
+fn at_most(number: Option<usize>, most: usize) -> bool {
+    number.is_none_or(|it| it <= most)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_names_a_field() {
+        for (field, _, _) in NOT_YET {
+            assert!(GenerationConfig::FIELDS.contains(field), "{field}");
+        }
+    }
+
+    #[test]
+    fn the_defaults_pass() {
+        crate::default_generation_params().refuse_unsupported().unwrap();
+    }
+}

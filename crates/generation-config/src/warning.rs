@@ -1,0 +1,47 @@
+//! What is odd about a configuration, but no reason to stop.
+
+use std::fmt;
+
+/// What a [`Warning`] is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum WarningKind {
+    /// A field is set that the rest of the configuration makes idle (HF's "minor issues").
+    Idle,
+    /// Lengths that contradict one another, or the default length.
+    Length,
+    /// A token id that no model emits.
+    TokenId,
+    /// A field that this version of transformers does not know.
+    UnknownField,
+}
+
+/// One oddity: its kind, the field, and a sentence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    kind: WarningKind,
+    field: String,
+    message: String,
+}
+
+impl Warning {
+    pub(crate) fn new(kind: WarningKind, field: &str, message: impl Into<String>) -> Self {
+        Self { kind, field: field.to_owned(), message: message.into() }
+    }
+
+    /// The kind, for callers that sort or silence warnings.
+    pub fn kind(&self) -> WarningKind {
+        self.kind
+    }
+
+    /// The field under its HF name.
+    pub fn field(&self) -> &str {
+        &self.field
+    }
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}

@@ -1,0 +1,134 @@
+//! What the recorded cases cannot show: models without a context length, refusals, odd sums.
+
+#![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
+
+use mlxgk_generation_config::{ErrorKind, GenerationConfig, Kwargs, Merged, Sources, WarningKind};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+fn merged(kwargs: &Value, passed: &Value, model: &Value) -> Merged {
+    let kwargs = Kwargs::from_json(kwargs).unwrap();
+    let passed = GenerationConfig::from_json(passed).unwrap();
+    let model = GenerationConfig::from_json(model).unwrap();
+    Sources { kwargs: &kwargs, passed: &passed, model: &model }.merge().unwrap()
+}
+
+fn from_kwargs(kwargs: &Value) -> Merged {
+    merged(kwargs, &json!({}), &json!({}))
+}
+
+#[test]
+fn a_model_without_a_context_length_caps_nothing() {
+    let merged = from_kwargs(&json!({}));
+    assert_eq!(merged.resolve(5, None).unwrap().lengths.max_length, 25);
+    assert_eq!(merged.resolve(5, Some(12)).unwrap().lengths.max_length, 12);
+}
+
+#[test]
+fn a_prompt_beyond_the_default_length_is_refused() {
+    let error = from_kwargs(&json!({})).resolve(12, Some(12)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Length);
+    assert_eq!(error.field(), Some("max_length"));
+}
+
+#[test]
+fn the_largest_number_is_no_overflow() {
+    let merged = from_kwargs(&json!({"max_new_tokens": usize::MAX, "min_new_tokens": usize::MAX}));
+    let lengths = merged.resolve(9, None).unwrap().lengths;
+    assert_eq!((lengths.max_length, lengths.min_length), (usize::MAX, usize::MAX));
+}
+
+#[test]
+fn what_is_missing_is_refused_by_name_and_value() {
+    for (kwargs, expected) in [
+        (json!({"num_beams": 4}), "`num_beams` is 4, but beam search is not implemented yet"),
+        (
+            json!({"stop_strings": ["\n", "User:"]}),
+            r#"`stop_strings` is ["\n","User:"], but stopping at strings is not implemented yet"#,
+        ),
+        (
+            json!({"penalty_alpha": 0.6}),
+            "`penalty_alpha` is 0.6, but contrastive search is not implemented yet",
+        ),
+        (
+            json!({"cache_implementation": "static"}),
+            r#"`cache_implementation` is "static", but this kind of cache is not implemented yet"#,
+        ),
+        (
+            json!({"guidance_scale": 1.5}),
+            "`guidance_scale` is 1.5, but classifier-free guidance is not implemented yet",
+        ),
+        (
+            json!({"use_cache": false}),
+            "`use_cache` is false, but generation without a cache is not implemented yet",
+        ),
+        (
+            json!({"prompt_lookup_num_tokens": 3}),
+            "`prompt_lookup_num_tokens` is 3, but prompt lookup decoding is not implemented yet",
+        ),
+    ] {
+        let error = from_kwargs(&kwargs).resolve(3, None).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert_eq!(error.to_string(), expected);
+    }
+}
+
+#[test]
+fn values_that_ask_for_nothing_pass() {
+    let kwargs = json!({
+        "num_beams": 1, "num_beam_groups": 1, "diversity_penalty": 0.0, "guidance_scale": 1.0,
+        "penalty_alpha": 0.0, "use_cache": true, "cache_implementation": "dynamic",
+        "output_scores": false, "token_healing": false, "use_mtp": false, "low_memory": false,
+        "num_assistant_tokens": 5, "disable_compile": true,
+    });
+    from_kwargs(&kwargs).resolve(3, None).unwrap();
+    // Contrastive search is greedy; a draw makes its weight idle.
+    from_kwargs(&json!({"penalty_alpha": 0.6, "do_sample": true})).resolve(3, None).unwrap();
+}
+
+#[test]
+fn an_argument_that_is_no_field_is_refused_unless_a_config_has_it() {
+    let kwargs = Kwargs::from_json(&json!({"tempreature": 0.7})).unwrap();
+    let (passed, model) = (GenerationConfig::default(), GenerationConfig::default());
+    let error = Sources { kwargs: &kwargs, passed: &passed, model: &model }.merge().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::UnknownField);
+    assert_eq!(error.to_string(), "`tempreature` is no field of a generation config");
+
+    let merged = merged(&json!({"custom": 2}), &json!({}), &json!({"custom": 1}));
+    assert_eq!(merged.config.unknown["custom"], json!(2));
+}
+
+#[test]
+fn an_unknown_field_of_the_passed_config_is_a_warning() {
+    let merged = merged(&json!({}), &json!({"stop_word": "###"}), &json!({"chat_format": "raw"}));
+    let [warning] = merged.warnings.as_slice() else { panic!("{:?}", merged.warnings) };
+    assert_eq!((warning.kind(), warning.field()), (WarningKind::UnknownField, "stop_word"));
+}
+
+#[test]
+fn ids_beyond_any_vocabulary_are_refused() {
+    let merged = from_kwargs(&json!({"eos_token_id": [2, 1u64 << 40]}));
+    assert_eq!(merged.resolve(3, None).unwrap_err().field(), Some("eos_token_id"));
+}
+
+#[test]
+fn chunks_of_nothing_are_refused() {
+    let error = from_kwargs(&json!({"prefill_chunk_size": 0})).resolve(3, None).unwrap_err();
+    assert_eq!(error.to_string(), "`prefill_chunk_size` must be at least 1, but is 0");
+}
+
+proptest! {
+    /// The stronger source decides each field, whatever the others hold.
+    #[test]
+    fn the_strongest_source_decides(
+        kwargs in prop::option::of(0.1..2.0f64),
+        passed in prop::option::of(0.1..2.0f64),
+        model in prop::option::of(0.1..2.0f64),
+    ) {
+        let config = |it| GenerationConfig { temperature: it, ..GenerationConfig::default() };
+        let (kwargs_, passed_, model_) = (Kwargs::from(config(kwargs)), config(passed), config(model));
+        let merged =
+            Sources { kwargs: &kwargs_, passed: &passed_, model: &model_ }.merge().unwrap();
+        prop_assert_eq!(merged.config.temperature, kwargs.or(passed).or(model).or(Some(1.0)));
+    }
+}
