@@ -11,6 +11,11 @@ def made_by(*packages: str) -> dict[str, str]:
     return {name: importlib.metadata.version(name).split("+")[0] for name in packages}
 
 
+def read_json(path: pathlib.Path):
+    """A fixture read back."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def rounded(values, digits: int = 6):
     """Nested lists of floats from a tensor or array, rounded far below any tolerance."""
     if hasattr(values, "tolist"):

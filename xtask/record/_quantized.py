@@ -1,0 +1,144 @@
+"""Folders as mlx-lm writes them, and what mlx-lm computes from them.
+
+The source is a tiny transformers folder; mlx-lm's own functions load, quantize and save it. The
+reference runs the saved folder with every float in fp32. Its log-probabilities must agree with
+those of transformers on the dequantized weights, so that a quirk of mlx-lm's graph (some exist)
+does not become our target.
+"""
+
+import pathlib
+import shutil
+import tempfile
+
+import mlx.core as mx
+import numpy
+import safetensors.torch
+import torch
+from mlx_lm import utils
+
+import _fixture
+import _tiny
+
+
+def _gather_qmm(*arguments, global_scale=None, _original=mx.gather_qmm, **options):
+    """mlx-lm 0.32.2 passes `global_scale`, which mlx 0.32.2 does not know; only None is dropped."""
+    assert global_scale is None
+    return _original(*arguments, **options)
+
+
+mx.gather_qmm = _gather_qmm
+
+
+def predicate_of(name: str):
+    """How each model is quantized: group size and bits, and exceptions by module path."""
+
+    def mixed(path, module):
+        """Widths from 3 to 8 bits side by side, one layer left alone, embeddings in 6 bits."""
+        if "layers.1.self_attn" in path:
+            return False
+        if "embed_tokens" in path:
+            return {"group_size": 32, "bits": 6, "mode": "affine"}
+        if "v_proj" in path:
+            return {"group_size": 64, "bits": 3, "mode": "affine"}
+        if "lm_head" in path:
+            return {"group_size": 64, "bits": 8, "mode": "affine"}
+        return True
+
+    return {
+        "llama-q4": (32, 4, None),
+        "qwen3-q8": (64, 8, None),
+        "qwen2-mixed": (32, 4, mixed),
+        # mlx-lm's own rule for this family keeps the router in 8 bits.
+        "qwen3-moe-q4": (32, 4, None),
+        "gemma3-q4": (64, 4, None),
+    }[name]
+
+
+def convert(source: pathlib.Path, folder: pathlib.Path, name: str) -> None:
+    """Quantizes `source` into `folder` with mlx-lm."""
+    mx.set_default_device(mx.cpu)
+    shutil.rmtree(folder, ignore_errors=True)
+    group_size, bits, predicate = predicate_of(name)
+    model, config = utils.load_model(source)
+    model, config = utils.quantize_model(model, config, group_size, bits, quant_predicate=predicate)
+    utils.save_model(folder, model)
+    utils.save_config(config, folder / "config.json")
+
+
+def restack(source: pathlib.Path, folder: pathlib.Path) -> None:
+    """Saves an unquantized folder again in mlx-lm's layout, with stacked experts."""
+    mx.set_default_device(mx.cpu)
+    shutil.rmtree(folder, ignore_errors=True)
+    model, config = utils.load_model(source)
+    utils.save_model(folder, model)
+    utils.save_config(config, folder / "config.json")
+
+
+def cases(folder: pathlib.Path, prompts: list[list[int]], new_tokens: int) -> tuple[dict, float]:
+    """Forward and greedy cases from mlx-lm in fp32, and the narrowest gap between two best tokens."""
+    model, _ = utils.load_model(folder)
+    model.set_dtype(mx.float32)
+    reference = dequantized(folder)
+    forward, greedy, gap = [], [], float("inf")
+    for prompt in prompts:
+        logprobs = log_softmax(model, prompt)
+        last = len(prompt) - 1
+        positions = sorted({0, last // 2, last})
+        forward.append({
+            "prompt": prompt,
+            "logprobs": _fixture.rounded([logprobs[i, token] for i, token in enumerate(prompt[1:])]),
+            "positions": positions,
+            "rows": _fixture.rounded(logprobs[positions]),
+        })  # fmt: skip
+        tokens, chosen = list(prompt), []
+        for _ in range(new_tokens):
+            row = log_softmax(model, tokens)[-1]
+            best = numpy.argsort(row)[-2:]
+            gap = min(gap, float(row[best[1]] - row[best[0]]))
+            tokens.append(int(best[1]))
+            chosen.append(float(row[best[1]]))
+        agree(log_softmax(model, tokens), reference, tokens, folder.name)
+        greedy.append({"prompt": prompt, "tokens": tokens[len(prompt) :], "logprobs": _fixture.rounded(chosen)})
+    return {"forward": forward, "greedy": greedy}, gap
+
+
+def log_softmax(model, tokens: list[int]) -> numpy.ndarray:
+    """mlx-lm's log-probabilities after each token, without a cache."""
+    logits = numpy.array(model(mx.array([tokens]))[0].astype(mx.float32))
+    return torch.log_softmax(torch.from_numpy(logits), -1).numpy()
+
+
+def dequantized(folder: pathlib.Path):
+    """transformers' model with the weights that the quantized folder stands for."""
+    model, config = utils.load_model(folder)
+    model.set_dtype(mx.float32)
+    weights = {}
+    for name, module in model.named_modules():
+        if hasattr(module, "scales"):
+            full = mx.dequantize(module.weight, module.scales, module.biases, module.group_size, module.bits)
+        elif isinstance(getattr(module, "weight", None), mx.array):
+            full = module.weight
+        else:
+            continue
+        if "switch_mlp" in name:
+            # mlx-lm stacks the experts that transformers names one by one.
+            stem, part = name.split(".switch_mlp.")
+            for index, expert in enumerate(full):
+                weights[f"{stem}.experts.{index}.{part}.weight"] = torch.from_numpy(numpy.array(expert))
+            continue
+        weights[f"{name}.weight"] = torch.from_numpy(numpy.array(full))
+        if isinstance(getattr(module, "bias", None), mx.array):
+            weights[f"{name}.bias"] = torch.from_numpy(numpy.array(module.bias))
+    plain = {key: value for key, value in config.items() if not key.startswith("quantization")}
+    with tempfile.TemporaryDirectory() as plain_folder:
+        _fixture.write_json(pathlib.Path(plain_folder) / "config.json", plain)
+        safetensors.torch.save_file(weights, pathlib.Path(plain_folder) / "model.safetensors", {"format": "pt"})
+        return _tiny.load(plain_folder)
+
+
+def agree(logprobs: numpy.ndarray, reference, tokens: list[int], name: str) -> None:
+    """mlx-lm must compute what transformers computes."""
+    with torch.no_grad():
+        theirs = torch.log_softmax(reference(torch.tensor([tokens])).logits[0].float(), -1).numpy()
+    worst = float(numpy.abs(theirs - logprobs).max())
+    assert worst < 2e-4, f"{name}: mlx-lm and transformers differ by {worst:.1e} over {len(tokens)} tokens"
