@@ -7,5 +7,7 @@
 #[cfg(feature = "config")]
 pub mod config;
 mod report;
+#[cfg(feature = "samplers")]
+pub mod samplers;
 
 pub use self::report::{Report, Tally};

@@ -38,23 +38,23 @@ const BLOCK: usize = 64;
 pub(crate) fn kth_highest(scores: &[f32], k: usize, spare: &mut Vec<f32>) -> f32 {
     let k = k.clamp(1, scores.len());
     spare.clear();
-    if scores.len() / BLOCK >= 4 * k {
-        let blocks = scores.len().div_ceil(BLOCK);
-        greedy::block_maxima::<BLOCK>(scores, spare);
-        let bound = nth_highest(spare, k);
-        for at in 0..blocks {
-            // The maxima make room at the end for the scores of the blocks that count.
-            if spare[at] >= bound {
-                let end = scores.len().min((at + 1) * BLOCK);
-                let block = &scores[at * BLOCK..end];
-                spare.extend(block.iter().filter(|&&score| score >= bound));
-            }
-        }
-        spare.drain(..blocks);
-    } else {
+    if scores.len() / BLOCK < 4 * k {
         spare.extend_from_slice(scores);
+        return nth_highest(spare, k);
     }
-    nth_highest(spare, k)
+    greedy::block_maxima::<BLOCK>(scores, spare);
+    let blocks = spare.len();
+    spare.extend_from_within(..);
+    let bound = nth_highest(&mut spare[blocks..], k);
+    spare.truncate(blocks);
+    for at in 0..blocks {
+        if spare[at] >= bound {
+            let end = scores.len().min((at + 1) * BLOCK);
+            let block = &scores[at * BLOCK..end];
+            spare.extend(block.iter().filter(|&&score| score >= bound));
+        }
+    }
+    nth_highest(&mut spare[blocks..], k)
 }
 
 fn nth_highest(scores: &mut [f32], n: usize) -> f32 {
