@@ -14,8 +14,9 @@ Usage: cargo xtask record [AREA...]
 
   AREA   a part of the fixtures, as xtask/record names its files; all of them when none is given
 
-Needs python3 with pip and venv. The first time it installs the versions pinned in
-xtask/record/requirements.txt into build/venv/record (about 1 GB). MLX is not needed.
+Needs python3 with venv. The first time it installs the versions pinned in
+xtask/record/requirements.txt into build/venv/record: on Linux almost 6 GB, since the published
+torch brings CUDA along. Everyone else reads the committed files and needs none of this.
 
 Examples:
   cargo xtask record

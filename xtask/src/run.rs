@@ -6,7 +6,7 @@ use crate::{process, setup, workspace};
 pub(crate) const HELP: &str = "\
 Makes MLX ready, builds the mlxgk command line and runs it.
 
-Usage: cargo xtask run [arguments of mlxgk...]
+Usage: cargo xtask run [ARGUMENTS OF MLXGK...]
 
 Its exit status is mlxgk's. Its own help is `cargo xtask run -- --help`.
 
@@ -22,12 +22,12 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         Some((first, rest)) if first == "--" => rest,
         _ => arguments,
     };
-    process::show(
-        process::cargo()
-            .arg("run")
-            .arg("--manifest-path")
-            .arg(workspace::root().join("Cargo.toml"))
-            .args(["--release", "--quiet", "--package", "mlxgk", "--"])
-            .args(arguments),
-    )
+    let mut mlxgk = process::cargo();
+    mlxgk.arg("run").arg("--manifest-path").arg(workspace::root().join("Cargo.toml"));
+    mlxgk.args(["--release", "--package", "mlxgk"]);
+    // The first build takes minutes, and shows what it does; later ones would only be in the way.
+    if workspace::target().join("release/mlxgk").is_file() {
+        mlxgk.arg("--quiet");
+    }
+    process::show(mlxgk.arg("--").args(arguments))
 }

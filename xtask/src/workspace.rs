@@ -14,3 +14,8 @@ pub(crate) fn root() -> PathBuf {
 pub(crate) fn build() -> PathBuf {
     root().join("build")
 }
+
+/// Where cargo puts what it builds, unless a configuration file of the user's says otherwise.
+pub(crate) fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}

@@ -16,8 +16,8 @@ use crate::workspace;
 const TOOLS: &[Tool] = &[
     Tool {
         program: "g++",
-        probe: &["--version"],
-        missing: "g++ is missing: install a C++20 compiler (Debian, Ubuntu: `apt install g++`; \
+        probe: &["-std=c++20", "-fsyntax-only", "-x", "c++", "/dev/null"],
+        missing: "g++ 10 or newer is missing: install it (Debian, Ubuntu: `apt install g++`; \
                   Fedora: `dnf install gcc-c++`)",
     },
     Tool {
@@ -52,7 +52,7 @@ pub(super) fn ensure() -> Result<bool> {
     let start = Instant::now();
     eprintln!("setup: making MLX linkable; a minute or two, once");
     let home = recipe.home(&build);
-    if !home.is_dir() {
+    if !recipe::library(&home).is_file() {
         make(&recipe, &build, &home)?;
     }
     // The configuration comes last: cargo must never be pointed at what is not there.
@@ -65,9 +65,11 @@ pub(super) fn ensure() -> Result<bool> {
 /// Builds everything in a temporary folder and gives it its name at the end.
 fn make(recipe: &Recipe, build: &Path, home: &Path) -> Result<()> {
     let unfinished = build.join("mlx").join("unfinished.tmp");
-    if unfinished.exists() {
-        fs::remove_dir_all(&unfinished)
-            .context(|| format!("cannot remove {}", unfinished.display()))?;
+    for leftover in [&unfinished, home] {
+        if leftover.exists() {
+            fs::remove_dir_all(leftover)
+                .context(|| format!("cannot remove {}", leftover.display()))?;
+        }
     }
     let library_folder = unfinished.join("lib");
     fs::create_dir_all(&library_folder)
