@@ -1,5 +1,6 @@
 //! Starting other programs.
 
+use std::ffi::OsStr;
 use std::process::{Command, Stdio};
 
 use crate::failure::{Context, Failure, Result};
@@ -34,7 +35,7 @@ pub(crate) fn capture(command: &mut Command) -> Result<String> {
 }
 
 /// Whether a program can be started with these arguments and succeeds, its output unseen.
-pub(crate) fn works(program: &str, arguments: &[&str]) -> bool {
+pub(crate) fn works(program: impl AsRef<OsStr>, arguments: &[&str]) -> bool {
     Command::new(program)
         .args(arguments)
         .stdin(Stdio::null())

@@ -44,22 +44,27 @@ fn ensure_environment(environment: &Path, requirements: &Path) -> Result<()> {
     if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
         return Ok(());
     }
-    if !process::works("python3", &["-m", "venv", "--help"]) {
-        return Err(Failure::usage(
-            "python3 with its venv module is missing: install it (Debian, Ubuntu: `apt install \
-             python3-venv`)",
-        ));
-    }
-    if let Some(parent) = environment.parent() {
-        fs::create_dir_all(parent).context(|| format!("cannot create {}", parent.display()))?;
-    }
+    let python = environment.join("bin/python");
     eprintln!("record: installing torch and transformers into {}", environment.display());
-    process::show(Command::new("python3").args(["-m", "venv"]).arg(environment))?;
+    if !process::works(&python, &["-m", "pip", "--version"]) {
+        create(environment)?;
+    }
     process::show(
-        Command::new(environment.join("bin/python"))
+        Command::new(&python)
             .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"])
             .arg(requirements),
     )?;
     // Last, so that an installation that stopped halfway is taken up again.
     fs::write(&stamp, wanted).context(|| format!("cannot write {}", stamp.display()))
+}
+
+/// Makes an empty Python environment, with pip in it.
+fn create(environment: &Path) -> Result<()> {
+    if !process::works("python3", &["-c", "import venv, ensurepip"]) {
+        return Err(Failure::usage(
+            "python3 with its venv module is missing: install it (Debian, Ubuntu: `apt install \
+             python3-venv`; Fedora: `dnf install python3`)",
+        ));
+    }
+    process::show(Command::new("python3").args(["-m", "venv", "--clear"]).arg(environment))
 }
