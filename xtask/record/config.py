@@ -252,6 +252,12 @@ def outcome(model: Halting, case: dict, inputs: torch.Tensor, mask: torch.Tensor
     }, processors
 
 
+def write(out: pathlib.Path, kind: str, content: dict, lines_to: int = 2) -> None:
+    """Writes a file of a kind; the reader goes by the kind, whatever the file is called."""
+    head = {"made_by": _fixture.made_by("torch", "transformers"), "kind": kind}
+    _fixture.write_json(out / f"{kind}.json", head | content, lines_to)
+
+
 def record_merge(model: Halting, out: pathlib.Path) -> None:
     rng = random.Random(23)
     cases = []
@@ -272,9 +278,7 @@ def record_merge(model: Halting, out: pathlib.Path) -> None:
         if assisted and result.get("error", {}).get("field") not in (None, "max_length"):
             continue
         cases.append(case | {"expect": result})
-    _fixture.write_json(
-        out / "merge.json", {"made_by": _fixture.made_by("torch", "transformers"), "cases": cases}
-    )
+    write(out, "merge", {"cases": cases})
 
 
 PROCESSING = [
@@ -316,7 +320,14 @@ def record_processors(model: Halting, out: pathlib.Path) -> None:
         generated = rng.choice([0, 1, 3, 7])
         context = torch.cat([ids, torch.randint(3, VOCAB, (1, generated))], dim=1)
         scores = torch.round(torch.randn(1, VOCAB) * 3, decimals=4)
-        processed = processors(context, scores)[0]
+        try:
+            processed = processors(context, scores)[0]
+        except ValueError:
+            # The bans left nothing, which torch's Categorical refuses to take the entropy of.
+            continue
+        if processed.isnan().any() or processed.isposinf().any():
+            # JSON has no such numbers, and a strategy could not go on with them.
+            continue
         cases.append({
             "kwargs": case["kwargs"],
             "prompt_len": prompt_len,
@@ -327,10 +338,7 @@ def record_processors(model: Halting, out: pathlib.Path) -> None:
             # JSON has no -inf; null stands for it.
             "processed": [float(f"{it:.7g}") if it > float("-inf") else None for it in processed.tolist()],
         })  # fmt: skip
-    _fixture.write_json(
-        out / "processors.json",
-        {"made_by": _fixture.made_by("torch", "transformers"), "vocab_size": VOCAB, "cases": cases},
-    )
+    write(out, "processors", {"vocab_size": VOCAB, "cases": cases})
 
 
 MODEL_CONFIGS = [
@@ -352,22 +360,13 @@ def record_model_configs(out: pathlib.Path) -> None:
         made = vars(GenerationConfig.from_model_config(copy))
         fields = {key: value for key, value in made.items() if value is not None and key != "_original_object_hash"}
         cases.append({"config": config, "expect": fields})
-    _fixture.write_json(
-        out / "model_config.json", {"made_by": _fixture.made_by("torch", "transformers"), "cases": cases}
-    )
+    write(out, "model_config", {"cases": cases})
 
 
 def record_fields(out: pathlib.Path) -> None:
     defaults = GenerationConfig._get_default_generation_params()
-    _fixture.write_json(
-        out / "fields.json",
-        {
-            "made_by": _fixture.made_by("torch", "transformers"),
-            "fields": list(GenerationConfig().to_dict()),
-            "defaults": {key: value for key, value in defaults.items() if value is not None},
-        },
-        lines_to=1,
-    )
+    known = {key: value for key, value in defaults.items() if value is not None}
+    write(out, "fields", {"fields": list(GenerationConfig().to_dict()), "defaults": known}, lines_to=1)
 
 
 def record(out: pathlib.Path) -> None:

@@ -6,7 +6,8 @@
 
 use serde_json::{Map, Value};
 
-use crate::value::{EarlyStopping, FieldType, Mismatch, OneOrMany, TokenId, Watermarking};
+use crate::value::{EarlyStopping, FieldType, Mismatch, OneOrMany, TokenId};
+use crate::watermarking::Watermarking;
 
 macro_rules! key {
     ($field:ident) => {

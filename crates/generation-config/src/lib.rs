@@ -5,19 +5,24 @@ mod error;
 mod json;
 mod merge;
 mod mode;
+mod pipeline;
 mod resolve;
 mod support;
 mod validate;
 mod value;
 mod warning;
+mod watermarking;
+
+pub use mlxgk_logits_processors::{
+    SeedingScheme, SynthIdTextWatermarkingConfig, WatermarkingConfig,
+};
 
 pub use self::config::GenerationConfig;
 pub use self::error::{Error, ErrorKind, Result};
 pub use self::merge::{Kwargs, Merged, Sources, default_generation_params};
 pub use self::mode::GenerationMode;
+pub use self::pipeline::Pipeline;
 pub use self::resolve::{Lengths, Resolved, SpecialTokens};
-pub use self::value::{
-    EarlyStopping, OneOrMany, SynthIdTextWatermarkingConfig, TokenId, Watermarking,
-    WatermarkingConfig,
-};
+pub use self::value::{EarlyStopping, OneOrMany, TokenId};
 pub use self::warning::{Warning, WarningKind};
+pub use self::watermarking::Watermarking;

@@ -140,18 +140,25 @@ impl Sources<'_> {
         config.inherit(&default_generation_params());
         config.validate()?;
 
-        if let Some(key) = kwargs.given.unknown.keys().find(|it| !config.unknown.contains_key(*it))
-        {
-            let message = format!("`{key}` is no field of a generation config");
-            return Err(Error::of(ErrorKind::UnknownField, key, message));
-        }
         let weaker = std::mem::replace(&mut config, kwargs.given.clone());
+        let custom = std::mem::take(&mut config.unknown);
         config.inherit(&weaker);
         for field in &kwargs.nones {
             config.unset(field);
         }
         let user_set: Vec<&str> = kwargs.fields().collect();
         let mut warnings = config.validate_for(&UserSet::Only(&user_set))?;
+        for (key, value) in custom {
+            match config.unknown.get_mut(&key) {
+                Some(entry) => *entry = value,
+                // HF lets an unknown argument pass that is `None`.
+                None if value.is_null() => {}
+                None => {
+                    let message = format!("`{key}` is no field of a generation config");
+                    return Err(Error::of(ErrorKind::UnknownField, &key, message));
+                }
+            }
+        }
         warnings.extend(passed.unknown.keys().map(|key| unknown_field(key)));
 
         // Gemma's files ask for a cache that HF has since replaced; it ignores them, and so does

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::value::{EarlyStopping, Watermarking};
+use crate::value::EarlyStopping;
 use crate::{Error, ErrorKind, GenerationConfig, Result, Warning, WarningKind};
 
 const STATIC_CACHES: [&str; 7] = [
@@ -210,34 +210,6 @@ impl GenerationConfig {
         let value = self.get(field).unwrap_or(Value::Null);
         let message = format!("`{field}` is {value}, but {why}");
         Warning::new(WarningKind::Idle, field, message)
-    }
-}
-
-impl Watermarking {
-    fn check(&self) -> Result<()> {
-        let what = match self {
-            Self::GreenList(it)
-                if !matches!(it.seeding_scheme.as_str(), "lefthash" | "selfhash") =>
-            {
-                format!(
-                    "`seeding_scheme` must be lefthash or selfhash, but is {:?}",
-                    it.seeding_scheme
-                )
-            }
-            Self::GreenList(it) if !(0.0..=1.0).contains(&it.greenlist_ratio) => {
-                format!("`greenlist_ratio` must lie between 0 and 1, but is {}", it.greenlist_ratio)
-            }
-            Self::GreenList(it) if it.context_width == 0 => {
-                "`context_width` must be at least 1, but is 0".to_owned()
-            }
-            Self::SynthId(it) if it.sampling_table_size > 1 << 24 => format!(
-                "`sampling_table_size` must be at most 2^24, but is {}",
-                it.sampling_table_size
-            ),
-            _ => return Ok(()),
-        };
-        let message = format!("`watermarking_config`: {what}");
-        Err(Error::of(ErrorKind::Value, "watermarking_config", message))
     }
 }
 

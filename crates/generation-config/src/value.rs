@@ -53,63 +53,6 @@ pub enum EarlyStopping {
     Never,
 }
 
-/// HF's `watermarking_config`, of either kind.
-///
-/// In JSON the kinds are told apart by SynthID's two required fields, `ngram_len` and `keys`.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Watermarking {
-    /// Green lists (Kirchenbauer et al., arXiv 2306.04634).
-    GreenList(WatermarkingConfig),
-    /// SynthID-Text (Dathathri et al., Nature 634, 2024).
-    SynthId(SynthIdTextWatermarkingConfig),
-}
-
-/// HF's `WatermarkingConfig`: a bias towards a keyed part of the vocabulary.
-#[derive(Debug, Clone, PartialEq)]
-pub struct WatermarkingConfig {
-    /// The green part of the vocabulary, in 0..=1.
-    pub greenlist_ratio: f64,
-    /// What is added to a green token's score.
-    pub bias: f64,
-    /// The key.
-    pub hashing_key: u64,
-    /// `lefthash` or `selfhash` (algorithms 2 and 3 of the paper).
-    pub seeding_scheme: String,
-    /// How many previous tokens seed the green list.
-    pub context_width: usize,
-}
-
-impl Default for WatermarkingConfig {
-    fn default() -> Self {
-        Self {
-            greenlist_ratio: 0.25,
-            bias: 2.0,
-            hashing_key: 15_485_863,
-            seeding_scheme: "lefthash".to_owned(),
-            context_width: 1,
-        }
-    }
-}
-
-/// HF's `SynthIDTextWatermarkingConfig`: a keyed tournament over the candidates.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SynthIdTextWatermarkingConfig {
-    /// Length of the n-grams that seed the tournament.
-    pub ngram_len: usize,
-    /// One key for each depth of the tournament.
-    pub keys: Vec<i64>,
-    /// How many contexts are remembered, so that none is watermarked twice.
-    pub context_history_size: usize,
-    /// Seed of the sampling table.
-    pub sampling_table_seed: u64,
-    /// Entries of the sampling table, at most 2^24.
-    pub sampling_table_size: usize,
-    /// Whether the first `ngram_len - 1` tokens go unmarked.
-    pub skip_first_ngram_calls: bool,
-    /// Replaces the scores by uniform ones, to test the watermark alone.
-    pub debug_mode: bool,
-}
-
 /// A value of the wrong type: where it is, what belongs there, what is there.
 #[derive(Debug)]
 pub(crate) struct Mismatch {
@@ -120,11 +63,12 @@ pub(crate) struct Mismatch {
 }
 
 impl Mismatch {
-    fn new(expected: &'static str, found: &Value) -> Self {
+    pub(crate) fn new(expected: &'static str, found: &Value) -> Self {
         Self { path: String::new(), expected, found: describe(found) }
     }
 
-    fn under(mut self, parent: &str) -> Self {
+    /// The same, seen from the list or object that holds the value.
+    pub(crate) fn under(mut self, parent: &str) -> Self {
         self.path.insert_str(0, parent);
         self
     }
@@ -295,102 +239,4 @@ impl FieldType for EarlyStopping {
             Self::Never => Value::from("never"),
         }
     }
-}
-
-impl FieldType for Watermarking {
-    fn read(value: &Value) -> Result<Self, Mismatch> {
-        let object = value.as_object().ok_or_else(|| Mismatch::new("an object", value))?;
-        if object.contains_key("ngram_len") || object.contains_key("keys") {
-            SynthIdTextWatermarkingConfig::read(object).map(Self::SynthId)
-        } else {
-            WatermarkingConfig::read(object).map(Self::GreenList)
-        }
-    }
-
-    fn write(&self) -> Value {
-        match self {
-            Self::GreenList(it) => it.write(),
-            Self::SynthId(it) => it.write(),
-        }
-    }
-}
-
-impl WatermarkingConfig {
-    fn read(object: &Map<String, Value>) -> Result<Self, Mismatch> {
-        let mut it = Self::default();
-        for (key, value) in object {
-            match key.as_str() {
-                "greenlist_ratio" => it.greenlist_ratio = member(key, value)?,
-                "bias" => it.bias = member(key, value)?,
-                "hashing_key" => it.hashing_key = member(key, value)?,
-                "seeding_scheme" => it.seeding_scheme = member(key, value)?,
-                "context_width" => it.context_width = member(key, value)?,
-                _ => return Err(no_such_member(key, value)),
-            }
-        }
-        Ok(it)
-    }
-
-    fn write(&self) -> Value {
-        serde_json::json!({
-            "greenlist_ratio": self.greenlist_ratio,
-            "bias": self.bias,
-            "hashing_key": self.hashing_key,
-            "seeding_scheme": self.seeding_scheme,
-            "context_width": self.context_width,
-        })
-    }
-}
-
-impl SynthIdTextWatermarkingConfig {
-    /// HF's defaults beside the two fields that have none.
-    pub fn new(ngram_len: usize, keys: Vec<i64>) -> Self {
-        Self {
-            ngram_len,
-            keys,
-            context_history_size: 1024,
-            sampling_table_seed: 0,
-            sampling_table_size: 1 << 16,
-            skip_first_ngram_calls: false,
-            debug_mode: false,
-        }
-    }
-
-    fn read(object: &Map<String, Value>) -> Result<Self, Mismatch> {
-        let required = |key| member(key, object.get(key).unwrap_or(&Value::Null));
-        let keys = object.get("keys").unwrap_or(&Value::Null);
-        let mut it = Self::new(required("ngram_len")?, member("keys", keys)?);
-        for (key, value) in object {
-            match key.as_str() {
-                "ngram_len" | "keys" => {}
-                "context_history_size" => it.context_history_size = member(key, value)?,
-                "sampling_table_seed" => it.sampling_table_seed = member(key, value)?,
-                "sampling_table_size" => it.sampling_table_size = member(key, value)?,
-                "skip_first_ngram_calls" => it.skip_first_ngram_calls = member(key, value)?,
-                "debug_mode" => it.debug_mode = member(key, value)?,
-                _ => return Err(no_such_member(key, value)),
-            }
-        }
-        Ok(it)
-    }
-
-    fn write(&self) -> Value {
-        serde_json::json!({
-            "ngram_len": self.ngram_len,
-            "keys": self.keys,
-            "context_history_size": self.context_history_size,
-            "sampling_table_seed": self.sampling_table_seed,
-            "sampling_table_size": self.sampling_table_size,
-            "skip_first_ngram_calls": self.skip_first_ngram_calls,
-            "debug_mode": self.debug_mode,
-        })
-    }
-}
-
-fn member<T: FieldType>(key: &str, value: &Value) -> Result<T, Mismatch> {
-    T::read(value).map_err(|it| it.under(&format!(".{key}")))
-}
-
-fn no_such_member(key: &str, value: &Value) -> Mismatch {
-    Mismatch::new("left out, as no such key is known", value).under(&format!(".{key}"))
 }

@@ -99,6 +99,14 @@ fn an_argument_that_is_no_field_is_refused_unless_a_config_has_it() {
 }
 
 #[test]
+fn an_argument_of_none_unsets_what_the_configs_say() {
+    let model = json!({"top_k": 20, "custom": 1});
+    let merged = merged(&json!({"top_k": null, "custom": null, "other": null}), &json!({}), &model);
+    assert_eq!(merged.config.top_k, None);
+    assert_eq!(Value::Object(merged.config.unknown), json!({"custom": null}));
+}
+
+#[test]
 fn an_unknown_field_of_the_passed_config_is_a_warning() {
     let merged = merged(&json!({}), &json!({"stop_word": "###"}), &json!({"chat_format": "raw"}));
     let [warning] = merged.warnings.as_slice() else { panic!("{:?}", merged.warnings) };

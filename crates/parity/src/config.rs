@@ -9,41 +9,53 @@ use mlxgk_generation_config::{
     Error, GenerationConfig, Kwargs, Lengths, Merged, Sources, Warning, WarningKind,
     default_generation_params,
 };
+use mlxgk_logits_processors::{Context, LogitsProcessor, TorchRng};
+use mlxgk_samplers::Warper;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::Report;
+use crate::files::{json_files, read};
 
-/// Compares with every file of `folder`.
+/// Compares with every `*.json` of `folder`.
 ///
 /// # Errors
-/// When a file is missing or is not what the recorder writes.
+/// When there is no file, or one is not what the recorder writes.
 pub fn check(folder: &Path) -> Result<Report, String> {
     let mut report = Report::default();
-    check_fields(&read(folder, "fields.json")?, &mut report);
-    for case in read::<Cases<ModelConfigCase>>(folder, "model_config.json")?.cases {
-        let made = GenerationConfig::from_model_config(&Value::Object(case.config.clone()));
-        let outcome = made
-            .map_err(|it| it.to_string())
-            .and_then(|it| same_fields(&it.to_json(), &Value::Object(case.expect)));
-        book(&mut report, "config/model_config.json", outcome);
-    }
-    for case in read::<Cases<MergeCase>>(folder, "merge.json")?.cases {
-        let outcome = check_merge(&case);
-        book(&mut report, "config/merge.json", outcome);
+    for path in json_files(folder)? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let suite = format!("config/{name}");
+        match read(&path)? {
+            File::Fields(file) => book(&mut report, &suite, [file.check()]),
+            File::ModelConfig { cases } => {
+                book(&mut report, &suite, cases.iter().map(ModelConfigCase::check));
+            }
+            File::Merge { cases } => book(&mut report, &suite, cases.iter().map(MergeCase::check)),
+            File::Processors { vocab_size, cases } => {
+                book(&mut report, &suite, cases.iter().map(|it| it.check(vocab_size)));
+            }
+        }
     }
     Ok(report)
+}
+
+/// Scores agree within this, relative to the larger of the score and 1.
+const TOLERANCE: f64 = 2e-6;
+
+#[derive(Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+enum File {
+    Fields(Fields),
+    ModelConfig { cases: Vec<ModelConfigCase> },
+    Merge { cases: Vec<MergeCase> },
+    Processors { vocab_size: usize, cases: Vec<ProcessorCase> },
 }
 
 #[derive(Deserialize)]
 struct Fields {
     fields: Vec<String>,
     defaults: Map<String, Value>,
-}
-
-#[derive(Deserialize)]
-struct Cases<T> {
-    cases: Vec<T>,
 }
 
 #[derive(Deserialize)]
@@ -91,58 +103,151 @@ struct Settled {
     odd: Vec<String>,
 }
 
-fn check_fields(file: &Fields, report: &mut Report) {
-    let expected: Vec<&str> = file.fields.iter().map(String::as_str).collect();
-    let outcome = equal("the fields", &GenerationConfig::FIELDS, &expected.as_slice());
-    book(report, "config/fields.json", outcome);
-    let defaults = default_generation_params().to_json();
-    let outcome = same_fields(&defaults, &Value::Object(file.defaults.clone()));
-    book(report, "config/fields.json", outcome);
+#[derive(Deserialize)]
+struct ProcessorCase {
+    kwargs: Value,
+    prompt_len: usize,
+    padding: usize,
+    /// Prompt and generated tokens.
+    context: Vec<u32>,
+    /// HF's classes, in its order.
+    names: Vec<String>,
+    scores: Vec<f32>,
+    /// The scores after the whole list; `None` is minus infinity.
+    processed: Vec<Option<f32>>,
 }
 
-fn check_merge(case: &MergeCase) -> Result<(), String> {
-    match (&case.expect, settle(case)) {
-        (Expect::Refused { error }, Err(refused)) => equal("the refusal", &refused, error),
-        (Expect::Refused { error }, Ok(_)) => Err(format!("passes, but HF refuses {error:?}")),
-        (Expect::Settled(_), Err(refused)) => Err(format!("refused: {refused:?}")),
-        (Expect::Settled(expect), Ok((merged, lengths, odd))) => {
-            equal("max_length", &lengths.max_length, &expect.max_length)?;
-            equal("min_length", &lengths.min_length, &expect.min_length)?;
-            equal("mode", &merged.config.generation_mode(false).as_str(), &expect.mode.as_str())?;
-            same_changes(&merged.config, &expect.changed)?;
-            let (tokens, odd_tokens) = merged.special_tokens().map_err(|it| it.to_string())?;
-            // HF keeps negative ids, which no model emits; here they are none.
-            let eos: Vec<u32> = expect.eos.iter().flatten().copied().filter_map(token).collect();
-            let pad = expect.pad.and_then(token).or(eos.first().copied());
-            equal("eos", &tokens.eos, &eos)?;
-            equal("pad", &tokens.pad, &pad)?;
-            equal("idle fields", &names(&merged.warnings), &expect.idle)?;
-            equal("odd fields", &names(&[odd, odd_tokens].concat()), &expect.odd)
-        }
+/// A case's error, 0 where only equality counts, or what differs.
+type Outcome = Result<f64, String>;
+
+impl Fields {
+    fn check(&self) -> Outcome {
+        let expected: Vec<&str> = self.fields.iter().map(String::as_str).collect();
+        equal("the fields", &GenerationConfig::FIELDS, &expected.as_slice())?;
+        same_fields(&default_generation_params().to_json(), &Value::Object(self.defaults.clone()))?;
+        Ok(0.0)
     }
 }
 
-fn token(id: i64) -> Option<u32> {
-    u32::try_from(id).ok()
+impl ModelConfigCase {
+    fn check(&self) -> Outcome {
+        let config = GenerationConfig::from_model_config(&Value::Object(self.config.clone()))
+            .map_err(|it| it.to_string())?;
+        same_fields(&config.to_json(), &Value::Object(self.expect.clone()))?;
+        Ok(0.0)
+    }
 }
 
-/// Does what `generate` does with the fields, and says where and for which one it stops.
-fn settle(case: &MergeCase) -> Result<(Merged, Lengths, Vec<Warning>), Refused> {
-    let at = |at: &'static str| {
-        move |it: Error| Refused {
-            at: at.to_owned(),
-            field: it.field().unwrap_or_default().to_owned(),
+impl MergeCase {
+    fn check(&self) -> Outcome {
+        match (&self.expect, self.settle()) {
+            (Expect::Refused { error }, Err(refused)) => equal("the refusal", &refused, error)?,
+            (Expect::Refused { error }, Ok(_)) => {
+                return Err(format!("passes, but HF refuses {error:?}"));
+            }
+            (Expect::Settled(_), Err(refused)) => return Err(format!("refused: {refused:?}")),
+            (Expect::Settled(expect), Ok((merged, lengths, odd))) => {
+                expect.compare(&merged, &lengths, odd)?;
+            }
         }
-    };
-    let model = GenerationConfig::from_json(&case.model).map_err(at("model"))?;
-    let passed = GenerationConfig::from_json(&case.passed).map_err(at("passed"))?;
-    let kwargs = Kwargs::from_json(&case.kwargs).map_err(at("generate"))?;
-    let sources = Sources { kwargs: &kwargs, passed: &passed, model: &model };
-    let merged = sources.merge().map_err(at("generate"))?;
-    let (lengths, warnings) = merged
-        .lengths(case.prompt_len, Some(case.max_position_embeddings))
-        .map_err(at("generate"))?;
-    Ok((merged, lengths, warnings))
+        Ok(0.0)
+    }
+
+    /// Does what `generate` does with the fields, and says where and for which one it stops.
+    fn settle(&self) -> Result<(Merged, Lengths, Vec<Warning>), Refused> {
+        let at = |at: &'static str| {
+            move |it: Error| Refused {
+                at: at.to_owned(),
+                field: it.field().unwrap_or_default().to_owned(),
+            }
+        };
+        let model = GenerationConfig::from_json(&self.model).map_err(at("model"))?;
+        let passed = GenerationConfig::from_json(&self.passed).map_err(at("passed"))?;
+        let kwargs = Kwargs::from_json(&self.kwargs).map_err(at("generate"))?;
+        let sources = Sources { kwargs: &kwargs, passed: &passed, model: &model };
+        let merged = sources.merge().map_err(at("generate"))?;
+        let (lengths, warnings) = merged
+            .lengths(self.prompt_len, Some(self.max_position_embeddings))
+            .map_err(at("generate"))?;
+        Ok((merged, lengths, warnings))
+    }
+}
+
+impl Settled {
+    fn compare(&self, merged: &Merged, lengths: &Lengths, odd: Vec<Warning>) -> Result<(), String> {
+        equal("max_length", &lengths.max_length, &self.max_length)?;
+        equal("min_length", &lengths.min_length, &self.min_length)?;
+        equal("mode", &merged.config.generation_mode(false).as_str(), &self.mode.as_str())?;
+        same_changes(&merged.config, &self.changed)?;
+        let (tokens, odd_tokens) = merged.special_tokens().map_err(|it| it.to_string())?;
+        // HF keeps negative ids, which no model emits; here they are none.
+        let token = |it: i64| u32::try_from(it).ok();
+        let eos: Vec<u32> = self.eos.iter().flatten().copied().filter_map(token).collect();
+        let pad = self.pad.and_then(token).or(eos.first().copied());
+        equal("eos", &tokens.eos, &eos)?;
+        equal("pad", &tokens.pad, &pad)?;
+        equal("idle fields", &names(&merged.warnings), &self.idle)?;
+        equal("odd fields", &names(&[odd, odd_tokens].concat()), &self.odd)
+    }
+}
+
+impl ProcessorCase {
+    /// Makes the processors, compares their names and what they do.
+    fn check(&self, vocab_size: usize) -> Outcome {
+        let kwargs = Kwargs::from_json(&self.kwargs).map_err(|it| it.to_string())?;
+        let (passed, model) = (GenerationConfig::default(), GenerationConfig::default());
+        let mut pipeline = Sources { kwargs: &kwargs, passed: &passed, model: &model }
+            .merge()
+            .and_then(|it| it.resolve(self.prompt_len, None)?.pipeline(vocab_size))
+            .map_err(|it| it.to_string())?;
+
+        let before = pipeline.processors.iter().map(LogitsProcessor::name);
+        let warpers = pipeline.warpers.warpers().iter().map(class_of);
+        let after = pipeline.after.iter().map(LogitsProcessor::name);
+        let names: Vec<String> = before.chain(warpers).chain(after).map(str::to_owned).collect();
+        equal("the order", &names, &self.names)?;
+
+        let mut scores = self.scores.clone();
+        let context =
+            Context { padding: self.padding, ..Context::new(&self.context, self.prompt_len) };
+        pipeline
+            .processors
+            .process(&context, &mut scores)
+            .and_then(|()| pipeline.warpers.warp(&mut scores, &mut TorchRng::new(0)))
+            .and_then(|()| pipeline.after.process(&context, &mut scores))
+            .map_err(|it| it.to_string())?;
+        equal("the number of scores", &scores.len(), &self.processed.len())?;
+        let mut worst = 0.0_f64;
+        for (token, (&found, expected)) in scores.iter().zip(&self.processed).enumerate() {
+            match expected {
+                None if found == f32::NEG_INFINITY => {}
+                Some(it) if found.is_finite() => {
+                    let (found, expected) = (f64::from(found), f64::from(*it));
+                    worst = worst.max((found - expected).abs() / expected.abs().max(1.0));
+                }
+                _ => return Err(format!("token {token} scores {found}, expected {expected:?}")),
+            }
+        }
+        if worst > TOLERANCE {
+            return Err(format!("the scores are off by {worst:e}"));
+        }
+        Ok(worst)
+    }
+}
+
+/// HF's class of a warper.
+fn class_of(warper: &Warper) -> &'static str {
+    match warper {
+        Warper::Temperature(_) => "TemperatureLogitsWarper",
+        Warper::TopH(_) => "TopHLogitsWarper",
+        Warper::TopK(_) => "TopKLogitsWarper",
+        Warper::TopP(_) => "TopPLogitsWarper",
+        Warper::MinP(_) => "MinPLogitsWarper",
+        Warper::Typical(_) => "TypicalLogitsWarper",
+        Warper::Epsilon(_) => "EpsilonLogitsWarper",
+        Warper::Eta(_) => "EtaLogitsWarper",
+        _ => "not HF's",
+    }
 }
 
 /// Compares with the defaults plus what HF changed.
@@ -155,9 +260,9 @@ fn same_changes(config: &GenerationConfig, changed: &Map<String, Value>) -> Resu
         return Err("a config is no JSON object".to_owned());
     };
     expected.extend(changed.clone());
-    expected.retain(|_, value| !value.is_null());
-    expected.retain(|key, _| !computed.contains(&key.as_str()));
-    found.retain(|key, _| !computed.contains(&key.as_str()));
+    for fields in [&mut *expected, &mut *found] {
+        fields.retain(|key, value| !value.is_null() && !computed.contains(&key.as_str()));
+    }
     same_fields(&Value::Object(found.clone()), &expect)
 }
 
@@ -206,13 +311,9 @@ fn equal<T: PartialEq + std::fmt::Debug>(
     }
 }
 
-fn book(report: &mut Report, suite: &str, outcome: Result<(), String>) {
-    let at = report.tallies.iter().find(|it| it.suite == suite).map_or(0, |it| it.cases);
-    report.book(suite, &format!("case {at}"), 0.0, outcome);
-}
-
-fn read<T: serde::de::DeserializeOwned>(folder: &Path, name: &str) -> Result<T, String> {
-    let path = folder.join(name);
-    let bytes = std::fs::read(&path).map_err(|it| format!("{}: {it}", path.display()))?;
-    serde_json::from_slice(&bytes).map_err(|it| format!("{}: {it}", path.display()))
+fn book(report: &mut Report, suite: &str, outcomes: impl IntoIterator<Item = Outcome>) {
+    for (at, outcome) in outcomes.into_iter().enumerate() {
+        let error = *outcome.as_ref().unwrap_or(&0.0);
+        report.book(suite, &format!("case {at}"), error, outcome.map(|_| ()));
+    }
 }

@@ -6,6 +6,8 @@
 
 #[cfg(feature = "config")]
 pub mod config;
+#[cfg(any(feature = "config", feature = "models"))]
+mod files;
 mod report;
 #[cfg(feature = "samplers")]
 pub mod samplers;
