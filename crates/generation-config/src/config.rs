@@ -1,8 +1,8 @@
 //! The struct itself: every field of transformers 5.23, each with what it does.
 //!
 //! The fields are listed once, in HF's order. From that one list a macro makes the struct, the
-//! table of names, the reader, the writer and the merge, so that none of them can forget a field;
-//! a new field is one more entry.
+//! table of names, the reader, the writer and the merge, so that none of them can forget a field. A
+//! field that HF does not have is one more entry, after HF's own.
 
 use serde_json::{Map, Value};
 

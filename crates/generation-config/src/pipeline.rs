@@ -172,7 +172,7 @@ impl Resolved {
             eta_cutoff: config.eta_cutoff,
             ..WarperConfig::default()
         };
-        // The message names the field; which one it was is not told apart from it.
+        // The message names the field, as the settings bear HF's names.
         warpers.chain().map_err(|it| Error::new(ErrorKind::Value, it.to_string()))
     }
 

@@ -123,7 +123,9 @@ type Outcome = Result<f64, String>;
 impl Fields {
     fn check(&self) -> Outcome {
         let expected: Vec<&str> = self.fields.iter().map(String::as_str).collect();
-        equal("the fields", &GenerationConfig::FIELDS, &expected.as_slice())?;
+        // Fields that HF does not have may follow its own.
+        let found = GenerationConfig::FIELDS.get(..expected.len()).unwrap_or_default();
+        equal("the fields", &found, &expected.as_slice())?;
         same_fields(&default_generation_params().to_json(), &Value::Object(self.defaults.clone()))?;
         Ok(0.0)
     }
