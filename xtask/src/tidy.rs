@@ -1,6 +1,7 @@
 //! `cargo xtask tidy`: the house rules that neither the compiler nor clippy checks.
 
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use crate::failure::{Context, Failure, Result};
@@ -33,7 +34,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     for name in listing.lines() {
         let path = root.join(name);
         if is_ours(&path) && path.is_file() {
-            let text = std::fs::read_to_string(&path).context(|| format!("cannot read {name}"))?;
+            let text = fs::read_to_string(&path).context(|| format!("cannot read {name}"))?;
             faults.extend(faults_in(Path::new(name), &text));
         }
         if name.starts_with("crates/") && name.ends_with("/Cargo.toml") {
@@ -59,8 +60,9 @@ fn is_ours(path: &Path) -> bool {
 fn faults_in(name: &Path, text: &str) -> Vec<String> {
     let mut faults = Vec::new();
     let is_module = name.extension().is_some_and(|extension| extension == "rs")
-        && !name.starts_with(PathBuf::from("xtask/native"));
-    if is_module && !text.starts_with("//!") {
+        && !name.starts_with("xtask/native");
+    // A crate may open with its README instead.
+    if is_module && !text.starts_with("//!") && !text.starts_with("#![doc = include_str!") {
         faults.push(format!("{}:1: does not open with `//!`", name.display()));
     }
     for (index, line) in text.lines().enumerate() {
@@ -78,6 +80,8 @@ mod tests {
     #[test]
     fn a_module_without_its_opening_comment_is_a_fault() {
         assert_eq!(faults_in(Path::new("a.rs"), "//! What it is.\n"), Vec::<String>::new());
+        let readme = "#![doc = include_str!(\"../README.md\")]\n";
+        assert_eq!(faults_in(Path::new("lib.rs"), readme), Vec::<String>::new());
         assert_eq!(faults_in(Path::new("a.rs"), "fn f() {}\n").len(), 1);
         assert_eq!(faults_in(Path::new("a.md"), "Text\n"), Vec::<String>::new());
     }
