@@ -6,10 +6,21 @@
 
 #[cfg(feature = "config")]
 pub mod config;
-#[cfg(any(feature = "config", feature = "models"))]
+#[cfg(any(
+    feature = "config",
+    feature = "models",
+    feature = "processors",
+    feature = "templates"
+))]
 mod files;
+#[cfg(feature = "models")]
+pub mod models;
+#[cfg(feature = "processors")]
+pub mod processors;
 mod report;
 #[cfg(feature = "samplers")]
 pub mod samplers;
+#[cfg(feature = "templates")]
+pub mod templates;
 
 pub use self::report::{Report, Tally};

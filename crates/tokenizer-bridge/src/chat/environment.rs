@@ -1,0 +1,68 @@
+//! A minijinja environment that behaves like the jinja2 one transformers renders templates in.
+
+use std::fmt;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{AutoEscape, Environment, ErrorKind as JinjaErrorKind};
+
+use super::python::Str;
+use super::{filters, methods};
+use crate::error::{Error, ErrorKind};
+
+/// The environment, without templates.
+pub(super) fn environment() -> Environment<'static> {
+    let mut environment = Environment::new();
+    if let Ok(syntax) = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build() {
+        environment.set_syntax(syntax);
+    }
+    // A template's name may end in `.html` or `.json`; it is plain text all the same.
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.set_debug(true);
+    environment.set_formatter(|out, _, value| {
+        fmt::Write::write_fmt(out, format_args!("{}", Str(value)))?;
+        Ok(())
+    });
+    environment.set_unknown_method_callback(methods::call);
+    filters::add_to(&mut environment);
+    environment.add_function("raise_exception", |message: &minijinja::Value| {
+        let message = Str(message).to_string();
+        let error = minijinja::Error::new(JinjaErrorKind::InvalidOperation, message.clone());
+        Err::<minijinja::Value, _>(error.with_source(Refusal(message)))
+    });
+    environment
+}
+
+/// The error of a template that cannot be compiled or rendered, in one sentence.
+pub(super) fn failure(place: &str, error: &minijinja::Error) -> Error {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    // The innermost error tells what happened; those around it, that a macro was being called.
+    let mut innermost = error;
+    while let Some(it) = cause {
+        if let Some(Refusal(message)) = it.downcast_ref() {
+            let message = format!("the chat template refuses the conversation: {message}");
+            return Error::new(ErrorKind::Refused, message);
+        }
+        innermost = it.downcast_ref().unwrap_or(innermost);
+        cause = it.source();
+    }
+    let line = innermost.line().map(|line| format!(", line {line}")).unwrap_or_default();
+    let kind = innermost.kind();
+    let mut what = innermost.detail().map_or_else(|| kind.to_string(), str::to_owned);
+    if what.contains("use % operator on unsupported types string") {
+        what.push_str("; a template here formats text with the `format` filter");
+    }
+    let syntax = if kind == JinjaErrorKind::SyntaxError { "syntax error: " } else { "" };
+    Error::new(ErrorKind::Template, format!("{place}{line}: {syntax}{what}"))
+}
+
+/// What `raise_exception` was called with.
+#[derive(Debug)]
+struct Refusal(String);
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refusal {}

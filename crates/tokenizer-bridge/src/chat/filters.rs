@@ -1,0 +1,176 @@
+//! jinja2's filters and tests where minijinja's take other arguments or refuse undefined values.
+
+use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs};
+use minijinja::{Environment, Error, ErrorKind, State, Value, filters, functions};
+
+use super::arguments::{bind, integer};
+use super::json::tojson;
+use super::methods::split_lines;
+use super::python::Str;
+
+/// The arguments of a filter, positional and named.
+type Arguments = Rest<ValueOrKwargs>;
+
+pub(super) fn add_to(environment: &mut Environment<'_>) {
+    environment
+        .add_filter("tojson", |value: &Value, args: Arguments| tojson(value, &args.into_values()));
+    environment.add_filter("string", |value: &Value| Str(value).to_string());
+    environment.add_filter("join", join);
+    environment.add_filter("default", default);
+    environment.add_filter("d", default);
+    environment.add_filter("int", int);
+    environment.add_filter("float", float);
+    environment.add_filter("indent", indent);
+    environment.add_filter("length", length);
+    environment.add_filter("count", length);
+    environment.add_filter("first", |value: &Value| undefined_or(value, filters::first));
+    environment
+        .add_filter("last", |value: Value| undefined_or(&value, |it| filters::last(it.clone())));
+    environment.add_filter("items", |value: &Value| match value.is_undefined() {
+        true => Ok(Value::from(Vec::<Value>::new())),
+        false => filters::items(value),
+    });
+    environment.add_filter("escape", escape);
+    environment.add_filter("e", escape);
+    environment.add_test("sequence", is_sequence);
+    environment.add_test("iterable", |value: &Value| {
+        is_sequence(value) || value.kind() == ValueKind::Iterable
+    });
+    environment.add_function("dict", dict);
+}
+
+fn undefined_or(
+    value: &Value,
+    filter: impl FnOnce(&Value) -> Result<Value, Error>,
+) -> Result<Value, Error> {
+    if value.is_undefined() { Ok(Value::UNDEFINED) } else { filter(value) }
+}
+
+fn length(value: &Value) -> Result<usize, Error> {
+    if value.is_undefined() { Ok(0) } else { filters::length(value) }
+}
+
+/// `join(d='', attribute=None)`.
+fn join(state: &mut State<'_, '_>, value: Value, args: Arguments) -> Result<String, Error> {
+    let [separator, attribute] = bind(&args.into_values(), ["d", "attribute"])?;
+    let items = match attribute.filter(|it| !it.is_none()) {
+        None => value,
+        Some(attribute) => {
+            let attribute = Kwargs::from_iter([("attribute", attribute)]);
+            state.apply_filter("map", &[value, attribute.into()])?
+        }
+    };
+    let separator = separator.map(|it| Str(&it).to_string()).unwrap_or_default();
+    let items: Vec<String> = items.try_iter()?.map(|it| Str(&it).to_string()).collect();
+    Ok(items.join(&separator))
+}
+
+/// `default(default_value='', boolean=False)`.
+fn default(value: &Value, args: Arguments) -> Result<Value, Error> {
+    let [otherwise, boolean] = bind(&args.into_values(), ["default_value", "boolean"])?;
+    let falsy_too = boolean.is_some_and(|it| it.is_true());
+    if value.is_undefined() || (falsy_too && !value.is_true()) {
+        return Ok(otherwise.unwrap_or_else(|| Value::from("")));
+    }
+    Ok(value.clone())
+}
+
+/// `int(default=0, base=10)`: what is no number becomes the default.
+fn int(state: &State<'_, '_>, value: &Value, args: Arguments) -> Result<Value, Error> {
+    let [otherwise, base] = bind(&args.into_values(), ["default", "base"])?;
+    let base = integer(base.as_ref(), "base")?.and_then(|it| u32::try_from(it).ok());
+    let otherwise = otherwise.unwrap_or_else(|| Value::from(0));
+    filters::int(state, &trimmed(value), Some(otherwise), base, no_kwargs())
+}
+
+/// `float(default=0.0)`: what is no number becomes the default.
+fn float(state: &State<'_, '_>, value: &Value, args: Arguments) -> Result<Value, Error> {
+    let [otherwise] = bind(&args.into_values(), ["default"])?;
+    let otherwise = otherwise.unwrap_or_else(|| Value::from(0.0));
+    filters::float(state, &trimmed(value), Some(otherwise), no_kwargs())
+}
+
+/// Python reads numbers with spaces around them.
+fn trimmed(value: &Value) -> Value {
+    value.as_str().map_or_else(|| value.clone(), |text| text.trim().into())
+}
+
+fn no_kwargs() -> Kwargs {
+    Kwargs::from_iter::<[(&str, Value); 0]>([])
+}
+
+/// `indent(width=4, first=False, blank=False)`; the width may be the text to indent with.
+fn indent(value: &Value, args: Arguments) -> Result<String, Error> {
+    let [width, first, blank] = bind(&args.into_values(), ["width", "first", "blank"])?;
+    let indentation = match &width {
+        None => " ".repeat(4),
+        Some(width) => match width.as_str() {
+            Some(text) => text.to_owned(),
+            None => {
+                // Beyond any use; an untrusted template must not ask for gigabytes of spaces.
+                let spaces = width.as_usize().filter(|&it| it <= 1000).ok_or_else(|| {
+                    let what =
+                        format!("`width` is {width}, neither a text nor a number up to 1000");
+                    Error::new(ErrorKind::InvalidOperation, what)
+                })?;
+                " ".repeat(spaces)
+            }
+        },
+    };
+    let [first, blank] = [first, blank].map(|it| it.is_some_and(|it| it.is_true()));
+    // The newline at the end keeps the last line where the text ends in one.
+    let source = format!("{}\n", Str(value));
+    let mut indented = String::with_capacity(source.len());
+    for (at, line) in split_lines(&source, false).enumerate() {
+        if at > 0 {
+            indented.push('\n');
+        }
+        if if at == 0 { first } else { blank || !line.is_empty() } {
+            indented.push_str(&indentation);
+        }
+        indented.push_str(line);
+    }
+    Ok(indented)
+}
+
+/// HTML escapes as Python's markupsafe writes them; what is escaped already stays.
+fn escape(value: &Value) -> Value {
+    if value.is_safe() {
+        return value.clone();
+    }
+    let mut escaped = Str(value).to_string();
+    for (from, to) in
+        [('&', "&amp;"), ('<', "&lt;"), ('>', "&gt;"), ('\'', "&#39;"), ('"', "&#34;")]
+    {
+        escaped = escaped.replace(from, to);
+    }
+    Value::from_safe_string(escaped)
+}
+
+/// jinja2 calls a sequence whatever has a length and items: texts, dicts and undefined values too.
+fn is_sequence(value: &Value) -> bool {
+    matches!(
+        value.kind(),
+        ValueKind::Seq | ValueKind::String | ValueKind::Map | ValueKind::Undefined
+    )
+}
+
+/// `dict(pairs or dict, **more)`.
+fn dict(args: Arguments) -> Result<Value, Error> {
+    let args = args.into_values();
+    let (value, more) = match args.split_last() {
+        Some((last, before)) if last.is_kwargs() => (before.first(), last.clone().try_into()?),
+        _ => (args.first(), no_kwargs()),
+    };
+    let value = match value.filter(|it| it.kind() != ValueKind::Map) {
+        None => value.cloned(),
+        Some(pairs) => {
+            let mut map = Vec::new();
+            for pair in pairs.try_iter()? {
+                map.push((pair.get_item_by_index(0)?, pair.get_item_by_index(1)?));
+            }
+            Some(Value::from_pairs(map))
+        }
+    };
+    functions::dict(value, more)
+}

@@ -1,0 +1,165 @@
+//! Token ids to text, one id at a time, giving exactly the text that all of them give at once.
+//!
+//! A token is not a piece of text: a character may be spread over several byte tokens, a space may
+//! depend on the token before, and a decoder may take something back (SentencePiece's first space,
+//! a word's end mark). The usual way out is to decode a growing window again and again and to print
+//! the difference; it costs more per token the longer it has to wait, and it prints wrong text where
+//! a later token changes an earlier one. Here the tokenizer's decoder is run as a chain of stages
+//! instead, each of which holds back just what it cannot be sure of yet. Every token passes once.
+
+mod byte_level;
+mod clean_up;
+mod stages;
+
+use tokenizers::DecoderWrapper;
+
+use self::byte_level::ByteLevel;
+use self::clean_up::CleanUp;
+use self::stages::{
+    ByteFallback, Chain, Each, Positional, RepeatsOnce, Rest, Spaced, Stage, StripText, StripToken,
+    WordEnd,
+};
+use crate::error::{Error, Result};
+use crate::tokenizer::Tokenizer;
+
+/// Decodes a sequence of ids as they come; see [`Tokenizer::stream`].
+///
+/// The pieces [`push`](Self::push) gives, and the last one [`flush`](Self::flush) gives, put together
+/// are exactly what [`Tokenizer::decode`] gives for all ids at once. No piece ends inside a
+/// character.
+///
+/// What has to wait: the bytes of an unfinished character; with byte-fallback tokenizers (Llama 2,
+/// Gemma) a whole run of byte tokens, because one bad byte turns all of them into `�`; and, with a
+/// decoder that applies a pattern to the text as a whole, everything until the flush. (No published
+/// model is known to have one.)
+///
+/// ```
+/// use mlxgk_tokenizer_bridge::{Files, Tokenizer};
+///
+/// // "é" is two bytes, C3 A9, and here two tokens.
+/// let json = r#"{
+///     "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false,
+///                 "use_regex": false},
+///     "model": {"type": "BPE", "vocab": {"Ã": 0, "©": 1, "t": 2}, "merges": []}
+/// }"#;
+/// let files = Files { tokenizer: Some(json.as_bytes().into()), ..Files::default() };
+/// let tokenizer = Tokenizer::from_files(&files)?;
+///
+/// let mut stream = tokenizer.stream(true);
+/// assert_eq!(stream.push(0)?, "");
+/// assert_eq!(stream.push(1)?, "é");
+/// assert_eq!(stream.push(2)?, "t");
+/// assert_eq!(stream.flush()?, "");
+/// # Ok::<(), mlxgk_tokenizer_bridge::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct StreamDecoder<'t> {
+    tokenizer: &'t Tokenizer,
+    skip_special_tokens: bool,
+    chain: Chain<'t>,
+    piece: String,
+}
+
+impl<'t> StreamDecoder<'t> {
+    pub(crate) fn new(tokenizer: &'t Tokenizer, skip_special_tokens: bool) -> Self {
+        let chain = decoder_chain(tokenizer);
+        Self { tokenizer, skip_special_tokens, chain, piece: String::new() }
+    }
+
+    /// Takes the next id and gives the text that is now certain, often empty.
+    ///
+    /// Ids outside the vocabulary, and special ones where they are to be skipped, give nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Tokenizer`](crate::ErrorKind::Tokenizer) when the tokenizer's own decoder fails.
+    pub fn push(&mut self, id: u32) -> Result<&str> {
+        let mut pieces = Vec::new();
+        if let Some(token) = self.tokenizer.decoder_token(id, self.skip_special_tokens) {
+            self.chain.push(token, &mut pieces).map_err(failed)?;
+        }
+        Ok(self.show(pieces))
+    }
+
+    /// Gives the text that was held back; what comes after begins a new sequence.
+    ///
+    /// # Errors
+    ///
+    /// As [`push`](Self::push).
+    pub fn flush(&mut self) -> Result<&str> {
+        let pieces = self.chain.finish().map_err(failed)?;
+        self.chain = decoder_chain(self.tokenizer);
+        Ok(self.show(pieces))
+    }
+
+    fn show(&mut self, pieces: Vec<String>) -> &str {
+        self.piece.clear();
+        self.piece.extend(pieces);
+        &self.piece
+    }
+}
+
+fn failed(error: tokenizers::Error) -> Error {
+    Error::tokenizer("decode the tokens", error)
+}
+
+/// The tokenizer's decoder, from the beginning of a sequence.
+fn decoder_chain(tokenizer: &Tokenizer) -> Chain<'_> {
+    let mut chain = match tokenizer.decoder() {
+        None => Chain(vec![Box::new(Spaced::default())]),
+        Some(decoder) => {
+            let mut decoders = Vec::new();
+            flatten(decoder, &mut decoders);
+            stages(&decoders)
+        }
+    };
+    if tokenizer.cleans_up() {
+        chain.0.push(Box::new(CleanUp::default()));
+    }
+    chain
+}
+
+/// The decoders of nested sequences in the order they run.
+fn flatten<'t>(decoder: &'t DecoderWrapper, all: &mut Vec<&'t DecoderWrapper>) {
+    match decoder {
+        DecoderWrapper::Sequence(sequence) => {
+            sequence.get_decoders().iter().for_each(|it| flatten(it, all));
+        }
+        decoder => all.push(decoder),
+    }
+}
+
+fn stages<'t>(decoders: &[&'t DecoderWrapper]) -> Chain<'t> {
+    let mut chain = Chain::default();
+    // Once a decoder has made one token of all, the tokens that pass are fragments of that one.
+    let mut fused = false;
+    for (at, &decoder) in decoders.iter().enumerate() {
+        let stage: Box<dyn Stage + 't> = match decoder {
+            DecoderWrapper::Fuse(_) => {
+                fused = true;
+                continue;
+            }
+            DecoderWrapper::Strip(strip) if fused => Box::new(StripText::new(strip)),
+            _ if fused => {
+                chain.0.push(Box::new(Rest::new(stages(&decoders[at..]))));
+                break;
+            }
+            DecoderWrapper::ByteLevel(_) => {
+                fused = true;
+                Box::new(ByteLevel::default())
+            }
+            DecoderWrapper::Replace(_) => Box::new(Each::new(decoder)),
+            DecoderWrapper::Strip(strip) => Box::new(StripToken::new(strip)),
+            DecoderWrapper::WordPiece(_) | DecoderWrapper::Metaspace(_) => {
+                Box::new(Positional::new(decoder))
+            }
+            DecoderWrapper::BPE(_) => Box::new(WordEnd::new(decoder)),
+            DecoderWrapper::CTC(_) => Box::new(RepeatsOnce::new(decoder)),
+            DecoderWrapper::ByteFallback(_) => Box::new(ByteFallback::new(decoder)),
+            // `flatten` leaves no sequences.
+            DecoderWrapper::Sequence(_) => continue,
+        };
+        chain.0.push(stage);
+    }
+    chain
+}

@@ -1,0 +1,48 @@
+//! Text to token ids and back, for models that come as Hugging Face folders.
+//!
+//! Three things stand between a conversation and a model, and all three are data that came with the
+//! model: a **tokenizer** ([`Tokenizer`], over the `tokenizers` library's `tokenizer.json`), a **chat
+//! template** ([`ChatTemplate`], a Jinja program), and the **ids** that begin, end and pad a sequence
+//! ([`SpecialIds`]). On the way back a [`StreamDecoder`] makes text of ids one at a time. Each does
+//! what transformers does with the same files; where it cannot, it says so in its documentation.
+//!
+//! The crate knows no model and no MLX. What it needs are the [`Files`] of a folder, or the same
+//! bytes from anywhere else.
+//!
+//! ```no_run
+//! use mlxgk_tokenizer_bridge::{ChatTemplate, Files, Message, RenderOptions, SpecialIds, Tokenizer};
+//!
+//! let files = Files::from_folder("models/Qwen3-0.6B")?;
+//! let tokenizer = Tokenizer::from_files(&files)?;
+//! let template = ChatTemplate::from_files(&files)?;
+//! let special = SpecialIds::from_files(&files, Some(&tokenizer))?;
+//!
+//! let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+//! let prompt = template.render(&[Message::new("user", "Where is the port?")], &options)?;
+//! let ids = tokenizer.encode(&prompt, false)?;
+//! # let answer = [0u32];
+//!
+//! let mut stream = tokenizer.stream(true);
+//! let mut text = String::new();
+//! for id in answer.into_iter().take_while(|id| !special.eos.contains(id)) {
+//!     text.push_str(stream.push(id)?);
+//! }
+//! text.push_str(stream.flush()?);
+//! # Ok::<(), mlxgk_tokenizer_bridge::Error>(())
+//! ```
+
+mod chat;
+mod config;
+mod decode;
+mod error;
+mod files;
+mod special;
+mod tokenizer;
+
+pub use self::chat::{ChatTemplate, Message, RenderOptions};
+pub use self::config::SpecialTokens;
+pub use self::decode::StreamDecoder;
+pub use self::error::{Error, ErrorKind, Result};
+pub use self::files::Files;
+pub use self::special::{IdSource, SpecialIds};
+pub use self::tokenizer::Tokenizer;
