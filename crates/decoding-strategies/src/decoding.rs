@@ -99,6 +99,15 @@ impl<M: LanguageModel> Decoding<M> {
         (self.model, self.rows)
     }
 
+    /// Waits until the scores of the next token are there: the end of the prefill, when called
+    /// before the first step.
+    ///
+    /// # Errors
+    /// When the model fails.
+    pub fn wait(&mut self) -> Result<()> {
+        self.model.scores().map(|_| ())
+    }
+
     fn is_done(&self) -> bool {
         self.failed || self.rows.iter().all(|it| it.finish_reason.is_some())
     }

@@ -15,11 +15,14 @@ const CHUNK: usize = 128;
 /// # Errors
 /// When there is no token, one is outside the vocabulary, or the model fails.
 pub fn score(model: &Decoder, tokens: &[u32], hook: &mut dyn ResidualHook) -> Result<Vec<f32>> {
-    let Some((_, fed)) = tokens.split_last() else {
+    if tokens.is_empty() {
         return Err(Error::new(ErrorKind::Prompt, "there is no token to score"));
-    };
+    }
     check_vocabulary(model, tokens)?;
     let mut cache = model.new_cache(1);
+    // The last token predicts nothing, but counts where positions depend on the length.
+    cache.plan(tokens.len());
+    let fed = &tokens[..tokens.len() - 1];
     let mut logprobs = Vec::with_capacity(fed.len());
     for part in fed.chunks(CHUNK) {
         let next = &tokens[logprobs.len() + 1..][..part.len()];

@@ -34,7 +34,8 @@ impl<'a> DecoderSession<'a> {
         chunk: usize,
         hook: &'a mut dyn ResidualHook,
     ) -> Result<Self> {
-        let cache = model.new_padded_cache(prompts.padding());
+        let mut cache = model.new_padded_cache(prompts.padding());
+        cache.plan(prompts.width());
         let rows: Vec<&[u32]> = prompts.rows().iter().map(Vec::as_slice).collect();
         Self::extend(model, cache, &rows, chunk, hook)
     }

@@ -33,19 +33,27 @@ pub(crate) struct Buffer {
     capacity: usize,
 }
 
+/// What a buffer that has to move makes room for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    /// The first column worth carrying along.
+    pub(crate) keep_from: usize,
+    /// The column up to which more are known to come.
+    pub(crate) planned: usize,
+}
+
 impl Buffer {
     pub(crate) fn new() -> Self {
         Self { arrays: None, first: 0, capacity: 0 }
     }
 
     /// Writes `keys` and `values` at absolute column `at` and returns the columns from `from` up
-    /// to the end of what was written. `keep_from` is the first column worth carrying along when
-    /// the buffer has to move.
+    /// to the end of what was written.
     pub(crate) fn write(
         &mut self,
         at: usize,
         from: usize,
-        keep_from: usize,
+        room: Room,
         keys: &Array,
         values: &Array,
     ) -> Result<(Array, Array)> {
@@ -60,27 +68,28 @@ impl Buffer {
                 held_keys.try_index_mut((.., .., columns.clone(), ..), keys).map_err(wrap)?;
                 held_values.try_index_mut((.., .., columns, ..), values).map_err(wrap)?;
             }
-            _ => self.reallocate(at, keep_from, keys, values).map_err(wrap)?,
+            _ => self.reallocate(at, room, keys, values).map_err(wrap)?,
         }
         self.columns(from, end).map_err(wrap)
     }
 
-    /// Moves the columns from `keep_from` into a new block with the new ones behind them and room
-    /// for up to a step more.
+    /// Moves the columns worth keeping into a new block with the new ones behind them and room for
+    /// what is planned, or for up to a step more.
     fn reallocate(
         &mut self,
         at: usize,
-        keep_from: usize,
+        room: Room,
         keys: &Array,
         values: &Array,
     ) -> Result<(), Exception> {
-        let keep_from = keep_from.max(self.first);
+        let keep_from = room.keep_from.max(self.first);
         let kept = if self.arrays.is_some() { self.columns(keep_from, at)? } else {
             // Nothing is held yet, so nothing precedes the first column.
             (keys.try_index((.., .., 0..0, ..))?, values.try_index((.., .., 0..0, ..))?)
         };
         let used = at - keep_from + keys.dim(2) as usize;
-        let capacity = used.div_ceil(STEP) * STEP;
+        let wanted = used.max(room.planned.saturating_sub(keep_from));
+        let capacity = wanted.div_ceil(STEP) * STEP;
         let arrays = (
             append(&kept.0, keys, capacity - used)?,
             append(&kept.1, values, capacity - used)?,

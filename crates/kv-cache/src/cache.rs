@@ -4,7 +4,7 @@ use mlx_rs::Array;
 
 use crate::{
     Error, Result,
-    buffer::{Buffer, ROLLBACK},
+    buffer::{Buffer, ROLLBACK, Room},
     step::Step,
 };
 
@@ -42,6 +42,7 @@ impl LayerSpec {
 pub struct KvCache {
     layers: Vec<(LayerSpec, Buffer)>,
     len: usize,
+    planned: usize,
     padding: Vec<usize>,
     tokens: Vec<Vec<u32>>,
 }
@@ -58,6 +59,7 @@ impl KvCache {
         Self {
             layers: layers.iter().map(|&spec| (spec, Buffer::new())).collect(),
             len: 0,
+            planned: 0,
             padding: padding.to_vec(),
             tokens: vec![Vec::new(); padding.len()],
         }
@@ -71,6 +73,21 @@ impl KvCache {
     /// Whether nothing was fed yet.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Announces how many columns the first passes will bring together, when a long prompt is fed
+    /// in parts: full layers allocate for all of them at once, and a model whose positions depend
+    /// on the length of the whole (longrope) rotates the first part as it will the last. Without
+    /// effect once something was fed.
+    pub fn plan(&mut self, columns: usize) {
+        if self.is_empty() {
+            self.planned = columns;
+        }
+    }
+
+    /// Columns [planned](Self::plan); 0 without a plan.
+    pub fn planned(&self) -> usize {
+        self.planned
     }
 
     /// Rows in the batch.
@@ -121,11 +138,11 @@ impl KvCache {
             }
         }
         let from = spec.first_visible(self.len);
-        let keep_from = match spec {
-            LayerSpec::Full => 0,
-            LayerSpec::Sliding { .. } => from.saturating_sub(ROLLBACK),
+        let (keep_from, planned) = match spec {
+            LayerSpec::Full => (0, self.planned),
+            LayerSpec::Sliding { .. } => (from.saturating_sub(ROLLBACK), 0),
         };
-        buffer.write(self.len, from, keep_from, keys, values)
+        buffer.write(self.len, from, Room { keep_from, planned }, keys, values)
     }
 
     /// Counts `count` new columns as held. Call it once per forward pass, after every layer was
@@ -198,6 +215,7 @@ impl KvCache {
     /// Forgets everything but the rows and their padding.
     pub fn clear(&mut self) {
         self.len = 0;
+        self.planned = 0;
         self.tokens.iter_mut().for_each(Vec::clear);
         self.layers.iter_mut().for_each(|(_, buffer)| *buffer = Buffer::new());
     }

@@ -13,7 +13,7 @@ use std::{
 
 use half::{bf16, f16};
 use mlx_rs::Array;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensors, tensor::Metadata};
 
 use crate::{Error, ErrorKind, Result, config::Config};
 
@@ -132,10 +132,9 @@ fn check_header(path: &Path) -> Result<()> {
             format!("is truncated or no safetensors file: its header claims {header} bytes of {actual}"),
         ));
     }
-    let mut bytes = vec![0; header as usize + 8];
-    bytes[..8].copy_from_slice(&length);
-    file.read_exact(&mut bytes[8..]).map_err(unreadable)?;
-    let (_, metadata) = SafeTensors::read_metadata(&bytes)
+    let mut bytes = vec![0; header as usize];
+    file.read_exact(&mut bytes).map_err(unreadable)?;
+    let metadata: Metadata = serde_json::from_slice(&bytes)
         .map_err(|e| damaged(path, format!("has a corrupt header: {e}")))?;
     let expected = 8 + header + metadata.data_len() as u64;
     if expected != actual {

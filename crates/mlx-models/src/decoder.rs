@@ -206,19 +206,30 @@ impl Decoder {
             return Err(Error::new(ErrorKind::Cache, "the cache was made for another model"));
         }
         let count = tokens.dim(1) as usize;
-        let seen = |columns: usize| columns - cache.padding().iter().min().unwrap_or(&0).min(&columns);
-        let (before, after) = (seen(cache.len()), seen(cache.len() + count));
-        match self.options.original_context {
-            Some(limit) if before > 0 && before <= limit && after > limit => {
-                self.refeed(tokens, cache, hook)
-            }
-            limit => {
-                let long = limit.is_some_and(|limit| after > limit);
-                let hidden = self.run(tokens, long, cache, hook)?;
-                cache.advance(count);
-                Ok(hidden)
-            }
+        let Some(limit) = self.options.original_context else {
+            return self.advance(tokens, false, cache, hook);
+        };
+        let padding = cache.padding().iter().min().copied().unwrap_or(0);
+        let is_long = |columns: usize| columns.max(cache.planned()) - padding > limit;
+        let held = cache.len();
+        if held > padding && !is_long(held) && is_long(held + count) {
+            return self.refeed(tokens, cache, hook);
         }
+        let long = held + count > padding && is_long(held + count);
+        self.advance(tokens, long, cache, hook)
+    }
+
+    /// Runs the loop and counts the new columns as held.
+    fn advance(
+        &self,
+        tokens: &Array,
+        long: bool,
+        cache: &mut KvCache,
+        hook: &mut dyn ResidualHook,
+    ) -> Result<Array> {
+        let hidden = self.run(tokens, long, cache, hook)?;
+        cache.advance(tokens.dim(1) as usize);
+        Ok(hidden)
     }
 
     /// Feeds everything again, because longrope rotates all keys differently from here on (HF
@@ -239,8 +250,8 @@ impl Decoder {
         let tokens = tokens.as_type::<u32>().map_err(doing)?;
         let all = concatenate(&[&self.tokens(&rows)?, &tokens], 1).map_err(doing)?;
         let mut fresh = self.new_padded_cache(cache.padding());
-        let hidden = self.run(&all, true, &mut fresh, hook)?;
-        fresh.advance(held + count as usize);
+        fresh.plan(held + count as usize);
+        let hidden = self.advance(&all, true, &mut fresh, hook)?;
         fresh.record(&rows)?;
         *cache = fresh;
         hidden.try_index((.., held as i32.., ..)).map_err(doing)

@@ -1,0 +1,202 @@
+//! What a cache returns, against a plain list of every column ever fed.
+
+use mlx_rs::{Array, ops::indexing::TryIndexOp};
+use mlxgk_kv_cache::{ErrorKind, KvCache, LayerSpec, Mask, Positions};
+
+const HEADS: i32 = 2;
+const DIM: i32 = 3;
+const WINDOW: LayerSpec = LayerSpec::Sliding { window: 5 };
+
+/// `[batch, HEADS, count, DIM]`, every value telling row, column and place.
+fn columns(batch: usize, start: usize, count: usize) -> Array {
+    let value = |row: usize, head: usize, column: usize, dim: usize| {
+        (row * 1_000_000 + column * 100 + head * 10 + dim) as f32
+    };
+    let mut data = Vec::new();
+    for row in 0..batch {
+        for head in 0..HEADS as usize {
+            for column in start..start + count {
+                data.extend((0..DIM as usize).map(|dim| value(row, head, column, dim)));
+            }
+        }
+    }
+    Array::from_slice(&data, &[batch as i32, HEADS, count as i32, DIM])
+}
+
+fn feed(cache: &mut KvCache, count: usize) -> Vec<(Array, Array)> {
+    let new = columns(cache.batch(), cache.len(), count);
+    let layers = cache.layers().len();
+    let shown = (0..layers).map(|layer| cache.update(layer, &new, &new).unwrap()).collect();
+    cache.advance(count);
+    shown
+}
+
+fn values(array: &Array) -> Vec<f32> {
+    array.contiguous().unwrap().to_vec_exact().unwrap()
+}
+
+#[track_caller]
+fn check_shown(shown: &(Array, Array), batch: usize, from: usize, to: usize) {
+    assert_eq!(values(&shown.0), values(&columns(batch, from, to - from)));
+    assert_eq!(values(&shown.1), values(&shown.0));
+}
+
+#[test]
+fn layers_show_everything_or_their_window_whatever_the_pass_lengths() {
+    let mut cache = KvCache::new(&[LayerSpec::Full, WINDOW], 2);
+    // Crosses several allocation steps, with passes longer and shorter than the window.
+    for count in [3, 1, 1, 1, 1, 7, 250, 1, 300, 1, 2, 600, 1] {
+        let start = cache.len();
+        let shown = feed(&mut cache, count);
+        check_shown(&shown[0], 2, 0, start + count);
+        check_shown(&shown[1], 2, (start + 1).saturating_sub(5), start + count);
+    }
+}
+
+#[test]
+fn a_fork_and_its_origin_do_not_disturb_each_other() {
+    let mut cache = KvCache::new(&[LayerSpec::Full, WINDOW], 1);
+    feed(&mut cache, 10);
+    let mut fork = cache.fork();
+    let other = columns(1, 5000, 1);
+    for layer in 0..2 {
+        fork.update(layer, &other, &other).unwrap();
+    }
+    fork.advance(1);
+    let shown = feed(&mut cache, 1);
+    check_shown(&shown[0], 1, 0, 11);
+    let (keys, _) = fork.update(0, &columns(1, 11, 1), &columns(1, 11, 1)).unwrap();
+    let eleventh = keys.try_index((.., .., 10..11, ..)).unwrap();
+    assert_eq!(values(&eleventh), values(&other));
+}
+
+#[test]
+fn a_trimmed_cache_equals_one_that_never_went_forward() {
+    let mut cache = KvCache::new(&[LayerSpec::Full, WINDOW], 1);
+    // Ends just after the sliding layer moved, where the least is left to go back to.
+    feed(&mut cache, 250);
+    for _ in 0..64 {
+        feed(&mut cache, 1);
+    }
+    cache.trim(64).unwrap();
+    assert_eq!(cache.len(), 250);
+    let shown = feed(&mut cache, 2);
+    check_shown(&shown[0], 1, 0, 252);
+    check_shown(&shown[1], 1, 246, 252);
+}
+
+#[test]
+fn a_trim_beyond_what_a_window_holds_is_refused_and_changes_nothing() {
+    let mut cache = KvCache::new(&[WINDOW], 1);
+    for _ in 0..1000 {
+        feed(&mut cache, 1);
+    }
+    let error = cache.trim(900).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Dropped);
+    assert_eq!(cache.len(), 1000);
+    assert_eq!(cache.trim(1001).unwrap_err().kind(), ErrorKind::Argument);
+}
+
+#[test]
+fn rows_are_dropped_repeated_and_reordered_with_their_tokens() {
+    let mut cache = KvCache::left_padded(&[LayerSpec::Full], &[0, 1, 2]);
+    feed(&mut cache, 2);
+    cache.record(&[&[1, 2], &[0, 3], &[0, 0]]).unwrap();
+    cache.select(&[2, 0, 0]).unwrap();
+    assert_eq!(cache.padding(), [2, 0, 0]);
+    assert_eq!((cache.tokens(0), cache.tokens(1)), (&[0, 0][..], &[1, 2][..]));
+    let new = columns(3, 2, 1);
+    let (keys, _) = cache.update(0, &new, &new).unwrap();
+    let first = keys.try_index((0..1, .., 0..2, ..)).unwrap();
+    let expected = columns(3, 0, 2).try_index((2..3, .., .., ..)).unwrap();
+    assert_eq!(values(&first), values(&expected));
+
+    assert_eq!(cache.reorder(&[0, 1]).unwrap_err().kind(), ErrorKind::Argument);
+    assert_eq!(cache.select(&[3]).unwrap_err().kind(), ErrorKind::Argument);
+    assert_eq!(cache.select(&[]).unwrap_err().kind(), ErrorKind::Argument);
+}
+
+/// Which keys a mask lets each query see, spelt out from the definition.
+fn expected_mask(spec: LayerSpec, start: usize, count: usize, pads: &[usize]) -> Vec<bool> {
+    let first = match spec {
+        LayerSpec::Sliding { window } => (start + 1).saturating_sub(window),
+        _ => 0,
+    };
+    let mut seen = Vec::new();
+    for &pad in pads {
+        for query in start..start + count {
+            for key in first..start + count {
+                let in_window = match spec {
+                    LayerSpec::Sliding { window } => key + window > query,
+                    _ => true,
+                };
+                seen.push((key <= query && in_window && key >= pad) || key == query);
+            }
+        }
+    }
+    seen
+}
+
+#[test]
+fn masks_follow_from_window_padding_and_position() {
+    for pads in [vec![0], vec![0, 0], vec![3, 0], vec![2, 7]] {
+        for spec in [LayerSpec::Full, WINDOW] {
+            let mut cache = KvCache::left_padded(&[spec], &pads);
+            for count in [1, 4, 1, 9, 1] {
+                let step = cache.step(count);
+                let start = cache.len();
+                let expected = expected_mask(spec, start, count, &pads);
+                match step.mask(spec).unwrap() {
+                    Mask::None => assert!(expected.iter().all(|&it| it)),
+                    Mask::Causal => {
+                        let plain = expected_mask(LayerSpec::Full, start, count, &[0]);
+                        assert_eq!(expected, plain.repeat(pads.len()));
+                    }
+                    Mask::Array(mask) => {
+                        let keys = expected.len() / pads.len() / count;
+                        let shape = [pads.len() as i32, 1, count as i32, keys as i32];
+                        let mask = mlx_rs::ops::broadcast_to(mask, &shape).unwrap();
+                        let mask: Vec<bool> = mask.contiguous().unwrap().to_vec_exact().unwrap();
+                        assert_eq!(mask, expected, "{spec:?}, {pads:?}, {start} + {count}");
+                    }
+                }
+                feed(&mut cache, count);
+            }
+        }
+    }
+}
+
+#[test]
+fn positions_start_at_each_rows_first_token() {
+    let mut cache = KvCache::left_padded(&[LayerSpec::Full], &[0, 3]);
+    feed(&mut cache, 4);
+    match cache.step(1).positions() {
+        Positions::PerRow(offsets) => {
+            assert_eq!(offsets.to_vec_exact::<i32>().unwrap(), [4, 1]);
+        }
+        Positions::Same(offset) => panic!("one offset {offset} for two paddings"),
+    }
+}
+
+#[test]
+fn bytes_are_those_of_the_columns() {
+    let mut cache = KvCache::new(&[LayerSpec::Full, WINDOW], 1);
+    assert_eq!((cache.live_bytes(), cache.allocated_bytes()), (0, 0));
+    feed(&mut cache, 10);
+    let column = 2 * (HEADS * DIM) as usize * 4;
+    // The next token of the sliding layer sees the last four.
+    assert_eq!(cache.live_bytes(), (10 + 4) * column);
+    assert_eq!(cache.allocated_bytes(), 2 * 256 * column);
+}
+
+#[test]
+fn wrong_shapes_layers_and_counts_are_refused() {
+    let mut cache = KvCache::new(&[LayerSpec::Full], 2);
+    let one_row = columns(1, 0, 1);
+    assert_eq!(cache.update(0, &one_row, &one_row).unwrap_err().kind(), ErrorKind::Argument);
+    let two_rows = columns(2, 0, 1);
+    assert_eq!(cache.update(1, &two_rows, &two_rows).unwrap_err().kind(), ErrorKind::Argument);
+    assert_eq!(cache.record(&[&[1], &[2]]).unwrap_err().kind(), ErrorKind::Argument);
+    cache.clear();
+    assert!(cache.is_empty());
+}

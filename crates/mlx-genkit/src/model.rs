@@ -1,0 +1,143 @@
+//! A model ready to use: decoder, tokenizer, chat template and generation defaults.
+
+use std::path::Path;
+
+use mlxgk_generation_config::{GenerationConfig, OneOrMany};
+use mlxgk_mlx_models::{ComputeDtype, Decoder};
+use mlxgk_tokenizer_bridge::{
+    ChatTemplate, Error as TemplateError, ErrorKind as TemplateErrorKind, Files, SpecialIds, Tokenizer,
+};
+
+use crate::{Error, ErrorKind, Result};
+
+/// Everything a model folder holds.
+#[derive(Debug)]
+pub struct Model {
+    decoder: Decoder,
+    tokenizer: Option<Tokenizer>,
+    /// A broken template is an error only for those who use it.
+    chat_template: Result<ChatTemplate, TemplateError>,
+    generation_config: GenerationConfig,
+    name: String,
+}
+
+/// Loads a model folder as HF or mlx-lm write it: `config.json`, safetensors, and what there is of
+/// `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja` and `generation_config.json`.
+///
+/// A folder without a tokenizer works with token ids.
+///
+/// # Errors
+/// When a file is missing, damaged or does not fit the others; the message names it.
+pub fn load(folder: impl AsRef<Path>, dtype: ComputeDtype) -> Result<Model> {
+    let folder = folder.as_ref();
+    let decoder = Decoder::load(folder, dtype)?;
+    let files = Files::from_folder(folder)?;
+    Model::assemble(folder.display().to_string(), decoder, &files)
+}
+
+impl Model {
+    /// The small model inside the library: Qwen3-shaped, about 3 million parameters, taught to
+    /// chat in four voices. For first runs, examples and tests.
+    ///
+    /// # Errors
+    /// When MLX fails.
+    #[cfg(feature = "bundled")]
+    pub fn bundled(dtype: ComputeDtype) -> Result<Self> {
+        crate::bundled::load(dtype)
+    }
+
+    pub(crate) fn assemble(name: String, decoder: Decoder, files: &Files<'_>) -> Result<Self> {
+        let tokenizer = match files.tokenizer {
+            Some(_) => Some(Tokenizer::from_files(files)?),
+            None => None,
+        };
+        let chat_template = ChatTemplate::from_files(files);
+        let mut generation_config = generation_config(files)?;
+        if files.generation_config.is_none() {
+            // HF knows the end token from the two configs alone. A folder that only its tokenizer
+            // tells where an answer ends would never stop.
+            let ids = SpecialIds::from_files(files, tokenizer.as_ref())?;
+            if generation_config.eos_token_id.is_none() && !ids.eos.is_empty() {
+                let eos = ids.eos.iter().map(|&id| id.into()).collect();
+                generation_config.eos_token_id = Some(OneOrMany::Many(eos));
+            }
+            if generation_config.pad_token_id.is_none() {
+                generation_config.pad_token_id = ids.pad.map(Into::into);
+            }
+        }
+        Ok(Self { decoder, tokenizer, chat_template, generation_config, name })
+    }
+
+    /// The graph and its weights.
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// When the folder has none.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| {
+            let what =
+                format!("{} has no tokenizer.json; give the prompt as token ids instead", self.name);
+            Error::new(ErrorKind::Model, what)
+        })
+    }
+
+    /// Whether there is a tokenizer.
+    pub fn has_tokenizer(&self) -> bool {
+        self.tokenizer.is_some()
+    }
+
+    /// The chat template.
+    ///
+    /// # Errors
+    /// When the model has none, or one that cannot be used.
+    pub fn chat_template(&self) -> Result<&ChatTemplate> {
+        self.chat_template.as_ref().map_err(|e| match e.kind() {
+            TemplateErrorKind::MissingTemplate => {
+                let what = format!("{} has no chat template; give the prompt as plain text", self.name);
+                Error::new(ErrorKind::Request, what)
+            }
+            _ => e.clone().into(),
+        })
+    }
+
+    /// Whether there is a chat template.
+    pub fn has_chat_template(&self) -> bool {
+        !matches!(&self.chat_template, Err(e) if e.kind() == TemplateErrorKind::MissingTemplate)
+    }
+
+    /// The model's own generation defaults (`generation_config.json`, or the fields that old
+    /// folders keep in `config.json`).
+    pub fn generation_config(&self) -> &GenerationConfig {
+        &self.generation_config
+    }
+
+    /// The folder it was loaded from.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+fn generation_config(files: &Files<'_>) -> Result<GenerationConfig> {
+    let parse = |name: &str, bytes: &[u8]| {
+        serde_json::from_slice::<serde_json::Value>(bytes)
+            .map_err(|e| Error::new(ErrorKind::Request, format!("{name} is not valid JSON: {e}")))
+    };
+    let named = |name: &str, e: mlxgk_generation_config::Error| {
+        Error::new(ErrorKind::Request, format!("{name}: {e}"))
+    };
+    if let Some(bytes) = &files.generation_config {
+        let name = "generation_config.json";
+        return GenerationConfig::from_json(&parse(name, bytes)?).map_err(|e| named(name, e));
+    }
+    match &files.config {
+        None => Ok(GenerationConfig::default()),
+        Some(bytes) => {
+            let name = "config.json";
+            GenerationConfig::from_model_config(&parse(name, bytes)?).map_err(|e| named(name, e))
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The command line's grammar and help texts.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Hugging Face generate() for Apple's MLX.
+#[derive(Debug, Parser)]
+#[command(name = "mlxgk", version, propagate_version = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Text from a prompt, several prompts, or chat messages
+    #[command(after_help = "\
+Examples:
+  mlxgk generate --prompt \"Tell me a story about a fox.\"
+  mlxgk generate --prompt \"How is the weather?\" --system \"You are a pirate.\" --temp 0.8 --seed 7
+  mlxgk generate --model ./qwen3 --prompt-ids 5,17,300 --max-tokens 40 --format json
+  echo \"Hello\" | mlxgk generate --prompt -")]
+    Generate(Box<GenerateArgs>),
+    /// Log-probability of each token of a given text
+    #[command(after_help = "\
+Examples:
+  mlxgk score --text \"The harbour is quiet today.\"
+  mlxgk score --model ./qwen3 --prompt-ids 5,17,300 --format json")]
+    Score(ScoreArgs),
+    /// What a model is: parts, parameters, dtype, bytes, chat template
+    #[command(after_help = "\
+Examples:
+  mlxgk info
+  mlxgk info --model ./qwen3 --format json")]
+    Info(InfoArgs),
+}
+
+/// Which model, and where and how it runs.
+#[derive(Debug, Args)]
+pub(crate) struct ModelArgs {
+    /// Model folder (config.json, safetensors, tokenizer.json); without it, the small model inside the binary
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+    /// Where to run; without it, the GPU where there is one
+    #[arg(long, value_enum)]
+    pub(crate) device: Option<DeviceArg>,
+    /// Precision of weights and activations; auto is the checkpoint's on a GPU, float32 on the CPU
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) dtype: DtypeArg,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DeviceArg {
+    Cpu,
+    Gpu,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DtypeArg {
+    Auto,
+    Float32,
+    Bfloat16,
+    Float16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    Text,
+    /// One JSON document for programs
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RngArg {
+    /// The tokens HF gives after torch.manual_seed(N) on the CPU
+    Torch,
+    /// A stream per row, and quicker
+    Fast,
+}
+
+/// Where the prompt comes from: exactly one of these.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct PromptArgs {
+    /// The prompt; `-` reads it from stdin
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt: Option<std::ffi::OsString>,
+    /// The prompt as token ids, e.g. 5,17,300
+    #[arg(long, value_name = "IDS")]
+    pub(crate) prompt_ids: Option<String>,
+    /// A JSON array of strings or of id arrays, run as one batch
+    #[arg(long, value_name = "FILE")]
+    pub(crate) prompts_file: Option<PathBuf>,
+    /// Chat messages, e.g. '[{"role": "user", "content": "hi"}]'
+    #[arg(long, value_name = "JSON")]
+    pub(crate) messages_json: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    #[command(flatten)]
+    pub(crate) prompt: PromptArgs,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) chat: ChatArgs,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// Seed of the random numbers; without it, every run differs
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Whose random numbers
+    #[arg(long, value_enum, default_value = "fast")]
+    pub(crate) rng: RngArg,
+    /// What to print
+    #[arg(long, value_enum, default_value = "text")]
+    pub(crate) format: Format,
+}
+
+/// How a plain prompt becomes a conversation.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Chat")]
+pub(crate) struct ChatArgs {
+    /// System prompt put before the user's message
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// Wrap a plain prompt in the model's chat template (the default where it has one)
+    #[arg(long, alias = "assume-user-chat", conflicts_with = "no_auto_chat")]
+    pub(crate) auto_chat: bool,
+    /// Continue a plain prompt as it stands
+    #[arg(long)]
+    pub(crate) no_auto_chat: bool,
+}
+
+/// Fields of HF's GenerationConfig; a flag wins over the file, the file over the model's own.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Generation config")]
+pub(crate) struct ConfigArgs {
+    /// JSON file with any GenerationConfig fields under their HF names
+    #[arg(long, value_name = "FILE")]
+    pub(crate) generation_config: Option<PathBuf>,
+    /// New tokens at most (max_new_tokens); 256 where no length is set anywhere
+    #[arg(long, alias = "max-new-tokens", value_name = "N")]
+    pub(crate) max_tokens: Option<usize>,
+    /// New tokens at least (min_new_tokens)
+    #[arg(long, value_name = "N")]
+    pub(crate) min_new_tokens: Option<usize>,
+    /// 0 is greedy; above 0 samples at this temperature
+    #[arg(long, alias = "temperature", value_name = "T")]
+    pub(crate) temp: Option<f64>,
+    /// Draw from the K likeliest tokens
+    #[arg(long, value_name = "K")]
+    pub(crate) top_k: Option<usize>,
+    /// Draw from the likeliest tokens that together have this probability
+    #[arg(long, value_name = "P")]
+    pub(crate) top_p: Option<f64>,
+    /// Drop tokens less likely than this share of the likeliest
+    #[arg(long, value_name = "P")]
+    pub(crate) min_p: Option<f64>,
+    /// Entropy-bounded cut
+    #[arg(long, value_name = "H")]
+    pub(crate) top_h: Option<f64>,
+    /// Locally typical sampling
+    #[arg(long, value_name = "P")]
+    pub(crate) typical_p: Option<f64>,
+    /// Drop tokens less likely than this
+    #[arg(long, value_name = "E")]
+    pub(crate) epsilon_cutoff: Option<f64>,
+    /// Entropy-dependent cutoff
+    #[arg(long, value_name = "E")]
+    pub(crate) eta_cutoff: Option<f64>,
+    /// Penalty on tokens already said, prompt included; 1 is none
+    #[arg(long, value_name = "R")]
+    pub(crate) repetition_penalty: Option<f64>,
+    /// Never say any N tokens in a row twice
+    #[arg(long, value_name = "N")]
+    pub(crate) no_repeat_ngram_size: Option<usize>,
+    /// Token ids never to say, e.g. 3,14
+    #[arg(long, value_name = "IDS", value_delimiter = ',')]
+    pub(crate) suppress_tokens: Option<Vec<u32>>,
+    /// Token ids not to begin with
+    #[arg(long, value_name = "IDS", value_delimiter = ',')]
+    pub(crate) begin_suppress_tokens: Option<Vec<u32>>,
+    /// Sequences per prompt
+    #[arg(long, value_name = "N")]
+    pub(crate) num_return_sequences: Option<usize>,
+    /// Beams
+    #[arg(long, value_name = "N")]
+    pub(crate) num_beams: Option<usize>,
+    /// Exponent on the length in a beam's score
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub(crate) length_penalty: Option<f64>,
+    /// Stop as soon as enough beams are finished
+    #[arg(long)]
+    pub(crate) early_stopping: bool,
+    /// Strings that end the text (stop_strings)
+    #[arg(long, visible_alias = "stop-strings", value_name = "TEXT", value_delimiter = ',')]
+    pub(crate) stop: Option<Vec<String>>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ScoreArgs {
+    #[command(flatten)]
+    pub(crate) text: TextArgs,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// What to print
+    #[arg(long, value_enum, default_value = "text")]
+    pub(crate) format: Format,
+}
+
+/// The text to score: exactly one of these.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct TextArgs {
+    /// Text to score as it stands; `-` reads it from stdin
+    #[arg(long, alias = "prompt", value_name = "TEXT")]
+    pub(crate) text: Option<std::ffi::OsString>,
+    /// The text as token ids, e.g. 5,17,300
+    #[arg(long, value_name = "IDS")]
+    pub(crate) prompt_ids: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InfoArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// What to print
+    #[arg(long, value_enum, default_value = "text")]
+    pub(crate) format: Format,
+}

@@ -1,0 +1,161 @@
+//! `mlxgk generate`.
+
+use std::time::Duration;
+
+use mlx_genkit::{
+    Generation, GenerationConfig, Model, Request, Seed,
+    generation_config::{EarlyStopping, Kwargs, OneOrMany, Sources},
+    stream,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    args::{ConfigArgs, Format, GenerateArgs, RngArg},
+    failure::{Failure, Result},
+    load, prompts, terminal,
+};
+
+/// New tokens where no length is set anywhere. The library keeps HF's 20, too few to read.
+const DEFAULT_NEW_TOKENS: usize = 256;
+
+pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
+    let file = config_file(&args.config)?;
+    let (model, loaded) = load::load(&args.model)?;
+    let prompts = prompts::prompts(&args.prompt, &args.chat, &model)?;
+    let flags = with_default_length(flags(&args.config), &file, &model)?;
+    let seed = match (args.rng, args.seed) {
+        (RngArg::Torch, Some(seed)) => Seed::Torch(seed),
+        (RngArg::Fast, Some(seed)) => Seed::Fast(seed),
+        (_, None) => Seed::random(),
+    };
+    let request = Request::batch(prompts).overrides(flags).config(file).seed(seed);
+    let mut stream = stream(&model, request)?;
+    for warning in stream.warnings() {
+        terminal::warning(&warning.to_string());
+    }
+    let single = stream.sequences() == 1;
+    for piece in stream.by_ref() {
+        let piece = piece?;
+        if args.format == Format::Text && single {
+            terminal::piece(&piece.text)?;
+        }
+    }
+    let generation = stream.finish()?;
+    match args.format {
+        Format::Json => terminal::line(&json(&generation, loaded).to_string())?,
+        Format::Text if single => terminal::line("")?,
+        Format::Text => print_batch(&generation)?,
+    }
+    terminal::note(&summary(&generation, loaded));
+    Ok(())
+}
+
+/// The flags as HF's keyword arguments.
+fn flags(args: &ConfigArgs) -> GenerationConfig {
+    let ids = |ids: &Option<Vec<u32>>| {
+        ids.as_ref().map(|ids| ids.iter().map(|&id| id.into()).collect::<Vec<_>>())
+    };
+    GenerationConfig {
+        max_new_tokens: args.max_tokens,
+        min_new_tokens: args.min_new_tokens,
+        do_sample: args.temp.map(|it| it > 0.0),
+        temperature: args.temp.filter(|&it| it != 0.0),
+        top_k: args.top_k,
+        top_p: args.top_p,
+        min_p: args.min_p,
+        top_h: args.top_h,
+        typical_p: args.typical_p,
+        epsilon_cutoff: args.epsilon_cutoff,
+        eta_cutoff: args.eta_cutoff,
+        repetition_penalty: args.repetition_penalty,
+        no_repeat_ngram_size: args.no_repeat_ngram_size,
+        suppress_tokens: ids(&args.suppress_tokens),
+        begin_suppress_tokens: ids(&args.begin_suppress_tokens),
+        num_return_sequences: args.num_return_sequences,
+        num_beams: args.num_beams,
+        length_penalty: args.length_penalty,
+        early_stopping: args.early_stopping.then_some(EarlyStopping::WhenFinished),
+        stop_strings: args.stop.clone().map(OneOrMany::Many),
+        ..GenerationConfig::default()
+    }
+}
+
+fn config_file(args: &ConfigArgs) -> Result<GenerationConfig> {
+    match &args.generation_config {
+        None => Ok(GenerationConfig::default()),
+        Some(path) => {
+            let config = GenerationConfig::from_file(path).map_err(Failure::usage)?;
+            for field in config.unknown.keys() {
+                let name = path.display();
+                terminal::warning(&format!("{name}: `{field}` is not a field that this version knows"));
+            }
+            Ok(config)
+        }
+    }
+}
+
+fn with_default_length(
+    flags: GenerationConfig,
+    file: &GenerationConfig,
+    model: &Model,
+) -> Result<Kwargs> {
+    let kwargs = Kwargs::from(flags.clone());
+    let sources = Sources { kwargs: &kwargs, passed: file, model: model.generation_config() };
+    let merged = sources.merge().map_err(Failure::usage)?;
+    if merged.config.max_new_tokens.is_some() || !merged.has_default_max_length {
+        return Ok(kwargs);
+    }
+    Ok(Kwargs::from(GenerationConfig { max_new_tokens: Some(DEFAULT_NEW_TOKENS), ..flags }))
+}
+
+fn json(generation: &Generation, loaded: Duration) -> Value {
+    let sequences: Vec<Value> = generation
+        .sequences
+        .iter()
+        .map(|it| {
+            json!({
+                "prompt_index": it.prompt_index,
+                "tokens": it.tokens,
+                "text": it.text,
+                "finish_reason": it.finish_reason.as_str(),
+                "score": Value::Null,
+            })
+        })
+        .collect();
+    json!({
+        "sequences": sequences,
+        "prompt_tokens": generation.prompt_tokens,
+        "generated_tokens": generation.generated_tokens(),
+        "seconds": {
+            "load": loaded.as_secs_f64(),
+            "prefill": generation.prefill.as_secs_f64(),
+            "decode": generation.decode.as_secs_f64(),
+        },
+        "tokens_per_second": tokens_per_second(generation),
+    })
+}
+
+fn print_batch(generation: &Generation) -> Result<()> {
+    for (index, it) in generation.sequences.iter().enumerate() {
+        terminal::line(&format!("[prompt {}, sequence {index}]", it.prompt_index))?;
+        terminal::line(&it.text)?;
+    }
+    Ok(())
+}
+
+fn summary(generation: &Generation, loaded: Duration) -> String {
+    format!(
+        "{} tokens, {:.0} tokens/s; load {:.2} s, prefill {:.2} s ({} tokens), decode {:.2} s",
+        generation.generated_tokens(),
+        tokens_per_second(generation),
+        loaded.as_secs_f64(),
+        generation.prefill.as_secs_f64(),
+        generation.prompt_tokens.iter().sum::<usize>(),
+        generation.decode.as_secs_f64(),
+    )
+}
+
+fn tokens_per_second(generation: &Generation) -> f64 {
+    let seconds = generation.decode.as_secs_f64();
+    if seconds > 0.0 { generation.generated_tokens() as f64 / seconds } else { 0.0 }
+}

@@ -1,0 +1,46 @@
+//! From the model flags to a loaded model.
+
+use std::time::{Duration, Instant};
+
+use mlx_genkit::{ComputeDtype, Model};
+use mlx_rs::{Device, DeviceType};
+
+use crate::{
+    args::{DeviceArg, DtypeArg, ModelArgs},
+    failure::{Failure, Result},
+};
+
+/// Sets the device, loads the model and says how long that took.
+pub(crate) fn load(args: &ModelArgs) -> Result<(Model, Duration)> {
+    let begun = Instant::now();
+    set_device(args.device)?;
+    let dtype = match args.dtype {
+        DtypeArg::Auto => ComputeDtype::Auto,
+        DtypeArg::Float32 => ComputeDtype::Float32,
+        DtypeArg::Bfloat16 => ComputeDtype::Bfloat16,
+        DtypeArg::Float16 => ComputeDtype::Float16,
+    };
+    let model = match &args.model {
+        Some(folder) => mlx_genkit::load(folder, dtype)?,
+        None => Model::bundled(dtype)?,
+    };
+    Ok((model, begun.elapsed()))
+}
+
+fn set_device(wanted: Option<DeviceArg>) -> Result<()> {
+    // Asking for the default installs MLX's error handler; without it a failing first call ends
+    // the process.
+    let default = Device::try_default()
+        .and_then(|it| it.get_type())
+        .map_err(|e| Failure::other(format_args!("MLX does not start: {}", e.what())))?;
+    match (wanted, default) {
+        (Some(DeviceArg::Gpu), DeviceType::Cpu) => {
+            Err(Failure::usage("--device gpu: this build of MLX has no GPU; leave the flag out"))
+        }
+        (Some(DeviceArg::Cpu), DeviceType::Gpu) => {
+            Device::set_default(&Device::cpu());
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}

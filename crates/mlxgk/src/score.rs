@@ -1,0 +1,36 @@
+//! `mlxgk score`.
+
+use mlx_genkit::{NoHook, score};
+use serde_json::json;
+
+use crate::{
+    args::{Format, ScoreArgs},
+    failure::Result,
+    load, prompts, terminal,
+};
+
+pub(crate) fn run(args: &ScoreArgs) -> Result<()> {
+    let (model, _) = load::load(&args.model)?;
+    let scored = score(&model, &prompts::text(&args.text)?, &mut NoHook)?;
+    if args.format == Format::Json {
+        let document = json!({
+            "tokens": scored.tokens,
+            "logprobs": scored.logprobs,
+            "sum": scored.sum(),
+            "perplexity": scored.perplexity(),
+        });
+        return Ok(terminal::line(&document.to_string())?);
+    }
+    terminal::line(&format!("{:>8}  {:>9}  token", "id", "log p"))?;
+    for (index, id) in scored.tokens.iter().enumerate() {
+        let logprob = match index.checked_sub(1) {
+            None => String::new(),
+            Some(before) => format!("{:.4}", scored.logprobs[before]),
+        };
+        let token = model.tokenizer().ok().and_then(|it| it.id_to_token(*id)).unwrap_or_default();
+        terminal::line(&format!("{id:>8}  {logprob:>9}  {token}"))?;
+    }
+    let perplexity =
+        scored.perplexity().map_or_else(|| "undefined".to_owned(), |it| format!("{it:.4}"));
+    Ok(terminal::line(&format!("sum {:.4}, perplexity {perplexity}", scored.sum()))?)
+}
