@@ -26,7 +26,8 @@ impl LeftPadded {
     pub fn new(prompts: &[Vec<u32>], pad: u32) -> Result<Self> {
         let len = prompts.iter().map(Vec::len).max().unwrap_or(0);
         if let Some(row) = prompts.iter().position(Vec::is_empty) {
-            let what = format!("prompt {row} is empty; a model needs at least one token to continue");
+            let what =
+                format!("prompt {row} is empty; a model needs at least one token to continue");
             return Err(Error::new(ErrorKind::Prompt, what));
         }
         if len == 0 {

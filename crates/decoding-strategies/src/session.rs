@@ -103,7 +103,8 @@ impl<'a> DecoderSession<'a> {
 /// The head on the last position alone: `[rows, tokens, hidden]` to `[rows, vocabulary]`.
 fn last_logits(model: &Decoder, hidden: &Array) -> Result<Array> {
     let tokens = hidden.dim(1);
-    let last = if tokens == 1 { hidden.clone() } else { hidden.try_index((.., tokens - 1.., ..))? };
+    let last =
+        if tokens == 1 { hidden.clone() } else { hidden.try_index((.., tokens - 1.., ..))? };
     Ok(model.logits(&last)?.squeeze_axes(&[1])?)
 }
 

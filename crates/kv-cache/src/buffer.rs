@@ -83,17 +83,17 @@ impl Buffer {
         values: &Array,
     ) -> Result<(), Exception> {
         let keep_from = room.keep_from.max(self.first);
-        let kept = if self.arrays.is_some() { self.columns(keep_from, at)? } else {
+        let kept = if self.arrays.is_some() {
+            self.columns(keep_from, at)?
+        } else {
             // Nothing is held yet, so nothing precedes the first column.
             (keys.try_index((.., .., 0..0, ..))?, values.try_index((.., .., 0..0, ..))?)
         };
         let used = at - keep_from + keys.dim(2) as usize;
         let wanted = used.max(room.planned.saturating_sub(keep_from));
         let capacity = wanted.div_ceil(STEP) * STEP;
-        let arrays = (
-            append(&kept.0, keys, capacity - used)?,
-            append(&kept.1, values, capacity - used)?,
-        );
+        let arrays =
+            (append(&kept.0, keys, capacity - used)?, append(&kept.1, values, capacity - used)?);
         // The old block must not outlive this call: a second handle on what was copied from it
         // would only hold memory.
         self.arrays = Some(arrays);
@@ -107,10 +107,7 @@ impl Buffer {
             return Err(Exception::custom("the layer holds no columns"));
         };
         let range = (from - self.first) as i32..(to - self.first) as i32;
-        Ok((
-            keys.try_index((.., .., range.clone(), ..))?,
-            values.try_index((.., .., range, ..))?,
-        ))
+        Ok((keys.try_index((.., .., range.clone(), ..))?, values.try_index((.., .., range, ..))?))
     }
 
     /// The first column still held.

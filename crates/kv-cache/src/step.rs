@@ -2,11 +2,7 @@
 
 use std::cell::OnceCell;
 
-use mlx_rs::{
-    Array,
-    error::Exception,
-    ops::arange,
-};
+use mlx_rs::{Array, error::Exception, ops::arange};
 
 use crate::{Error, LayerSpec, Result};
 

@@ -4,7 +4,7 @@ use mlx_rs::{
     Array,
     error::Result,
     fast::{ScaledDotProductAttentionMask, scaled_dot_product_attention},
-    ops::{arange, softmax_axis, tanh, select},
+    ops::{arange, select, softmax_axis, tanh},
 };
 use mlxgk_kv_cache::Mask;
 

@@ -134,7 +134,11 @@ pub(crate) struct SelfAttention {
 
 #[derive(Debug)]
 enum Projections {
-    Separate { query: Linear, key: Linear, value: Linear },
+    Separate {
+        query: Linear,
+        key: Linear,
+        value: Linear,
+    },
     /// One product whose rows are queries, keys and values in turn (Phi-3).
     Fused(Linear),
 }
@@ -182,9 +186,8 @@ impl SelfAttention {
         let query_rows = dims.heads * dims.head_dim;
         let kv_rows = dims.kv_heads * dims.head_dim;
         let bias = options.qkv_bias;
-        let mut linear = |name: &str, rows| {
-            weights.linear(&format!("{at}.{name}"), rows, dims.hidden, bias)
-        };
+        let mut linear =
+            |name: &str, rows| weights.linear(&format!("{at}.{name}"), rows, dims.hidden, bias);
         let projections = if options.fused {
             Projections::Fused(linear("qkv_proj", query_rows + 2 * kv_rows)?)
         } else {
@@ -194,8 +197,12 @@ impl SelfAttention {
                 value: linear("v_proj", kv_rows)?,
             }
         };
-        let output =
-            weights.linear(&format!("{at}.o_proj"), dims.hidden, query_rows, options.output_bias)?;
+        let output = weights.linear(
+            &format!("{at}.o_proj"),
+            dims.hidden,
+            query_rows,
+            options.output_bias,
+        )?;
         let mut head_norm = |name: &str| {
             options
                 .head_norms
@@ -279,7 +286,10 @@ pub(crate) struct GatedMlp {
 
 #[derive(Debug)]
 enum GateUp {
-    Separate { gate: Linear, up: Linear },
+    Separate {
+        gate: Linear,
+        up: Linear,
+    },
     /// One product whose rows are gate and up in turn (Phi-3).
     Fused(Linear),
 }

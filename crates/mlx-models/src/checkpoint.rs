@@ -34,7 +34,10 @@ pub(crate) fn open(folder: &Path) -> Result<Tensors> {
             tensors.extend(open_file(&folder.join(file))?);
         }
         if let Some((name, file)) = listed.iter().find(|(name, _)| !tensors.contains_key(*name)) {
-            return Err(damaged(&index, format!("lists `{name}` in {file}, which does not hold it")));
+            return Err(damaged(
+                &index,
+                format!("lists `{name}` in {file}, which does not hold it"),
+            ));
         }
     } else {
         for file in weight_files(folder)? {
@@ -116,8 +119,9 @@ fn open_file(path: &Path) -> Result<Tensors> {
 /// Checks that the header parses, that the file is as long as the header says, and that MLX knows
 /// every dtype.
 fn check_header(path: &Path) -> Result<()> {
-    let unreadable =
-        |e: std::io::Error| Error::new(ErrorKind::File, format!("cannot read {}: {e}", path.display()));
+    let unreadable = |e: std::io::Error| {
+        Error::new(ErrorKind::File, format!("cannot read {}: {e}", path.display()))
+    };
     let mut file = File::open(path).map_err(unreadable)?;
     let actual = file.metadata().map_err(unreadable)?.len();
     let mut length = [0; 8];
@@ -129,7 +133,9 @@ fn check_header(path: &Path) -> Result<()> {
     if header.checked_add(8).is_none_or(|it| it > actual) {
         return Err(damaged(
             path,
-            format!("is truncated or no safetensors file: its header claims {header} bytes of {actual}"),
+            format!(
+                "is truncated or no safetensors file: its header claims {header} bytes of {actual}"
+            ),
         ));
     }
     let mut bytes = vec![0; header as usize];
@@ -156,5 +162,8 @@ fn damaged(path: &Path, what: String) -> Error {
 }
 
 fn unsupported(path: &Path, tensor: &str, dtype: Dtype) -> Error {
-    damaged(path, format!("holds `{tensor}` as {dtype:?}; weights must be F32, F16, BF16 or packed U32"))
+    damaged(
+        path,
+        format!("holds `{tensor}` as {dtype:?}; weights must be F32, F16, BF16 or packed U32"),
+    )
 }

@@ -238,16 +238,12 @@ mod tests {
 
     #[test]
     fn heads_must_divide() {
-        let config = config(
-            r#"{"hidden_size": 8, "num_attention_heads": 4, "num_key_value_heads": 3}"#,
+        let config =
+            config(r#"{"hidden_size": 8, "num_attention_heads": 4, "num_key_value_heads": 3}"#);
+        let defaults =
+            Defaults { kv_heads: None, head_dim: None, eps: 1e-6, tied: false, max_positions: 8 };
+        assert!(
+            Dims::read(&config, &defaults).unwrap_err().to_string().contains("does not divide")
         );
-        let defaults = Defaults {
-            kv_heads: None,
-            head_dim: None,
-            eps: 1e-6,
-            tied: false,
-            max_positions: 8,
-        };
-        assert!(Dims::read(&config, &defaults).unwrap_err().to_string().contains("does not divide"));
     }
 }

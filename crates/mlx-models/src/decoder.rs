@@ -270,8 +270,9 @@ impl Decoder {
         let mut hidden = self.embed(tokens)?;
         for (layer, block) in self.blocks.iter().enumerate() {
             let shape = hidden.shape().to_vec();
-            let failed =
-                |half: &str, e: Error| e.during(format_args!("{half} of layer {layer} on {shape:?}"));
+            let failed = |half: &str, e: Error| {
+                e.during(format_args!("{half} of layer {layer} on {shape:?}"))
+            };
             hidden = hook.apply(HookPoint::ResidPre(layer), hidden, &step)?;
             let mixed = block.mix(layer, &hidden, &mut pass).map_err(|e| failed("attention", e))?;
             hidden = hidden.add(mixed)?;

@@ -100,7 +100,10 @@ impl Experts {
 #[derive(Debug, Clone)]
 pub(crate) enum Embedding {
     /// `[vocabulary, hidden]`, and its transposed view for a tied head.
-    Dense { table: Array, transposed: Array },
+    Dense {
+        table: Array,
+        transposed: Array,
+    },
     Quantized(Packed),
 }
 

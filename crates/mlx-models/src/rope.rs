@@ -90,7 +90,8 @@ impl Rope {
             let what = format!("rotates {dims} of {head_dim} head dimensions; must be even");
             return Err(scaling.error("partial_rotary_factor", what));
         }
-        let plain = |scale: f64| Frequencies::Base { base: parameters.theta as f32, scale: scale as f32 };
+        let plain =
+            |scale: f64| Frequencies::Base { base: parameters.theta as f32, scale: scale as f32 };
         let (frequencies, scale) = match parameters.kind.as_str() {
             "default" => (plain(1.0), 1.0),
             "linear" => (plain(1.0 / scaling.require("factor", Config::f64)?), 1.0),
@@ -179,7 +180,8 @@ fn yarn(parameters: &RopeParameters, dims: usize) -> Result<(Frequencies, f64)> 
     let (scaling, theta) = (&parameters.scaling, parameters.theta);
     let original = parameters.original as f64;
     let factor = scaling.f64("factor")?.unwrap_or(parameters.max_positions as f64 / original);
-    let magnitude = |scale: f64, m: f64| if scale <= 1.0 { 1.0 } else { 0.1 * m * scale.ln() + 1.0 };
+    let magnitude =
+        |scale: f64, m: f64| if scale <= 1.0 { 1.0 } else { 0.1 * m * scale.ln() + 1.0 };
     let truthy = |it: Option<f64>| it.filter(|&it| it != 0.0);
     let both = truthy(scaling.f64("mscale")?).zip(truthy(scaling.f64("mscale_all_dim")?));
     let attention_scale = match (scaling.f64("attention_factor")?, both) {
@@ -213,7 +215,8 @@ fn longrope(parameters: &RopeParameters, dims: usize) -> Result<(Frequencies, f6
     let (scaling, theta) = (&parameters.scaling, parameters.theta);
     let original = parameters.original as f64;
     let factors = |key: &str| {
-        let read = |config: &Config, key: &str| config.list(key, "a list of numbers", Value::as_f64);
+        let read =
+            |config: &Config, key: &str| config.list(key, "a list of numbers", Value::as_f64);
         let factors = scaling.require(key, read)?;
         if factors.len() != dims / 2 {
             let what = format!("has {} entries, not {}", factors.len(), dims / 2);
@@ -228,6 +231,7 @@ fn longrope(parameters: &RopeParameters, dims: usize) -> Result<(Frequencies, f6
         None if factor <= 1.0 => 1.0,
         None => (1.0 + factor.ln() / original.ln()).sqrt(),
     };
-    let frequencies = Frequencies::Long { short: factors("short_factor")?, long: factors("long_factor")? };
+    let frequencies =
+        Frequencies::Long { short: factors("short_factor")?, long: factors("long_factor")? };
     Ok((frequencies, attention_scale))
 }

@@ -102,7 +102,13 @@ impl Weights {
     }
 
     /// Takes `{at}.weight`, `[.., rows, columns]`, dense or packed.
-    fn weight(&mut self, at: &str, leading: &[usize], rows: usize, columns: usize) -> Result<Weight> {
+    fn weight(
+        &mut self,
+        at: &str,
+        leading: &[usize],
+        rows: usize,
+        columns: usize,
+    ) -> Result<Weight> {
         let name = format!("{at}.weight");
         let shape = |last: usize| [leading, &[rows, last]].concat();
         if !self.has(&format!("{at}.scales")) {
@@ -114,7 +120,13 @@ impl Weights {
 
     /// Takes `{at}.weight`, `.scales` and `.biases`. Group size and bits follow from the shapes, as
     /// in mlx-lm, so per-layer overrides need no table.
-    fn packed(&mut self, at: &str, leading: &[usize], rows: usize, columns: usize) -> Result<Packed> {
+    fn packed(
+        &mut self,
+        at: &str,
+        leading: &[usize],
+        rows: usize,
+        columns: usize,
+    ) -> Result<Packed> {
         let last = |array: Option<&Array>| {
             array.and_then(|it| it.shape().last().copied()).map_or(0, |it| it as usize)
         };
@@ -185,11 +197,22 @@ impl Weights {
     }
 
     /// A norm over one head.
-    pub(crate) fn head_norm(&mut self, at: &str, dims: &Dims, stored: NormWeight) -> Result<RmsNorm> {
+    pub(crate) fn head_norm(
+        &mut self,
+        at: &str,
+        dims: &Dims,
+        stored: NormWeight,
+    ) -> Result<RmsNorm> {
         self.sized_norm(at, dims.head_dim, dims.eps, stored)
     }
 
-    fn sized_norm(&mut self, at: &str, size: usize, eps: f32, stored: NormWeight) -> Result<RmsNorm> {
+    fn sized_norm(
+        &mut self,
+        at: &str,
+        size: usize,
+        eps: f32,
+        stored: NormWeight,
+    ) -> Result<RmsNorm> {
         let name = format!("{at}.weight");
         let weight = self.take(&name, &[size])?;
         RmsNorm::new(weight, eps, stored).map_err(|e| self.failed(&name, &e))
@@ -223,8 +246,11 @@ impl Weights {
         match left.as_slice() {
             [] => Ok(self.footprint),
             [first, rest @ ..] => {
-                let more =
-                    if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+                let more = if rest.is_empty() {
+                    String::new()
+                } else {
+                    format!(" and {} more", rest.len())
+                };
                 Err(self.error(format_args!("this architecture has no tensor `{first}`{more}")))
             }
         }
@@ -238,7 +264,9 @@ fn refuse_foreign_quantization(config: &Config) -> Result<()> {
         if let Some(method) = settings.str("quant_method")? {
             return Err(config.error(
                 key,
-                format_args!("names the method {method:?}; only MLX's affine quantization is supported"),
+                format_args!(
+                    "names the method {method:?}; only MLX's affine quantization is supported"
+                ),
             ));
         }
         let mode = settings.str("mode")?.unwrap_or("affine");

@@ -12,13 +12,8 @@ use crate::{
     weights::Weights,
 };
 
-const DEFAULTS: Defaults = Defaults {
-    kv_heads: Some(4),
-    head_dim: Some(256),
-    eps: 1e-6,
-    tied: true,
-    max_positions: 8192,
-};
+const DEFAULTS: Defaults =
+    Defaults { kv_heads: Some(4), head_dim: Some(256), eps: 1e-6, tied: true, max_positions: 8192 };
 
 pub(super) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
     let dims = Dims::read(config, &DEFAULTS)?;

@@ -22,13 +22,21 @@ pub(super) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
     let spec = spec(window(config, Some(4096))?);
     let activation = Activation::read(config, "hidden_act", "silu")?;
     let stored = NormWeight::Plain;
-    assemble("mistral", dims.clone(), weights, stored, DecoderOptions::default(), |weights, layer| {
-        let at = layer_name(layer);
-        let options = AttentionOptions::new(rope.clone(), spec);
-        let attention = SelfAttention::load(weights, &format!("{at}.self_attn"), &dims, options)?;
-        let mlp = GatedMlp::load(weights, &format!("{at}.mlp"), &dims, activation, false)?;
-        let mlp = FeedForward::Gated(mlp);
-        let block = TransformerBlock::load(weights, &at, &dims, stored, attention, mlp)?;
-        Ok((spec, Box::new(block)))
-    })
+    assemble(
+        "mistral",
+        dims.clone(),
+        weights,
+        stored,
+        DecoderOptions::default(),
+        |weights, layer| {
+            let at = layer_name(layer);
+            let options = AttentionOptions::new(rope.clone(), spec);
+            let attention =
+                SelfAttention::load(weights, &format!("{at}.self_attn"), &dims, options)?;
+            let mlp = GatedMlp::load(weights, &format!("{at}.mlp"), &dims, activation, false)?;
+            let mlp = FeedForward::Gated(mlp);
+            let block = TransformerBlock::load(weights, &at, &dims, stored, attention, mlp)?;
+            Ok((spec, Box::new(block)))
+        },
+    )
 }

@@ -46,7 +46,8 @@ pub fn model_types() -> impl Iterator<Item = &'static str> {
 }
 
 fn find(config: &Config) -> Result<Build> {
-    let wanted = config.require("model_type", |config, key| config.str(key).map(|it| it.map(str::to_owned)))?;
+    let wanted = config
+        .require("model_type", |config, key| config.str(key).map(|it| it.map(str::to_owned)))?;
     let found = FAMILIES.iter().find(|(name, _)| *name == wanted);
     found.map(|(_, build)| *build).ok_or_else(|| {
         let known: Vec<&str> = model_types().collect();

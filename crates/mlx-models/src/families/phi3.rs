@@ -38,8 +38,7 @@ pub(super) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
     };
     assemble("phi3", dims.clone(), weights, stored, options, |weights, layer| {
         let at = layer_name(layer);
-        let options =
-            AttentionOptions { fused: true, ..AttentionOptions::new(rope.clone(), spec) };
+        let options = AttentionOptions { fused: true, ..AttentionOptions::new(rope.clone(), spec) };
         let attention = SelfAttention::load(weights, &format!("{at}.self_attn"), &dims, options)?;
         let mlp = GatedMlp::load_fused(weights, &format!("{at}.mlp"), &dims, activation)?;
         let mlp = FeedForward::Gated(mlp);
