@@ -18,6 +18,7 @@ mod source;
 mod stage;
 mod suppress;
 mod synthid;
+pub mod torch_math;
 mod torch_random;
 mod watermark;
 

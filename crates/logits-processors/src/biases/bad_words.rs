@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::SequenceBias;
 use crate::shown::Shown;
-use crate::{Context, LogitsProcessor, Result, Stage};
+use crate::{Context, Error, ErrorKind, LogitsProcessor, Result, Stage};
 
 /// Bans token sequences: the last token of each, when the rest has just been said
 /// (`NoBadWordsLogitsProcessor`).
@@ -26,16 +26,18 @@ impl NoBadWords {
     /// A ban on the words, given as token sequences, where `eos_token_ids` end a text.
     ///
     /// # Errors
-    /// When a word is empty, or none is left besides the end tokens.
+    /// When there is no word, or an empty one (which HF ignores).
     pub fn new(
         bad_words_ids: impl IntoIterator<Item = Vec<u32>>,
         eos_token_ids: &[u32],
     ) -> Result<Self> {
-        let words = bad_words_ids
-            .into_iter()
-            .filter(|it| !matches!(it[..], [token] if eos_token_ids.contains(&token)))
-            .map(|it| (it, f64::NEG_INFINITY));
-        SequenceBias::named("bad_words_ids", words).map(Self)
+        let mut words = bad_words_ids.into_iter().peekable();
+        if words.peek().is_none() {
+            return Err(Error::new(ErrorKind::Parameter, "`bad_words_ids` must not be empty"));
+        }
+        let is_end = |it: &[u32]| matches!(it, [token] if eos_token_ids.contains(token));
+        let banned = words.filter(|it| !is_end(it)).map(|it| (it, f64::NEG_INFINITY));
+        SequenceBias::named("bad_words_ids", banned).map(Self)
     }
 }
 
@@ -58,5 +60,21 @@ impl LogitsProcessor for NoBadWords {
 impl fmt::Debug for NoBadWords {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("NoBadWords").field(&Shown(&self.0.sequences())).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_word_is_an_error_and_an_end_token_none() {
+        for words in [vec![], vec![vec![1], vec![]]] {
+            assert_eq!(NoBadWords::new(words, &[]).unwrap_err().kind(), ErrorKind::Parameter);
+        }
+        let mut scores = [0.0; 3];
+        let nothing = NoBadWords::new([vec![2]], &[2]).unwrap();
+        nothing.process(&Context::new(&[2], 1), &mut scores).unwrap();
+        assert_eq!(scores, [0.0; 3]);
     }
 }

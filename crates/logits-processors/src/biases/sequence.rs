@@ -44,10 +44,14 @@ impl SequenceBias {
     /// # Errors
     /// When there is none, a sequence is empty, or a bias is NaN or plus infinity.
     pub fn new(sequences: impl IntoIterator<Item = (Vec<u32>, f64)>) -> Result<Self> {
-        Self::named("sequence_bias", sequences)
+        let it = Self::named("sequence_bias", sequences)?;
+        if it.biases.is_empty() {
+            return Err(Error::new(ErrorKind::Parameter, "`sequence_bias` must not be empty"));
+        }
+        Ok(it)
     }
 
-    /// As [`new`](Self::new), with the parameter's name for the messages.
+    /// As [`new`](Self::new), or none, with the parameter's name for the messages.
     pub(super) fn named(
         name: &str,
         sequences: impl IntoIterator<Item = (Vec<u32>, f64)>,
@@ -70,9 +74,6 @@ impl SequenceBias {
                 Some(earlier) => earlier.bias = value,
                 None => biases.push(Bias { prefix, token, bias: value }),
             }
-        }
-        if biases.is_empty() {
-            return Err(Error::new(ErrorKind::Parameter, format!("`{name}` must not be empty")));
         }
         // torch adds single tokens first, then the sequences of each length, in the order in which
         // the lengths appeared. The sum is rounded at each step, so the order is part of the result.

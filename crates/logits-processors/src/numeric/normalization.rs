@@ -1,6 +1,6 @@
 //! Log-softmax.
 
-use super::special::exp;
+use crate::torch_math::{ln, sum_of_exp};
 use crate::{Context, Error, ErrorKind, LogitsProcessor, Result, Stage};
 
 /// Turns scores into log-probabilities (`LogitNormalization`, `renormalize_logits`).
@@ -58,9 +58,6 @@ impl LogSum {
         if max == f32::NEG_INFINITY && !scores.iter().any(|it| it.is_nan()) {
             return Err(Error::new(ErrorKind::NoTokenAllowed, "every token is banned"));
         }
-        // Short sums in fp32 go through the vector units, long ones would lose digits.
-        let block = |it: &[f32]| f64::from(it.iter().map(|it| exp(it - max)).sum::<f32>());
-        let sum: f64 = scores.chunks(256).map(block).sum();
-        Ok(Self { max, log_sum: sum.ln() as f32 })
+        Ok(Self { max, log_sum: ln(sum_of_exp(scores, max)) })
     }
 }

@@ -1,34 +1,6 @@
-//! Functions that the standard library lacks, or has only one value at a time.
+//! Functions that the standard library lacks.
 
-use std::f32::consts::LOG2_E;
 use std::f64::consts::PI;
-
-/// `e^x` in fp32, for `x <= 0`, within two units in the last place; below -87.3 it is 0.
-///
-/// Unlike the standard library's it has no branch and no call, so a loop over it is vectorised. It
-/// writes `x` as `n ln 2 + r` with `|r| <= ln 2 / 2`, sums Taylor's series for `e^r`, and puts `n`
-/// into the exponent's bits.
-pub(crate) fn exp(x: f32) -> f32 {
-    // The upper part of ln 2 has few bits, so that its product with `n` is exact.
-    const LN_2_HIGH: f32 = 355.0 / 512.0;
-    const LN_2_LOW: f32 = -2.121_944_4e-4;
-    // Adding and subtracting 1.5 * 2^23 leaves no bits after the point: it rounds.
-    const ROUND: f32 = 12_582_912.0;
-    const SMALLEST: f32 = -87.336_54;
-
-    let bounded = if x < SMALLEST { SMALLEST } else { x };
-    let n = (bounded * LOG2_E + ROUND) - ROUND;
-    let r = (bounded - n * LN_2_HIGH) - n * LN_2_LOW;
-    let series = 1.0 / 5040.0;
-    let series = series * r + 1.0 / 720.0;
-    let series = series * r + 1.0 / 120.0;
-    let series = series * r + 1.0 / 24.0;
-    let series = series * r + 1.0 / 6.0;
-    let series = series * r + 0.5;
-    let series = series * r * r + r + 1.0;
-    let power = f32::from_bits(((n as i32 + 127) as u32) << 23);
-    if x < SMALLEST { 0.0 } else { series * power }
-}
 
 /// The complementary error function in fp64, to some 1e-13 relative.
 pub(crate) fn erfc(x: f64) -> f64 {
@@ -53,21 +25,6 @@ pub(crate) fn erfc(x: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn exp_is_within_two_units_in_the_last_place() {
-        let mut worst = 0.0f64;
-        for step in 0..2_000_000 {
-            let x = -87.3 * (step as f32 / 2_000_000.0);
-            let exact = f64::from(x).exp();
-            worst = worst.max((f64::from(exp(x)) - exact).abs() / exact);
-        }
-        assert!(worst < 2.4e-7, "{worst:e}");
-        assert_eq!(exp(0.0), 1.0);
-        assert_eq!(exp(-1000.0), 0.0);
-        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
-        assert!(exp(f32::NAN).is_nan());
-    }
 
     /// The values are those of C's `erfc`.
     #[test]

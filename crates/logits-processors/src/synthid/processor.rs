@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::tournament::{SynthIdTextWatermarkingConfig, Tournament, accumulate};
-use crate::numeric::special::exp;
+use crate::torch_math::{RowSum, exp, ln, sum_of_exp};
 use crate::{Context, Error, ErrorKind, LogitsProcessor, Result, Stage, scratch};
 
 /// Bends a distribution towards tokens that win a keyed tournament of coin flips
@@ -60,26 +60,25 @@ impl SynthIdText {
         if max == f32::NEG_INFINITY {
             return Err(Error::new(ErrorKind::NoTokenAllowed, "every token is banned"));
         }
+        let scale = 1.0 / sum_of_exp(scores, max);
         scratch::with(&scratch::IDS, |alive| {
             scratch::with(&scratch::SCORES, |probs| {
                 scratch::with(&scratch::HASHES, |hashes| {
                     for (token, score) in (0..).zip(scores.iter()) {
-                        let prob = exp(score - max);
+                        let prob = exp(score - max) * scale;
                         if prob > 0.0 {
                             alive.push(token);
                             probs.push(prob);
                             hashes.push(accumulate(context_hash, token.into()));
                         }
                     }
-                    let sum: f64 = probs.iter().map(|&it| f64::from(it)).sum();
-                    probs.iter_mut().for_each(|it| *it = (f64::from(*it) / sum) as f32);
                     for &key in &self.0.config.keys {
-                        self.layer(key, hashes, probs);
+                        self.layer(key, scores.len(), alive, hashes, probs);
                     }
                 });
                 scores.fill(f32::MIN);
-                for (&token, prob) in alive.iter().zip(probs.iter()) {
-                    let score = prob.ln();
+                for (&token, &prob) in alive.iter().zip(probs.iter()) {
+                    let score = ln(prob);
                     if score.is_finite() {
                         scores[token as usize] = score;
                     }
@@ -90,13 +89,16 @@ impl SynthIdText {
     }
 
     /// One layer: a token that flips 1 gains what the mass of the others allows.
-    fn layer(&self, key: i64, hashes: &[u64], probs: &mut [f32]) {
-        let flips = |hash: u64| self.0.flip(hash, key) == 1;
-        let winners = hashes.iter().zip(probs.iter()).filter(|(hash, _)| flips(**hash));
-        let mass = winners.map(|(_, &prob)| f64::from(prob)).sum::<f64>() as f32;
+    fn layer(&self, key: i64, len: usize, alive: &[u32], hashes: &[u64], probs: &mut [f32]) {
+        let mut mass = RowSum::new(len);
+        for ((&token, &hash), &prob) in alive.iter().zip(hashes).zip(&*probs) {
+            if self.0.flip(hash, key) == 1 {
+                mass.add(token as usize, prob);
+            }
+        }
+        let mass = mass.finish();
         for (&hash, prob) in hashes.iter().zip(probs) {
-            let flip = f32::from(self.0.flip(hash, key));
-            *prob *= 1.0 + flip - mass;
+            *prob *= 1.0 + f32::from(self.0.flip(hash, key)) - mass;
         }
     }
 }
