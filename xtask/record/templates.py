@@ -187,6 +187,11 @@ FAMILIES = {
             {"template": "rag", "documents": True, "tools": True, "extra": {"citation_mode": "accurate"}},
         ],
     ),
+    "command-r7b": dict(
+        tokens=COMMAND_TOKENS,
+        talk=["with system", "many turns", "not ascii", "a call", "two calls"],
+        options=[*TOOLED, {"documents": True, "tools": True}],
+    ),
     "smollm3": dict(tokens=CHATML_TOKENS, talk=[*TALK, *THOUGHTS, "a call"], options=THINKING),
     "gpt-oss": dict(
         tokens={"bos_token": "<|startoftext|>", "eos_token": "<|return|>"},
@@ -202,6 +207,21 @@ FAMILIES = {
             {"tools": True, "documents": True, "extra": {"controls": {"length": "short", "citations": True}}},
             {"extra": {"thinking": True}},
         ],
+    ),
+    "gemma4": dict(
+        tokens=GEMMA_TOKENS,
+        talk=["with system", "not ascii", "thoughts in the text", "parts", "a call", "a call to answer"],
+        options=THINKING,
+    ),
+    "kimi-k3": dict(
+        tokens={"bos_token": "[BOS]", "eos_token": "[EOS]"},
+        talk=["with system", "not ascii", "thoughts in a field", "parts", "a call", "two calls", "arguments as text"],
+        options=[*TOOLED, {"extra": {"thinking": False}}, {"extra": {"effort": "none"}}],
+    ),
+    "seed-oss": dict(
+        tokens={"bos_token": "<seed:bos>", "eos_token": "<seed:eos>"},
+        talk=["one question", "with system", "not ascii", "thoughts in a field", "a call", "two calls"],
+        options=[*TOOLED, {"extra": {"thinking_budget": 0}}, {"extra": {"thinking_budget": 600}}],
     ),
     "glm4": dict(tokens={"eos_token": "<|endoftext|>"}, talk=[*TALK, *CALLS, *THOUGHTS, "parts"], options=THINKING),
 }

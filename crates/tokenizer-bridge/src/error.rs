@@ -47,12 +47,18 @@ impl Error {
 
     /// A file whose content cannot be used.
     pub(crate) fn file(name: impl fmt::Display, what: impl fmt::Display) -> Self {
-        Self::new(ErrorKind::File, format!("{name}: {what}"))
+        Self::because(ErrorKind::File, &name, what)
     }
 
     /// A failure inside the `tokenizers` crate, which reports boxed errors without a kind.
     pub(crate) fn tokenizer(doing: &str, what: impl fmt::Display) -> Self {
-        Self::new(ErrorKind::Tokenizer, format!("cannot {doing}: {what}"))
+        Self::because(ErrorKind::Tokenizer, &format_args!("cannot {doing}"), what)
+    }
+
+    /// An error with another library's words for the reason, which may end in a full stop.
+    fn because(kind: ErrorKind, what: &dyn fmt::Display, why: impl fmt::Display) -> Self {
+        let why = why.to_string();
+        Self::new(kind, format!("{what}: {}", why.trim_end_matches('.')))
     }
 }
 
