@@ -1,38 +1,40 @@
 //! The tokens still in the running, and the working space all warpers share.
 //!
-//! A warper never needs the banned tokens, so after the first cut only the survivors are kept, in
-//! a short list of ids and scores. What a warper knows of the banned is how many there are:
-//! torch's sums run over whole rows, and a survivor's place in the row decides into which partial
-//! sum it goes.
+//! A warper never needs the banned tokens, so once few are left, only they are kept, in a short
+//! list of ids and scores. What a warper knows of the banned is how many there are: torch's sums
+//! run over whole rows, and a survivor's place in the row decides into which partial sum it goes.
+
+use std::mem;
 
 use mlxgk_logits_processors::{Error, ErrorKind, Result};
 
-use crate::greedy::highest;
-use crate::select::{self, Ranked};
-use crate::torch_math::{self, LaneSum};
-
-/// One candidate, as a test in [`Candidates::keep`] sees it.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Candidate {
-    /// Its place in the list.
-    pub(crate) place: usize,
-    pub(crate) id: u32,
-    pub(crate) score: f32,
-}
+use crate::crossing::{Crossing, Ordered, Work};
+use crate::select::{Blocks, Keyed, highest_block, least_with_quotient};
+use crate::torch_math::{self, Places, Row};
 
 /// One row's candidates, in the order of their ids.
+///
+/// The buffers are at least as long as the list and never shortened, since filling them costs.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Candidates {
     vocab: usize,
-    /// Whether every token of the row is listed, the banned ones too; then `ids` is empty.
+    /// Whether every token of the row is listed, the banned ones too; then `ids` means nothing.
     whole: bool,
+    len: usize,
     ids: Vec<u32>,
     scores: Vec<f32>,
+    /// The highest score.
     max: f32,
     probs: Vec<f32>,
-    ranked: Vec<Ranked>,
-    spare: Vec<f32>,
+    terms: Vec<f32>,
+    marks: Vec<u8>,
+    ranked: Vec<Keyed>,
+    blocks: Blocks,
+    work: Work,
 }
+
+/// A list is made where at most one in so many tokens is left.
+const SHORT: usize = 8;
 
 impl Candidates {
     /// Takes a whole row, each score divided by `temperature`.
@@ -40,12 +42,11 @@ impl Candidates {
     /// # Errors
     /// When a score is NaN or infinitely high, or none is above `-inf`.
     pub(crate) fn load(&mut self, scores: &[f32], temperature: f32) -> Result<()> {
-        self.max = drawable_max(scores, temperature)?;
-        self.vocab = scores.len();
+        self.begin(scores, temperature)?;
         self.whole = true;
-        self.ids.clear();
-        self.scores.clear();
-        self.scores.extend(scores.iter().map(|score| score / temperature));
+        self.len = scores.len();
+        let divide = move |score| score / temperature;
+        torch_math::map(scores, &mut self.scores, divide);
         Ok(())
     }
 
@@ -55,25 +56,44 @@ impl Candidates {
     /// # Errors
     /// As [`load`](Self::load).
     pub(crate) fn load_top(&mut self, scores: &[f32], temperature: f32, k: usize) -> Result<()> {
-        self.max = drawable_max(scores, temperature)?;
-        self.vocab = scores.len();
+        self.begin(scores, temperature)?;
         self.whole = false;
-        let kth = select::kth_highest(scores, k, &mut self.spare);
-        let least = select::least_with_quotient(kth, temperature);
+        let bound = least_with_quotient(self.blocks.bound(k), temperature);
         self.ids.clear();
         self.scores.clear();
-        for (id, &score) in scores.iter().enumerate() {
-            if score >= least && score > f32::NEG_INFINITY {
-                self.ids.push(id as u32);
-                self.scores.push(score / temperature);
-            }
+        // Everything but the banned is at least the lowest finite score.
+        self.blocks.each_from(scores, bound.max(f32::MIN), |id, score| {
+            self.ids.push(id as u32);
+            self.scores.push(score);
+        });
+        self.len = self.scores.len();
+        if self.len > k {
+            let least = least_with_quotient(self.kth_highest(k), temperature);
+            self.keep(move |score, _| score >= least);
         }
+        self.rescale(|score| score / temperature);
+        Ok(())
+    }
+
+    fn begin(&mut self, scores: &[f32], temperature: f32) -> Result<()> {
+        let max = self.blocks.survey(scores);
+        if max == f32::NEG_INFINITY {
+            let message = "every token is banned: no score is above -inf";
+            return Err(Error::new(ErrorKind::NoTokenAllowed, message));
+        }
+        if !(max / temperature).is_finite() {
+            let message =
+                format!("no token can be drawn: the highest score is {}", max / temperature);
+            return Err(Error::new(ErrorKind::NoTokenAllowed, message));
+        }
+        self.max = max / temperature;
+        self.vocab = scores.len();
         Ok(())
     }
 
     /// How many candidates are listed.
     pub(crate) fn len(&self) -> usize {
-        self.scores.len()
+        self.len
     }
 
     /// How many tokens the row had.
@@ -83,17 +103,16 @@ impl Candidates {
 
     /// The candidates' ids in ascending order; `None` while all tokens are listed.
     pub(crate) fn ids(&self) -> Option<&[u32]> {
-        (!self.whole).then_some(&self.ids)
+        (!self.whole).then(|| &self.ids[..self.len])
     }
 
-    /// The token of the candidate at a place of the list.
-    pub(crate) fn id(&self, at: usize) -> usize {
-        if self.whole { at } else { self.ids[at] as usize }
+    fn row(&self) -> Row<'_> {
+        Row { len: self.vocab, places: self.ids().map_or(Places::From(0), Places::At) }
     }
 
-    /// The candidates' scores.
+    /// The candidates' scores; `-inf` for banned ones, while all tokens are listed.
     pub(crate) fn scores(&self) -> &[f32] {
-        &self.scores
+        &self.scores[..self.len]
     }
 
     /// The highest score.
@@ -101,149 +120,208 @@ impl Candidates {
         self.max
     }
 
-    /// The probabilities the last [`softmax`](Self::softmax) gave.
+    /// The weights or probabilities, after [`weigh`](Self::weigh) or [`softmax`](Self::softmax).
     pub(crate) fn probs(&self) -> &[f32] {
-        &self.probs
+        &self.probs[..self.len]
     }
 
-    /// The candidates as [`rank`](Self::rank) sorted them.
-    pub(crate) fn ranked(&self) -> &[Ranked] {
-        &self.ranked
+    /// The probabilities in the order [`rank`](Self::rank) found.
+    pub(crate) fn ranked_probs(&self) -> impl Iterator<Item = f32> + Clone {
+        self.ranked.iter().map(|it| self.probs[it.value() as usize])
+    }
+
+    /// The scores in the order [`rank`](Self::rank) found.
+    pub(crate) fn ranked_scores(&self) -> impl Iterator<Item = f32> {
+        self.ranked.iter().map(|it| self.scores[it.value() as usize])
     }
 
     /// Replaces every score; `rescale` must not change their order.
     pub(crate) fn rescale(&mut self, rescale: impl Fn(f32) -> f32) {
         self.max = rescale(self.max);
-        for score in &mut self.scores {
+        for score in &mut self.scores[..self.len] {
             *score = rescale(*score);
         }
     }
 
+    /// Computes the weights, which are the probabilities but for a common factor.
+    pub(crate) fn weigh(&mut self) {
+        torch_math::exp_each(&self.scores[..self.len], self.max, &mut self.probs);
+    }
+
+    /// torch's sum of the weights.
+    pub(crate) fn weight(&self) -> f32 {
+        self.row().softmax_sum(self.probs())
+    }
+
     /// Computes `torch.softmax` of the row.
     pub(crate) fn softmax(&mut self) {
-        torch_math::exp_each(&self.scores, self.max, &mut self.probs);
-        let mut sum = LaneSum::new(self.vocab);
-        if self.whole {
-            sum.add_row(&self.probs);
-        } else {
-            for (&id, &term) in self.ids.iter().zip(&self.probs) {
-                sum.add(id as usize, term);
-            }
-        }
-        let scale = 1.0 / sum.finish();
-        for prob in &mut self.probs {
+        self.weigh();
+        let scale = 1.0 / self.weight();
+        for prob in &mut self.probs[..self.len] {
             *prob *= scale;
         }
     }
 
     /// The entropy in nats, as `torch.distributions.Categorical` computes it.
-    pub(crate) fn entropy(&mut self) -> f32 {
-        self.probs.clear();
-        self.probs.resize(self.scores.len(), 0.0);
-        let position = |at: usize| if self.whole { at } else { self.ids[at] as usize };
-        torch_math::categorical(&self.scores, self.vocab, position, &mut self.probs)
+    pub(crate) fn categorical_entropy(&mut self) -> f32 {
+        let (mut probs, mut terms) = (mem::take(&mut self.probs), mem::take(&mut self.terms));
+        let entropy = self.row().categorical(self.scores(), self.max, &mut probs, &mut terms);
+        (self.probs, self.terms) = (probs, terms);
+        entropy
+    }
+
+    /// The entropy in nats, as `torch.nansum` of `log p * exp(log p)` gives it.
+    pub(crate) fn summed_entropy(&mut self, log_prob: impl Fn(f32) -> f32 + Copy) -> f32 {
+        let mut terms = mem::take(&mut self.terms);
+        let entropy = self.row().entropy(self.scores(), log_prob, &mut terms);
+        self.terms = terms;
+        entropy
     }
 
     /// The `k`-th highest score; the lowest where there are fewer.
     pub(crate) fn kth_highest(&mut self, k: usize) -> f32 {
-        select::kth_highest(&self.scores, k, &mut self.spare)
+        self.blocks.kth_highest(&self.scores[..self.len], k)
     }
 
     /// Sorts the candidates by a key of their score, ascending; equal keys stay in order of id.
     pub(crate) fn rank(&mut self, key: impl Fn(f32) -> f32) {
+        let keys = self.scores[..self.len].iter().map(|&score| key(score));
         self.ranked.clear();
-        let keys = self.scores.iter().map(|&score| key(score));
-        self.ranked.extend(keys.enumerate().map(|(at, key)| Ranked::new(key, at)));
+        self.ranked.extend(keys.enumerate().map(|(at, key)| Keyed::new(key, at as u32)));
         self.ranked.sort_unstable();
     }
 
-    /// Keeps the candidates at these ranks.
-    pub(crate) fn keep_ranks(&mut self, ranks: std::ops::Range<usize>) {
-        self.ranked.truncate(ranks.end);
-        self.ranked.drain(..ranks.start);
-        self.ranked.sort_unstable_by_key(Ranked::place);
-        let mut kept = 0;
-        for ranked in &self.ranked {
-            let place = ranked.place();
-            if self.scores[place] == f32::NEG_INFINITY {
-                continue;
-            }
-            if self.whole {
-                self.ids.push(place as u32);
-            } else {
-                self.ids[kept] = self.ids[place];
-            }
-            self.scores[kept] = self.scores[place];
-            kept += 1;
-        }
-        self.shorten(kept);
+    /// The first candidate, by ascending key, at which the sum of torch's probabilities in that
+    /// order reaches `mark`; see [`Ordered`]. [`weigh`](Self::weigh) must have run.
+    pub(crate) fn crossing(
+        &mut self,
+        key: impl Fn(f32) -> f32 + Copy,
+        range: (f32, f32),
+        rising: bool,
+        mark: f32,
+    ) -> Option<Crossing> {
+        let (scores, weights) = (&self.scores[..self.len], &self.probs[..self.len]);
+        let ordered = Ordered { scores, weights, key, range, rising, vocab: self.vocab };
+        ordered.crossing(mark, &mut self.work)
     }
 
-    /// Keeps the candidates the test accepts, and none that is banned.
-    pub(crate) fn keep(&mut self, test: impl Fn(Candidate) -> bool) {
-        let mut kept = 0;
-        for place in 0..self.scores.len() {
-            let (id, score) = (self.id(place) as u32, self.scores[place]);
-            if score == f32::NEG_INFINITY || !test(Candidate { place, id, score }) {
-                continue;
-            }
-            if self.whole {
-                self.ids.push(id);
-            } else {
-                self.ids[kept] = id;
-            }
-            self.scores[kept] = score;
-            kept += 1;
-        }
-        self.shorten(kept);
+    /// Keeps the candidates whose score and probability the test accepts, and none that is banned.
+    pub(crate) fn keep(&mut self, test: impl Fn(f32, f32) -> bool + Copy) {
+        self.mark(0..self.len, test);
+        self.sweep();
     }
 
-    /// Turns a whole row into the list of those that are not banned.
-    pub(crate) fn drop_banned(&mut self) {
-        if self.whole {
-            self.keep(|_| true);
-        }
+    /// Keeps the candidates above a score, and those with this score from a place on.
+    pub(crate) fn keep_from(&mut self, score: f32, place: usize) {
+        self.mark(0..place, move |it, _| it > score);
+        self.mark(place..self.len, move |it, _| it >= score);
+        self.sweep();
     }
 
     /// Keeps the candidates whose probability is at least `least`, and in any case the `always`
     /// highest scores; [`softmax`](Self::softmax) must have run.
     pub(crate) fn keep_probable(&mut self, least: f32, always: usize) {
         let kth = self.kth_highest(always);
-        let probs = std::mem::take(&mut self.probs);
-        self.keep(|it| probs[it.place] >= least || it.score >= kth);
-        self.probs = probs;
+        self.keep(move |score, prob| (prob >= least) | (score >= kth));
+    }
+
+    /// Keeps the `n` candidates with the lowest keys.
+    pub(crate) fn keep_first(&mut self, n: usize, key: impl Fn(f32) -> f32 + Copy) {
+        torch_math::map(&self.scores[..self.len], &mut self.terms, move |score| -key(score));
+        let least = self.blocks.kth_highest(&self.terms[..self.len], n);
+        self.keep(move |score, _| -key(score) >= least);
+        self.rank(key);
+        self.keep_ranked(|rank, _| rank < n);
+    }
+
+    /// Keeps the candidates whose rank and token the test accepts; [`rank`](Self::rank) must have
+    /// run.
+    pub(crate) fn keep_ranked(&mut self, test: impl Fn(usize, u32) -> bool) {
+        self.mark(0..self.len, |_, _| false);
+        for (rank, it) in self.ranked.iter().enumerate() {
+            let place = it.value() as usize;
+            let id = if self.whole { place as u32 } else { self.ids[place] };
+            self.marks[place] = u8::from(test(rank, id) && self.scores[place] > f32::NEG_INFINITY);
+        }
+        self.sweep();
+    }
+
+    /// Turns a whole row into the list of those that are not banned.
+    pub(crate) fn drop_banned(&mut self) {
+        if self.whole {
+            self.mark(0..self.len, |_, _| true);
+            self.list_marked();
+        }
     }
 
     /// Writes the row back: the candidates' scores, and `-inf` for all others.
     pub(crate) fn write(&self, row: &mut [f32]) {
         if self.whole {
-            row.copy_from_slice(&self.scores);
+            row.copy_from_slice(self.scores());
             return;
         }
         row.fill(f32::NEG_INFINITY);
-        for (&id, &score) in self.ids.iter().zip(&self.scores) {
+        for (&id, &score) in self.ids.iter().zip(self.scores()) {
             row[id as usize] = score;
         }
     }
 
-    fn shorten(&mut self, kept: usize) {
-        self.whole = false;
-        self.ids.truncate(kept);
-        self.scores.truncate(kept);
-        self.max = self.scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    /// Marks with 1 the candidates of a range that the test accepts, and with 0 the others.
+    fn mark(&mut self, range: std::ops::Range<usize>, test: impl Fn(f32, f32) -> bool + Copy) {
+        // A multiple of eight, so that marks can be read eight at a time.
+        let padded = self.len.next_multiple_of(8);
+        if self.marks.len() < padded {
+            self.marks.resize(padded, 0);
+        }
+        self.marks[self.len..padded].fill(0);
+        if self.probs.len() < self.len {
+            self.probs.resize(self.len, 0.0);
+        }
+        let marks = &mut self.marks[range.clone()];
+        let (scores, probs) = (&self.scores[range.clone()], &self.probs[range]);
+        pulp::Arch::new().dispatch(
+            #[inline(always)]
+            move || {
+                for ((mark, &score), &prob) in marks.iter_mut().zip(scores).zip(probs) {
+                    *mark = u8::from((score > f32::NEG_INFINITY) & test(score, prob));
+                }
+            },
+        );
     }
-}
 
-/// The highest score over `temperature`, if there is a token to draw.
-fn drawable_max(scores: &[f32], temperature: f32) -> Result<f32> {
-    let max = highest(scores);
-    if max == f32::NEG_INFINITY {
-        let message = "every token is banned: no score is above -inf";
-        return Err(Error::new(ErrorKind::NoTokenAllowed, message));
+    /// Drops what is not marked: from the list, or by a ban while most of a whole row is left.
+    fn sweep(&mut self) {
+        let marks = &self.marks[..self.len];
+        let kept: usize = marks.chunks(255).map(|it| usize::from(it.iter().sum::<u8>())).sum();
+        if self.whole && kept > self.len / SHORT {
+            for (score, &mark) in self.scores.iter_mut().zip(marks) {
+                *score = if mark == 1 { *score } else { f32::NEG_INFINITY };
+            }
+            self.max = highest_block(&self.scores[..self.len]).0;
+        } else {
+            self.list_marked();
+        }
     }
-    if !(max / temperature).is_finite() {
-        let message = format!("no token can be drawn: the highest score is {}", max / temperature);
-        return Err(Error::new(ErrorKind::NoTokenAllowed, message));
+
+    /// Keeps a list of what is marked.
+    fn list_marked(&mut self) {
+        if self.ids.len() < self.len {
+            self.ids.resize(self.len, 0);
+        }
+        let mut kept = 0;
+        let (words, _) = self.marks[..self.len.next_multiple_of(8)].as_chunks::<8>();
+        for (word, marks) in words.iter().enumerate() {
+            let mut marks = u64::from_le_bytes(*marks);
+            while marks != 0 {
+                let place = word * 8 + marks.trailing_zeros() as usize / 8;
+                self.ids[kept] = if self.whole { place as u32 } else { self.ids[place] };
+                self.scores[kept] = self.scores[place];
+                kept += 1;
+                marks &= marks - 1;
+            }
+        }
+        self.whole = false;
+        self.len = kept;
+        self.max = highest_block(&self.scores[..kept]).0;
     }
-    Ok(max / temperature)
 }

@@ -125,7 +125,7 @@ impl WarperConfig {
             Some(epsilon) => Some(Warper::Eta(EtaCutoff::new(epsilon)?.min_tokens_to_keep(n)?)),
         };
         let top_n_sigma = match self.top_n_sigma {
-            Some(n) if !(n <= 0.0) => Some(Warper::TopNSigma(TopNSigma::new(n)?)),
+            Some(n) if n > 0.0 || n.is_nan() => Some(Warper::TopNSigma(TopNSigma::new(n)?)),
             _ => None,
         };
         let xtc = self.xtc()?.map(Warper::Xtc);

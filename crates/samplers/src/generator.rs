@@ -31,11 +31,7 @@ impl<'a> Distribution<'a> {
 
     /// The tokens with their probabilities, in the order of their ids; those left out have none.
     pub fn iter(&self) -> impl Iterator<Item = (u32, f32)> + use<'a> {
-        let (ids, probs) = (self.ids, self.probs);
-        probs
-            .iter()
-            .enumerate()
-            .map(move |(at, &prob)| (ids.map_or(at as u32, |ids| ids[at]), prob))
+        self.from(0)
     }
 
     /// The size of the vocabulary.
@@ -45,11 +41,20 @@ impl<'a> Distribution<'a> {
 
     /// The probability of a token.
     pub fn probability(&self, id: u32) -> f32 {
-        let at = match self.ids {
+        self.place(id).map_or(0.0, |place| self.probs[place])
+    }
+
+    fn from(&self, place: usize) -> impl Iterator<Item = (u32, f32)> + use<'a> {
+        let (ids, probs) = (self.ids, self.probs);
+        (place..probs.len()).map(move |at| (ids.map_or(at as u32, |ids| ids[at]), probs[at]))
+    }
+
+    /// Where a token stands in the list.
+    fn place(&self, id: u32) -> Option<usize> {
+        match self.ids {
             Some(ids) => ids.binary_search(&id).ok(),
-            None => Some(id as usize),
-        };
-        at.and_then(|at| self.probs.get(at)).copied().unwrap_or(0.0)
+            None => Some(id as usize).filter(|&place| place < self.probs.len()),
+        }
     }
 }
 
@@ -76,22 +81,26 @@ impl Generator for TorchRng {
     /// `torch.multinomial(probs, count)` without replacement.
     fn draw(&mut self, distribution: &Distribution<'_>, count: usize, drawn: &mut Vec<u32>) {
         drawn.clear();
-        let mut finishers: Vec<(f32, u32)> = Vec::new();
-        let mut next = 0;
-        for (id, prob) in distribution.iter() {
-            self.skip(id as usize - next);
-            next = id as usize + 1;
-            let ratio = prob / self.exponential_f32();
-            if prob > 0.0 {
-                let at = finishers.partition_point(|&(other, _)| other >= ratio);
-                if at < count {
-                    finishers.insert(at, (ratio, id));
-                    finishers.truncate(count);
+        if count == 1 {
+            let (mut best, mut winner) = (0.0, None);
+            race(self, distribution, |id, prob, u| {
+                if let Some(ratio) = ratio_above(best, prob, u) {
+                    (best, winner) = (ratio, Some(id));
                 }
-            }
+            });
+            drawn.extend(winner);
+            return;
         }
-        self.skip(distribution.vocab() - next);
-        drawn.extend(finishers.iter().map(|&(_, id)| id));
+        let mut finishers: Vec<(f32, u32)> = Vec::with_capacity(count + 1);
+        race(self, distribution, |id, prob, u| {
+            let least = if finishers.len() < count { 0.0 } else { finishers[count - 1].0 };
+            if let Some(ratio) = ratio_above(least, prob, u) {
+                let place = finishers.partition_point(|finisher| finisher.0 >= ratio);
+                finishers.insert(place, (ratio, id));
+                finishers.truncate(count);
+            }
+        });
+        drawn.extend(finishers.iter().map(|finisher| finisher.1));
     }
 
     fn skip(&mut self, vocab: usize) {
@@ -99,6 +108,30 @@ impl Generator for TorchRng {
             self.next_u32();
         }
     }
+}
+
+/// Gives every token of the vocabulary a uniform number, and calls `visit` with those of the
+/// distribution: the token, its probability, its number.
+fn race(rng: &mut TorchRng, distribution: &Distribution<'_>, mut visit: impl FnMut(u32, f32, f64)) {
+    let mut next = 0;
+    for (id, prob) in distribution.iter() {
+        rng.skip(id as usize - next);
+        next = id as usize + 1;
+        visit(id, prob, rng.uniform_f64());
+    }
+    rng.skip(distribution.vocab() - next);
+}
+
+/// `p / q` for the exponential variate `q = -ln(1 - u)`, if it is above `least`.
+///
+/// `q` is never below `u`, which spares nearly all tokens the logarithm.
+fn ratio_above(least: f32, prob: f32, u: f64) -> Option<f32> {
+    const ROUNDING: f64 = 1.0 - 1e-6;
+    if f64::from(prob) <= f64::from(least) * u * ROUNDING {
+        return None;
+    }
+    let ratio = prob / -(-u).ln_1p() as f32;
+    (ratio > least).then_some(ratio)
 }
 
 /// A fast generator with a stream for every row (xoshiro256++).
@@ -134,28 +167,63 @@ impl Generator for FastRng {
     /// Inverts the cumulative distribution, with one number per token drawn.
     fn draw(&mut self, distribution: &Distribution<'_>, count: usize, drawn: &mut Vec<u32>) {
         drawn.clear();
-        let mut total: f64 = distribution.iter().map(|(_, prob)| f64::from(prob)).sum();
         while drawn.len() < count {
-            let mut left = self.uniform_f64() * total;
-            let mut last = None;
-            for (id, prob) in distribution.iter() {
-                if prob > 0.0 && !drawn.contains(&id) {
-                    last = Some((id, prob));
-                    left -= f64::from(prob);
-                    if left < 0.0 {
-                        break;
-                    }
-                }
-            }
-            // Rounding may leave a little beyond the last token, which then is meant.
-            let Some((id, prob)) = last else { return };
+            let total: f64 = block_masses(distribution, drawn).sum();
+            let Some(id) = at_mass(distribution, drawn, self.uniform_f64() * total) else { return };
             drawn.push(id);
-            total -= f64::from(prob);
         }
     }
 
     /// Nothing: the streams of other rows do not depend on this one.
     fn skip(&mut self, _: usize) {}
+}
+
+/// Probabilities that are added up before a draw looks at each of them.
+const BLOCK: usize = 256;
+
+/// The masses of the blocks of a distribution, without the tokens drawn before.
+fn block_masses(distribution: &Distribution<'_>, drawn: &[u32]) -> impl Iterator<Item = f64> {
+    distribution.probs.chunks(BLOCK).enumerate().map(move |(block, probs)| {
+        let drawn = drawn.iter().filter_map(|&id| distribution.place(id));
+        let drawn = drawn.filter(|place| place / BLOCK == block);
+        f64::from(sum(probs)) - drawn.map(|place| f64::from(distribution.probs[place])).sum::<f64>()
+    })
+}
+
+/// The first token at which the running mass of those not drawn before exceeds `mass`.
+fn at_mass(distribution: &Distribution<'_>, drawn: &[u32], mut mass: f64) -> Option<u32> {
+    let left = |&(id, prob): &(u32, f32)| prob > 0.0 && !drawn.contains(&id);
+    for (block, block_mass) in block_masses(distribution, drawn).enumerate() {
+        if mass >= block_mass {
+            mass -= block_mass;
+            continue;
+        }
+        let mut found = None;
+        for (id, prob) in distribution.from(block * BLOCK).take(BLOCK).filter(left) {
+            found = Some(id);
+            mass -= f64::from(prob);
+            if mass < 0.0 {
+                break;
+            }
+        }
+        if found.is_some() {
+            return found;
+        }
+    }
+    // Rounding may leave a little beyond the last token, which then is meant.
+    distribution.iter().filter(left).last().map(|(id, _)| id)
+}
+
+/// A sum in lanes, which compilers vectorise.
+fn sum(terms: &[f32]) -> f32 {
+    let (chunks, rest) = terms.as_chunks::<16>();
+    let mut lanes = [0.0; 16];
+    for chunk in chunks {
+        for (lane, term) in lanes.iter_mut().zip(chunk) {
+            *lane += term;
+        }
+    }
+    lanes.iter().chain(rest).sum()
 }
 
 /// 2^64 over the golden ratio, the step of SplitMix64.
@@ -172,7 +240,7 @@ fn scramble(z: u64) -> u64 {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Streams {
     /// One stream that the rows share in turn, as in torch; every row must draw or skip, in order.
-    Torch(TorchRng),
+    Torch(Box<TorchRng>),
     /// A stream per row.
     Fast(Vec<FastRng>),
 }
@@ -180,7 +248,7 @@ pub enum Streams {
 impl Streams {
     /// torch's stream under a seed.
     pub fn torch(seed: u64) -> Self {
-        Self::Torch(TorchRng::new(seed))
+        Self::Torch(Box::new(TorchRng::new(seed)))
     }
 
     /// Streams of the rows `0..rows` under a seed.
@@ -194,7 +262,7 @@ impl Streams {
     /// When a fast stream's row is beyond those asked for.
     pub fn row(&mut self, row: usize) -> &mut dyn Generator {
         match self {
-            Self::Torch(rng) => rng,
+            Self::Torch(rng) => rng.as_mut(),
             Self::Fast(rows) => &mut rows[row],
         }
     }

@@ -3,6 +3,7 @@
 mod candidates;
 mod chain;
 mod config;
+mod crossing;
 mod generator;
 mod greedy;
 mod select;

@@ -1,23 +1,54 @@
-//! Finding the few highest of many scores without sorting them.
+//! Finding the few that count among many scores, without sorting them all.
 
-use crate::greedy;
+use std::ops::Range;
 
-/// A candidate's sorting key and its place in the list, in one integer that sorts as they do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Ranked(u64);
+/// A sorting key and a value, in one integer that sorts by the key, then by the value.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Keyed(u64);
 
-impl Ranked {
-    pub(crate) fn new(key: f32, place: usize) -> Self {
-        Self(u64::from(sortable(key)) << 32 | place as u64)
+impl Keyed {
+    pub(crate) fn new(key: f32, value: u32) -> Self {
+        // Adding zero makes -0.0 the 0.0 it equals.
+        Self(u64::from(sortable(key + 0.0)) << 32 | u64::from(value))
     }
 
-    /// The candidate's place in the list.
-    pub(crate) fn place(&self) -> usize {
-        self.0 as u32 as usize
+    pub(crate) fn key(self) -> f32 {
+        unsortable((self.0 >> 32) as u32)
+    }
+
+    pub(crate) fn value(self) -> u32 {
+        self.0 as u32
     }
 }
 
-/// Maps floats to integers that compare the same way; `-0.0` and `0.0` are told apart.
+/// Sorts by key; a long list by the key's digits, of which three of 11 bits are enough.
+pub(crate) fn sort(items: &mut Vec<Keyed>, spare: &mut Vec<Keyed>) {
+    const DIGIT: u32 = 11;
+    if items.len() < 1 << (DIGIT + 1) {
+        items.sort_unstable();
+        return;
+    }
+    spare.resize(items.len(), Keyed::default());
+    for shift in [32, 32 + DIGIT, 32 + 2 * DIGIT] {
+        let digit = |it: Keyed| (it.0 >> shift) as usize % (1 << DIGIT);
+        let mut ends = [0u32; 1 << DIGIT];
+        for &it in items.iter() {
+            ends[digit(it)] += 1;
+        }
+        let mut end = 0;
+        for it in &mut ends {
+            end += std::mem::replace(it, end);
+        }
+        for &it in items.iter() {
+            let next = &mut ends[digit(it)];
+            spare[*next as usize] = it;
+            *next += 1;
+        }
+        std::mem::swap(items, spare);
+    }
+}
+
+/// Maps floats to integers that compare the same way.
 fn sortable(x: f32) -> u32 {
     let bits = x.to_bits();
     if bits >> 31 == 0 { bits | 1 << 31 } else { !bits }
@@ -28,36 +59,131 @@ fn unsortable(key: u32) -> f32 {
     f32::from_bits(if key >> 31 == 1 { key & !(1 << 31) } else { !key })
 }
 
-/// Scores that share one maximum in [`kth_highest`].
-const BLOCK: usize = 64;
-
-/// The `k`-th highest score (the lowest for a larger `k`), with `spare` as working space.
-///
-/// The `k`-th highest of the blocks' maxima bounds it from below, so only the few blocks that
-/// reach the bound are looked at twice.
-pub(crate) fn kth_highest(scores: &[f32], k: usize, spare: &mut Vec<f32>) -> f32 {
-    let k = k.clamp(1, scores.len());
-    spare.clear();
-    if scores.len() / BLOCK < 4 * k {
-        spare.extend_from_slice(scores);
-        return nth_highest(spare, k);
-    }
-    greedy::block_maxima::<BLOCK>(scores, spare);
-    let blocks = spare.len();
-    spare.extend_from_within(..);
-    let bound = nth_highest(&mut spare[blocks..], k);
-    spare.truncate(blocks);
-    for at in 0..blocks {
-        if spare[at] >= bound {
-            let end = scores.len().min((at + 1) * BLOCK);
-            let block = &scores[at * BLOCK..end];
-            spare.extend(block.iter().filter(|&&score| score >= bound));
+/// The highest score, NaN if there is one, and a range that holds its first place.
+pub(crate) fn highest_block(scores: &[f32]) -> (f32, Range<usize>) {
+    let (mut best, mut best_at, mut at) = (f32::NEG_INFINITY, 0, 0);
+    let highest = fold_blocks(scores, |max| {
+        if max > best {
+            (best, best_at) = (max, at);
         }
-    }
-    nth_highest(&mut spare[blocks..], k)
+        at += 1;
+    });
+    let start = best_at * BLOCK;
+    (highest, start..scores.len().min(start + BLOCK))
 }
 
-fn nth_highest(scores: &mut [f32], n: usize) -> f32 {
+/// Scores that share one maximum in [`Blocks`].
+const BLOCK: usize = 64;
+
+/// A row's blocks by their maxima, in which the `k` highest scores are soon found.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Blocks {
+    maxima: Vec<f32>,
+    spare: Vec<f32>,
+}
+
+impl Blocks {
+    /// Takes the maxima of a row and returns the highest of them; NaN if there is one.
+    pub(crate) fn survey(&mut self, scores: &[f32]) -> f32 {
+        self.maxima.clear();
+        fold_blocks(scores, |max| self.maxima.push(max))
+    }
+
+    /// A score that at least `k` scores reach, and few more than that; of the row last surveyed.
+    ///
+    /// `k` blocks hold a score of at least the `k`-th highest maximum.
+    pub(crate) fn bound(&mut self, k: usize) -> f32 {
+        if self.maxima.len() < k {
+            return f32::NEG_INFINITY;
+        }
+        self.spare.clear();
+        self.spare.extend_from_slice(&self.maxima);
+        nth_highest(&mut self.spare, k)
+    }
+
+    /// Calls `visit` with the places and scores of at least `least`, in order.
+    pub(crate) fn each_from(&self, scores: &[f32], least: f32, mut visit: impl FnMut(usize, f32)) {
+        for ((at, block), max) in scores.chunks(BLOCK).enumerate().zip(&self.maxima) {
+            if *max >= least {
+                for (place, &score) in block.iter().enumerate() {
+                    if score >= least {
+                        visit(at * BLOCK + place, score);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The `k`-th highest score of a list; the lowest for a larger `k`.
+    pub(crate) fn kth_highest(&mut self, scores: &[f32], k: usize) -> f32 {
+        let k = k.min(scores.len());
+        let bound = if scores.len() >= BLOCK * BLOCK {
+            self.survey(scores);
+            self.bound(k)
+        } else {
+            f32::NEG_INFINITY
+        };
+        let mut spare = std::mem::take(&mut self.spare);
+        spare.clear();
+        if bound == f32::NEG_INFINITY {
+            spare.extend_from_slice(scores);
+        } else {
+            self.each_from(scores, bound, |_, score| spare.push(score));
+        }
+        let kth = nth_highest(&mut spare, k);
+        self.spare = spare;
+        kth
+    }
+}
+
+/// Calls `visit` with the maximum of every block; returns the highest, or NaN if there is one.
+fn fold_blocks(scores: &[f32], mut visit: impl FnMut(f32)) -> f32 {
+    pulp::Arch::new().dispatch(|| {
+        let mut highest = f32::NEG_INFINITY;
+        let mut nan = [0; LANES];
+        let (blocks, rest) = scores.as_chunks::<BLOCK>();
+        for block in blocks {
+            let max = block_max(block, &mut nan);
+            highest = if max > highest { max } else { highest };
+            visit(max);
+        }
+        if !rest.is_empty() {
+            let mut block = [f32::NEG_INFINITY; BLOCK];
+            block[..rest.len()].copy_from_slice(rest);
+            let max = block_max(&block, &mut nan);
+            highest = if max > highest { max } else { highest };
+            visit(max);
+        }
+        if nan == [0; LANES] { highest } else { f32::NAN }
+    })
+}
+
+const LANES: usize = 16;
+
+/// The highest of a block, passing over NaN but leaving a mark in `nan`.
+#[inline(always)]
+fn block_max(block: &[f32; BLOCK], nan: &mut [u32; LANES]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for chunk in block.as_chunks::<LANES>().0 {
+        for lane in 0..LANES {
+            let score = chunk[lane];
+            lanes[lane] = if score > lanes[lane] { score } else { lanes[lane] };
+            nan[lane] |= u32::from(score.is_nan());
+        }
+    }
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            let (a, b) = (lanes[lane], lanes[lane + half]);
+            lanes[lane] = if a > b { a } else { b };
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// The `n`-th highest of a list that may be reordered; `n` counts from 1.
+pub(crate) fn nth_highest(scores: &mut [f32], n: usize) -> f32 {
     *scores.select_nth_unstable_by(n - 1, |a, b| b.total_cmp(a)).1
 }
 
@@ -67,7 +193,7 @@ fn nth_highest(scores: &mut [f32], n: usize) -> f32 {
 pub(crate) fn least_with_quotient(score: f32, temperature: f32) -> f32 {
     let quotient = score / temperature;
     let (mut below, mut at) = (sortable(f32::NEG_INFINITY), sortable(score));
-    if unsortable(below) / temperature >= quotient {
+    if f32::NEG_INFINITY >= quotient {
         return f32::NEG_INFINITY;
     }
     while at - below > 1 {

@@ -7,9 +7,6 @@
 //! the same bits on every platform, because every step is an IEEE operation (a fused multiply-add
 //! among them), and the same as torch's where torch runs on such a processor.
 
-/// Lanes of the vector unit torch's softmax ran on.
-const LANES: usize = 16;
-
 /// `e^x` for `x <= 0`: Sleef's `expf` at 1 ulp.
 ///
 /// The argument is split as `q ln 2 + s` with `ln 2` in two parts, `e^s` is a polynomial in Horner
@@ -39,9 +36,22 @@ fn power_of_two(q: i32) -> f32 {
     f32::from_bits((q.wrapping_add(127) << 23) as u32)
 }
 
-/// `e^x`, correctly rounded: closer to `torch.exp`, which is another kernel than the softmax's.
-pub(crate) fn exp_rounded(x: f32) -> f32 {
-    f64::from(x).exp() as f32
+/// The fp32 number nearest to `e^x`, in all but a few cases in a thousand, for `x <= 0`.
+///
+/// `torch.exp` is another kernel than the softmax's, and comes closer to this one.
+#[inline(always)]
+fn exp_nearest(x: f32) -> f32 {
+    const ROUND: f64 = 6_755_399_441_055_744.0;
+    let wide = f64::from(x);
+    let shifted = wide * std::f64::consts::LOG2_E + ROUND;
+    let s = wide - (shifted - ROUND) * std::f64::consts::LN_2;
+    // The Taylor series; the first term left out is below 2^-32.
+    let mut u = 1.0 / 40_320.0;
+    for c in [1.0 / 5_040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        u = u * s + c;
+    }
+    let power = f64::from_bits(shifted.to_bits().wrapping_add(1023) << 52);
+    if x < -104.0 { 0.0 } else { (u * power) as f32 }
 }
 
 /// The natural logarithm, correctly rounded in all but a few cases in a billion.
@@ -49,182 +59,258 @@ pub(crate) fn ln(x: f32) -> f32 {
     f64::from(x).ln() as f32
 }
 
-/// `exp(x - max)` of every score, with the widest vectors the processor has.
+/// Fills `out`, and lengthens it if need be, with a function of every score, with the widest vectors the processor has.
+#[inline(always)]
+pub(crate) fn map(scores: &[f32], out: &mut Vec<f32>, function: impl Fn(f32) -> f32) {
+    if out.len() < scores.len() {
+        out.resize(scores.len(), 0.0);
+    }
+    let out = &mut out[..scores.len()];
+    // Moved into the closure, what the function captures is known not to overlap `out`.
+    pulp::Arch::new().dispatch(
+        #[inline(always)]
+        move || {
+            for (out, score) in out.iter_mut().zip(scores) {
+                *out = function(*score);
+            }
+        },
+    );
+}
+
+/// `exp(x - max)` of every score, as torch's softmax computes it.
 pub(crate) fn exp_each(scores: &[f32], max: f32, out: &mut Vec<f32>) {
-    out.clear();
-    out.resize(scores.len(), 0.0);
-    pulp::Arch::new().dispatch(|| {
-        for (out, score) in out.iter_mut().zip(scores) {
-            *out = exp(score - max);
-        }
-    });
+    map(
+        scores,
+        out,
+        #[inline(always)]
+        move |score| exp(score - max),
+    );
 }
 
-/// `torch.distributions.Categorical(logits=...)` over a row of `len`, of which the `logits` at the
-/// given positions are not banned: fills in `probs` and returns the entropy in nats.
-pub(crate) fn categorical(
-    logits: &[f32],
-    len: usize,
-    position: impl Fn(usize) -> usize,
-    probs: &mut [f32],
-) -> f32 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = CascadeSum::new(len);
-    for (at, &logit) in logits.iter().enumerate() {
-        sum.add(position(at), exp_rounded(logit - max));
-    }
-    let log_sum = ln(sum.finish()) + max;
-    let mut sum = LaneSum::new(len);
-    for (at, (&logit, prob)) in logits.iter().zip(probs.iter_mut()).enumerate() {
-        *prob = exp((logit - log_sum) - (max - log_sum));
-        sum.add(position(at), *prob);
-    }
-    let scale = 1.0 / sum.finish();
-    let mut negated = CascadeSum::new(len);
-    for (at, (&logit, prob)) in logits.iter().zip(probs).enumerate() {
-        *prob *= scale;
-        if *prob > 0.0 {
-            negated.add(position(at), (logit - log_sum) * *prob);
-        }
-    }
-    -negated.finish()
+/// A row of terms of which all that are missing are zero, and so change no sum.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Row<'a> {
+    /// The length of the whole row.
+    pub(crate) len: usize,
+    /// Where in it the terms stand.
+    pub(crate) places: Places<'a>,
 }
 
-/// torch's sum of a softmax row: 16 running sums, folded in halves; short rows from left to right.
-///
-/// Fed with the non-zero terms alone it gives the same bits, since adding zero changes nothing.
-#[derive(Debug, Clone)]
-pub(crate) struct LaneSum {
-    lanes: [f32; LANES],
-    mask: usize,
+/// Where in a row terms stand.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Places<'a> {
+    /// One after the other, from this place on.
+    From(usize),
+    /// At these places, in ascending order.
+    At(&'a [u32]),
 }
 
-impl LaneSum {
-    /// The empty sum of a row of `len` terms.
-    pub(crate) fn new(len: usize) -> Self {
-        Self { lanes: [0.0; LANES], mask: if len < LANES { 0 } else { LANES - 1 } }
-    }
+/// Lanes of the sum in torch's softmax.
+const LANES: usize = 16;
 
-    /// Adds the term at `position` of the row; positions come in ascending order.
-    #[inline]
-    pub(crate) fn add(&mut self, position: usize, term: f32) {
-        self.lanes[position & self.mask] += term;
-    }
-
-    /// Adds a whole row, from position 0 on.
-    pub(crate) fn add_row(&mut self, row: &[f32]) {
-        let (chunks, rest) = row.as_chunks::<LANES>();
-        if self.mask == 0 {
-            for term in row {
-                self.lanes[0] += term;
-            }
-            return;
-        }
-        let mut lanes = self.lanes;
-        for chunk in chunks {
-            for (lane, term) in lanes.iter_mut().zip(chunk) {
-                *lane += term;
-            }
-        }
-        for (lane, term) in lanes.iter_mut().zip(rest) {
-            *lane += term;
-        }
-        self.lanes = lanes;
-    }
-
-    /// The sum.
-    pub(crate) fn finish(self) -> f32 {
-        let mut lanes = self.lanes;
-        let mut half = LANES / 2;
-        while half > 0 {
-            for lane in 0..half {
-                lanes[lane] += lanes[lane + half];
-            }
-            half /= 2;
-        }
-        lanes[0]
-    }
-}
-
-/// Rows of vectors `torch.sum` keeps apart, to overlap their additions.
-const ROWS: usize = 4;
-/// Lanes of the vectors `torch.sum` uses, also where wider ones exist.
+/// Lanes of `torch.sum`, also where the processor has wider vectors.
 const SUM_LANES: usize = 8;
-/// Depth of the cascade.
+/// Vectors `torch.sum` adds up side by side.
+const SIDE_BY_SIDE: usize = 4;
+/// Terms of the vectors side by side.
+const GROUP: usize = SUM_LANES * SIDE_BY_SIDE;
+/// Levels of `torch.sum`'s cascade.
 const LEVELS: usize = 4;
 
-/// `torch.sum` of a row: a cascade of partial sums over four rows of eight lanes.
-///
-/// Terms that are zero may be left out.
+/// Partial sums of one level.
+type Sums = [[f32; SUM_LANES]; SIDE_BY_SIDE];
+
+impl Row<'_> {
+    /// The sum in torch's softmax: 16 running sums, folded in halves; of a shorter row, one.
+    pub(crate) fn softmax_sum(self, terms: &[f32]) -> f32 {
+        if self.len < LANES {
+            return terms.iter().sum();
+        }
+        let mut lanes = [0.0; LANES];
+        match self.places {
+            Places::At(places) => {
+                for (&place, term) in places.iter().zip(terms) {
+                    lanes[place as usize % LANES] += term;
+                }
+            }
+            Places::From(first) => {
+                let (head, terms) = terms.split_at((first.wrapping_neg() % LANES).min(terms.len()));
+                add(&mut lanes[first % LANES..], head);
+                let (chunks, rest) = terms.as_chunks::<LANES>();
+                for chunk in chunks {
+                    add(&mut lanes, chunk);
+                }
+                add(&mut lanes, rest);
+            }
+        }
+        fold(lanes)
+    }
+
+    /// `torch.sum`: a cascade, in which blocks of sums move up from level to level.
+    pub(crate) fn sum(self, terms: &[f32]) -> f32 {
+        let mut cascade = Cascade::new(self.len);
+        match self.places {
+            Places::At(places) => {
+                for (&place, &term) in places.iter().zip(terms) {
+                    cascade.add(place as usize, term);
+                }
+            }
+            Places::From(first) => {
+                let (head, terms) = terms.split_at((first.wrapping_neg() % GROUP).min(terms.len()));
+                for (at, &term) in head.iter().enumerate() {
+                    cascade.add(first + at, term);
+                }
+                let first = first + head.len();
+                let (groups, rest) = terms.as_chunks::<GROUP>();
+                for (group, terms) in groups.iter().enumerate() {
+                    cascade.add_group(first / GROUP + group, terms);
+                }
+                for (at, &term) in rest.iter().enumerate() {
+                    cascade.add(first + groups.len() * GROUP + at, term);
+                }
+            }
+        }
+        cascade.finish()
+    }
+
+    /// `torch.distributions.Categorical(logits=...)`: fills in `probs`, returns the entropy in
+    /// nats. `max` is the highest of the logits, `terms` working space.
+    pub(crate) fn categorical(
+        self,
+        logits: &[f32],
+        max: f32,
+        probs: &mut Vec<f32>,
+        terms: &mut Vec<f32>,
+    ) -> f32 {
+        let n = logits.len();
+        map(
+            logits,
+            terms,
+            #[inline(always)]
+            move |logit| exp_nearest(logit - max),
+        );
+        let log_sum = ln(self.sum(&terms[..n])) + max;
+        let max = max - log_sum;
+        map(
+            logits,
+            probs,
+            #[inline(always)]
+            move |logit| exp((logit - log_sum) - max),
+        );
+        let scale = 1.0 / self.softmax_sum(&probs[..n]);
+        for ((term, logit), prob) in terms.iter_mut().zip(logits).zip(probs) {
+            *prob *= scale;
+            // torch clamps the logits, so that a banned one times zero is zero.
+            *term = (logit - log_sum).max(f32::MIN) * *prob;
+        }
+        -self.sum(&terms[..n])
+    }
+
+    /// The entropy in nats of the distribution with these logarithms, as `torch.nansum` of
+    /// `log p * exp(log p)` gives it.
+    pub(crate) fn entropy(
+        self,
+        scores: &[f32],
+        log_prob: impl Fn(f32) -> f32 + Copy,
+        terms: &mut Vec<f32>,
+    ) -> f32 {
+        map(
+            scores,
+            terms,
+            #[inline(always)]
+            move |score| {
+                let log_prob = log_prob(score);
+                // What is banned would give infinity times zero, which `nansum` passes over.
+                exp_nearest(log_prob) * log_prob.max(f32::MIN)
+            },
+        );
+        -self.sum(&terms[..scores.len()])
+    }
+}
+
+fn add(sums: &mut [f32], terms: &[f32]) {
+    for (sum, term) in sums.iter_mut().zip(terms) {
+        *sum += term;
+    }
+}
+
+/// Folds the lanes in halves.
+fn fold(mut lanes: [f32; LANES]) -> f32 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            lanes[lane] += lanes[lane + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// The running sums of [`Row::sum`]; terms come in ascending order of their places.
 #[derive(Debug, Clone)]
-pub(crate) struct CascadeSum {
-    sums: [[[f32; SUM_LANES]; ROWS]; LEVELS],
+struct Cascade {
+    levels: [Sums; LEVELS],
     tail: f32,
-    /// Whole vectors in the row.
+    /// Whole vectors in the row, and how many of them stand in whole groups side by side.
     vectors: usize,
-    /// Vectors that enter the cascade: whole groups of `ROWS`.
     cascaded: usize,
-    /// log2 of how many groups are summed before the sums move up a level.
+    /// log2 of how many groups are summed before their sums move up.
     power: usize,
     /// Groups whose sums have moved up.
     moved: usize,
     merged: bool,
 }
 
-impl CascadeSum {
-    /// The empty sum of a row of `len` terms.
-    pub(crate) fn new(len: usize) -> Self {
+impl Cascade {
+    fn new(len: usize) -> Self {
         let vectors = len / SUM_LANES;
-        let groups = vectors / ROWS;
+        let groups = vectors / SIDE_BY_SIDE;
         let power = (groups.max(1).next_power_of_two().ilog2() as usize / LEVELS).max(4);
         Self {
-            sums: [[[0.0; SUM_LANES]; ROWS]; LEVELS],
+            levels: [[[0.0; SUM_LANES]; SIDE_BY_SIDE]; LEVELS],
             tail: 0.0,
             vectors,
-            cascaded: groups * ROWS,
+            cascaded: groups * SIDE_BY_SIDE,
             power,
             moved: 0,
             merged: false,
         }
     }
 
-    /// Adds the term at `position` of the row; positions come in ascending order.
-    pub(crate) fn add(&mut self, position: usize, term: f32) {
-        let (vector, lane) = (position / SUM_LANES, position % SUM_LANES);
+    fn add(&mut self, place: usize, term: f32) {
+        let (vector, lane) = (place / SUM_LANES, place % SUM_LANES);
         if vector < self.cascaded {
-            let group = vector / ROWS;
-            while self.moved + (1 << self.power) <= group {
-                self.move_up();
-            }
-            self.sums[0][vector % ROWS][lane] += term;
+            self.move_up_to(vector / SIDE_BY_SIDE);
+            self.levels[0][vector % SIDE_BY_SIDE][lane] += term;
         } else if vector < self.vectors {
             self.merge();
-            self.sums[0][0][lane] += term;
+            self.levels[0][0][lane] += term;
         } else {
             self.tail += term;
         }
     }
 
-    /// The sum.
-    pub(crate) fn finish(mut self) -> f32 {
-        self.merge();
-        let [first, others @ ..] = &mut self.sums[0];
-        for row in others {
-            for (sum, term) in first.iter_mut().zip(row) {
-                *sum += *term;
-            }
-        }
-        first.iter().fold(self.tail, |sum, lane| sum + lane)
+    /// Adds the terms of a whole group.
+    fn add_group(&mut self, group: usize, terms: &[f32; GROUP]) {
+        self.move_up_to(group);
+        add(self.levels[0].as_flattened_mut(), terms);
     }
 
-    /// Moves the sums of a finished block up, through every level that is full.
+    /// Moves up the sums of all blocks before a group.
+    #[inline]
+    fn move_up_to(&mut self, group: usize) {
+        while self.moved + (1 << self.power) <= group {
+            self.move_up();
+        }
+    }
+
+    /// Moves the sums of one block up, through every level that is full.
     fn move_up(&mut self) {
         self.moved += 1 << self.power;
         for level in 1..LEVELS {
-            self.lift(level);
-            for row in &mut self.sums[level - 1] {
-                *row = [0.0; SUM_LANES];
-            }
+            let (low, high) = self.levels.split_at_mut(level);
+            add(high[0].as_flattened_mut(), low[level - 1].as_flattened());
+            low[level - 1] = Sums::default();
             let mask = ((1 << self.power) - 1) << (level * self.power);
             if self.moved & mask != 0 {
                 break;
@@ -234,28 +320,22 @@ impl CascadeSum {
 
     /// Folds all levels into the lowest, once.
     fn merge(&mut self) {
-        if self.merged {
-            return;
+        if !self.merged {
+            self.move_up_to(self.cascaded / SIDE_BY_SIDE);
+            let (lowest, higher) = self.levels.split_at_mut(1);
+            for level in higher {
+                add(lowest[0].as_flattened_mut(), level.as_flattened());
+            }
+            self.merged = true;
         }
-        while self.moved + (1 << self.power) <= self.cascaded / ROWS {
-            self.move_up();
-        }
-        for level in 1..LEVELS {
-            let (low, high) = self.sums.split_at_mut(level);
-            add_rows(&mut low[0], &high[0]);
-        }
-        self.merged = true;
     }
 
-    /// Adds the level below onto `level`.
-    fn lift(&mut self, level: usize) {
-        let (low, high) = self.sums.split_at_mut(level);
-        add_rows(&mut high[0], &low[level - 1]);
-    }
-}
-
-fn add_rows(sums: &mut [[f32; SUM_LANES]; ROWS], terms: &[[f32; SUM_LANES]; ROWS]) {
-    for (sum, term) in sums.iter_mut().flatten().zip(terms.iter().flatten()) {
-        *sum += term;
+    fn finish(mut self) -> f32 {
+        self.merge();
+        let [mut sums, others @ ..] = self.levels[0];
+        for other in &others {
+            add(&mut sums, other);
+        }
+        sums.iter().fold(self.tail, |sum, lane| sum + lane)
     }
 }

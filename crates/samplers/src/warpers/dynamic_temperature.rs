@@ -50,7 +50,7 @@ impl Warp for DynamicTemperature {
         if (max / temperature).is_finite() {
             candidates.rescale(|score| score / temperature);
         } else {
-            candidates.keep(|it| it.score == max);
+            candidates.keep(move |score, _| score == max);
         }
     }
 }

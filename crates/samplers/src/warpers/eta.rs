@@ -4,7 +4,6 @@ use mlxgk_logits_processors::Result;
 
 use super::{Warp, at_least_one, parameter, processor};
 use crate::candidates::Candidates;
-use crate::torch_math;
 
 /// Removes tokens with a probability below `min(epsilon, sqrt(epsilon) e^-H)`, `H` being the
 /// entropy in nats (HF's `EtaLogitsWarper`; Hewitt et al., 2022).
@@ -37,8 +36,9 @@ impl EtaCutoff {
 
 impl Warp for EtaCutoff {
     fn warp(&self, candidates: &mut Candidates) {
-        let entropy = candidates.entropy();
-        let eta = self.epsilon.min(self.epsilon.sqrt() * torch_math::exp_rounded(-entropy));
+        let entropy = candidates.categorical_entropy();
+        let flatness = f64::from(-entropy).exp() as f32;
+        let eta = self.epsilon.min(self.epsilon.sqrt() * flatness);
         candidates.softmax();
         candidates.keep_probable(eta, self.min_tokens_to_keep);
     }

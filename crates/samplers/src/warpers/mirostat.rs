@@ -70,17 +70,17 @@ impl Mirostat {
             Some(m) => self.zipf_rank(candidates, m),
             None => self.unsurprising(candidates),
         };
-        candidates.keep_ranks(0..kept.clamp(1, candidates.len()));
+        let kept = kept.max(1);
+        candidates.keep_ranked(|rank, _| rank < kept);
     }
 
     /// The rank at which a Zipf distribution with the estimated exponent reaches `mu`.
     fn zipf_rank(&self, candidates: &Candidates, m: usize) -> usize {
-        let probability =
-            |rank: usize| f64::from(candidates.probs()[candidates.ranked()[rank].place()]);
+        let probs = candidates.ranked_probs().map(f64::from);
         let (mut products, mut squares) = (0.0, 0.0);
-        for i in 0..(m - 1).min(candidates.len() - 1) {
+        for (i, (p, next)) in probs.clone().zip(probs.skip(1)).take(m - 1).enumerate() {
             let t = ((i + 2) as f64 / (i + 1) as f64).ln();
-            products += t * (probability(i) / probability(i + 1)).ln();
+            products += t * (p / next).ln();
             squares += t * t;
         }
         let exponent = products / squares;
@@ -93,8 +93,7 @@ impl Mirostat {
 
     /// How many tokens are no more surprising than `mu`.
     fn unsurprising(&self, candidates: &Candidates) -> usize {
-        let probs = candidates.probs();
-        let surprises = candidates.ranked().iter().map(|it| -f64::from(probs[it.place()]).log2());
+        let surprises = candidates.ranked_probs().map(|p| -f64::from(p).log2());
         surprises.take_while(|&surprise| surprise <= self.mu).count()
     }
 }

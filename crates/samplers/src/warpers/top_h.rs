@@ -4,7 +4,7 @@ use mlxgk_logits_processors::Result;
 
 use super::{Warp, parameter, processor};
 use crate::candidates::Candidates;
-use crate::torch_math::{categorical, ln};
+use crate::torch_math::{Places, Row, ln};
 
 /// Keeps the most likely tokens while their share of the entropy lasts (HF's `TopHLogitsWarper`;
 /// Potraghloo et al., 2025).
@@ -33,24 +33,26 @@ impl TopH {
 impl Warp for TopH {
     fn warp(&self, candidates: &mut Candidates) {
         let kth = candidates.kth_highest(Self::CONSIDERED);
-        candidates.keep(|it| it.score >= kth);
+        candidates.keep(move |score, _| score >= kth);
         // Negated keys put the highest score first, and the lower id before its equals.
         candidates.rank(|score| -score);
         let considered = Self::CONSIDERED.min(candidates.vocab());
         let n = considered.min(candidates.len());
-        let (mut logits, mut probs) = ([0.0; Self::CONSIDERED], [0.0; Self::CONSIDERED]);
-        for (logit, ranked) in logits.iter_mut().zip(candidates.ranked()).take(n) {
-            *logit = candidates.scores()[ranked.place()];
+        let mut logits = [0.0; Self::CONSIDERED];
+        for (logit, score) in logits.iter_mut().zip(candidates.ranked_scores()).take(n) {
+            *logit = score;
         }
-        let entropy = categorical(&logits[..n], considered, |rank| rank, &mut probs[..n]);
+        let (mut probs, mut terms) = (Vec::with_capacity(n), Vec::with_capacity(n));
+        let row = Row { len: considered, places: Places::From(0) };
+        let entropy = row.categorical(&logits[..n], logits[0], &mut probs, &mut terms);
         let budget = entropy * self.0;
         let mut spent = 0.0;
-        let affordable = probs[..n].iter().take_while(|&&prob| {
+        let affordable = probs.iter().take_while(|&&prob| {
             spent += f64::from(-prob * ln(prob));
             spent as f32 <= budget
         });
         let kept = affordable.count().max(1);
-        candidates.keep_ranks(0..kept);
+        candidates.keep_ranked(|rank, _| rank < kept);
     }
 }
 

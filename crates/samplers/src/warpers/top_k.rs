@@ -40,7 +40,7 @@ impl Warp for TopK {
     fn warp(&self, candidates: &mut Candidates) {
         if self.0 < candidates.len() {
             let kth = candidates.kth_highest(self.0);
-            candidates.keep(|it| it.score >= kth);
+            candidates.keep(move |score, _| score >= kth);
         }
     }
 }

@@ -34,7 +34,7 @@ impl Warp for TopNSigma {
         let mean = scores.iter().copied().map(f64::from).sum::<f64>() / n;
         let squares: f64 = scores.iter().map(|&score| (f64::from(score) - mean).powi(2)).sum();
         let least = f64::from(candidates.max()) - self.0 * (squares / n).sqrt();
-        candidates.keep(|it| f64::from(it.score) >= least);
+        candidates.keep(move |score, _| f64::from(score) >= least);
     }
 }
 

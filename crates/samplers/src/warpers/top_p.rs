@@ -4,7 +4,6 @@ use mlxgk_logits_processors::Result;
 
 use super::{Warp, at_least_one, parameter, processor};
 use crate::candidates::Candidates;
-use crate::torch_math::{LaneSum, exp};
 
 /// Keeps the most likely tokens that together hold a share `p` of the probability (HF's
 /// `TopPLogitsWarper`; Holtzman et al., 2020).
@@ -41,25 +40,26 @@ impl TopP {
 
 impl Warp for TopP {
     fn warp(&self, candidates: &mut Candidates) {
-        candidates.rank(|score| score);
-        let scores = candidates.scores();
+        candidates.weigh();
         let max = candidates.max();
-        // The banned tokens come first in HF's ascending order, and weigh nothing.
-        let banned = candidates.vocab() - candidates.len();
-        let mut sum = LaneSum::new(candidates.vocab());
-        for (rank, it) in candidates.ranked().iter().enumerate() {
-            sum.add(banned + rank, exp(scores[it.place()] - max));
+        let mark = self.removable.next_up();
+        let crossing = candidates.crossing(|score| score, (max - RANGE, max), true, mark);
+        match crossing {
+            Some(it) if candidates.len() - it.rank >= self.min_tokens_to_keep => {
+                candidates.keep_from(it.key, it.place);
+            }
+            _ => {
+                let kth = candidates.kth_highest(self.min_tokens_to_keep);
+                candidates.keep(move |score, _| score >= kth);
+                candidates.rank(|score| score);
+                let first = candidates.len().saturating_sub(self.min_tokens_to_keep);
+                candidates.keep_ranked(|rank, _| rank >= first);
+            }
         }
-        let scale = 1.0 / sum.finish();
-        let mut mass = 0.0;
-        let first = candidates.ranked().iter().position(|it| {
-            mass += f64::from(exp(scores[it.place()] - max) * scale);
-            mass as f32 > self.removable
-        });
-        let n = candidates.len();
-        let first = first.unwrap_or(n).min(n.saturating_sub(self.min_tokens_to_keep));
-        candidates.keep_ranks(first..n);
     }
 }
+
+/// How far below the highest score, in nats, the cut is looked for first.
+const RANGE: f32 = 24.0;
 
 processor!(TopP, "TopPLogitsWarper", TopP);

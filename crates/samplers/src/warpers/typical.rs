@@ -4,7 +4,7 @@ use mlxgk_logits_processors::Result;
 
 use super::{Warp, at_least_one, parameter, processor};
 use crate::candidates::Candidates;
-use crate::torch_math::{CascadeSum, LaneSum, exp, exp_rounded, ln};
+use crate::torch_math::ln;
 
 /// Keeps the tokens whose surprise is nearest to the entropy, up to a given probability mass (HF's
 /// `TypicalLogitsWarper`; Meister et al., 2022).
@@ -39,41 +39,30 @@ impl Typical {
 
 impl Warp for Typical {
     fn warp(&self, candidates: &mut Candidates) {
-        candidates.drop_banned();
-        let (vocab, n, max) = (candidates.vocab(), candidates.len(), candidates.max());
-        let mut sum = LaneSum::new(vocab);
-        for (at, &score) in candidates.scores().iter().enumerate() {
-            sum.add(candidates.id(at), exp(score - max));
-        }
-        let log_sum = ln(sum.finish());
-        let surprise = |score: f32| -(score - max - log_sum);
-        let mut negated = CascadeSum::new(vocab);
-        for (at, &score) in candidates.scores().iter().enumerate() {
-            let log_prob = -surprise(score);
-            negated.add(candidates.id(at), log_prob * exp_rounded(log_prob));
-        }
-        let entropy = -negated.finish();
-        let strangeness = |score: f32| (surprise(score) - entropy).abs();
+        candidates.weigh();
+        let max = candidates.max();
+        let log_sum = ln(candidates.weight());
+        let log_prob = move |score: f32| (score - max) - log_sum;
+        let entropy = candidates.summed_entropy(log_prob);
+        let strangeness = move |score: f32| (-log_prob(score) - entropy).abs();
 
-        candidates.rank(strangeness);
-        let score_at = |rank: usize| candidates.scores()[candidates.ranked()[rank].place()];
-        let mut sum = LaneSum::new(vocab);
-        for rank in 0..n {
-            sum.add(rank, exp(score_at(rank) - max));
+        let last = candidates.crossing(strangeness, (0.0, RANGE), false, self.mass);
+        // Where the mass is not reached, HF's last token is a banned one, infinitely strange.
+        let limit = last.map_or(f32::INFINITY, |last| last.key);
+        let kept = scores_within(candidates.scores(), strangeness, limit);
+        if kept >= self.min_tokens_to_keep {
+            candidates.keep(move |score, _| strangeness(score) <= limit);
+        } else {
+            candidates.keep_first(self.min_tokens_to_keep, strangeness);
         }
-        let scale = 1.0 / sum.finish();
-        let mut mass = 0.0;
-        let last = (0..n).find(|&rank| {
-            mass += f64::from(exp(score_at(rank) - max) * scale);
-            mass as f32 >= self.mass
-        });
-        // Where the mass is never reached, HF's last token is a banned one, infinitely strange.
-        let Some(last) = last else { return };
-        let limit = strangeness(score_at(last));
-        let tied = (last..n).take_while(|&rank| strangeness(score_at(rank)) == limit).count();
-        let kept = (last + tied).max(self.min_tokens_to_keep).min(n);
-        candidates.keep_ranks(0..kept);
     }
 }
+
+fn scores_within(scores: &[f32], key: impl Fn(f32) -> f32, limit: f32) -> usize {
+    scores.iter().filter(|&&score| key(score) <= limit).count()
+}
+
+/// Up to which strangeness, in nats, the crossing is looked for first.
+const RANGE: f32 = 24.0;
 
 processor!(Typical, "TypicalLogitsWarper", Typical);

@@ -70,22 +70,12 @@ impl Xtc {
         candidates.drop_banned();
         candidates.softmax();
         candidates.rank(|score| -score);
-        let probs = candidates.probs();
-        let above = candidates
-            .ranked()
-            .iter()
-            .take_while(|ranked| probs[ranked.place()] >= self.threshold)
-            .count();
+        let above = candidates.ranked_probs().take_while(|&p| p >= self.threshold).count();
         let removed = above.saturating_sub(1);
         let n = candidates.len();
         if removed == 0 || n - removed < self.min_tokens_to_keep {
             return;
         }
-        if self.spared.is_empty() {
-            candidates.keep_ranks(removed..n);
-        } else {
-            let least = candidates.scores()[candidates.ranked()[removed].place()];
-            candidates.keep(|it| it.score <= least || self.spared.contains(&it.id));
-        }
+        candidates.keep_ranked(|rank, id| rank >= removed || self.spared.contains(&id));
     }
 }
