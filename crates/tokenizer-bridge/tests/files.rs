@@ -1,5 +1,7 @@
 //! Folders and files that cannot be used, and ids gathered from several of them.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
+
 use std::fs;
 
 use mlxgk_tokenizer_bridge::{ErrorKind, Files, IdSource, SpecialIds, Tokenizer};

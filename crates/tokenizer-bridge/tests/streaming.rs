@@ -1,6 +1,8 @@
 //! Streamed pieces put together are the text of all ids at once, for every kind of decoder and for
 //! ids no encoder would give.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
+
 use mlxgk_tokenizer_bridge::{Files, Tokenizer};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -98,7 +100,7 @@ fn tokenizer_json(decoder: &Value) -> String {
     json!({"added_tokens": [special, added], "decoder": decoder, "model": model}).to_string()
 }
 
-fn load(json: &str, config: Value) -> Tokenizer {
+fn load(json: &str, config: &Value) -> Tokenizer {
     let config = config.to_string().into_bytes();
     let files = Files {
         tokenizer: Some(json.as_bytes().into()),
@@ -142,7 +144,7 @@ proptest! {
     fn pieces_are_the_whole(ids in ids(), skip: bool) {
         for decoder in decoders() {
             let json = tokenizer_json(&decoder);
-            let tokenizer = load(&json, json!({}));
+            let tokenizer = load(&json, &json!({}));
             let reference: tokenizers::Tokenizer = json.parse().unwrap();
             // The reference counts the tokens' last place before it looks whether there are any.
             let known = ids.iter().any(|&id| tokenizer.id_to_token(id).is_some_and(|_| !skip || !tokenizer.is_special(id)));
@@ -150,7 +152,7 @@ proptest! {
             prop_assert_eq!(&streamed(&tokenizer, &ids, skip), &expected, "{}", decoder);
             prop_assert_eq!(&tokenizer.decode(&ids, skip).unwrap(), &expected, "{}", decoder);
 
-            let cleaning = load(&json, json!({"clean_up_tokenization_spaces": true}));
+            let cleaning = load(&json, &json!({"clean_up_tokenization_spaces": true}));
             prop_assert_eq!(streamed(&cleaning, &ids, skip), cleaned(&expected), "{}", decoder);
         }
     }
@@ -160,14 +162,14 @@ proptest! {
 #[test]
 fn stripping_the_end_of_short_tokens() {
     let decoder = json!({"type": "Strip", "content": " ", "start": 1, "stop": 2});
-    let tokenizer = load(&tokenizer_json(&decoder), json!({}));
+    let tokenizer = load(&tokenizer_json(&decoder), &json!({}));
     let id = |token| tokenizer.token_to_id(token).unwrap();
     let ids = [id("  "), id(" "), id("a "), id(" a")];
     assert_eq!(tokenizer.decode(&ids, false).unwrap(), "aa");
 
     let fuse = json!({"type": "Fuse"});
     let decoder = json!({"type": "Sequence", "decoders": [fuse, decoder]});
-    let tokenizer = load(&tokenizer_json(&decoder), json!({}));
+    let tokenizer = load(&tokenizer_json(&decoder), &json!({}));
     let ids = [id("  "), id("a"), id(" "), id("  "), id("b"), id("  "), id(" ")];
     assert_eq!(streamed(&tokenizer, &ids, false), " a   b ");
     assert_eq!(tokenizer.decode(&[], false).unwrap(), "");
@@ -177,7 +179,7 @@ fn stripping_the_end_of_short_tokens() {
 #[test]
 fn text_comes_as_soon_as_it_is_certain() {
     let pieces = |decoder: Value, tokens: &[&str]| -> Vec<String> {
-        let tokenizer = load(&tokenizer_json(&decoder), json!({}));
+        let tokenizer = load(&tokenizer_json(&decoder), &json!({}));
         let mut stream = tokenizer.stream(true);
         let ids = tokens.iter().map(|token| tokenizer.token_to_id(token).unwrap());
         let mut pieces: Vec<String> = ids.map(|id| stream.push(id).unwrap().to_owned()).collect();
