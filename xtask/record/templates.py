@@ -1,11 +1,12 @@
 """What transformers makes of chat templates, tokenizers and special ids.
 
 Files of three kinds (`kind` in each): `chat` renders conversations through `apply_chat_template`,
-`tokenizer` encodes and decodes with small tokenizers trained here, `special_ids` asks which ids
+`tokenizer` encodes and decodes with small tokenizers made here, `special_ids` asks which ids
 `generate()` would use. The chat templates lie in `chat_templates/`; they are written for this project
 in the shapes of published ones and use the same Jinja constructs.
 """
 
+import collections
 import datetime
 import itertools
 import json
@@ -17,7 +18,7 @@ from unittest import mock
 import tokenizers
 from _fixture import made_by, write_json
 from jinja2.exceptions import TemplateError
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
@@ -362,17 +363,56 @@ def added(text, special=True, **flags):
     return AddedToken(text, special=special, normalized=False, **flags)
 
 
+def pairs_learnt(words, count):
+    """Byte-pair merges, the most frequent first. The library's own trainers break ties by chance."""
+    words = collections.Counter(words)
+    merges = []
+    for _ in range(count):
+        pairs = collections.Counter()
+        for word, times in words.items():
+            for pair in zip(word, word[1:]):
+                pairs[pair] += times
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append(best)
+        merged = collections.Counter()
+        for word, times in words.items():
+            merged[join_pair(word, best)] += times
+        words = merged
+    return merges
+
+
+def join_pair(word, pair):
+    out = []
+    for symbol in word:
+        if out and (out[-1], symbol) == pair:
+            out[-1] += symbol
+        else:
+            out.append(symbol)
+    return tuple(out)
+
+
+def frequent(pieces, count):
+    """The most frequent pieces, ties by text."""
+    times = collections.Counter(pieces)
+    return sorted(times, key=lambda piece: (-times[piece], piece))[:count]
+
+
+def numbered(tokens):
+    return {token: at for at, token in enumerate(dict.fromkeys(tokens))}
+
+
 def byte_level():
     """Qwen's shape: NFC, a split by pattern, bytes as characters, no tokens put around a text."""
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+    split = pre_tokenizers.Sequence([
         pre_tokenizers.Split(tokenizers.Regex(SPLIT), behavior="isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ])
+    merges = pairs_learnt([tuple(word) for line in CORPUS for word, _ in split.pre_tokenize_str(line)], 140)
+    vocab = numbered([*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)])
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab, merges))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=400, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    tokenizer.train_from_iterator(CORPUS, trainer)
     tokenizer.add_tokens([added("<|endoftext|>"), added("<|im_start|>"), added("<|im_end|>"), added("<tool_call>", special=False), added("日本", special=False)])
     # Ignored for BPE, as transformers warns.
     return tokenizer, {**CHATML_TOKENS, "clean_up_tokenization_spaces": True}
@@ -380,53 +420,69 @@ def byte_level():
 
 def byte_fallback(prefix_space):
     """Llama 2's shape with a space in front, Gemma's without."""
-    tokenizer = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    words = [tuple("▁" + word) for line in CORPUS for word in line.split(" ")]
+    letters = frequent(itertools.chain(*words), 60)
+    merges = pairs_learnt([word for word in words if set(word) <= set(letters)], 140)
+    vocab = numbered(["<unk>", "<s>", "</s>", *BYTES, *sorted(letters), *map("".join, merges)])
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab, merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
     replace = normalizers.Replace(" ", "▁")
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace]) if prefix_space else replace
     chain = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence(chain + [decoders.Strip(" ", 1, 0)] if prefix_space else chain)
-    trainer = trainers.BpeTrainer(vocab_size=480, show_progress=False, limit_alphabet=60, special_tokens=["<unk>", "<s>", "</s>", *BYTES])
-    tokenizer.train_from_iterator([line.replace(" ", "▁") for line in CORPUS], trainer)
-    # The trainer lists the bytes as special tokens; published tokenizers do not.
-    saved = json.loads(tokenizer.to_str())
-    saved["added_tokens"] = saved["added_tokens"][:3]
-    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(saved))
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)])
     return tokenizer, {**LLAMA_TOKENS, "add_bos_token": False, "add_eos_token": True}
 
 
 def unigram():
     """T5's shape: SentencePiece unigram, an end token, English spaces cleaned up."""
-    tokenizer = tokenizers.Tokenizer(models.Unigram())
+    words = ["▁" + word for line in CORPUS for word in line.split()]
+    parts = [word[i:j] for word in words for i in range(len(word)) for j in range(i + 2, min(len(word), i + 6) + 1)]
+    pieces = [*sorted(set("".join(words))), *frequent(parts, 120)]
+    scored = [(piece, -1.5 - 0.0625 * at) for at, piece in enumerate(reversed(pieces))]
+    special = ["<pad>", "</s>", "<unk>"]
+    tokenizer = tokenizers.Tokenizer(models.Unigram([(token, 0.0) for token in special] + scored, unk_id=2))
+    tokenizer.add_special_tokens(special)
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(tokenizers.Regex(" {2,}"), " ")])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=220, show_progress=False, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>")
-    tokenizer.train_from_iterator(CORPUS, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)])
     return tokenizer, {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "extra_special_tokens": ["<extra>"], "clean_up_tokenization_spaces": True}
 
 
+def bert_words():
+    """The corpus as BERT splits it, in lower case."""
+    normalizer, split = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    return [word for line in CORPUS for word, _ in split.pre_tokenize_str(normalizer.normalize_str(line))]
+
+
 def wordpiece():
     """BERT's shape."""
-    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    words = bert_words()
+    letters = sorted(set("".join(words)))
+    heads = frequent([word[:n] for word in words for n in range(2, len(word) + 1)], 60)
+    tails = frequent([word[n:] for word in words for n in range(1, len(word))], 60)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocab = numbered([*special, *letters, *(f"##{letter}" for letter in letters), *heads, *(f"##{tail}" for tail in tails)])
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.add_special_tokens(special)
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=260, show_progress=False, special_tokens=tokens))
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     return tokenizer, {"cls_token": "[CLS]", "mask_token": {"__type": "AddedToken", "content": "[MASK]", "lstrip": True}, "clean_up_tokenization_spaces": True}
 
 
 def word_end():
     """CLIP's and GPT-1's shape: the end of a word is marked."""
-    tokenizer = tokenizers.Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<unk>"))
+    words = [(*word[:-1], word[-1] + "</w>") for word in bert_words()]
+    merges = pairs_learnt(words, 100)
+    vocab = numbered(["<unk>", *sorted(set(itertools.chain(*words))), *map("".join, merges)])
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab, merges, end_of_word_suffix="</w>", unk_token="<unk>"))
+    tokenizer.add_special_tokens(["<unk>"])
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.BPEDecoder()
-    trainer = trainers.BpeTrainer(vocab_size=240, show_progress=False, end_of_word_suffix="</w>", special_tokens=["<unk>"])
-    tokenizer.train_from_iterator(CORPUS, trainer)
     return tokenizer, {"unk_token": "<unk>"}
 
 
