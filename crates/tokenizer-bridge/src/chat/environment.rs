@@ -10,13 +10,12 @@ use super::{filters, methods};
 use crate::error::{Error, ErrorKind};
 
 /// The environment, without templates.
-pub(super) fn environment() -> Environment<'static> {
+pub(super) fn environment() -> Result<Environment<'static>, minijinja::Error> {
     let mut environment = Environment::new();
-    if let Ok(syntax) = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build() {
-        environment.set_syntax(syntax);
-    }
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     // A template's name may end in `.html` or `.json`; it is plain text all the same.
     environment.set_auto_escape_callback(|_| AutoEscape::None);
+    // Without it errors know no lines.
     environment.set_debug(true);
     environment.set_formatter(|out, _, value| {
         fmt::Write::write_fmt(out, format_args!("{}", Str(value)))?;
@@ -29,7 +28,7 @@ pub(super) fn environment() -> Environment<'static> {
         let error = minijinja::Error::new(JinjaErrorKind::InvalidOperation, message.clone());
         Err::<minijinja::Value, _>(error.with_source(Refusal(message)))
     });
-    environment
+    Ok(environment)
 }
 
 /// The error of a template that cannot be compiled or rendered, in one sentence.

@@ -26,9 +26,12 @@ pub(super) fn add_to(environment: &mut Environment<'_>) {
     environment.add_filter("first", |value: &Value| undefined_or(value, filters::first));
     environment
         .add_filter("last", |value: Value| undefined_or(&value, |it| filters::last(it.clone())));
-    environment.add_filter("items", |value: &Value| match value.is_undefined() {
-        true => Ok(Value::from(Vec::<Value>::new())),
-        false => filters::items(value),
+    environment.add_filter("items", |value: &Value| {
+        if value.is_undefined() {
+            Ok(Value::from_iter::<[Value; 0]>([]))
+        } else {
+            filters::items(value)
+        }
     });
     environment.add_filter("escape", escape);
     environment.add_filter("e", escape);

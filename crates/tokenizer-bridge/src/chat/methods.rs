@@ -28,8 +28,9 @@ pub(super) fn call(
 fn string_method(it: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
     let value = match method {
         "upper" => no_arguments(args, it.to_uppercase())?,
-        "lower" | "casefold" => no_arguments(args, it.to_lowercase().replace('ß', "ss"))
-            .map(|folded| if method == "lower" { it.to_lowercase().into() } else { folded })?,
+        "lower" => no_arguments(args, it.to_lowercase())?,
+        // Of the letters that fold further than their lower case, only this one is met in practice.
+        "casefold" => no_arguments(args, it.to_lowercase().replace('ß', "ss"))?,
         "capitalize" => no_arguments(args, capitalize(it))?,
         "title" => no_arguments(args, title(it))?,
         "swapcase" => no_arguments(args, it.chars().flat_map(swap_case).collect::<String>())?,

@@ -131,7 +131,9 @@ impl ChatTemplate {
 
     /// Templates as name, place and source.
     fn build(templates: Vec<(String, String, String)>, special: SpecialTokens) -> Result<Self> {
-        let mut environment = environment::environment();
+        let environment = environment::environment();
+        let mut environment =
+            environment.map_err(|error| environment::failure("chat template", &error))?;
         let mut names = Vec::with_capacity(templates.len());
         for (name, place, source) in templates {
             let source = generation::rewrite(&unix_newlines(&source));
