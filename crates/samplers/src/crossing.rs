@@ -44,9 +44,10 @@ pub(crate) struct Work {
 /// How much weight and how many candidates fall into each bucket of keys.
 #[derive(Debug, Clone, Default)]
 struct Histogram {
+    /// The bucket of every candidate.
     buckets: Vec<u16>,
-    masses: Vec<f64>,
-    counts: Vec<u32>,
+    /// Weight and number per bucket, side by side to be added in one instruction.
+    contents: Vec<[[f64; 2]; BUCKETS]>,
 }
 
 /// The candidate at which the running sum crosses.
@@ -140,28 +141,30 @@ impl Histogram {
         );
         // Neighbours go to histograms of their own, so that no addition waits for the last one.
         const APART: usize = 4;
-        self.masses.clear();
-        self.masses.resize(APART * BUCKETS, 0.0);
-        self.counts.clear();
-        self.counts.resize(APART * BUCKETS, 0);
+        self.contents.clear();
+        self.contents.resize(APART, [[0.0; 2]; BUCKETS]);
         for (place, (&bucket, &weight)) in self.buckets.iter().zip(row.weights).enumerate() {
-            let at = place % APART * BUCKETS + usize::from(bucket) % BUCKETS;
-            self.masses[at] += f64::from(weight);
-            self.counts[at] += 1;
+            let it = &mut self.contents[place % APART][usize::from(bucket) % BUCKETS];
+            *it = [it[0] + f64::from(weight), it[1] + 1.0];
         }
-        for at in BUCKETS..APART * BUCKETS {
-            self.masses[at % BUCKETS] += self.masses[at];
-            self.counts[at % BUCKETS] += self.counts[at];
+        let (first, others) = self.contents.split_at_mut(1);
+        for other in others {
+            for (sum, part) in first[0].iter_mut().zip(other) {
+                *sum = [sum[0] + part[0], sum[1] + part[1]];
+            }
         }
-        self.masses.truncate(BUCKETS);
-        self.counts.truncate(BUCKETS);
-        self.masses.iter().sum()
+        first[0].iter().map(|it| it[0]).sum()
+    }
+
+    /// Weight and number of the candidates in each bucket.
+    fn contents(&self) -> impl Iterator<Item = (f64, f64)> {
+        self.contents.iter().take(1).flatten().map(|&[mass, count]| (mass, count))
     }
 
     /// The bucket in which the running mass reaches `least`, and the count and mass before it.
     fn bucket_at(&self, least: f64) -> Option<(usize, usize, f64)> {
         let (mut count, mut mass) = (0, 0.0);
-        for (bucket, (it, &n)) in self.masses.iter().zip(&self.counts).enumerate() {
+        for (bucket, (it, n)) in self.contents().enumerate() {
             if mass + it >= least {
                 return Some((bucket, count, mass));
             }
@@ -194,8 +197,8 @@ impl Histogram {
     fn doubt(&self, total: f64, rising: bool) -> f64 {
         const ULP: f64 = 1.0 / (1 << 24) as f64;
         let (mut running, mut variance, mut lost) = (0.0, 0.0, 0.0);
-        for (&mass, &count) in self.masses.iter().zip(&self.counts) {
-            let (mass, count) = (mass / total, f64::from(count));
+        for (mass, count) in self.contents() {
+            let mass = mass / total;
             running += mass;
             let mean = mass / count.max(1.0);
             // The highest weight is 1, before the division by the total.

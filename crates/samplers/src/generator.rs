@@ -238,32 +238,37 @@ fn scramble(z: u64) -> u64 {
 
 /// The generators of a batch.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Streams {
-    /// One stream that the rows share in turn, as in torch; every row must draw or skip, in order.
+pub struct Streams(Kind);
+
+#[derive(Debug, Clone, PartialEq)]
+enum Kind {
     Torch(Box<TorchRng>),
-    /// A stream per row.
-    Fast(Vec<FastRng>),
+    Fast { seed: u64, rows: Vec<FastRng> },
 }
 
 impl Streams {
-    /// torch's stream under a seed.
+    /// torch's stream after `torch.manual_seed(seed)`. The rows share it: in every step each row
+    /// must draw or skip, in order.
     pub fn torch(seed: u64) -> Self {
-        Self::Torch(Box::new(TorchRng::new(seed)))
+        Self(Kind::Torch(Box::new(TorchRng::new(seed))))
     }
 
-    /// Streams of the rows `0..rows` under a seed.
+    /// A stream per row under a seed, of which those of the first `rows` are made at once.
     pub fn fast(seed: u64, rows: usize) -> Self {
-        Self::Fast((0..rows as u64).map(|row| FastRng::new(seed, row)).collect())
+        let rows = (0..rows as u64).map(|row| FastRng::new(seed, row)).collect();
+        Self(Kind::Fast { seed, rows })
     }
 
     /// The generator of a row.
-    ///
-    /// # Panics
-    /// When a fast stream's row is beyond those asked for.
     pub fn row(&mut self, row: usize) -> &mut dyn Generator {
-        match self {
-            Self::Torch(rng) => rng.as_mut(),
-            Self::Fast(rows) => &mut rows[row],
+        match &mut self.0 {
+            Kind::Torch(rng) => rng.as_mut(),
+            Kind::Fast { seed, rows } => {
+                for new in rows.len()..=row {
+                    rows.push(FastRng::new(*seed, new as u64));
+                }
+                &mut rows[row]
+            }
         }
     }
 }

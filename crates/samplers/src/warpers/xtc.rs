@@ -5,8 +5,8 @@ use mlxgk_logits_processors::Result;
 use super::{at_least_one, parameter};
 use crate::candidates::Candidates;
 
-/// With a given probability, removes all tokens above a threshold but the least likely of them
-/// (XTC, "exclude top choices": p-e-w, 2024; as in llama.cpp).
+/// With a given probability, removes all tokens above a threshold but the least likely of them,
+/// and what ties with it (XTC, "exclude top choices": p-e-w, 2024; as in llama.cpp and mlx-lm).
 ///
 /// It throws one coin per step, so it is not a function of the scores alone and runs only in a
 /// [`SamplerChain`](crate::SamplerChain), with the chain's generator.
@@ -71,11 +71,10 @@ impl Xtc {
         candidates.softmax();
         candidates.rank(|score| -score);
         let above = candidates.ranked_probs().take_while(|&p| p >= self.threshold).count();
-        let removed = above.saturating_sub(1);
-        let n = candidates.len();
-        if removed == 0 || n - removed < self.min_tokens_to_keep {
-            return;
+        let Some(least) = candidates.ranked_scores().take(above).last() else { return };
+        let removed = candidates.ranked_scores().take_while(|&score| score > least).count();
+        if candidates.len() - removed >= self.min_tokens_to_keep {
+            candidates.keep_ranked(|rank, id| rank >= removed || self.spared.contains(&id));
         }
-        candidates.keep_ranked(|rank, id| rank >= removed || self.spared.contains(&id));
     }
 }
