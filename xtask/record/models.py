@@ -215,7 +215,9 @@ def eos_case(model, tiny: _tiny.Tiny, seed: int) -> dict:
     rows = [until_end(row, ends) for row in padded]
     if len({len(row) for row in rows}) < 3 or min(len(row) for row in rows) < 3:
         raise TooClose("rows that end together")
-    return {"prompts": prompts, "eos_token_id": ends, "pad_token_id": 0, "tokens": rows}
+    return {
+        "prompts": prompts, "max_new_tokens": NEW_TOKENS, "eos_token_id": ends, "pad_token_id": 0, "tokens": rows,
+    }  # fmt: skip
 
 
 def until_end(row: list[int], ends: list[int]) -> list[int]:

@@ -8,11 +8,14 @@
 pub mod config;
 #[cfg(any(
     feature = "config",
+    feature = "generate",
     feature = "models",
     feature = "processors",
     feature = "templates"
 ))]
 mod files;
+#[cfg(feature = "generate")]
+pub mod generate;
 #[cfg(feature = "models")]
 pub mod models;
 #[cfg(feature = "processors")]
