@@ -42,7 +42,7 @@ impl Candidates {
     /// # Errors
     /// When a score is NaN or infinitely high, or none is above `-inf`.
     pub(crate) fn load(&mut self, scores: &[f32], temperature: f32) -> Result<()> {
-        self.begin(scores, temperature)?;
+        self.max = self.begin(scores, temperature)?;
         self.whole = true;
         self.len = scores.len();
         let divide = move |score| score / temperature;
@@ -56,7 +56,7 @@ impl Candidates {
     /// # Errors
     /// As [`load`](Self::load).
     pub(crate) fn load_top(&mut self, scores: &[f32], temperature: f32, k: usize) -> Result<()> {
-        self.begin(scores, temperature)?;
+        let max = self.begin(scores, temperature)?;
         self.whole = false;
         let bound = least_with_quotient(self.blocks.bound(k), temperature);
         self.ids.clear();
@@ -71,11 +71,15 @@ impl Candidates {
             let least = least_with_quotient(self.kth_highest(k), temperature);
             self.keep(move |score, _| score >= least);
         }
-        self.rescale(|score| score / temperature);
+        for score in &mut self.scores[..self.len] {
+            *score /= temperature;
+        }
+        self.max = max;
         Ok(())
     }
 
-    fn begin(&mut self, scores: &[f32], temperature: f32) -> Result<()> {
+    /// Looks a row over; returns the highest score, divided by `temperature`.
+    fn begin(&mut self, scores: &[f32], temperature: f32) -> Result<f32> {
         let max = self.blocks.survey(scores);
         if max == f32::NEG_INFINITY {
             let message = "every token is banned: no score is above -inf";
@@ -86,9 +90,8 @@ impl Candidates {
                 format!("no token can be drawn: the highest score is {}", max / temperature);
             return Err(Error::new(ErrorKind::NoTokenAllowed, message));
         }
-        self.max = max / temperature;
         self.vocab = scores.len();
-        Ok(())
+        Ok(max / temperature)
     }
 
     /// How many candidates are listed.
