@@ -44,6 +44,7 @@ CHAINS = [
     {"temperature": 1.5, "min_p": 0.05},
     {"top_k": 50},
     {"top_k": 20, "typical_p": 0.5},
+    {"temperature": 0.3, "top_k": 40, "typical_p": 0.5, "eta_cutoff": 0.1},
     {"top_k": 100, "eta_cutoff": 0.01},
     {"top_p": 0.8, "epsilon_cutoff": 0.001},
     {"typical_p": 0.7, "eta_cutoff": 0.002},
@@ -121,7 +122,6 @@ def warper_cases():
     rng = random.Random(7)
     chains = [{name: value} for name, (_, values) in WARPERS.items() for value in values] + CHAINS
     for vocab, warpers in itertools.product(VOCABS, chains):
-        # Of the large rows, the interesting half.
         shapes = rng.sample(SHAPES, 2 if vocab < 32000 else 1)
         for shape in shapes:
             rows = rng.choice([1, 2, 3]) if vocab < 32000 else 1

@@ -49,7 +49,7 @@ fn benches(c: &mut Criterion) {
         ("typical 0.9", WarperConfig { typical_p: Some(0.9), ..none.clone() }),
         ("eta 0.002", WarperConfig { eta_cutoff: Some(0.002), ..none.clone() }),
         ("top-h 0.5", WarperConfig { top_h: Some(0.5), ..none.clone() }),
-        ("top-n-sigma 1", WarperConfig { top_n_sigma: Some(1.0), ..none.clone() }),
+        ("top-n-sigma 1", WarperConfig { top_n_sigma: Some(1.0), ..none }),
     ] {
         draw(c, name, &config, 3.0, fast);
     }

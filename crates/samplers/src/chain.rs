@@ -3,7 +3,8 @@
 use mlxgk_logits_processors::{Error, ErrorKind, Result};
 
 use crate::candidates::Candidates;
-use crate::generator::{Distribution, Generator};
+use crate::distribution::Distribution;
+use crate::generator::Generator;
 use crate::warpers::{
     DynamicTemperature, EpsilonCutoff, EtaCutoff, MinP, Mirostat, Temperature, TopH, TopK,
     TopNSigma, TopP, Typical, Warp, Xtc,
@@ -12,25 +13,56 @@ use crate::warpers::{
 /// One step of a [`SamplerChain`].
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
-#[allow(missing_docs, reason = "each variant is named after the type that documents it")]
 pub enum Warper {
+    /// See [`Temperature`].
     Temperature(Temperature),
+    /// See [`DynamicTemperature`].
     DynamicTemperature(DynamicTemperature),
+    /// See [`TopH`].
     TopH(TopH),
+    /// See [`TopK`].
     TopK(TopK),
+    /// See [`TopP`].
     TopP(TopP),
+    /// See [`MinP`].
     MinP(MinP),
+    /// See [`Typical`].
     Typical(Typical),
+    /// See [`EpsilonCutoff`].
     Epsilon(EpsilonCutoff),
+    /// See [`EtaCutoff`].
     Eta(EtaCutoff),
+    /// See [`TopNSigma`].
     TopNSigma(TopNSigma),
+    /// See [`Xtc`].
     Xtc(Xtc),
+    /// See [`Mirostat`].
     Mirostat(Mirostat),
 }
 
 /// Warpers applied in order, then a draw; without warpers, a plain multinomial draw.
 ///
-/// The chain owns all the memory a step needs, so that drawing a token allocates nothing.
+/// It gives what the warpers would one after the other on whole rows, bit for bit, but reads the
+/// row once where a top-k comes first, and passes on only the tokens still in the running. It owns
+/// all the memory a step needs, so that drawing a token allocates nothing. Every row of a batch
+/// needs a chain of its own only if it ends in [`Mirostat`].
+///
+/// ```
+/// use mlxgk_samplers::{SamplerChain, Temperature, TopK, TorchRng, Warper};
+///
+/// let mut chain = SamplerChain::new(vec![
+///     Warper::Temperature(Temperature::new(0.7)?),
+///     Warper::TopK(TopK::new(2)?),
+/// ])?;
+/// let scores = [1.0, 3.0, 2.0, -1.0];
+/// let token = chain.sample(&scores, &mut TorchRng::new(0))?;
+/// assert!(token == 1 || token == 2);
+///
+/// let mut warped = scores;
+/// chain.warp(&mut warped, &mut TorchRng::new(0))?;
+/// assert_eq!(warped, [f32::NEG_INFINITY, 3.0 / 0.7, 2.0 / 0.7, f32::NEG_INFINITY]);
+/// # Ok::<(), mlxgk_samplers::Error>(())
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct SamplerChain {
     warpers: Vec<Warper>,

@@ -27,9 +27,21 @@ pub enum Order {
 ///
 /// As in HF, a value that would change nothing leaves it out too: a temperature of 1, a top-k
 /// of 0, a top-p or typical mass of 1, a cutoff of 0.
+///
+/// ```
+/// use mlxgk_samplers::WarperConfig;
+///
+/// let config = WarperConfig { top_p: Some(0.9), temperature: Some(0.7), ..Default::default() };
+/// assert_eq!(config.chain()?.warpers().len(), 2);
+///
+/// let wrong = WarperConfig { top_p: Some(1.5), ..Default::default() };
+/// let error = wrong.chain().unwrap_err();
+/// assert_eq!(error.to_string(), "`top_p` has to be a float in the [0, 1] interval, but is 1.5");
+/// # Ok::<(), mlxgk_samplers::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
-#[allow(missing_docs, reason = "each field is named after the parameter its warper documents")]
 pub struct WarperConfig {
+    /// In which order the warpers run.
     pub order: Order,
     /// The fewest tokens a warper leaves: 1, or in beam search one more than there are EOS tokens.
     pub min_tokens_to_keep: usize,

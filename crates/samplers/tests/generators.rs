@@ -26,7 +26,7 @@ fn fast_draws_are_fair() {
             .iter()
             .map(|(id, p)| {
                 let expected = f64::from(p) * draws as f64;
-                (counts[id as usize] - expected as f64).powi(2) / expected
+                (counts[id as usize] - expected).powi(2) / expected
             })
             .sum();
         // Five deviations of the statistic beyond its mean.

@@ -1,5 +1,7 @@
 //! What every warper promises, on random rows.
 
+#![allow(clippy::unwrap_used, reason = "the helpers are part of the tests")]
+
 use mlxgk_logits_processors::{Context, LogitsProcessor};
 use mlxgk_samplers::{
     EpsilonCutoff, EtaCutoff, MinP, SamplerChain, Temperature, TopH, TopK, TopNSigma, TopP,

@@ -1,6 +1,8 @@
 //! Numbers llama.cpp and mlx-lm publish for the samplers that are theirs
 //! (`tests/test-sampling.cpp` and `tests/test_sample_utils.py` of those projects).
 
+#![allow(clippy::unwrap_used, reason = "the helpers are part of the tests")]
+
 use mlxgk_samplers::{
     DynamicTemperature, Generator, Order, SamplerChain, TopNSigma, TorchRng, Warper, WarperConfig,
     Xtc,

@@ -10,6 +10,16 @@ use crate::candidates::Candidates;
 ///
 /// With `n` candidates left and entropy `H` it is `low + (high - low) (H / ln n)^exponent`, `low`
 /// being at least 0. At a temperature of 0 the most likely token alone remains.
+///
+/// ```
+/// use mlxgk_samplers::{Context, LogitsProcessor, DynamicTemperature};
+///
+/// // All alike, so as flat as can be: the highest temperature, 1.5.
+/// let mut scores = [1.5, 1.5];
+/// DynamicTemperature::new(1.0, 0.5, 1.0)?.process(&Context::new(&[], 0), &mut scores)?;
+/// assert_eq!(scores, [1.0, 1.0]);
+/// # Ok::<(), mlxgk_samplers::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DynamicTemperature {
     low: f64,

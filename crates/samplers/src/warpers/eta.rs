@@ -7,6 +7,16 @@ use crate::candidates::Candidates;
 
 /// Removes tokens with a probability below `min(epsilon, sqrt(epsilon) e^-H)`, `H` being the
 /// entropy in nats (HF's `EtaLogitsWarper`; Hewitt et al., 2022).
+///
+/// ```
+/// use mlxgk_samplers::{Context, LogitsProcessor, EtaCutoff};
+///
+/// const OUT: f32 = f32::NEG_INFINITY;
+/// let mut scores = [0.5f32, 0.1, 0.3, 0.1].map(f32::ln);
+/// EtaCutoff::new(0.2)?.process(&Context::new(&[], 0), &mut scores)?;
+/// assert_eq!(scores, [0.5f32.ln(), OUT, 0.3f32.ln(), OUT]);
+/// # Ok::<(), mlxgk_samplers::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EtaCutoff {
     epsilon: f32,

@@ -7,6 +7,16 @@ use crate::candidates::Candidates;
 
 /// Keeps tokens at least `p` times as likely as the most likely one (HF's `MinPLogitsWarper`;
 /// Nguyen et al., 2024).
+///
+/// ```
+/// use mlxgk_samplers::{Context, LogitsProcessor, MinP};
+///
+/// const OUT: f32 = f32::NEG_INFINITY;
+/// let mut scores = [0.5f32, 0.1, 0.3, 0.1].map(f32::ln);
+/// MinP::new(0.5)?.process(&Context::new(&[], 0), &mut scores)?;
+/// assert_eq!(scores, [0.5f32.ln(), OUT, 0.3f32.ln(), OUT]);
+/// # Ok::<(), mlxgk_samplers::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MinP {
     p: f32,

@@ -11,6 +11,17 @@ use crate::candidates::Candidates;
 /// After every draw the allowed surprise `mu` moves by `eta` times the miss. So it remembers: a
 /// chain that ends in Mirostat serves one sequence, in order, and
 /// [`SamplerChain::reset`](crate::SamplerChain::reset) starts it over.
+///
+/// ```
+/// use mlxgk_samplers::{FastRng, Mirostat, SamplerChain, Warper};
+///
+/// let mut chain = SamplerChain::new(vec![Warper::Mirostat(Mirostat::v2(1.0, 0.1)?)])?;
+/// let scores = [0.5f32, 0.1, 0.3, 0.1].map(f32::ln);
+/// // Of more than two bits of surprise are the tokens with a probability below a quarter.
+/// let token = chain.sample(&scores, &mut FastRng::new(0, 0))?;
+/// assert!(token == 0 || token == 2);
+/// # Ok::<(), mlxgk_samplers::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Mirostat {
     tau: f64,

@@ -8,6 +8,15 @@ use crate::candidates::Candidates;
 /// Divides the scores by a temperature (HF's `TemperatureLogitsWarper`).
 ///
 /// Below 1 the likely tokens gain, above 1 the unlikely ones do.
+///
+/// ```
+/// use mlxgk_samplers::{Context, LogitsProcessor, Temperature};
+///
+/// let mut scores = [1.0, -2.0];
+/// Temperature::new(0.5)?.process(&Context::new(&[], 0), &mut scores)?;
+/// assert_eq!(scores, [2.0, -4.0]);
+/// # Ok::<(), mlxgk_samplers::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Temperature(f32);
 

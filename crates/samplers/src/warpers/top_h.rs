@@ -11,6 +11,16 @@ use crate::torch_math::{Places, Row, ln};
 ///
 /// Only the 100 most likely tokens are looked at: their entropy is the budget, of which a share
 /// `h` may be spent. The most likely token is always kept.
+///
+/// ```
+/// use mlxgk_samplers::{Context, LogitsProcessor, TopH};
+///
+/// const OUT: f32 = f32::NEG_INFINITY;
+/// let mut scores = [0.5f32, 0.1, 0.3, 0.1].map(f32::ln);
+/// TopH::new(0.4)?.process(&Context::new(&[], 0), &mut scores)?;
+/// assert_eq!(scores, [0.5f32.ln(), OUT, OUT, OUT]);
+/// # Ok::<(), mlxgk_samplers::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TopH(f32);
 

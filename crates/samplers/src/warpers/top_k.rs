@@ -8,6 +8,16 @@ use crate::candidates::Candidates;
 /// Keeps the `k` highest scores (HF's `TopKLogitsWarper`; Fan et al., 2018).
 ///
 /// All that tie with the lowest kept score are kept too.
+///
+/// ```
+/// use mlxgk_samplers::{Context, LogitsProcessor, TopK};
+///
+/// const OUT: f32 = f32::NEG_INFINITY;
+/// let mut scores = [3.0, 1.0, 2.0, 2.0];
+/// TopK::new(2)?.process(&Context::new(&[], 0), &mut scores)?;
+/// assert_eq!(scores, [3.0, OUT, 2.0, 2.0]);
+/// # Ok::<(), mlxgk_samplers::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TopK(usize);
 

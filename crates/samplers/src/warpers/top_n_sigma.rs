@@ -10,6 +10,16 @@ use crate::candidates::Candidates;
 ///
 /// The deviation is the population's, over all tokens that are not banned. Before a temperature
 /// the cut does not depend on it.
+///
+/// ```
+/// use mlxgk_samplers::{Context, LogitsProcessor, TopNSigma};
+///
+/// const OUT: f32 = f32::NEG_INFINITY;
+/// let mut scores = [4.0, 3.0, 1.0, 0.0];
+/// TopNSigma::new(1.0)?.process(&Context::new(&[], 0), &mut scores)?;
+/// assert_eq!(scores, [4.0, 3.0, OUT, OUT]);
+/// # Ok::<(), mlxgk_samplers::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TopNSigma(f64);
 

@@ -11,6 +11,16 @@ use crate::candidates::Candidates;
 /// HF adds up the probabilities from the least likely on and removes tokens while the sum is at
 /// most `1 - p`; the softmax runs over the sorted scores, the running sum in fp64, the comparison
 /// in fp32. Among equal scores the higher id survives.
+///
+/// ```
+/// use mlxgk_samplers::{Context, LogitsProcessor, TopP};
+///
+/// const OUT: f32 = f32::NEG_INFINITY;
+/// let mut scores = [0.5f32, 0.1, 0.3, 0.1].map(f32::ln);
+/// TopP::new(0.8)?.process(&Context::new(&[], 0), &mut scores)?;
+/// assert_eq!(scores, [0.5f32.ln(), OUT, 0.3f32.ln(), OUT]);
+/// # Ok::<(), mlxgk_samplers::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TopP {
     removable: f32,

@@ -10,6 +10,16 @@ use crate::torch_math::ln;
 /// `TypicalLogitsWarper`; Meister et al., 2022).
 ///
 /// The token that carries the sum across the mass is kept, and all that are as typical as it.
+///
+/// ```
+/// use mlxgk_samplers::{Context, LogitsProcessor, Typical};
+///
+/// const OUT: f32 = f32::NEG_INFINITY;
+/// let mut scores = [0.5f32, 0.1, 0.3, 0.1].map(f32::ln);
+/// Typical::new(0.3)?.process(&Context::new(&[], 0), &mut scores)?;
+/// assert_eq!(scores, [OUT, OUT, 0.3f32.ln(), OUT]);
+/// # Ok::<(), mlxgk_samplers::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Typical {
     mass: f32,

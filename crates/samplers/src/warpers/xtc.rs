@@ -10,6 +10,16 @@ use crate::candidates::Candidates;
 ///
 /// It throws one coin per step, so it is not a function of the scores alone and runs only in a
 /// [`SamplerChain`](crate::SamplerChain), with the chain's generator.
+///
+/// ```
+/// use mlxgk_samplers::{FastRng, SamplerChain, Warper, Xtc};
+///
+/// let mut chain = SamplerChain::new(vec![Warper::Xtc(Xtc::new(1.0, 0.15)?)])?;
+/// let scores = [0.5f32, 0.1, 0.3, 0.1].map(f32::ln);
+/// let left = chain.distribution(&scores, &mut FastRng::new(0, 0))?;
+/// assert_eq!(left.iter().map(|(id, _)| id).collect::<Vec<_>>(), [1, 2, 3]);
+/// # Ok::<(), mlxgk_samplers::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Xtc {
     probability: f32,
