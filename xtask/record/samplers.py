@@ -139,7 +139,7 @@ def warper_cases():
 
 def draw_cases():
     """One token per row and step, the rows sharing the global generator, as in `_sample`."""
-    plans = [(32, 4, 2000), (101, 3, 1500), (1000, 4, 1000), (32000, 2, 60), (50257, 2, 40), (151936, 2, 25)]
+    plans = [(32, 4, 2000), (101, 3, 1500), (1000, 4, 1000), (32000, 2, 40), (50257, 2, 20), (151936, 2, 12)]
     chains = [{}, {"temperature": 0.7}, CHAINS[0], CHAINS[1], CHAINS[2], {"typical_p": 0.9}, {"eta_cutoff": 0.002}]
     for number, ((vocab, rows, steps), warpers) in enumerate(itertools.product(plans, chains)):
         shape = SHAPES[number % 5]
