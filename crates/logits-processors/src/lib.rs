@@ -1,4 +1,50 @@
 //! Logits processors: what may be said next, given what was said.
+//!
+//! A language model gives every token of its vocabulary a score. A *processor* rewrites the scores
+//! of one row before a token is chosen: it bans, forces, favours or penalises tokens, depending on
+//! what was said so far. This crate has those of Hugging Face's `generate()`, with the results of
+//! transformers 5.23 to the last digits, and some that transformers lacks. It knows no tensor
+//! library: a row of scores is a `&mut [f32]`, a text is a `&[u32]`.
+//!
+//! ```
+//! use mlxgk_logits_processors::{
+//!     Context, LogitsProcessor, NoRepeatNGram, ProcessorList, RepetitionPenalty,
+//! };
+//!
+//! let processors = ProcessorList::in_hf_order(vec![
+//!     Box::new(NoRepeatNGram::new(2)?),
+//!     Box::new(RepetitionPenalty::new(1.3)?),
+//! ]);
+//! // A prompt of two tokens and one new token; scores as the model made them.
+//! let said = [3, 1, 3];
+//! let mut scores = [0.1, 2.0, 0.3, 1.3];
+//! processors.process(&Context::new(&said, 2), &mut scores)?;
+//! assert_eq!(scores, [0.1, f32::NEG_INFINITY, 0.3, 1.0]);
+//! # Ok::<(), mlxgk_logits_processors::Error>(())
+//! ```
+//!
+//! # What there is
+//!
+//! | | HF's | beside HF's |
+//! |---|---|---|
+//! | repetition | [`RepetitionPenalty`], [`EncoderRepetitionPenalty`], [`NoRepeatNGram`], [`EncoderNoRepeatNGram`] | [`FrequencyPenalty`], [`PresencePenalty`], [`Dry`] |
+//! | bias | [`SequenceBias`], [`NoBadWords`], [`SuppressTokens`], [`SuppressTokensAtBegin`] | [`TokenBias`] |
+//! | length | [`MinLength`], [`MinNewTokensLength`], [`ExponentialDecayLengthPenalty`] | |
+//! | force | [`ForcedBos`], [`ForcedEos`], [`ForcedDecoderIds`], [`PrefixConstrained`] | [`TokenTrie`] |
+//! | numbers | [`InfNanRemove`], [`LogitNormalization`], [`guide`] | |
+//! | watermark | [`Watermark`], [`SynthIdText`], [`WatermarkDetector`], [`BayesianDetector`] | [`SynthIdTextDetector`] |
+//!
+//! Temperature, top-k, top-p and the other *warpers*, and the draw itself, are in `mlxgk-samplers`.
+//!
+//! # Rules
+//!
+//! - A processor is a pure function of the row. It may be called again, on another beam, or after
+//!   a rollback, and needs no reset.
+//! - A ban is minus infinity, and stays. Only [`InfNanRemove`], the forcing processors and
+//!   [`PrefixConstrained`] lift bans, by design; [`SynthIdText`] writes them as the smallest number.
+//! - Parameters are checked when a processor is made, tokens when it is used, and both give an
+//!   [`Error`] that names them. No parameter makes NaN or a panic.
+//! - The order of a list is HF's, by [`Stage`].
 
 mod biases;
 mod constraints;
@@ -45,3 +91,8 @@ pub use self::torch_random::TorchRng;
 pub use self::watermark::{
     SeedingScheme, Watermark, WatermarkDetection, WatermarkDetector, WatermarkingConfig,
 };
+
+/// The code of the README, which the doc tests compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -5,6 +5,40 @@ use std::fmt;
 use crate::{Context, LogitsProcessor, Result, Row, Stage};
 
 /// Processors applied in order; a processor itself.
+///
+/// Order matters. A penalty before a bias gives another score than after it:
+///
+/// ```
+/// use mlxgk_logits_processors::{
+///     Context, LogitsProcessor, ProcessorList, RepetitionPenalty, TokenBias,
+/// };
+///
+/// let penalty = || Box::new(RepetitionPenalty::new(2.0).unwrap()) as Box<dyn LogitsProcessor>;
+/// let bias = || Box::new(TokenBias::new([(0, 1.0)]).unwrap()) as Box<dyn LogitsProcessor>;
+/// let score = |list: ProcessorList| {
+///     let mut scores = [3.0];
+///     list.process(&Context::new(&[0], 1), &mut scores).map(|()| scores[0])
+/// };
+/// assert_eq!(score(ProcessorList::new(vec![penalty(), bias()])), Ok(2.5));
+/// assert_eq!(score(ProcessorList::new(vec![bias(), penalty()])), Ok(2.0));
+/// // HF applies biases before penalties, in whatever order they are given.
+/// assert_eq!(score(ProcessorList::in_hf_order(vec![penalty(), bias()])), Ok(2.0));
+/// ```
+///
+/// It prints itself, one numbered line per processor:
+///
+/// ```
+/// # use mlxgk_logits_processors::{NoRepeatNGram, ProcessorList, RepetitionPenalty};
+/// let mut list = ProcessorList::default();
+/// list.push(RepetitionPenalty::new(1.2)?);
+/// list.push(NoRepeatNGram::new(3)?);
+/// assert_eq!(
+///     list.to_string(),
+///     " 1. RepetitionPenalty { penalty: 1.2, history: Whole }\n \
+///       2. NoRepeatNGram { ngram_size: 3 }"
+/// );
+/// # Ok::<(), mlxgk_logits_processors::Error>(())
+/// ```
 #[derive(Default)]
 pub struct ProcessorList(Vec<Box<dyn LogitsProcessor>>);
 
@@ -25,6 +59,23 @@ impl ProcessorList {
     /// The first of the caller's processors with the [name](LogitsProcessor::name) of one in the
     /// list takes its place. The others stand, in their order, before the first warper. Warpers,
     /// watermarks and the normalisation are never replaced, because HF adds them afterwards.
+    ///
+    /// ```
+    /// use mlxgk_logits_processors::{LogitNormalization, ProcessorList, RepetitionPenalty, SuppressTokens};
+    ///
+    /// let mut generated = ProcessorList::default();
+    /// generated.push(RepetitionPenalty::new(1.2)?);
+    /// generated.push(LogitNormalization);
+    /// let list = generated.with_user_processors(vec![
+    ///     Box::new(SuppressTokens::new([7])),
+    ///     Box::new(RepetitionPenalty::new(1.5)?),
+    /// ]);
+    /// assert_eq!(
+    ///     format!("{list:?}"),
+    ///     "[RepetitionPenalty { penalty: 1.5, history: Whole }, SuppressTokens([7]), LogitNormalization]"
+    /// );
+    /// # Ok::<(), mlxgk_logits_processors::Error>(())
+    /// ```
     pub fn with_user_processors(self, user: Vec<Box<dyn LogitsProcessor>>) -> Self {
         let mut user: Vec<_> = user.into_iter().map(Some).collect();
         let (mut merged, mut after) = (Vec::new(), Vec::new());

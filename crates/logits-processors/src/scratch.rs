@@ -9,6 +9,8 @@ use std::thread::LocalKey;
 thread_local! {
     /// For scores set aside.
     pub(crate) static SCORES: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    /// For coin flips, as numbers.
+    pub(crate) static FLIPS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
     /// For token ids, counts and lengths.
     pub(crate) static IDS: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
     /// For tokens with something known about them.

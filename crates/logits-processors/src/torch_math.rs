@@ -53,25 +53,58 @@ pub fn exp_each(scores: &[f32], max: f32, out: &mut Vec<f32>) {
     });
 }
 
+/// The highest score; NaN is passed over, and of nothing it is minus infinity.
+pub fn max(scores: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let higher = |a: f32, b: f32| if b > a { b } else { a };
+    let (whole, rest) = scores.as_chunks::<LANES>();
+    for chunk in whole {
+        for (lane, &score) in lanes.iter_mut().zip(chunk) {
+            *lane = higher(*lane, score);
+        }
+    }
+    rest.iter().chain(&lanes).copied().fold(f32::NEG_INFINITY, higher)
+}
+
 /// The sum of `e^(score - max)` as torch's softmax and log-softmax take it.
 pub fn sum_of_exp(scores: &[f32], max: f32) -> f32 {
-    let term = |score: &f32| exp(score - max);
     if scores.len() < LANES {
-        return scores.iter().map(term).sum();
+        return scores.iter().map(|score| exp(score - max)).sum();
     }
-    let mut lanes = [0.0; LANES];
-    pulp::Arch::new().dispatch(|| {
-        let (whole, rest) = scores.as_chunks::<LANES>();
+    fold(pulp::Arch::new().dispatch(LanesOfExp { scores, max }))
+}
+
+/// A closure would do, were it sure to be inlined where the wide vectors are.
+struct LanesOfExp<'a> {
+    scores: &'a [f32],
+    max: f32,
+}
+
+impl pulp::NullaryFnOnce for LanesOfExp<'_> {
+    type Output = [f32; LANES];
+
+    #[inline(always)]
+    fn call(self) -> Self::Output {
+        let mut lanes = [0.0; LANES];
+        let (whole, rest) = self.scores.as_chunks::<LANES>();
         for chunk in whole {
-            for (lane, score) in lanes.iter_mut().zip(chunk) {
-                *lane += term(score);
+            for lane in 0..LANES {
+                lanes[lane] += exp(chunk[lane] - self.max);
             }
         }
         for (lane, score) in lanes.iter_mut().zip(rest) {
-            *lane += term(score);
+            *lane += exp(score - self.max);
         }
-    });
-    fold(lanes)
+        lanes
+    }
+}
+
+/// torch's softmax of a row.
+pub fn softmax(scores: &[f32], out: &mut Vec<f32>) {
+    let max = max(scores);
+    let scale = 1.0 / sum_of_exp(scores, max);
+    exp_each(scores, max, out);
+    out.iter_mut().for_each(|it| *it *= scale);
 }
 
 /// Lanes of the sum in torch's softmax.
@@ -106,7 +139,8 @@ const LEVELS: usize = 4;
 ///
 /// let mut sum = RowSum::new(1000);
 /// (0..1000).for_each(|place| sum.add(place, 0.1));
-/// assert_eq!(sum.finish(), 100.0);
+/// // torch.full((1000,), 0.1).sum()
+/// assert_eq!(sum.finish(), 100.00001);
 /// ```
 #[derive(Debug, Clone)]
 pub struct RowSum {

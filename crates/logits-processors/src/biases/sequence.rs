@@ -101,7 +101,10 @@ impl SequenceBias {
             let mut due = of_token.iter().filter(|it| context.tokens.ends_with(&it.prefix));
             if let Some(first) = due.next() {
                 let sum = due.fold(first.bias, |sum, it| sum + it.bias);
-                scores[first.token as usize] += sum;
+                let score = &mut scores[first.token as usize];
+                // Biases too large to add up must not lift a ban, whether earlier or among them.
+                let banned = *score == f32::NEG_INFINITY || sum.is_nan();
+                *score = if banned { f32::NEG_INFINITY } else { *score + sum };
             }
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! Log-softmax.
 
-use crate::torch_math::{ln, sum_of_exp};
+use crate::torch_math::{self, ln, sum_of_exp};
 use crate::{Context, Error, ErrorKind, LogitsProcessor, Result, Stage};
 
 /// Turns scores into log-probabilities (`LogitNormalization`, `renormalize_logits`).
@@ -54,7 +54,7 @@ pub(crate) struct LogSum {
 
 impl LogSum {
     pub(crate) fn of(scores: &[f32]) -> Result<Self> {
-        let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let max = torch_math::max(scores);
         if max == f32::NEG_INFINITY && !scores.iter().any(|it| it.is_nan()) {
             return Err(Error::new(ErrorKind::NoTokenAllowed, "every token is banned"));
         }

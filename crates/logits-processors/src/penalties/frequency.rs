@@ -60,7 +60,9 @@ impl LogitsProcessor for FrequencyPenalty {
             update(tokens, scores, |_, count| *count = 0.0);
             update(tokens, scores, |_, count| *count += 1.0);
             for (kept, &token) in aside.iter_mut().zip(tokens) {
-                *kept -= score(token, scores) * self.penalty;
+                if *kept > f32::NEG_INFINITY {
+                    *kept -= score(token, scores) * self.penalty;
+                }
             }
             update(tokens, scores, |at, score| *score = aside[at]);
         });

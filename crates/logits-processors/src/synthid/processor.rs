@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::tournament::{SynthIdTextWatermarkingConfig, Tournament, accumulate};
-use crate::torch_math::{RowSum, exp, ln, sum_of_exp};
+use crate::torch_math::{self, RowSum, ln};
 use crate::{Context, Error, ErrorKind, LogitsProcessor, Result, Stage, scratch};
 
 /// Bends a distribution towards tokens that win a keyed tournament of coin flips
@@ -56,22 +56,17 @@ impl SynthIdText {
 
     /// The tournament: scores to the logarithms of the bent probabilities.
     fn compete(&self, context_hash: u64, scores: &mut [f32]) -> Result<()> {
-        let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        if max == f32::NEG_INFINITY {
+        if torch_math::max(scores) == f32::NEG_INFINITY {
             return Err(Error::new(ErrorKind::NoTokenAllowed, "every token is banned"));
         }
-        let scale = 1.0 / sum_of_exp(scores, max);
         scratch::with(&scratch::IDS, |alive| {
             scratch::with(&scratch::SCORES, |probs| {
+                torch_math::softmax(scores, probs);
+                alive.extend((0..).zip(&*probs).filter(|it| *it.1 > 0.0).map(|it| it.0));
+                probs.retain(|&it| it > 0.0);
                 scratch::with(&scratch::HASHES, |hashes| {
-                    for (token, score) in (0..).zip(scores.iter()) {
-                        let prob = exp(score - max) * scale;
-                        if prob > 0.0 {
-                            alive.push(token);
-                            probs.push(prob);
-                            hashes.push(accumulate(context_hash, token.into()));
-                        }
-                    }
+                    let ngram = |&token: &u32| accumulate(context_hash, token.into());
+                    hashes.extend(alive.iter().map(ngram));
                     for &key in &self.0.config.keys {
                         self.layer(key, scores.len(), alive, hashes, probs);
                     }
@@ -90,16 +85,17 @@ impl SynthIdText {
 
     /// One layer: a token that flips 1 gains what the mass of the others allows.
     fn layer(&self, key: i64, len: usize, alive: &[u32], hashes: &[u64], probs: &mut [f32]) {
-        let mut mass = RowSum::new(len);
-        for ((&token, &hash), &prob) in alive.iter().zip(hashes).zip(&*probs) {
-            if self.0.flip(hash, key) == 1 {
-                mass.add(token as usize, prob);
+        scratch::with(&scratch::FLIPS, |flips| {
+            flips.extend(hashes.iter().map(|&hash| f32::from(self.0.flip(hash, key))));
+            let mut mass = RowSum::new(len);
+            for ((&token, &prob), &flip) in alive.iter().zip(&*probs).zip(&*flips) {
+                mass.add(token as usize, flip * prob);
             }
-        }
-        let mass = mass.finish();
-        for (&hash, prob) in hashes.iter().zip(probs) {
-            *prob *= 1.0 + f32::from(self.0.flip(hash, key)) - mass;
-        }
+            let mass = mass.finish();
+            for (prob, &flip) in probs.iter_mut().zip(&*flips) {
+                *prob *= 1.0 + flip - mass;
+            }
+        });
     }
 }
 

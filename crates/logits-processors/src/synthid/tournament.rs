@@ -79,6 +79,7 @@ impl Tournament {
     }
 
     /// The coin flip under `key` of the n-gram with this hash: 0 or 1.
+    #[inline]
     pub(super) fn flip(&self, ngram: u64, key: i64) -> u8 {
         let hash = accumulate(ngram, key as u64);
         let size = self.table.len() as u64;
@@ -94,6 +95,7 @@ impl Tournament {
 }
 
 /// One step of the hash, a linear congruential generator with musl's constants.
+#[inline]
 pub(super) fn accumulate(hash: u64, data: u64) -> u64 {
     hash.wrapping_add(data).wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1)
 }

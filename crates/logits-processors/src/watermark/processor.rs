@@ -108,15 +108,30 @@ impl fmt::Debug for Watermark {
 }
 
 /// The `n` tokens with the highest scores, in no order.
+///
+/// It is one pass that compares with the `n`-th best so far, and now and then finds out anew which
+/// that is.
 fn likeliest(scores: &[f32], n: usize) -> Vec<u32> {
-    scratch::with(&scratch::IDS, |tokens| {
-        tokens.extend(0..scores.len() as u32);
-        if n < tokens.len() {
-            tokens.select_nth_unstable_by(n, |&a, &b| {
-                scores[b as usize].total_cmp(&scores[a as usize])
-            });
-            tokens.truncate(n);
+    let mut best: Vec<u32> = Vec::with_capacity(2 * n);
+    let mut least = f32::NEG_INFINITY;
+    for (token, &score) in (0..).zip(scores) {
+        if score > least || best.len() < n {
+            best.push(token);
+            if best.len() == 2 * n {
+                least = keep_best(scores, n, &mut best);
+            }
         }
-        tokens.clone()
-    })
+    }
+    if best.len() > n {
+        keep_best(scores, n, &mut best);
+    }
+    best
+}
+
+/// Keeps the `n` best of the tokens, which are more, and returns the lowest score kept.
+fn keep_best(scores: &[f32], n: usize, tokens: &mut Vec<u32>) -> f32 {
+    let by_score = |a: &u32, b: &u32| scores[*b as usize].total_cmp(&scores[*a as usize]);
+    tokens.select_nth_unstable_by(n - 1, by_score);
+    tokens.truncate(n);
+    scores[tokens[n - 1] as usize]
 }
