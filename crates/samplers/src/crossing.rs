@@ -213,3 +213,42 @@ impl Histogram {
         6.0 * variance.sqrt() + lost + 4.0 * ULP
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::generator::Generator;
+    use crate::torch_math::exp_each;
+
+    /// Where the histogram answers, it answers as sorting does.
+    #[test]
+    fn search_agrees_with_sorting() {
+        let mut rng = crate::FastRng::new(1, 0);
+        let (mut answers, mut work) = (0, Work::default());
+        for row in 0..200 {
+            let spread = 2.0 + (row % 7) as f32 * 4.0;
+            let n = if row % 10 == 0 { 60_000 } else { 3000 };
+            let scores: Vec<f32> =
+                (0..n).map(|_| (rng.uniform() + rng.uniform() - 2.0) * spread).collect();
+            let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let mut weights = Vec::new();
+            exp_each(&scores, max, &mut weights);
+            let (rising, centre) = (row % 2 == 0, max - spread / 3.0);
+            let key = move |score: f32| if rising { score } else { (score - centre).abs() };
+            let range = if rising { (max - 24.0, max) } else { (0.0, 24.0) };
+            let ordered =
+                Ordered { scores: &scores, weights: &weights, key, range, rising, vocab: n + 11 };
+            for mark in [0.05, 0.5, 0.9, 0.999] {
+                if let Some(found) = ordered.search(mark, &mut work) {
+                    assert_eq!(
+                        Some(found),
+                        ordered.sort(mark, &mut work),
+                        "row {row}, mark {mark}"
+                    );
+                    answers += 1;
+                }
+            }
+        }
+        assert!(answers > 600, "only {answers} of 800 answered");
+    }
+}

@@ -202,3 +202,53 @@ pub(crate) fn least_with_quotient(score: f32, temperature: f32) -> f32 {
     }
     unsortable(at)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scores(n: usize) -> Vec<f32> {
+        let mut state = n as u32;
+        let mut next = || {
+            state = state.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
+            ((state >> 8) as i32 - (1 << 23)) as f32 / 4096.0
+        };
+        (0..n).map(|_| next()).collect()
+    }
+
+    #[test]
+    fn kth_highest_is_that_of_the_sorted_list() {
+        for n in [1, 5, 64, 4096, 5000, 20_000] {
+            let scores = scores(n);
+            let mut sorted = scores.clone();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            for k in [1, 2, 50, 200, 3000, n] {
+                let expected = sorted[k.min(n) - 1];
+                assert_eq!(Blocks::default().kth_highest(&scores, k), expected, "{k} of {n}");
+            }
+        }
+    }
+
+    #[test]
+    fn long_lists_sort_like_short_ones() {
+        let keyed = |n: usize| scores(n).into_iter().zip(0..).map(|(key, at)| Keyed::new(key, at));
+        for n in [10, 100_000] {
+            let (mut sorted, mut expected): (Vec<_>, Vec<_>) =
+                (keyed(n).collect(), keyed(n).collect());
+            sort(&mut sorted, &mut Vec::new());
+            expected.sort_unstable();
+            assert!(sorted == expected);
+        }
+    }
+
+    #[test]
+    fn ties_after_division_are_found() {
+        for (score, temperature) in
+            [(1.0, 3.0), (-7.3, 0.7), (0.0, 1e30), (12.25, 1.0), (-1e-3, 1e38)]
+        {
+            let least = least_with_quotient(score, temperature);
+            assert!(least <= score && least / temperature == score / temperature);
+            assert!(least.next_down() / temperature < score / temperature);
+        }
+    }
+}

@@ -59,7 +59,8 @@ pub(crate) fn ln(x: f32) -> f32 {
     f64::from(x).ln() as f32
 }
 
-/// Fills `out`, and lengthens it if need be, with a function of every score, with the widest vectors the processor has.
+/// Fills `out`, which is lengthened if need be, with a function of every score, using the widest
+/// vectors the processor has.
 #[inline(always)]
 pub(crate) fn map(scores: &[f32], out: &mut Vec<f32>, function: impl Fn(f32) -> f32) {
     if out.len() < scores.len() {
@@ -337,5 +338,47 @@ impl Cascade {
             add(&mut sums, other);
         }
         sums.iter().fold(self.tail, |sum, lane| sum + lane)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Leaving out the zeros of a row changes no sum.
+    #[test]
+    fn zeros_may_be_left_out() {
+        for len in [1, 7, 15, 16, 17, 63, 64, 65, 1000, 4095, 70_001] {
+            let mut state = len as u32;
+            let row: Vec<f32> = (0..len)
+                .map(|_| {
+                    state = state.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
+                    if state >> 30 == 0 { (state >> 8) as f32 * 1e-6 } else { 0.0 }
+                })
+                .collect();
+            let places: Vec<u32> = (0..len as u32).filter(|&at| row[at as usize] > 0.0).collect();
+            let terms: Vec<f32> = places.iter().map(|&at| row[at as usize]).collect();
+            let whole = Row { len, places: Places::From(0) };
+            let listed = Row { len, places: Places::At(&places) };
+            assert_eq!(whole.softmax_sum(&row), listed.softmax_sum(&terms), "{len}");
+            assert_eq!(whole.sum(&row), listed.sum(&terms), "{len}");
+            let last = row.iter().take_while(|&&it| it == 0.0).count();
+            let late = Row { len, places: Places::From(last) };
+            assert_eq!(whole.softmax_sum(&row), late.softmax_sum(&row[last..]), "{len}");
+        }
+    }
+
+    #[test]
+    fn exponentials_are_close() {
+        for at in 0..20_000 {
+            let x = at as f32 * -0.0055;
+            let exact = f64::from(x).exp();
+            for y in [exp(x), exp_nearest(x)] {
+                let error = (f64::from(y) - exact).abs();
+                assert!(error <= exact * 1.2e-7 + 1.5e-45, "e^{x} = {exact}, not {y}");
+            }
+        }
+        assert_eq!((exp(f32::NEG_INFINITY), exp_nearest(f32::NEG_INFINITY)), (0.0, 0.0));
+        assert_eq!((exp(0.0), exp_nearest(0.0)), (1.0, 1.0));
     }
 }
