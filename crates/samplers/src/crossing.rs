@@ -220,35 +220,33 @@ mod tests {
     use crate::generator::Generator;
     use crate::torch_math::exp_each;
 
-    /// Where the histogram answers, it answers as sorting does.
+    /// Where the histogram answers, it answers as sorting does, also on rows so long and flat that
+    /// torch's rounding moves one cut in ten.
     #[test]
     fn search_agrees_with_sorting() {
         let mut rng = crate::FastRng::new(1, 0);
-        let (mut answers, mut work) = (0, Work::default());
-        for row in 0..200 {
-            let spread = 2.0 + (row % 7) as f32 * 4.0;
-            let n = if row % 10 == 0 { 60_000 } else { 3000 };
-            let scores: Vec<f32> =
-                (0..n).map(|_| (rng.uniform() + rng.uniform() - 2.0) * spread).collect();
-            let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let mut weights = Vec::new();
-            exp_each(&scores, max, &mut weights);
-            let (rising, centre) = (row % 2 == 0, max - spread / 3.0);
-            let key = move |score: f32| if rising { score } else { (score - centre).abs() };
-            let range = if rising { (max - 24.0, max) } else { (0.0, 24.0) };
-            let ordered =
-                Ordered { scores: &scores, weights: &weights, key, range, rising, vocab: n + 11 };
-            for mark in [0.05, 0.5, 0.9, 0.999] {
-                if let Some(found) = ordered.search(mark, &mut work) {
-                    assert_eq!(
-                        Some(found),
-                        ordered.sort(mark, &mut work),
-                        "row {row}, mark {mark}"
-                    );
-                    answers += 1;
+        let mut work = Work::default();
+        for (n, spread, rows, least_answers) in [(3000, 8.0, 40, 120), (300_000, 0.5, 8, 10)] {
+            let mut answers = 0;
+            for row in 0..rows {
+                let scores: Vec<f32> =
+                    (0..n).map(|_| (rng.uniform() + rng.uniform() - 2.0) * spread).collect();
+                let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let mut weights = Vec::new();
+                exp_each(&scores, max, &mut weights);
+                let (rising, centre) = (row % 2 == 0, max - spread / 3.0);
+                let key = move |score: f32| if rising { score } else { (score - centre).abs() };
+                let range = if rising { (max - 24.0, max) } else { (0.0, 24.0) };
+                let vocab = n + 11;
+                let row = Ordered { scores: &scores, weights: &weights, key, range, rising, vocab };
+                for mark in [0.2, 0.5, 0.9, 0.999] {
+                    if let Some(found) = row.search(mark, &mut work) {
+                        assert_eq!(Some(found), row.sort(mark, &mut work), "{n} to {mark}");
+                        answers += 1;
+                    }
                 }
             }
+            assert!(answers > least_answers, "only {answers} answers for {n}");
         }
-        assert!(answers > 600, "only {answers} of 800 answered");
     }
 }
