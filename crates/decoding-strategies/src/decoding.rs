@@ -94,6 +94,11 @@ impl<M: LanguageModel> Decoding<M> {
         &self.rows
     }
 
+    /// When rows end.
+    pub fn stop(&self) -> &Stop {
+        &self.stop
+    }
+
     /// Gives up the model and the rows.
     pub fn into_parts(self) -> (M, Vec<Decoded>) {
         (self.model, self.rows)

@@ -10,8 +10,10 @@ pub enum ErrorKind {
     Prompt,
     /// The model or its cache failed.
     Model,
-    /// A processor failed, or left nothing to say.
+    /// A processor cannot use a parameter or token it was given.
     Processor,
+    /// Nothing may be said next, or the scores are NaN.
+    NoToken,
 }
 
 /// A sequence that cannot be continued, in one sentence.
@@ -58,7 +60,12 @@ impl From<mlxgk_kv_cache::Error> for Error {
 
 impl From<mlxgk_logits_processors::Error> for Error {
     fn from(source: mlxgk_logits_processors::Error) -> Self {
-        Self::new(ErrorKind::Processor, source.to_string())
+        use mlxgk_logits_processors::ErrorKind as Kind;
+        let kind = match source.kind() {
+            Kind::NoTokenAllowed => ErrorKind::NoToken,
+            _ => ErrorKind::Processor,
+        };
+        Self::new(kind, source.to_string())
     }
 }
 

@@ -3,15 +3,16 @@
 use mlxgk_logits_processors::{Context, LogitsProcessor, ProcessorList};
 use mlxgk_samplers::{SamplerChain, Streams, greedy};
 
-use crate::Result;
+use crate::{Error, ErrorKind, Result};
 
 /// The choice at the end of a step.
 #[derive(Debug)]
 pub enum Rule {
     /// The highest score; the lowest id among equals, and id 0 where everything is banned, as in HF.
+    /// Where HF takes NaN for the highest score, this is an error.
     Greedy,
-    /// A draw from the warped scores.
-    Sample(Sampling),
+    /// A draw from the warped scores; boxed, because its buffers make it large.
+    Sample(Box<Sampling>),
 }
 
 /// Warps and draws, row by row.
@@ -56,7 +57,7 @@ impl Rule {
     /// Chooses the next token of `row`.
     ///
     /// # Errors
-    /// When nothing can be drawn.
+    /// When nothing can be drawn, or the scores hold NaN.
     pub(crate) fn choose(
         &mut self,
         row: usize,
@@ -64,7 +65,14 @@ impl Rule {
         scores: &[f32],
     ) -> Result<u32> {
         match self {
-            Self::Greedy => Ok(greedy(scores)),
+            Self::Greedy => match greedy(scores) {
+                // NaN counts as highest, so looking at the winner is enough.
+                best if scores[best as usize].is_nan() => {
+                    let what = "no token can be chosen: the highest score is NaN";
+                    Err(Error::new(ErrorKind::NoToken, what))
+                }
+                best => Ok(best),
+            },
             Self::Sample(sampling) => sampling.draw(row, context, scores),
         }
     }

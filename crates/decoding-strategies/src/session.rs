@@ -19,7 +19,7 @@ pub struct DecoderSession<'a> {
     cache: KvCache,
     hook: &'a mut dyn ResidualHook,
     /// fp32 `[rows, vocabulary]`: what follows the last token fed.
-    logits: Array,
+    logits: Pending,
 }
 
 impl<'a> DecoderSession<'a> {
@@ -69,7 +69,7 @@ impl<'a> DecoderSession<'a> {
         let Some(hidden) = hidden else { unreachable!("width is above 0") };
         let logits = last_logits(model, &hidden)?;
         async_eval([&logits])?;
-        Ok(Self { model, cache, hook, logits })
+        Ok(Self { model, cache, hook, logits: Pending(logits) })
     }
 
     /// Repeats every row `times` in succession, sharing the work done so far.
@@ -85,7 +85,7 @@ impl<'a> DecoderSession<'a> {
         let indices: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
         let indices = Array::from_slice(&indices, &[indices.len() as i32]);
         self.cache.select(&rows)?;
-        self.logits = self.logits.take_axis(&indices, 0)?;
+        self.logits.0 = self.logits.0.take_axis(&indices, 0)?;
         Ok(())
     }
 
@@ -97,6 +97,19 @@ impl<'a> DecoderSession<'a> {
     /// Gives the cache back to its owner.
     pub fn into_cache(self) -> KvCache {
         self.cache
+    }
+}
+
+/// An array that the device may still be at work on; waits for it when dropped.
+///
+/// A session can be dropped at any token. A process that ends while MLX's thread is at work runs
+/// into the destructors of MLX and of the BLAS below it, and now and then hangs or crashes there.
+struct Pending(Array);
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        // Nobody is left to tell of a failure.
+        let _ = self.0.eval();
     }
 }
 
@@ -116,12 +129,13 @@ impl LanguageModel for DecoderSession<'_> {
     fn feed(&mut self, tokens: &[u32]) -> Result<()> {
         let rows: Vec<&[u32]> = tokens.chunks(1).collect();
         let hidden = self.model.hidden(&rows, &mut self.cache, self.hook)?;
-        self.logits = last_logits(self.model, &hidden)?;
-        Ok(async_eval([&self.logits])?)
+        self.logits.0 = last_logits(self.model, &hidden)?;
+        Ok(async_eval([&self.logits.0])?)
     }
 
     fn scores(&mut self) -> Result<&[f32]> {
         self.logits
+            .0
             .try_as_slice()
             .map_err(|e| Error::new(ErrorKind::Model, format!("the logits cannot be read: {e}")))
     }

@@ -1,5 +1,7 @@
 //! The loop on a table: who is asked what, who stops when, who draws from which stream.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
+
 use mlxgk_decoding_strategies::{
     Decoding, ErrorKind, FinishReason, LanguageModel, LeftPadded, Result, Rule, Sampling, Stop,
 };
@@ -58,7 +60,7 @@ fn sampled(prompts: &[Vec<u32>], streams: Streams, eos: Vec<u32>) -> Vec<Vec<u32
     let none = ProcessorList::default;
     let sampling = Sampling::new(&SamplerChain::default(), none(), streams, prompts.len());
     let padding = vec![0; prompts.len()];
-    let (rule, stop) = (Rule::Sample(sampling), Stop { max_new_tokens: 12, eos });
+    let (rule, stop) = (Rule::Sample(Box::new(sampling)), Stop { max_new_tokens: 12, eos });
     let mut decoding = Decoding::new(Table::new(&last), prompts, &padding, none(), rule, stop, 0);
     for step in decoding.by_ref() {
         step.unwrap();
@@ -72,7 +74,7 @@ fn rows_end_on_their_own_and_are_fed_padding_from_then_on() {
         .iter()
         .map(|prompt| {
             let stop = Stop { max_new_tokens: 6, eos: vec![] };
-            let mut decoding = greedy(&[prompt.clone()], stop);
+            let mut decoding = greedy(std::slice::from_ref(prompt), stop);
             decoding.by_ref().for_each(|step| assert!(step.is_ok()));
             decoding.rows()[0].tokens.clone()
         })
@@ -156,40 +158,43 @@ fn processors_see_padding_prompt_and_new_tokens() {
     assert!(decoding.rows().iter().all(|it| it.tokens == [3, 4, 5]));
 }
 
+/// Gives every token the same score.
+#[derive(Debug)]
+struct Fill(f32);
+
+impl LogitsProcessor for Fill {
+    fn name(&self) -> &'static str {
+        "Fill"
+    }
+
+    fn process(&self, _: &Context<'_>, scores: &mut [f32]) -> mlxgk_logits_processors::Result<()> {
+        scores.fill(self.0);
+        Ok(())
+    }
+}
+
 #[test]
 fn an_error_ends_the_iteration() {
-    #[derive(Debug)]
-    struct BanAll;
-    impl LogitsProcessor for BanAll {
-        fn name(&self) -> &'static str {
-            "BanAll"
-        }
-
-        fn process(
-            &self,
-            _: &Context<'_>,
-            scores: &mut [f32],
-        ) -> mlxgk_logits_processors::Result<()> {
-            scores.fill(f32::NEG_INFINITY);
-            Ok(())
-        }
-    }
-    let banned = || {
-        let mut processors = ProcessorList::default();
-        processors.push(BanAll);
-        processors
+    let sample = || {
+        let none = ProcessorList::default();
+        let sampling = Sampling::new(&SamplerChain::default(), none, Streams::fast(0, 1), 1);
+        Rule::Sample(Box::new(sampling))
     };
-    let stop = Stop { max_new_tokens: 3, eos: vec![] };
-    let none = ProcessorList::default();
-    let sampling = Sampling::new(&SamplerChain::default(), none, Streams::fast(0, 1), 1);
-    let (prompt, rule) = ([vec![1]], Rule::Sample(sampling));
-    let mut decoding =
-        Decoding::new(Table::new(&[1]), &prompt, &[0], banned(), rule, stop.clone(), 0);
-    assert_eq!(decoding.next().unwrap().unwrap_err().kind(), ErrorKind::Processor);
-    assert!(decoding.next().is_none());
+    let decoding = |score, rule| {
+        let mut processors = ProcessorList::default();
+        processors.push(Fill(score));
+        let stop = Stop { max_new_tokens: 3, eos: vec![] };
+        Decoding::new(Table::new(&[1]), &[vec![1]], &[0], processors, rule, stop, 0)
+    };
+    for (score, rule) in
+        [(f32::NEG_INFINITY, sample()), (f32::NAN, sample()), (f32::NAN, Rule::Greedy)]
+    {
+        let mut decoding = decoding(score, rule);
+        assert_eq!(decoding.next().unwrap().unwrap_err().kind(), ErrorKind::NoToken);
+        assert!(decoding.next().is_none());
+    }
     // Greedy says id 0 where everything is banned, as HF does.
-    let mut decoding =
-        Decoding::new(Table::new(&[1]), &prompt, &[0], banned(), Rule::Greedy, stop, 0);
+    let mut decoding = decoding(f32::NEG_INFINITY, Rule::Greedy);
     assert_eq!(decoding.next().unwrap().unwrap(), [Some(0)]);
 }
 

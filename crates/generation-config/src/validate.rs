@@ -101,8 +101,10 @@ impl GenerationConfig {
     }
 
     fn check_return_sequences(&self) -> Result<()> {
-        let Some(sequences @ 2..) = self.num_return_sequences else { return Ok(()) };
+        let Some(sequences) = self.num_return_sequences else { return Ok(()) };
         let what = match self.num_beams {
+            _ if sequences == 0 => "must be at least 1, but is 0".to_owned(),
+            _ if sequences == 1 => return Ok(()),
             None | Some(1) if self.do_sample != Some(true) => {
                 format!("is {sequences}, but greedy search has a single answer: set `do_sample`")
             }

@@ -30,6 +30,11 @@ impl Error {
         Self { kind, message: message.into() }
     }
 
+    /// Says which prompt of several is meant.
+    pub(crate) fn of_prompt(self, index: usize) -> Self {
+        Self { message: format!("prompt {index}: {}", self.message), ..self }
+    }
+
     /// The kind, for callers that react to it.
     pub fn kind(&self) -> ErrorKind {
         self.kind
@@ -60,7 +65,7 @@ impl From<mlxgk_decoding_strategies::Error> for Error {
     fn from(source: mlxgk_decoding_strategies::Error) -> Self {
         use mlxgk_decoding_strategies::ErrorKind as Kind;
         let kind = match source.kind() {
-            Kind::Prompt => ErrorKind::Request,
+            Kind::Prompt | Kind::Processor => ErrorKind::Request,
             _ => ErrorKind::Run,
         };
         Self::new(kind, source.to_string())
@@ -81,6 +86,11 @@ impl From<mlxgk_logits_processors::Error> for Error {
 
 impl From<mlxgk_tokenizer_bridge::Error> for Error {
     fn from(source: mlxgk_tokenizer_bridge::Error) -> Self {
-        Self::new(ErrorKind::Model, source.to_string())
+        use mlxgk_tokenizer_bridge::ErrorKind as Kind;
+        let kind = match source.kind() {
+            Kind::Refused | Kind::Conversation => ErrorKind::Request,
+            _ => ErrorKind::Model,
+        };
+        Self::new(kind, source.to_string())
     }
 }

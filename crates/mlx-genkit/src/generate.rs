@@ -6,14 +6,18 @@ use std::{
 };
 
 use mlxgk_decoding_strategies::{
-    DEFAULT_PREFILL_CHUNK, Decoding, DecoderSession, FinishReason, LeftPadded, Rule, Sampling, Stop,
+    DEFAULT_PREFILL_CHUNK, DecoderSession, Decoding, FinishReason, LeftPadded, Rule, Sampling, Stop,
 };
 use mlxgk_generation_config::{Resolved, Sources, Warning};
 use mlxgk_mlx_models::{NoHook, ResidualHook};
 use mlxgk_samplers::Streams;
 use mlxgk_tokenizer_bridge::StreamDecoder;
 
-use crate::{Error, ErrorKind, Model, Request, Result, Seed};
+use crate::{Error, ErrorKind, Model, Prompt, Request, Result, Seed};
+
+/// Far more than any machine runs at once; beyond it lies nothing but a typing error and its
+/// allocations.
+const MAX_ROWS: usize = 65_536;
 
 /// One finished sequence.
 #[derive(Debug, Clone, PartialEq)]
@@ -86,19 +90,21 @@ pub fn stream<'a>(model: &'a Model, request: Request<'a>) -> Result<TokenStream<
         // A box of nothing: leaking it leaks no memory.
         None => Box::leak(Box::new(NoHook)),
     };
-    let prompts = prompts.iter().map(|it| it.ids(model)).collect::<Result<Vec<_>>>()?;
+    let prompts = ids(&prompts, model)?;
     let sources = Sources { kwargs: &overrides, passed: &config, model: model.generation_config() };
     let width = prompts.iter().map(Vec::len).max().unwrap_or(0);
     let resolved = sources.merge()?.resolve(width, Some(model.decoder().max_positions()))?;
-    let pad = resolved.special_tokens.pad.unwrap_or(0);
+    let copies = resolved.num_return_sequences;
+    let rows = rows(prompts.len(), copies)?;
+    let pad = padding_token(&resolved, rows, model)?;
     let padded = LeftPadded::new(&prompts, pad)?;
+    let (processors, rule) = rule(&resolved, rows, model, seed)?;
 
+    // Whatever is wrong with the request is known by now; from here on the device works.
     let chunk = resolved.prefill_chunk_size.unwrap_or(DEFAULT_PREFILL_CHUNK);
     let mut session = DecoderSession::prefill(model.decoder(), &padded, chunk, hook)?;
-    let copies = resolved.num_return_sequences;
     session.repeat(copies)?;
     let padded = padded.repeat(copies);
-    let (processors, rule) = rule(&resolved, &padded, model, seed)?;
     let stop = Stop {
         max_new_tokens: resolved.lengths.max_length - width,
         eos: resolved.special_tokens.eos.clone(),
@@ -122,10 +128,48 @@ pub fn stream<'a>(model: &'a Model, request: Request<'a>) -> Result<TokenStream<
     })
 }
 
+/// The prompts' token ids; where there are several, an error says which is wrong.
+fn ids(prompts: &[Prompt], model: &Model) -> Result<Vec<Vec<u32>>> {
+    let several = prompts.len() > 1;
+    let ids = |(index, prompt): (usize, &Prompt)| {
+        prompt.ids(model).map_err(|e| if several { e.of_prompt(index) } else { e })
+    };
+    prompts.iter().enumerate().map(ids).collect()
+}
+
+/// How many sequences run at once.
+fn rows(prompts: usize, copies: usize) -> Result<usize> {
+    match prompts.checked_mul(copies) {
+        Some(rows) if rows <= MAX_ROWS => Ok(rows),
+        _ => {
+            let what = format!(
+                "{prompts} prompts with {copies} sequences each (`num_return_sequences`) are too \
+                 many; at most {MAX_ROWS} sequences run at once"
+            );
+            Err(Error::new(ErrorKind::Request, what))
+        }
+    }
+}
+
+/// What fills up shorter prompts and rows that have ended. A single row needs none.
+fn padding_token(resolved: &Resolved, rows: usize, model: &Model) -> Result<u32> {
+    let vocab = model.decoder().vocab_size();
+    match resolved.special_tokens.pad {
+        Some(pad) if rows > 1 && pad as usize >= vocab => {
+            let what = format!(
+                "the padding token {pad} (`pad_token_id`, else the first `eos_token_id`) is outside \
+                 the vocabulary of {vocab}"
+            );
+            Err(Error::new(ErrorKind::Request, what))
+        }
+        pad => Ok(pad.unwrap_or(0)),
+    }
+}
+
 /// The processors before the choice, and the choice.
 fn rule(
     resolved: &Resolved,
-    prompts: &LeftPadded,
+    rows: usize,
     model: &Model,
     seed: Seed,
 ) -> Result<(mlxgk_logits_processors::ProcessorList, Rule)> {
@@ -133,13 +177,12 @@ fn rule(
     if !resolved.do_sample {
         return Ok((parts.processors, Rule::Greedy));
     }
-    let rows = prompts.rows().len();
     let streams = match seed {
         Seed::Torch(seed) => Streams::torch(seed),
         Seed::Fast(seed) => Streams::fast(seed, rows),
     };
     let sampling = Sampling::new(&parts.warpers, parts.after, streams, rows);
-    Ok((parts.processors, Rule::Sample(sampling)))
+    Ok((parts.processors, Rule::Sample(Box::new(sampling))))
 }
 
 /// A request being served: an iterator over its tokens.
@@ -165,6 +208,23 @@ impl TokenStream<'_> {
     /// How many sequences the request makes.
     pub fn sequences(&self) -> usize {
         self.decoding.rows().len()
+    }
+
+    /// New tokens at most, over all sequences; fewer where a sequence ends early.
+    pub fn most_tokens(&self) -> usize {
+        self.decoding.stop().max_new_tokens.saturating_mul(self.sequences())
+    }
+
+    /// Waits until the prompt has gone through the model; the first call of `next` does so by itself.
+    ///
+    /// # Errors
+    /// When the model fails.
+    pub fn prefill(&mut self) -> Result<()> {
+        if self.prefilled.is_none() {
+            self.decoding.wait()?;
+            self.prefilled = Some(Instant::now());
+        }
+        Ok(())
     }
 
     /// The text of `sequence` that its last token left uncertain, such as half a character.
@@ -209,11 +269,8 @@ impl TokenStream<'_> {
     }
 
     fn advance(&mut self) -> Option<Result<()>> {
-        if self.prefilled.is_none() {
-            if let Err(e) = self.decoding.wait() {
-                return Some(Err(e.into()));
-            }
-            self.prefilled = Some(Instant::now());
+        if let Err(e) = self.prefill() {
+            return Some(Err(e));
         }
         let step = match self.decoding.next()? {
             Ok(step) => step,
@@ -280,7 +337,8 @@ pub struct Scored {
 impl Scored {
     /// The log-probability of the whole text after its first token.
     pub fn sum(&self) -> f64 {
-        self.logprobs.iter().map(|&it| f64::from(it)).sum()
+        // Not `sum`, which is -0 for no summands.
+        self.logprobs.iter().fold(0.0, |sum, &it| sum + f64::from(it))
     }
 
     /// `exp(-mean log p)`; `None` for a single token, which predicts nothing.
@@ -293,15 +351,19 @@ impl Scored {
 ///
 /// # Errors
 /// When the prompt is wrong or the model fails.
-pub fn score(
-    model: &Model,
-    prompt: &crate::Prompt,
-    hook: &mut dyn ResidualHook,
-) -> Result<Scored> {
+pub fn score(model: &Model, prompt: &Prompt, hook: &mut dyn ResidualHook) -> Result<Scored> {
     let tokens = prompt.ids(model)?;
     let logprobs = mlxgk_decoding_strategies::score(model.decoder(), &tokens, hook)?;
-    match logprobs.iter().position(|it| it.is_nan()) {
-        Some(at) => Err(Error::new(ErrorKind::Run, format!("the score of token {} is NaN", at + 1))),
+    match logprobs.iter().position(|it| !it.is_finite()) {
+        Some(at) => {
+            let what = format!(
+                "the log-probability of token {} is {}: the weights are damaged, or too large for \
+                 their dtype",
+                at + 1,
+                logprobs[at]
+            );
+            Err(Error::new(ErrorKind::Run, what))
+        }
         None => Ok(Scored { tokens, logprobs }),
     }
 }

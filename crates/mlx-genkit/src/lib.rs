@@ -42,7 +42,9 @@ pub use mlxgk_mlx_models::{ComputeDtype, HookPoint, NoHook, ResidualHook};
 pub use mlxgk_tokenizer_bridge::Message;
 
 pub use self::error::{Error, ErrorKind, Result};
-pub use self::generate::{Generation, Piece, Scored, Sequence, TokenStream, generate, score, stream};
+pub use self::generate::{
+    Generation, Piece, Scored, Sequence, TokenStream, generate, score, stream,
+};
 pub use self::model::{Model, load};
 pub use self::prompt::Prompt;
 pub use self::request::{Request, Seed};

@@ -2,11 +2,13 @@
 
 use std::path::Path;
 
-use mlxgk_generation_config::{GenerationConfig, OneOrMany};
+use mlxgk_generation_config::{Error as FieldError, GenerationConfig, OneOrMany};
 use mlxgk_mlx_models::{ComputeDtype, Decoder};
 use mlxgk_tokenizer_bridge::{
-    ChatTemplate, Error as TemplateError, ErrorKind as TemplateErrorKind, Files, SpecialIds, Tokenizer,
+    ChatTemplate, Error as TemplateError, ErrorKind as TemplateErrorKind, Files, SpecialIds,
+    Tokenizer,
 };
+use serde_json::Value;
 
 use crate::{Error, ErrorKind, Result};
 
@@ -79,8 +81,10 @@ impl Model {
     /// When the folder has none.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
         self.tokenizer.as_ref().ok_or_else(|| {
-            let what =
-                format!("{} has no tokenizer.json; give the prompt as token ids instead", self.name);
+            let what = format!(
+                "{} has no tokenizer.json; give the prompt as token ids instead",
+                self.name
+            );
             Error::new(ErrorKind::Model, what)
         })
     }
@@ -97,7 +101,8 @@ impl Model {
     pub fn chat_template(&self) -> Result<&ChatTemplate> {
         self.chat_template.as_ref().map_err(|e| match e.kind() {
             TemplateErrorKind::MissingTemplate => {
-                let what = format!("{} has no chat template; give the prompt as plain text", self.name);
+                let what =
+                    format!("{} has no chat template; give the prompt as plain text", self.name);
                 Error::new(ErrorKind::Request, what)
             }
             _ => e.clone().into(),
@@ -122,22 +127,20 @@ impl Model {
 }
 
 fn generation_config(files: &Files<'_>) -> Result<GenerationConfig> {
-    let parse = |name: &str, bytes: &[u8]| {
-        serde_json::from_slice::<serde_json::Value>(bytes)
-            .map_err(|e| Error::new(ErrorKind::Request, format!("{name} is not valid JSON: {e}")))
-    };
-    let named = |name: &str, e: mlxgk_generation_config::Error| {
-        Error::new(ErrorKind::Request, format!("{name}: {e}"))
-    };
-    if let Some(bytes) = &files.generation_config {
-        let name = "generation_config.json";
-        return GenerationConfig::from_json(&parse(name, bytes)?).map_err(|e| named(name, e));
-    }
-    match &files.config {
-        None => Ok(GenerationConfig::default()),
-        Some(bytes) => {
-            let name = "config.json";
-            GenerationConfig::from_model_config(&parse(name, bytes)?).map_err(|e| named(name, e))
-        }
+    let read =
+        |name: &str, bytes: &[u8], read: fn(&Value) -> Result<GenerationConfig, FieldError>| {
+            let name = match &files.folder {
+                Some(folder) => folder.join(name).display().to_string(),
+                None => name.to_owned(),
+            };
+            let wrong = |what: String| Error::new(ErrorKind::Request, what);
+            let value = serde_json::from_slice(bytes)
+                .map_err(|e| wrong(format!("{name} is not valid JSON: {e}")))?;
+            read(&value).map_err(|e| wrong(format!("{name}: {e}")))
+        };
+    match (&files.generation_config, &files.config) {
+        (Some(bytes), _) => read("generation_config.json", bytes, GenerationConfig::from_json),
+        (None, Some(bytes)) => read("config.json", bytes, GenerationConfig::from_model_config),
+        (None, None) => Ok(GenerationConfig::default()),
     }
 }

@@ -57,10 +57,12 @@ impl Prompt {
             Self::Ids(ids) => ids.clone(),
             Self::Text(text) => model.tokenizer()?.encode(text, true)?,
             Self::Messages(messages) => {
+                // Without a tokenizer a missing chat template is not worth mentioning.
+                let tokenizer = model.tokenizer()?;
                 let options = RenderOptions { add_generation_prompt: true, ..Default::default() };
                 let text = model.chat_template()?.render(messages, &options)?;
                 // The template wrote the special tokens itself.
-                model.tokenizer()?.encode(&text, false)?
+                tokenizer.encode(&text, false)?
             }
         };
         let refuse = |what: String| Err(Error::new(ErrorKind::Request, what));

@@ -23,6 +23,9 @@ pub(crate) type Tensors = HashMap<String, Array>;
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
 
+/// The longest header that is read, as in the `safetensors` crate: 100 MB.
+const MAX_HEADER: u64 = 100_000_000;
+
 /// Opens every tensor of a model folder.
 pub(crate) fn open(folder: &Path) -> Result<Tensors> {
     let mut tensors = Tensors::new();
@@ -74,14 +77,21 @@ fn elements<T, const N: usize>(data: &[u8], read: impl Fn([u8; N]) -> T) -> Vec<
 }
 
 fn read_index(path: &Path) -> Result<HashMap<String, String>> {
-    let map = Config::read(path)?.require("weight_map", Config::object)?;
+    // The index is read as a config is, but belongs to the weights.
+    let of_weights = |e: Error| match e.kind() {
+        ErrorKind::Config => Error::new(ErrorKind::Weights, e.to_string()),
+        _ => e,
+    };
+    let map = Config::read(path)
+        .and_then(|index| index.require("weight_map", Config::object))
+        .map_err(of_weights)?;
     map.entries()
         .map(|(tensor, file)| match file.as_str() {
             // A shard lies beside its index; anything else is a path out of the model folder.
             Some(file) if Path::new(file).file_name().is_some_and(|it| it == file) => {
                 Ok((tensor.clone(), file.to_owned()))
             }
-            _ => Err(map.error(tensor, "must name a file in the same folder")),
+            _ => Err(of_weights(map.error(tensor, "must name a file in the same folder"))),
         })
         .collect()
 }
@@ -117,7 +127,7 @@ fn open_file(path: &Path) -> Result<Tensors> {
 }
 
 /// Checks that the header parses, that the file is as long as the header says, and that MLX knows
-/// every dtype.
+/// every dtype and can hold every shape.
 fn check_header(path: &Path) -> Result<()> {
     let unreadable = |e: std::io::Error| {
         Error::new(ErrorKind::File, format!("cannot read {}: {e}", path.display()))
@@ -129,6 +139,11 @@ fn check_header(path: &Path) -> Result<()> {
         return Err(damaged(path, format!("is truncated: it has {actual} bytes")));
     }
     file.read_exact(&mut length).map_err(unreadable)?;
+    // A checkout without `git lfs` leaves a three-line pointer where the file should be.
+    if length == *b"version " {
+        let what = "is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder";
+        return Err(damaged(path, what));
+    }
     let header = u64::from_le_bytes(length);
     if header.checked_add(8).is_none_or(|it| it > actual) {
         return Err(damaged(
@@ -137,6 +152,10 @@ fn check_header(path: &Path) -> Result<()> {
                 "is truncated or no safetensors file: its header claims {header} bytes of {actual}"
             ),
         ));
+    }
+    if header > MAX_HEADER {
+        let what = format!("is no safetensors file: its header claims {header} bytes");
+        return Err(damaged(path, what));
     }
     let mut bytes = vec![0; header as usize];
     file.read_exact(&mut bytes).map_err(unreadable)?;
@@ -153,11 +172,15 @@ fn check_header(path: &Path) -> Result<()> {
         if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::U32) {
             return Err(unsupported(path, &name, info.dtype));
         }
+        if info.shape.iter().any(|&it| i32::try_from(it).is_err()) {
+            let what = format!("holds `{name}` with shape {:?}, which MLX cannot hold", info.shape);
+            return Err(damaged(path, what));
+        }
     }
     Ok(())
 }
 
-fn damaged(path: &Path, what: String) -> Error {
+fn damaged(path: &Path, what: impl std::fmt::Display) -> Error {
     Error::new(ErrorKind::Weights, format!("{} {what}", path.display()))
 }
 

@@ -93,6 +93,16 @@ impl Config {
         self.typed(key, "a number", Value::as_f64)
     }
 
+    /// A number above 0, for what is divided by or raised to a power.
+    pub(crate) fn positive(&self, key: &str) -> Result<Option<f64>> {
+        match self.f64(key)? {
+            Some(it) if it <= 0.0 => {
+                Err(self.error(key, format_args!("must be above 0, found {it}")))
+            }
+            found => Ok(found),
+        }
+    }
+
     pub(crate) fn bool(&self, key: &str) -> Result<Option<bool>> {
         self.typed(key, "true or false", Value::as_bool)
     }
@@ -149,6 +159,12 @@ fn describe(value: &Value) -> String {
     }
 }
 
+/// MLX counts dimensions in 32 bits.
+const MAX_SIZE: usize = i32::MAX as usize;
+
+/// Far more than any model has; beyond it lies nothing but a typing error and its allocations.
+const MAX_LAYERS: usize = 65_535;
+
 /// HF's class defaults that differ between families; the rest is the same everywhere.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Defaults {
@@ -178,10 +194,14 @@ pub(crate) struct Dims {
 
 impl Dims {
     pub(crate) fn read(config: &Config, defaults: &Defaults) -> Result<Self> {
-        let size = |key: &str| {
-            let value = config.require(key, Config::usize)?;
-            if value == 0 { Err(config.error(key, "must be above 0")) } else { Ok(value) }
+        let check = |key: &str, value: usize, most: usize| match value {
+            0 => Err(config.error(key, "must be above 0")),
+            value if value > most => {
+                Err(config.error(key, format_args!("is {value}; at most {most} are possible")))
+            }
+            value => Ok(value),
         };
+        let size = |key: &str| check(key, config.require(key, Config::usize)?, MAX_SIZE);
         let hidden = size("hidden_size")?;
         let heads = size("num_attention_heads")?;
         let default_kv = if config.has("num_key_value_heads") { None } else { defaults.kv_heads };
@@ -194,19 +214,20 @@ impl Dims {
         }
         let default_dim = if config.has("head_dim") { None } else { defaults.head_dim };
         let head_dim = config.usize("head_dim")?.or(default_dim).unwrap_or(hidden / heads);
+        let layers = config.require("num_hidden_layers", Config::usize)?;
+        let max_positions =
+            config.usize("max_position_embeddings")?.unwrap_or(defaults.max_positions);
         Ok(Self {
             hidden,
-            layers: size("num_hidden_layers")?,
+            layers: check("num_hidden_layers", layers, MAX_LAYERS)?,
             heads,
             kv_heads,
-            head_dim,
+            head_dim: check("head_dim", head_dim, MAX_SIZE)?,
             intermediate: size("intermediate_size")?,
             vocab: size("vocab_size")?,
             eps: config.f32("rms_norm_eps")?.unwrap_or(defaults.eps),
             tied: config.bool("tie_word_embeddings")?.unwrap_or(defaults.tied),
-            max_positions: config
-                .usize("max_position_embeddings")?
-                .unwrap_or(defaults.max_positions),
+            max_positions: check("max_position_embeddings", max_positions, usize::MAX)?,
         })
     }
 }

@@ -90,7 +90,11 @@ impl Decoder {
     /// those that the config calls for.
     pub fn load(folder: &Path, dtype: ComputeDtype) -> Result<Self> {
         if !folder.is_dir() {
-            let what = format!("there is no folder {}", folder.display());
+            let name = folder.display();
+            let what = match folder.exists() {
+                true => format!("{name} is a file; a model is a folder with config.json"),
+                false => format!("there is no folder {name}"),
+            };
             return Err(Error::new(ErrorKind::File, what));
         }
         let config = Config::read(&folder.join("config.json"))?;

@@ -56,7 +56,12 @@ impl RopeParameters {
             Some(it) if it.entries().next().is_some() => Some(it),
             _ => config.object("rope_parameters")?,
         };
-        Self::new(config, scaling, config.f64("rope_theta")?.unwrap_or(10_000.0), max_positions)
+        Self::new(
+            config,
+            scaling,
+            config.positive("rope_theta")?.unwrap_or(10_000.0),
+            max_positions,
+        )
     }
 
     /// From a given dictionary, for families that keep one per layer type. A theta inside it wins;
@@ -71,7 +76,7 @@ impl RopeParameters {
         let kind = scaling.str("rope_type")?.or(scaling.str("type")?).unwrap_or("default");
         let key = "original_max_position_embeddings";
         let original = config.usize(key)?.or(scaling.usize(key)?).unwrap_or(max_positions);
-        let theta = scaling.f64("rope_theta")?.unwrap_or(theta);
+        let theta = scaling.positive("rope_theta")?.unwrap_or(theta);
         Ok(Self { kind: kind.to_owned(), theta, max_positions, original, scaling })
     }
 
@@ -94,7 +99,7 @@ impl Rope {
             |scale: f64| Frequencies::Base { base: parameters.theta as f32, scale: scale as f32 };
         let (frequencies, scale) = match parameters.kind.as_str() {
             "default" => (plain(1.0), 1.0),
-            "linear" => (plain(1.0 / scaling.require("factor", Config::f64)?), 1.0),
+            "linear" => (plain(1.0 / scaling.require("factor", Config::positive)?), 1.0),
             "llama3" => (llama3(parameters, dims)?, 1.0),
             "yarn" => yarn(parameters, dims)?,
             "longrope" => longrope(parameters, dims)?,
@@ -157,7 +162,7 @@ fn periods(inverse: impl Iterator<Item = f64>) -> Array {
 /// blended (HF `_compute_llama3_parameters`).
 fn llama3(parameters: &RopeParameters, dims: usize) -> Result<Frequencies> {
     let (scaling, theta) = (&parameters.scaling, parameters.theta);
-    let factor = scaling.require("factor", Config::f64)?;
+    let factor = scaling.require("factor", Config::positive)?;
     let low = scaling.require("low_freq_factor", Config::f64)?;
     let high = scaling.require("high_freq_factor", Config::f64)?;
     let original = parameters.original as f64;
@@ -179,7 +184,7 @@ fn llama3(parameters: &RopeParameters, dims: usize) -> Result<Frequencies> {
 fn yarn(parameters: &RopeParameters, dims: usize) -> Result<(Frequencies, f64)> {
     let (scaling, theta) = (&parameters.scaling, parameters.theta);
     let original = parameters.original as f64;
-    let factor = scaling.f64("factor")?.unwrap_or(parameters.max_positions as f64 / original);
+    let factor = scaling.positive("factor")?.unwrap_or(parameters.max_positions as f64 / original);
     let magnitude =
         |scale: f64, m: f64| if scale <= 1.0 { 1.0 } else { 0.1 * m * scale.ln() + 1.0 };
     let truthy = |it: Option<f64>| it.filter(|&it| it != 0.0);
@@ -225,7 +230,7 @@ fn longrope(parameters: &RopeParameters, dims: usize) -> Result<(Frequencies, f6
         let inverse = |(pair, factor)| 1.0 / (factor * period(theta, dims, pair));
         Ok(periods(factors.into_iter().enumerate().map(inverse)))
     };
-    let factor = scaling.f64("factor")?.unwrap_or(parameters.max_positions as f64 / original);
+    let factor = scaling.positive("factor")?.unwrap_or(parameters.max_positions as f64 / original);
     let attention_scale = match scaling.f64("attention_factor")? {
         Some(given) => given,
         None if factor <= 1.0 => 1.0,

@@ -1,5 +1,7 @@
 //! Residual hooks: what they see, and that they are obeyed everywhere alike.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
+
 use std::path::Path;
 
 use mlx_rs::Array;

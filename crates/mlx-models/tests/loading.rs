@@ -1,5 +1,7 @@
 //! The strict loader: what is wrong with a folder is said by file, field or tensor.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -73,6 +75,7 @@ fn damaged_weights_are_named() {
         (&whole[..100], "truncated"),
         (&whole[..4], "truncated"),
         (&[][..], "truncated"),
+        (&b"version https://git-lfs.github.com/spec/v1\n"[..], "git lfs pull"),
         (&[b"\x10\0\0\0\0\0\0\0".as_slice(), &[b'x'; 16]].concat()[..], "corrupt header"),
     ] {
         fs::write(&path, bytes).unwrap();
@@ -109,6 +112,15 @@ fn config_fields_are_named() {
         ("model_type", json!(7), vec!["`model_type` must be a string, found 7"]),
         ("hidden_size", json!("wide"), vec!["`hidden_size` must be a whole number"]),
         ("num_hidden_layers", json!(0), vec!["`num_hidden_layers` must be above 0"]),
+        (
+            "num_hidden_layers",
+            json!(1_000_000_000_000_u64),
+            vec!["`num_hidden_layers` is 1000000000000"],
+        ),
+        ("head_dim", json!(0), vec!["`head_dim` must be above 0"]),
+        ("vocab_size", json!(1_u64 << 40), vec!["`vocab_size` is 1099511627776"]),
+        ("max_position_embeddings", json!(0), vec!["`max_position_embeddings` must be above 0"]),
+        ("rope_scaling", json!({"rope_theta": 0}), vec!["`rope_theta` must be above 0"]),
         ("num_attention_heads", Value::Null, vec!["`num_attention_heads` is missing"]),
         ("num_key_value_heads", json!(3), vec!["`num_key_value_heads` is 3"]),
         ("rope_scaling", json!({"rope_type": "spiral"}), vec!["`rope_type` is \"spiral\""]),

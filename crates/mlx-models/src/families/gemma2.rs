@@ -23,7 +23,7 @@ pub(super) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
     let activation = Activation::read(config, "hidden_activation", "gelu_pytorch_tanh")?;
     let window = window(config, Some(4096))?;
     let sliding = sliding_layers(config, &dims, |layer| layer % 2 == 0)?;
-    let scale = config.f32("query_pre_attn_scalar")?.unwrap_or(256.0).powf(-0.5);
+    let scale = config.positive("query_pre_attn_scalar")?.unwrap_or(256.0).powf(-0.5) as f32;
     let score_cap = soft_cap(config, "attn_logit_softcapping", Some(50.0))?;
     let options = DecoderOptions {
         embedding_scale: Some((dims.hidden as f32).sqrt()),

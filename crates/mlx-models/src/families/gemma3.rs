@@ -29,7 +29,7 @@ pub(super) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
     let window = window(config, Some(4096))?;
     let pattern = config.usize("sliding_window_pattern")?.unwrap_or(6).max(1);
     let sliding = sliding_layers(config, &dims, |layer| !(layer + 1).is_multiple_of(pattern))?;
-    let scale = config.f32("query_pre_attn_scalar")?.unwrap_or(256.0).powf(-0.5);
+    let scale = config.positive("query_pre_attn_scalar")?.unwrap_or(256.0).powf(-0.5) as f32;
     let stored = NormWeight::Offset;
     let options = DecoderOptions {
         embedding_scale: Some((dims.hidden as f32).sqrt()),
@@ -65,7 +65,7 @@ fn ropes(config: &Config, dims: &Dims) -> Result<(Rope, Rope)> {
     let build = |kind: &str, theta_key: &str, default: f64, scaling| {
         let scaling: Option<Config> = scaling;
         let scaling = scaling.or(of(kind)?);
-        let theta = config.f64(theta_key)?.unwrap_or(default);
+        let theta = config.positive(theta_key)?.unwrap_or(default);
         let parameters = RopeParameters::new(config, scaling, theta, dims.max_positions)?;
         Rope::new(&parameters, dims.head_dim, dims.head_dim)
     };
