@@ -1,7 +1,7 @@
 //! The command line: which chore, and its help.
 
 use crate::failure::{Failure, Result};
-use crate::{parity, record, run, setup, test, tidy};
+use crate::{bench, parity, record, run, setup, test, tidy};
 
 /// A chore as the user calls it.
 struct Chore {
@@ -41,6 +41,12 @@ const CHORES: &[Chore] = &[
         summary: "record the fixtures anew from transformers",
         help: record::HELP,
         run: record::run,
+    },
+    Chore {
+        name: "bench",
+        summary: "measure the speed, and that of transformers and mlx-lm beside it",
+        help: bench::HELP,
+        run: bench::run,
     },
     Chore {
         name: "tidy",

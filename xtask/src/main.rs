@@ -6,10 +6,12 @@
 // A command line speaks on stdout and stderr.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod bench;
 mod cli;
 mod failure;
 mod parity;
 mod process;
+mod python;
 mod record;
 mod run;
 mod setup;

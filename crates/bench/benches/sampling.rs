@@ -1,0 +1,25 @@
+//! A draw at a vocabulary of 151,936 with 512 tokens of history, on one core.
+
+// A bench that cannot go on may stop where it stands.
+#![allow(clippy::expect_used)]
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use mlx_genkit::Seed;
+use mlxgk_bench::{Draws, sampling};
+
+fn draws(c: &mut Criterion) {
+    for (name, fields, seed) in [
+        ("usual, fast", sampling::usual(), Seed::Fast(0)),
+        ("usual, torch", sampling::usual(), Seed::Torch(0)),
+        ("nucleus, fast", sampling::nucleus(), Seed::Fast(0)),
+        ("nucleus, torch", sampling::nucleus(), Seed::Torch(0)),
+    ] {
+        let (scores, history) = (sampling::scores(), sampling::history());
+        let request = Draws::new(&fields, seed, scores, sampling::VOCAB, history);
+        let mut request = request.expect("the fields are right");
+        c.bench_function(name, |b| b.iter(|| request.step()));
+    }
+}
+
+criterion_group!(benches, draws);
+criterion_main!(benches);

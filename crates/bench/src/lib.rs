@@ -1,0 +1,18 @@
+#![doc = include_str!("../README.md")]
+
+mod generation;
+mod memory;
+pub mod models;
+pub mod sampling;
+mod task;
+
+pub use self::generation::{Timed, time};
+pub use self::memory::peak_bytes;
+pub use self::sampling::Draws;
+pub use self::task::{Generator, Precision, Task};
+
+/// Whatever went wrong: a person reads it, no program decides by it.
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// A result with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;

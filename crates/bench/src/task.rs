@@ -1,0 +1,183 @@
+//! What the measuring program is asked to do, and what it answers: one JSON object each.
+//!
+//! The other systems' programs, `xtask/bench/*.py`, take the same tasks and give the same answers.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use mlx_genkit::{ComputeDtype, Seed, load};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::{Draws, Result, models, peak_bytes, sampling, time};
+
+/// One thing to measure, in a process of its own.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(tag = "task", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Task {
+    /// Writes the models and scores that the other tasks read, and says where they are.
+    Prepare {
+        /// Where to.
+        folder: PathBuf,
+    },
+    /// Continues a prompt greedily.
+    Generate {
+        /// The model folder.
+        model: PathBuf,
+        /// The precision to compute in.
+        dtype: Precision,
+        /// A prompt to continue.
+        prompt: Vec<u32>,
+        /// By how many tokens.
+        new_tokens: usize,
+        /// A longer prompt, of which the first new token alone is waited for.
+        prefill: Vec<u32>,
+        /// How often; the medians count.
+        repeats: usize,
+    },
+    /// Draws tokens from given scores.
+    Draw {
+        /// Fields of HF's generation config.
+        fields: Value,
+        /// Whose random numbers.
+        rng: Generator,
+        /// Rows of scores: fp32, `vocab` each.
+        scores: PathBuf,
+        /// Scores per row.
+        vocab: usize,
+        /// Tokens said so far.
+        history: Vec<u32>,
+        /// How many draws.
+        draws: usize,
+    },
+}
+
+/// A precision under torch's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// fp32.
+    Float32,
+    /// bf16.
+    Bfloat16,
+}
+
+/// A generator to draw from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Generator {
+    /// The fast one.
+    Fast,
+    /// torch's.
+    Torch,
+}
+
+impl Task {
+    /// Does it and says what was measured.
+    ///
+    /// # Errors
+    /// When a model cannot be loaded or run, or a file not be written.
+    pub fn run(&self) -> Result<Value> {
+        match self {
+            Self::Prepare { folder } => {
+                std::fs::create_dir_all(folder)?;
+                let scores = folder.join("scores.f32");
+                let bytes: Vec<u8> =
+                    sampling::scores().into_iter().flat_map(f32::to_le_bytes).collect();
+                std::fs::write(&scores, bytes)?;
+                Ok(json!({
+                    "large": models::random_qwen3(folder)?,
+                    "bundled": models::endless_bundled(folder)?,
+                    "scores": scores,
+                    "vocab": sampling::VOCAB,
+                    "history": sampling::history(),
+                    "usual": sampling::usual(),
+                    "nucleus": sampling::nucleus(),
+                }))
+            }
+            Self::Generate { model, dtype, prompt, new_tokens, prefill, repeats } => {
+                let dtype = match dtype {
+                    Precision::Float32 => ComputeDtype::Float32,
+                    Precision::Bfloat16 => ComputeDtype::Bfloat16,
+                };
+                let model = load(model, dtype)?;
+                // The first request pays for threads and memory that the later ones find ready.
+                time(&model, prompt, 2)?;
+                let mut tokens = Vec::new();
+                let (mut decode, mut first) = (Vec::new(), Vec::new());
+                for _ in 0..*repeats {
+                    let timed = time(&model, prompt, *new_tokens)?;
+                    decode.push(timed.decoded_per_second());
+                    tokens = timed.tokens;
+                    let timed = time(&model, prefill, 1)?;
+                    first.push(prefill.len() as f64 / timed.first.as_secs_f64());
+                }
+                Ok(json!({
+                    "decode_tokens_per_second": median(decode),
+                    "prefill_tokens_per_second": median(first),
+                    "tokens": tokens,
+                    "weight_bytes": model.decoder().footprint().bytes,
+                    "peak_bytes": peak_bytes()?,
+                }))
+            }
+            Self::Draw { fields, rng, scores, vocab, history, draws } => {
+                let seed = match rng {
+                    Generator::Fast => Seed::Fast(0),
+                    Generator::Torch => Seed::Torch(0),
+                };
+                let scores = std::fs::read(scores)?;
+                let scores =
+                    scores.as_chunks().0.iter().map(|it| f32::from_le_bytes(*it)).collect();
+                let mut request = Draws::new(fields, seed, scores, *vocab, history.clone())?;
+                for _ in 0..10 {
+                    request.step()?;
+                }
+                let mut each: Vec<Duration> = Vec::with_capacity(*draws);
+                for _ in 0..*draws {
+                    let begun = Instant::now();
+                    request.step()?;
+                    each.push(begun.elapsed());
+                }
+                let micros = each.iter().map(|it| it.as_secs_f64() * 1e6).collect();
+                Ok(json!({"microseconds": median(micros)}))
+            }
+        }
+    }
+}
+
+/// The middle value; 0 of none.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_middle_one() {
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(Vec::new()), 0.0);
+    }
+
+    #[test]
+    fn a_task_with_a_field_too_many_is_refused() {
+        let task = r#"{"task": "prepare", "folder": "x", "models": 2}"#;
+        assert!(serde_json::from_str::<Task>(task).is_err());
+    }
+
+    #[test]
+    fn a_draw_takes_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let scores = folder.path().join("scores.f32");
+        let row: Vec<u8> = (0..2 * 64).flat_map(|it| (it as f32).sin().to_le_bytes()).collect();
+        std::fs::write(&scores, row).unwrap();
+        let task = json!({
+            "task": "draw", "fields": sampling::usual(), "rng": "torch", "scores": scores,
+            "vocab": 64, "history": [3, 1, 4, 1], "draws": 3,
+        });
+        let measured = serde_json::from_value::<Task>(task).unwrap().run().unwrap();
+        assert!(measured["microseconds"].as_f64().unwrap() > 0.0);
+    }
+}

@@ -1,0 +1,75 @@
+"""What the other systems' programs have in common: a task in as JSON, a measurement out as JSON.
+
+The tasks are those of mlxgk-measure (crates/bench/src/task.rs), and one more: `first_token`, which
+the caller times from outside, from the start of the process to its end.
+"""
+
+import importlib.metadata
+import json
+import resource
+import statistics
+import sys
+import time
+
+
+def main(packages, load, generate, draw, first_token):
+    """Does the task on the command line and prints what was measured.
+
+    load(folder, dtype) -> model
+    generate(model, ids, new_tokens, on_token): greedy; hands over each token as it is chosen
+    draw(task) -> a function that draws one token
+    first_token(folder, text) -> the first word of the answer
+    """
+    task = json.loads(sys.argv[1])
+    if task["task"] == "generate":
+        model = load(task["model"], task["dtype"])
+        measured = measure_generate(task, lambda *request: timed(generate, model, *request))
+    elif task["task"] == "draw":
+        measured = {"microseconds": measure_draws(draw(task), task["draws"])}
+    else:
+        measured = {"text": first_token(task["model"], task["text"])}
+    measured["versions"] = {name: importlib.metadata.version(name) for name in packages}
+    print(json.dumps(measured))
+
+
+def measure_generate(task, request):
+    # The first request pays for threads and memory that the later ones find ready.
+    request(task["prompt"], 2)
+    decode, prefill = [], []
+    for _ in range(task["repeats"]):
+        tokens, _, rest = request(task["prompt"], task["new_tokens"])
+        decode.append((len(tokens) - 1) / rest)
+        _, first, _ = request(task["prefill"], 1)
+        prefill.append(len(task["prefill"]) / first)
+    # macOS counts bytes here, Linux kibibytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "decode_tokens_per_second": statistics.median(decode),
+        "prefill_tokens_per_second": statistics.median(prefill),
+        "tokens": tokens,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+    }
+
+
+def timed(generate, model, ids, new_tokens):
+    """The tokens, the seconds to the first of them, and the seconds from there to the last."""
+    tokens, times = [], []
+
+    def on_token(token):
+        times.append(time.perf_counter())
+        tokens.append(token)
+
+    begun = time.perf_counter()
+    generate(model, ids, new_tokens, on_token)
+    return tokens, times[0] - begun, times[-1] - times[0]
+
+
+def measure_draws(draw, count):
+    for _ in range(3):
+        draw()
+    times = []
+    for _ in range(count):
+        begun = time.perf_counter()
+        draw()
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times) * 1e6

@@ -1,0 +1,81 @@
+"""transformers on torch's CPU backend: its generate(), and its processors with torch's draw."""
+
+import itertools
+
+import numpy
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorList
+from transformers.generation import logits_process
+
+import _peer
+
+
+def load(folder, dtype):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+
+
+class Streamer:
+    """generate() hands it the prompt, then every token."""
+
+    def __init__(self, on_token):
+        self.on_token = on_token
+        self.prompt_is_through = False
+
+    def put(self, value):
+        if self.prompt_is_through:
+            self.on_token(value.item())
+        self.prompt_is_through = True
+
+    def end(self):
+        pass
+
+
+def generate(model, ids, new_tokens, on_token):
+    ids = torch.tensor([ids])
+    model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=new_tokens,
+        streamer=Streamer(on_token),
+    )
+
+
+def draw(task):
+    fields = task["fields"]
+    processors = LogitsProcessorList()
+    # In the order of generate()'s own list, and as there only where the field asks for something.
+    for field, processor, neutral in [
+        ("repetition_penalty", logits_process.RepetitionPenaltyLogitsProcessor, 1.0),
+        ("no_repeat_ngram_size", logits_process.NoRepeatNGramLogitsProcessor, 0),
+        ("temperature", logits_process.TemperatureLogitsWarper, 1.0),
+        ("top_k", logits_process.TopKLogitsWarper, 0),
+        ("top_p", logits_process.TopPLogitsWarper, 1.0),
+    ]:
+        if fields.get(field, neutral) != neutral:
+            processors.append(processor(fields[field]))
+    history = torch.tensor([task["history"]])
+    scores = numpy.fromfile(task["scores"], dtype=numpy.float32).reshape(-1, 1, task["vocab"])
+    rows = itertools.cycle(torch.from_numpy(scores))
+
+    @torch.no_grad()
+    def step():
+        # As in _sample, which copies the logits too.
+        processed = processors(history, next(rows).to(copy=True, dtype=torch.float32))
+        probs = torch.nn.functional.softmax(processed, dim=-1)
+        return torch.multinomial(probs, num_samples=1).item()
+
+    return step
+
+
+def first_token(folder, text):
+    model, tokenizer = load(folder, "float32"), AutoTokenizer.from_pretrained(folder)
+    messages = [{"role": "user", "content": text}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    tokens = []
+    generate(model, ids, 1, tokens.append)
+    return tokenizer.decode(tokens)
+
+
+if __name__ == "__main__":
+    _peer.main(["transformers", "torch"], load, generate, draw, first_token)

@@ -1,0 +1,188 @@
+//! `cargo xtask bench`: how fast the project is, alone or beside other systems.
+//!
+//! Every measurement is a process of its own, given the same model folder, the same prompt and the
+//! same number of threads. The systems take turns within a round, so that whatever else the machine
+//! does falls on all of them, and what counts is the median over the rounds.
+
+mod chart;
+mod machine;
+mod measure;
+mod report;
+mod system;
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use self::machine::Machine;
+use self::measure::{Measure, Results};
+use self::system::{Bench, System};
+use crate::failure::{Context, Failure, Result};
+use crate::{cli, process, setup, workspace};
+
+pub(crate) const HELP: &str = "\
+Measures decoding, prefill, draws, the time to the first token and the peak memory.
+
+Usage: cargo xtask bench [--peers] [--quick]
+
+  --peers   measure transformers and mlx-lm in the same run, print the ratios beside the goals, and
+            write docs/benchmarks.md with its chart; fails when a goal is missed
+  --quick   a few tokens each, to see that everything runs: the numbers mean nothing
+
+Without --quick it wants a machine that does nothing else: a minute alone, some ten with --peers.
+The first run writes a random model of Qwen3-0.6B's shape into build/bench (1.2 GB). --peers needs
+python3 with venv, and installs what xtask/bench/requirements.txt and xtask/record/requirements.txt
+pin into build/venv (almost 6 GB, most of it CUDA, which the published torch brings along).
+
+Examples:
+  cargo xtask bench
+  cargo xtask bench --peers";
+
+/// Everything is measured on this many threads, draws on one.
+const THREADS: usize = 2;
+
+/// How much is measured.
+struct Effort {
+    rounds: usize,
+    new_tokens: usize,
+    prefill: usize,
+    bundled_tokens: usize,
+    draws: usize,
+}
+
+const FULL: Effort =
+    Effort { rounds: 3, new_tokens: 32, prefill: 256, bundled_tokens: 256, draws: 300 };
+const QUICK: Effort = Effort { rounds: 1, new_tokens: 3, prefill: 8, bundled_tokens: 16, draws: 5 };
+
+/// mlx-lm makes half a token per second at the large shape: it gets one round and few tokens.
+const SLOW_TOKENS: usize = 4;
+
+/// The subcommand.
+pub(crate) fn run(arguments: &[String]) -> Result<()> {
+    let (mut peers, mut quick) = (false, false);
+    for argument in arguments {
+        match argument.as_str() {
+            "--peers" => peers = true,
+            "--quick" => quick = true,
+            other => return Err(cli::unexpected("bench", other)),
+        }
+    }
+    setup::ensure()?;
+    build()?;
+    let machine = Machine::look()?;
+    if !quick && machine.is_busy() {
+        eprintln!("bench: the machine is busy ({}); the numbers will be too low", machine.load());
+    }
+    let bench = Bench::prepare(peers)?;
+    let results = measure(&bench, if quick { &QUICK } else { &FULL })?;
+    println!("{}", report::table(&results, bench.systems()));
+    for note in results.notes() {
+        println!("{note}");
+    }
+    if quick {
+        return Ok(());
+    }
+    if peers {
+        write_report(&results, &bench, &machine)?;
+    }
+    let missed = results.missed_goals();
+    if missed.is_empty() { Ok(()) } else { Err(Failure::new(missed.join("\n"))) }
+}
+
+/// Builds what is measured, as a user has it.
+fn build() -> Result<()> {
+    let mut build = process::cargo();
+    build.arg("build").arg("--manifest-path").arg(workspace::root().join("Cargo.toml"));
+    process::show(build.args(["--release", "--package", "mlxgk", "--package", "mlxgk-bench"]))
+}
+
+fn measure(bench: &Bench, effort: &Effort) -> Result<Results> {
+    let mut results = Results::default();
+    for round in 0..effort.rounds {
+        eprintln!("bench: round {} of {}", round + 1, effort.rounds);
+        large_model(bench, effort, round, &mut results)?;
+        bundled_model(bench, effort, &mut results)?;
+        draws(bench, effort, &mut results)?;
+    }
+    Ok(results)
+}
+
+/// `count` token ids that both models have.
+fn prompt(count: usize) -> Vec<usize> {
+    (0..count).map(|at| (at * 7919 + 13) % 2000).collect()
+}
+
+fn large_model(bench: &Bench, effort: &Effort, round: usize, results: &mut Results) -> Result<()> {
+    for &system in bench.systems() {
+        let is_slow = system == System::MlxLm;
+        if is_slow && round > 0 {
+            continue;
+        }
+        let new_tokens =
+            if is_slow { SLOW_TOKENS.min(effort.new_tokens) } else { effort.new_tokens };
+        let task = json!({
+            "task": "generate", "model": bench.large(), "dtype": system.dtype(),
+            "prompt": prompt(32), "new_tokens": new_tokens, "prefill": prompt(effort.prefill),
+            "repeats": 1,
+        });
+        let measured = bench.run(system, &task, THREADS)?;
+        results.add(Measure::Decode, system, &measured["decode_tokens_per_second"])?;
+        results.add(Measure::Prefill, system, &measured["prefill_tokens_per_second"])?;
+        results.add(Measure::PeakMemory, system, &megabytes(&measured["peak_bytes"]))?;
+        results.set_weights(&measured["weight_bytes"]);
+        results.compare_tokens("the large model", system, &measured["tokens"]);
+    }
+    Ok(())
+}
+
+fn bundled_model(bench: &Bench, effort: &Effort, results: &mut Results) -> Result<()> {
+    for &system in bench.systems().iter().filter(|it| it.dtype() == "float32") {
+        let task = json!({
+            "task": "generate", "model": bench.bundled(), "dtype": system.dtype(),
+            "prompt": prompt(32), "new_tokens": effort.bundled_tokens, "prefill": prompt(64),
+            "repeats": 3,
+        });
+        let measured = bench.run(system, &task, THREADS)?;
+        results.add(Measure::DecodeBundled, system, &measured["decode_tokens_per_second"])?;
+        results.compare_tokens("the bundled model", system, &measured["tokens"]);
+        let milliseconds = bench.first_token(system, THREADS)?.as_secs_f64() * 1e3;
+        results.add(Measure::FirstToken, system, &milliseconds.into())?;
+    }
+    Ok(())
+}
+
+fn draws(bench: &Bench, effort: &Effort, results: &mut Results) -> Result<()> {
+    for (measure, fields, rng) in [
+        (Measure::DrawUsual, "usual", "fast"),
+        (Measure::DrawUsualTorch, "usual", "torch"),
+        (Measure::DrawNucleus, "nucleus", "fast"),
+    ] {
+        for &system in bench.systems().iter().filter(|it| it.dtype() == "float32") {
+            // Only ours has a choice of generators; torch's is compared with torch alone.
+            if measure == Measure::DrawUsualTorch && system == System::MlxLm {
+                continue;
+            }
+            let task = bench.draw(fields, rng, effort.draws);
+            let measured = bench.run(system, &task, 1)?;
+            results.add(measure, system, &measured["microseconds"])?;
+        }
+    }
+    Ok(())
+}
+
+fn megabytes(bytes: &Value) -> Value {
+    bytes.as_f64().map(|it| it / 1e6).into()
+}
+
+fn write_report(results: &Results, bench: &Bench, machine: &Machine) -> Result<()> {
+    let docs = workspace::root().join("docs");
+    for (name, text) in [
+        ("benchmarks.md", report::page(results, bench, machine)),
+        ("benchmarks.svg", chart::draw(results, bench.systems())),
+    ] {
+        let path = docs.join(name);
+        fs::write(&path, text).context(|| format!("cannot write {}", path.display()))?;
+        eprintln!("bench: wrote docs/{name}");
+    }
+    Ok(())
+}

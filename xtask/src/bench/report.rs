@@ -1,0 +1,148 @@
+//! The table and the page around it.
+
+use super::machine::Machine;
+use super::measure::{Measure, Results};
+use super::system::{Bench, System};
+use super::{FULL, SLOW_TOKENS, THREADS};
+
+/// One line per measurement: every system's number, our ratio to each peer, and the goals.
+pub(super) fn table(results: &Results, systems: &[System]) -> String {
+    let peers: Vec<System> = systems
+        .iter()
+        .copied()
+        .filter(|it| *it != System::Ours && it.dtype() == "float32")
+        .collect();
+    let mut head = vec![String::new(), "unit".to_owned()];
+    head.extend(systems.iter().map(|it| it.name().to_owned()));
+    head.extend(peers.iter().map(|it| format!("against {} (goal)", it.name())));
+    head.push("limit".to_owned());
+    let mut rows = vec![head];
+    for measure in Measure::ALL {
+        let mut row = vec![measure.title().to_owned(), measure.unit().to_owned()];
+        let number = |it: Option<f64>| it.map_or_else(String::new, readable);
+        row.extend(systems.iter().map(|&it| number(results.value(measure, it))));
+        row.extend(peers.iter().map(|&peer| ratio(results, measure, peer)));
+        row.push(number(results.limit(measure)));
+        rows.push(row);
+    }
+    markdown(&rows)
+}
+
+fn ratio(results: &Results, measure: Measure, peer: System) -> String {
+    let Some(ratio) = results.ratio(measure, peer) else { return String::new() };
+    let ratio = format!("{} ×", readable(ratio));
+    match measure.goal_against(peer) {
+        Some(goal) => format!("{ratio} ({goal})"),
+        None => ratio,
+    }
+}
+
+/// Three digits, more only where they are whole.
+pub(super) fn readable(value: f64) -> String {
+    let decimals = match value {
+        100.0.. => 0,
+        10.0.. => 1,
+        _ => 2,
+    };
+    format!("{value:.decimals$}")
+}
+
+/// A table whose columns line up in the source, too, so that it can be read in a terminal.
+fn markdown(rows: &[Vec<String>]) -> String {
+    let columns = rows.first().map_or(0, Vec::len);
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
+        .collect();
+    let mut text = String::new();
+    for (index, row) in rows.iter().enumerate() {
+        for (column, cell) in row.iter().enumerate() {
+            let width = widths[column];
+            // Words to the left, numbers to the right.
+            let padded =
+                if column < 2 { format!("{cell:<width$}") } else { format!("{cell:>width$}") };
+            text.push_str(&format!("| {padded} "));
+        }
+        text.push_str("|\n");
+        if index == 0 {
+            for (column, width) in widths.iter().enumerate() {
+                let dashes = "-".repeat(*width);
+                text.push_str(&if column < 2 {
+                    format!("| {dashes} ")
+                } else {
+                    format!("| {dashes}:")
+                });
+            }
+            text.push_str("|\n");
+        }
+    }
+    text
+}
+
+/// docs/benchmarks.md.
+pub(super) fn page(results: &Results, bench: &Bench, machine: &Machine) -> String {
+    let table = table(results, bench.systems());
+    let versions: Vec<String> =
+        bench.versions().iter().map(|(name, version)| format!("{name} {version}")).collect();
+    let mut notes: String = results.notes().iter().map(|it| format!("{it}\n")).collect();
+    if notes.is_empty() {
+        notes.push_str("In fp32 all systems chose the same tokens.\n");
+    }
+    let (rounds, new_tokens, prefill) = (FULL.rounds, FULL.new_tokens, FULL.prefill);
+    let (bundled_tokens, draws) = (FULL.bundled_tokens, FULL.draws);
+    format!(
+        "# Benchmarks\n\n\
+         Written by `cargo xtask bench --peers`, which measures all systems in turn in one run.\n\n\
+         - machine: {machine}; {load} before the run\n\
+         - versions: {versions}\n\
+         - {THREADS} threads for models, one for draws; fp32 unless the column says otherwise\n\n\
+         ![The measurements as bars](benchmarks.svg)\n\n\
+         {table}\n\
+         {notes}\n\
+         \"Against\" says how many times as fast we are; a goal stands behind it in brackets, and a limit on our\n\
+         own number in the last column. Numbers are medians over {rounds} rounds.\n\n\
+         ## What is measured\n\n\
+         Every system gets the same model folder, the same prompt as token ids and a process of its own, and is\n\
+         used through its own generation loop: mlx-genkit's `stream`, transformers' `generate` with a streamer,\n\
+         mlx-lm's `generate_step`. Loading and a first short request are not counted.\n\n\
+         - **0.6B shape**: the shape of Qwen3-0.6B with random weights, bf16 on disk. {new_tokens} tokens after a\n  \
+           prompt of 32, greedy, counted from the first new token to the last ({SLOW_TOKENS} tokens and one round\n  \
+           for mlx-lm). Prefill is the time from the request to the first new token after {prefill}.\n\
+         - **bundled model**: {bundled_tokens} tokens after a prompt of 32, greedy; the end token is taken away.\n\
+         - **first token**: from the start of a process, with the interpreter, the libraries, the tokenizer and\n  \
+           the model to be loaded, to its end after one token.\n\
+         - **peak memory**: the largest resident size of the process that decodes the 0.6B shape. The limit is\n  \
+           1.15 times the weights in fp32, and 150 MB.\n\
+         - **draws**: a token from 151,936 scores with 512 tokens of history, {draws} times. Repetition penalty\n  \
+           1.1, no n-gram of 3 twice, temperature 0.7, top-k 50, top-p 0.9; then temperature and top-p alone.\n  \
+           mlx-lm has no n-gram ban, so it does without. The fast generator draws, and torch's where named.\n\n\
+         mlx-lm stands for the published CPU build of MLX, which brings the reference BLAS; on Linux we link MLX\n\
+         with OpenBLAS instead ([native-mlx.md](native-mlx.md)), and that is most of the difference.\n",
+        machine = machine.describe(),
+        load = machine.load(),
+        versions = versions.join(", "),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_table_holds_the_numbers_the_ratio_and_the_goal() {
+        let mut results = Results::default();
+        results.add(Measure::Decode, System::Ours, &json!(9.0)).unwrap();
+        results.add(Measure::Decode, System::Transformers, &json!(6.0)).unwrap();
+        let table = table(&results, &[System::Ours, System::Transformers]);
+        let line = table.lines().nth(2).unwrap();
+        assert!(line.contains("9.00") && line.contains("1.50 × (1.3)"), "{line}");
+        let widths: Vec<usize> = table.lines().map(|line| line.chars().count()).collect();
+        assert!(widths.iter().all(|it| *it == widths[0]), "{table}");
+    }
+
+    #[test]
+    fn numbers_keep_three_digits() {
+        assert_eq!([0.5234, 9.21, 13.64, 133.4].map(readable), ["0.52", "9.21", "13.6", "133"]);
+    }
+}
