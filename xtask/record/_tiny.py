@@ -32,6 +32,8 @@ class Tiny:
     lengths: tuple[int, ...] = (1, 13, 37)
     batch: tuple[int, ...] = (5, 37, 13, 1)
     mixed_batch: tuple[int, ...] | None = None
+    # One more prompt for a forward pass alone: small errors in the rotary angles grow with position.
+    long_prompt: tuple[int, ...] = ()
     # The first seed to try; `models.py` moves on while a tie or a flat attention shows.
     seed: int = 0
 
@@ -101,8 +103,9 @@ LONGROPE_LONG = [1.0, 2.5, 4.0, 6.5]
 
 MODELS = (
     # Llama: plain, then each RoPE scaling.
-    Tiny("llama", llama(vocab_size=151, num_key_value_heads=2, rope_parameters={"rope_type": "default", "rope_theta": 500.0}),
-         matters=({"rope_theta": 10000.0},), seed=2),
+    Tiny("llama", llama(vocab_size=151, num_key_value_heads=2, max_position_embeddings=2048,
+                        rope_parameters={"rope_type": "default", "rope_theta": 500.0}),
+         matters=({"rope_theta": 10000.0},), long_prompt=(1200,), seed=2),
     Tiny("llama-llama3", llama(
             vocab_size=160, num_key_value_heads=1, tie_word_embeddings=True, attention_bias=True, rope_theta=1000.0,
             rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -143,9 +146,10 @@ MODELS = (
          dtype="bfloat16", matters=({"use_sliding_window": False}, {"max_window_layers": 0}), seed=6),
     # Qwen3: q/k norm and heads wider than hidden / heads.
     Tiny("qwen3", qwen3(
-            vocab_size=181, num_key_value_heads=2, head_dim=24, tie_word_embeddings=True,
+            vocab_size=181, num_key_value_heads=2, head_dim=24, tie_word_embeddings=True, max_position_embeddings=2048,
             rope_parameters={"rope_type": "default", "rope_theta": 1000000.0}),
-         dtype="bfloat16", generation={"do_sample": True, "temperature": 0.8, "top_k": 20, "top_p": 0.95}, seed=3),
+         dtype="bfloat16", generation={"do_sample": True, "temperature": 0.8, "top_k": 20, "top_p": 0.95}, long_prompt=(1200,),
+         seed=3),
     Tiny("qwen3-4x", qwen3(
             vocab_size=139, num_attention_heads=2, num_key_value_heads=2, head_dim=12, attention_bias=True,
             rope_theta=5000.0, rope_scaling=None, use_sliding_window=True, sliding_window=7, max_window_layers=2),
@@ -183,9 +187,9 @@ MODELS = (
     # Gemma 3: local and global RoPE, of which only the global one is scaled.
     Tiny("gemma3", gemma3(
             vocab_size=161, num_key_value_heads=2, head_dim=12, query_pre_attn_scalar=16, sliding_window=8,
-            sliding_window_pattern=3, num_hidden_layers=4, rope_theta=100000.0, rope_local_base_freq=100.0,
+            sliding_window_pattern=3, num_hidden_layers=4, max_position_embeddings=2048, rope_theta=100000.0, rope_local_base_freq=100.0,
             rope_scaling={"rope_type": "linear", "factor": 4.0}),
-         form="4.x", dtype="bfloat16", generation={"do_sample": True, "top_k": 64, "top_p": 0.95},
+         form="4.x", dtype="bfloat16", generation={"do_sample": True, "top_k": 64, "top_p": 0.95}, long_prompt=(1200,),
          matters=({"rope_scaling": None}, {"rope_local_base_freq": 10000.0}, {"sliding_window_pattern": 2},
                   {"sliding_window": 100})),
     Tiny("gemma3-5x", gemma3(

@@ -70,6 +70,7 @@ def record_model(tiny: _tiny.Tiny, out: pathlib.Path, seed: int) -> None:
     _tiny.build(tiny, folder, seed)
     model = _tiny.load(folder)
     prompts = draw_prompts(tiny, seed)
+    long_prompts = draw_prompts(tiny, seed + 3000, tiny.long_prompt)
     with expert_gaps() as gaps:
         recorded = {
             "made_by": _fixture.made_by("torch", "transformers"),
@@ -77,7 +78,7 @@ def record_model(tiny: _tiny.Tiny, out: pathlib.Path, seed: int) -> None:
             "model": tiny.name,
             "family": tiny.family,
             "seed": seed,
-            "forward": [forward_case(model, prompt) for prompt in prompts],
+            "forward": [forward_case(model, prompt) for prompt in prompts + long_prompts],
             "greedy": [greedy_case(model, [prompt]) for prompt in prompts],
             "batches": batch_cases(model, tiny, seed),
             "eos": eos_case(model, tiny, seed),
@@ -90,7 +91,8 @@ def record_model(tiny: _tiny.Tiny, out: pathlib.Path, seed: int) -> None:
 def draw_prompts(tiny: _tiny.Tiny, seed: int, lengths: tuple[int, ...] | None = None) -> list[list[int]]:
     """Prompts of the given lengths; ids 0 to 2 stay free for padding and special tokens."""
     rng = numpy.random.default_rng([seed, 7])
-    return [rng.integers(3, tiny.config["vocab_size"], length).tolist() for length in lengths or tiny.lengths]
+    lengths = tiny.lengths if lengths is None else lengths
+    return [rng.integers(3, tiny.config["vocab_size"], length).tolist() for length in lengths]
 
 
 def forward_case(model, prompt: list[int]) -> dict:
