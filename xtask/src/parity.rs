@@ -21,11 +21,6 @@ Examples:
 /// The subcommand. The arguments are the comparing program's to judge.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     setup::ensure()?;
-    check(arguments)
-}
-
-/// Compares with the goldens. MLX must be ready.
-pub(crate) fn check(arguments: &[String]) -> Result<()> {
     let root = workspace::root();
     let mut parity = process::cargo();
     parity.arg("run").arg("--manifest-path").arg(root.join("Cargo.toml"));

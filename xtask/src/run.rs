@@ -26,7 +26,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     mlxgk.arg("run").arg("--manifest-path").arg(workspace::root().join("Cargo.toml"));
     mlxgk.args(["--release", "--package", "mlxgk"]);
     // The first build takes minutes, and shows what it does; later ones would only be in the way.
-    if workspace::target().join("release/mlxgk").is_file() {
+    if workspace::target()?.join("release/mlxgk").is_file() {
         mlxgk.arg("--quiet");
     }
     process::show(mlxgk.arg("--").args(arguments))

@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::failure::{Context, Failure, Result};
+use crate::process;
+
 /// The checkout's folder. Asked of the running cargo, since a checkout can be moved after this
 /// program was compiled.
 pub(crate) fn root() -> PathBuf {
@@ -15,7 +18,16 @@ pub(crate) fn build() -> PathBuf {
     root().join("build")
 }
 
-/// Where cargo puts what it builds, unless a configuration file of the user's says otherwise.
-pub(crate) fn target() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+/// Where cargo puts what it builds: cargo's to say, since configuration and environment can move it.
+pub(crate) fn target() -> Result<PathBuf> {
+    let metadata = process::capture(process::cargo().current_dir(root()).args([
+        "metadata",
+        "--format-version=1",
+        "--no-deps",
+        "--offline",
+    ]))?;
+    let metadata: serde_json::Value =
+        serde_json::from_str(&metadata).context(|| "cannot read the output of `cargo metadata`")?;
+    let folder = metadata["target_directory"].as_str();
+    folder.map(PathBuf::from).ok_or_else(|| Failure::new("cargo does not say where it builds"))
 }

@@ -60,6 +60,9 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
             return Err(format!("there is no area {word}; there are {}", known.join(", ")));
         }
     }
+    if !arguments.fixtures.is_dir() {
+        return Err(format!("there is no folder {}", arguments.fixtures.display()));
+    }
     Ok(arguments)
 }
 
