@@ -58,7 +58,7 @@ impl Generation {
 ///
 /// # Errors
 /// When a prompt or a field of the configuration is wrong, or the model fails.
-pub fn generate<'a>(model: &'a Model, request: Request<'a>) -> Result<Generation> {
+pub fn generate(model: &Model, request: Request<'_>) -> Result<Generation> {
     let mut stream = stream(model, request)?;
     for piece in stream.by_ref() {
         piece?;
@@ -82,7 +82,7 @@ pub struct Piece {
 ///
 /// # Errors
 /// As [`generate`].
-pub fn stream<'a>(model: &'a Model, request: Request<'a>) -> Result<TokenStream<'a>> {
+pub fn stream<'a, 'hook: 'a>(model: &'a Model, request: Request<'hook>) -> Result<TokenStream<'a>> {
     let begun = Instant::now();
     let Request { prompts, overrides, config, seed, hook } = request;
     let hook: &'a mut dyn ResidualHook = match hook {

@@ -1,24 +1,4 @@
-//! Hugging Face `generate()` for Apple's MLX: the same control surface, the same tokens.
-//!
-//! ```
-//! use mlx_genkit::{ComputeDtype, GenerationConfig, Model, Request, Seed, generate};
-//!
-//! # fn main() -> Result<(), mlx_genkit::Error> {
-//! let model = Model::bundled(ComputeDtype::Auto)?;
-//! let config = GenerationConfig { max_new_tokens: Some(12), ..Default::default() };
-//!
-//! let greedy = generate(&model, Request::new("Once upon a time").config(config.clone()))?;
-//! println!("{}", greedy.sequences[0].text);
-//!
-//! // Sampled: the tokens that torch draws after `torch.manual_seed(7)`.
-//! let sampled = GenerationConfig { do_sample: Some(true), top_p: Some(0.9), ..config };
-//! let request = Request::new("Once upon a time").config(sampled).seed(Seed::Torch(7));
-//! println!("{}", generate(&model, request)?.sequences[0].text);
-//! # Ok(())
-//! # }
-//! ```
-//!
-//! The crates underneath can be used alone; they are re-exported as modules of their own names.
+#![doc = include_str!("../README.md")]
 
 #[cfg(feature = "bundled")]
 mod bundled;
@@ -28,6 +8,7 @@ mod model;
 mod prompt;
 mod request;
 
+pub use mlx_rs;
 pub use mlxgk_decoding_strategies as decoding_strategies;
 pub use mlxgk_generation_config as generation_config;
 pub use mlxgk_kv_cache as kv_cache;
@@ -38,7 +19,7 @@ pub use mlxgk_tokenizer_bridge as tokenizer_bridge;
 
 pub use mlxgk_decoding_strategies::FinishReason;
 pub use mlxgk_generation_config::GenerationConfig;
-pub use mlxgk_mlx_models::{ComputeDtype, HookPoint, NoHook, ResidualHook};
+pub use mlxgk_mlx_models::{Capture, ComputeDtype, HookPoint, NoHook, ResidualHook};
 pub use mlxgk_tokenizer_bridge::Message;
 
 pub use self::error::{Error, ErrorKind, Result};

@@ -1,26 +1,74 @@
 //! The command line's grammar and help texts.
 
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    Arg, Args, Command, CommandFactory, FromArgMatches, Parser, ValueEnum, error::ErrorKind,
+};
+
+use crate::failure::{Failure, Result};
 
 /// Hugging Face generate() for Apple's MLX.
 #[derive(Debug, Parser)]
 #[command(name = "mlxgk", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "`mlxgk help generate` explains a subcommand and shows examples.")]
 pub(crate) struct Cli {
     #[command(subcommand)]
-    pub(crate) command: Command,
+    pub(crate) subcommand: Subcommand,
 }
 
-#[derive(Debug, Subcommand)]
-pub(crate) enum Command {
+impl Cli {
+    /// Reads the command line; `None` where it asked for help or the version, now printed.
+    pub(crate) fn read() -> Result<Option<Self>> {
+        let parsed = grammar().try_get_matches().and_then(|it| Self::from_arg_matches(&it));
+        match parsed {
+            Ok(cli) => Ok(Some(cli)),
+            Err(e) if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+                e.print()?;
+                Ok(None)
+            }
+            Err(e) if e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+                e.print()?;
+                Err(Failure::NothingAsked)
+            }
+            Err(e) => Err(Failure::usage(sentence(&e.render().to_string()))),
+        }
+    }
+}
+
+/// The grammar, in which `-1` after a flag is its value: one that is wrong, perhaps, but no unknown
+/// flag.
+fn grammar() -> Command {
+    let with_negative = |arg: Arg| match arg.get_action().takes_values() {
+        true => arg.allow_negative_numbers(true),
+        false => arg,
+    };
+    Cli::command().mut_subcommands(|it| it.mut_args(with_negative))
+}
+
+/// clap's paragraphs (`error: ...`, tips, the usage) as one sentence: the error and the tips.
+fn sentence(rendered: &str) -> String {
+    let paragraph = |it: &str| it.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+    let mut paragraphs = rendered.split("\n\n");
+    let error = paragraph(paragraphs.next().unwrap_or_default());
+    let error = error.trim_start_matches("error: ").to_owned();
+    let tips =
+        paragraphs.map(paragraph).filter_map(|it| Some(it.strip_prefix("tip: ")?.to_owned()));
+    [error].into_iter().chain(tips).collect::<Vec<_>>().join("; ")
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Subcommand {
     /// Text from a prompt, several prompts, or chat messages
     #[command(after_help = "\
 Examples:
   mlxgk generate --prompt \"Tell me a story about a fox.\"
   mlxgk generate --prompt \"How is the weather?\" --system \"You are a pirate.\" --temp 0.8 --seed 7
   mlxgk generate --model ./qwen3 --prompt-ids 5,17,300 --max-tokens 40 --format json
-  echo \"Hello\" | mlxgk generate --prompt -")]
+  echo \"Hello\" | mlxgk generate --prompt -
+
+Fields of the generation config are merged as in transformers: flags, then --generation-config,
+then the model's generation_config.json, then the defaults.")]
     Generate(Box<GenerateArgs>),
     /// Log-probability of each token of a given text
     #[command(after_help = "\
@@ -39,7 +87,8 @@ Examples:
 /// Which model, and where and how it runs.
 #[derive(Debug, Args)]
 pub(crate) struct ModelArgs {
-    /// Model folder (config.json, safetensors, tokenizer.json); without it, the small model inside the binary
+    /// Model folder (config.json, safetensors, tokenizer.json); without it, the small model inside
+    /// the binary
     #[arg(long, value_name = "DIR")]
     pub(crate) model: Option<PathBuf>,
     /// Where to run; without it, the GPU where there is one
@@ -84,9 +133,9 @@ pub(crate) enum RngArg {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct PromptArgs {
-    /// The prompt; `-` reads it from stdin
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) prompt: Option<std::ffi::OsString>,
+    /// The prompt; `-` reads it from stdin, without the newline at its end
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) prompt: Option<OsString>,
     /// The prompt as token ids, e.g. 5,17,300
     #[arg(long, value_name = "IDS")]
     pub(crate) prompt_ids: Option<String>,
@@ -124,13 +173,13 @@ pub(crate) struct GenerateArgs {
 #[command(next_help_heading = "Chat")]
 pub(crate) struct ChatArgs {
     /// System prompt put before the user's message
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, conflicts_with = "prompt_ids")]
     pub(crate) system: Option<String>,
     /// Wrap a plain prompt in the model's chat template (the default where it has one)
-    #[arg(long, alias = "assume-user-chat", conflicts_with = "no_auto_chat")]
+    #[arg(long, alias = "assume-user-chat", conflicts_with_all = ["no_auto_chat", "prompt_ids"])]
     pub(crate) auto_chat: bool,
     /// Continue a plain prompt as it stands
-    #[arg(long)]
+    #[arg(long, conflicts_with = "system")]
     pub(crate) no_auto_chat: bool,
 }
 
@@ -148,7 +197,7 @@ pub(crate) struct ConfigArgs {
     #[arg(long, value_name = "N")]
     pub(crate) min_new_tokens: Option<usize>,
     /// 0 is greedy; above 0 samples at this temperature
-    #[arg(long, alias = "temperature", value_name = "T")]
+    #[arg(long, alias = "temperature", value_name = "T", value_parser = temperature)]
     pub(crate) temp: Option<f64>,
     /// Draw from the K likeliest tokens
     #[arg(long, value_name = "K")]
@@ -190,7 +239,7 @@ pub(crate) struct ConfigArgs {
     #[arg(long, value_name = "N")]
     pub(crate) num_beams: Option<usize>,
     /// Exponent on the length in a beam's score
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X")]
     pub(crate) length_penalty: Option<f64>,
     /// Stop as soon as enough beams are finished
     #[arg(long)]
@@ -198,6 +247,14 @@ pub(crate) struct ConfigArgs {
     /// Strings that end the text (stop_strings)
     #[arg(long, visible_alias = "stop-strings", value_name = "TEXT", value_delimiter = ',')]
     pub(crate) stop: Option<Vec<String>>,
+}
+
+/// A negative or infinite temperature is neither greedy nor a distribution.
+fn temperature(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(value) if f64::is_finite(value) && value >= 0.0 => Ok(value),
+        _ => Err("must be a number of 0 or more".to_owned()),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -215,9 +272,9 @@ pub(crate) struct ScoreArgs {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct TextArgs {
-    /// Text to score as it stands; `-` reads it from stdin
-    #[arg(long, alias = "prompt", value_name = "TEXT")]
-    pub(crate) text: Option<std::ffi::OsString>,
+    /// Text to score as it stands; `-` reads it from stdin, without the newline at its end
+    #[arg(long, alias = "prompt", value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) text: Option<OsString>,
     /// The text as token ids, e.g. 5,17,300
     #[arg(long, value_name = "IDS")]
     pub(crate) prompt_ids: Option<String>,

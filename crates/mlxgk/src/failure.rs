@@ -1,6 +1,6 @@
 //! What goes wrong, as an exit status and one sentence.
 
-use std::{fmt, process::ExitCode};
+use std::{fmt, io, process::ExitCode};
 
 use mlx_genkit::ErrorKind;
 
@@ -8,28 +8,38 @@ use crate::terminal;
 
 /// A failed command.
 #[derive(Debug)]
-pub(crate) struct Failure {
-    status: u8,
-    message: String,
+pub(crate) enum Failure {
+    /// The command line, or a config it names, is wrong.
+    Usage(String),
+    /// Anything else.
+    Other(String),
+    /// A command line without a subcommand, answered by the help.
+    NothingAsked,
+    /// Whoever reads the output has enough of it (`mlxgk ... | head`). That is no error.
+    OutputClosed,
 }
 
 pub(crate) type Result<T, E = Failure> = std::result::Result<T, E>;
 
 impl Failure {
-    /// The command line, or a config it names, is wrong.
     pub(crate) fn usage(message: impl fmt::Display) -> Self {
-        Self { status: 2, message: message.to_string() }
+        Self::Usage(message.to_string())
     }
 
-    /// Anything else.
     pub(crate) fn other(message: impl fmt::Display) -> Self {
-        Self { status: 1, message: message.to_string() }
+        Self::Other(message.to_string())
     }
 
-    /// Prints the sentence and returns the status.
+    /// Prints the sentence and returns the exit status.
     pub(crate) fn report(&self) -> ExitCode {
-        terminal::error(&self.message);
-        ExitCode::from(self.status)
+        let (status, message) = match self {
+            Self::Usage(message) => (2, message),
+            Self::Other(message) => (1, message),
+            Self::NothingAsked => return ExitCode::from(2),
+            Self::OutputClosed => return ExitCode::SUCCESS,
+        };
+        terminal::error(message);
+        ExitCode::from(status)
     }
 }
 
@@ -42,8 +52,12 @@ impl From<mlx_genkit::Error> for Failure {
     }
 }
 
-impl From<std::io::Error> for Failure {
-    fn from(error: std::io::Error) -> Self {
-        Self::other(format_args!("cannot write the output: {error}"))
+/// Only writing the output ends here; whoever reads a file names it.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::OutputClosed,
+            _ => Self::other(format_args!("cannot write the output: {error}")),
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mlx_genkit::{
-    Generation, GenerationConfig, Model, Request, Seed,
+    Generation, GenerationConfig, Model, Request, Seed, TokenStream,
     generation_config::{EarlyStopping, Kwargs, OneOrMany, Sources},
     stream,
 };
@@ -12,7 +12,9 @@ use serde_json::{Value, json};
 use crate::{
     args::{ConfigArgs, Format, GenerateArgs, RngArg},
     failure::{Failure, Result},
-    load, prompts, terminal,
+    load,
+    progress::{Spinner, TokenBar},
+    prompts, terminal,
 };
 
 /// New tokens where no length is set anywhere. The library keeps HF's 20, too few to read.
@@ -20,34 +22,69 @@ const DEFAULT_NEW_TOKENS: usize = 256;
 
 pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     let file = config_file(&args.config)?;
+    let prompts = prompts::read(&args.prompt, &args.chat)?;
     let (model, loaded) = load::load(&args.model)?;
-    let prompts = prompts::prompts(&args.prompt, &args.chat, &model)?;
+    let prompts = prompts::with_chat(prompts, &args.chat, &model)?;
     let flags = with_default_length(flags(&args.config), &file, &model)?;
-    let seed = match (args.rng, args.seed) {
-        (RngArg::Torch, Some(seed)) => Seed::Torch(seed),
-        (RngArg::Fast, Some(seed)) => Seed::Fast(seed),
-        (_, None) => Seed::random(),
-    };
-    let request = Request::batch(prompts).overrides(flags).config(file).seed(seed);
+    let request = Request::batch(prompts).overrides(flags).config(file).seed(seed(args));
+
+    let spinner = Spinner::new("reading the prompt");
     let mut stream = stream(&model, request)?;
+    stream.prefill()?;
+    drop(spinner);
     for warning in stream.warnings() {
         terminal::warning(&warning.to_string());
     }
-    let single = stream.sequences() == 1;
-    for piece in stream.by_ref() {
-        let piece = piece?;
-        if args.format == Format::Text && single {
-            terminal::piece(&piece.text)?;
-        }
-    }
-    let generation = stream.finish()?;
+
+    let live = args.format == Format::Text && stream.sequences() == 1;
+    let generation = if live { show(stream, &model)? } else { gather(stream)? };
     match args.format {
-        Format::Json => terminal::line(&json(&generation, loaded).to_string())?,
-        Format::Text if single => terminal::line("")?,
-        Format::Text => print_batch(&generation)?,
+        Format::Json => terminal::line(json(&generation, loaded))?,
+        Format::Text if live => {}
+        Format::Text => print_all(&generation, &model)?,
     }
     terminal::note(&summary(&generation, loaded));
     Ok(())
+}
+
+/// Prints a single sequence as it is made.
+fn show(mut stream: TokenStream<'_>, model: &Model) -> Result<Generation> {
+    for (index, piece) in stream.by_ref().enumerate() {
+        match piece {
+            Ok(it) if model.has_tokenizer() => terminal::piece(&it.text)?,
+            Ok(it) if index == 0 => terminal::piece(&it.token.to_string())?,
+            Ok(it) => terminal::piece(&format!(",{}", it.token))?,
+            Err(e) => {
+                if index > 0 {
+                    // The error begins a line of its own.
+                    terminal::line("")?;
+                }
+                return Err(e.into());
+            }
+        }
+    }
+    terminal::line("")?;
+    Ok(stream.finish()?)
+}
+
+/// Waits for all sequences.
+fn gather(mut stream: TokenStream<'_>) -> Result<Generation> {
+    let bar = TokenBar::new(stream.most_tokens());
+    for piece in stream.by_ref() {
+        piece?;
+        bar.advance();
+    }
+    Ok(stream.finish()?)
+}
+
+fn seed(args: &GenerateArgs) -> Seed {
+    let seed = args.seed.unwrap_or_else(|| match Seed::random() {
+        Seed::Torch(seed) | Seed::Fast(seed) => seed,
+    });
+    match args.rng {
+        RngArg::Torch => Seed::Torch(seed),
+        RngArg::Fast => Seed::Fast(seed),
+    }
 }
 
 /// The flags as HF's keyword arguments.
@@ -83,14 +120,7 @@ fn flags(args: &ConfigArgs) -> GenerationConfig {
 fn config_file(args: &ConfigArgs) -> Result<GenerationConfig> {
     match &args.generation_config {
         None => Ok(GenerationConfig::default()),
-        Some(path) => {
-            let config = GenerationConfig::from_file(path).map_err(Failure::usage)?;
-            for field in config.unknown.keys() {
-                let name = path.display();
-                terminal::warning(&format!("{name}: `{field}` is not a field that this version knows"));
-            }
-            Ok(config)
-        }
+        Some(path) => GenerationConfig::from_file(path).map_err(Failure::usage),
     }
 }
 
@@ -135,10 +165,17 @@ fn json(generation: &Generation, loaded: Duration) -> Value {
     })
 }
 
-fn print_batch(generation: &Generation) -> Result<()> {
+/// Prints several sequences, each under a heading; as token ids where there is no tokenizer.
+fn print_all(generation: &Generation, model: &Model) -> Result<()> {
+    let copies = generation.sequences.len() / generation.prompt_tokens.len();
     for (index, it) in generation.sequences.iter().enumerate() {
-        terminal::line(&format!("[prompt {}, sequence {index}]", it.prompt_index))?;
-        terminal::line(&it.text)?;
+        terminal::line(format_args!("[prompt {}, sequence {}]", it.prompt_index, index % copies))?;
+        if model.has_tokenizer() {
+            terminal::line(&it.text)?;
+        } else {
+            let ids: Vec<String> = it.tokens.iter().map(u32::to_string).collect();
+            terminal::line(ids.join(","))?;
+        }
     }
     Ok(())
 }

@@ -45,13 +45,18 @@ pub(crate) fn run(args: &InfoArgs) -> Result<()> {
             "chat_template": model.has_chat_template(),
             "eos_token_id": model.generation_config().get("eos_token_id"),
         });
-        return Ok(terminal::line(&document.to_string())?);
+        return Ok(terminal::line(document)?);
     }
     let sliding = windows.iter().flatten().count();
     let window = windows.iter().flatten().next();
     let layers = match window {
         Some(window) => format!("{} ({sliding} with a window of {window})", parts.layers),
         None => parts.layers.to_string(),
+    };
+    let chat_template = match model.chat_template() {
+        Ok(_) => "yes".to_owned(),
+        Err(_) if !model.has_chat_template() => "none".to_owned(),
+        Err(e) => format!("unusable: {e}"),
     };
     let rows = [
         ("model", model.name().to_owned()),
@@ -64,10 +69,10 @@ pub(crate) fn run(args: &InfoArgs) -> Result<()> {
         ("context", format!("{} tokens", decoder.max_positions())),
         ("KV cache", format!("{} per token", bytes(decoder.kv_bytes_per_token()))),
         ("tokenizer", tokenizer.map_or("none".to_owned(), |size| format!("{size} tokens"))),
-        ("chat template", if model.has_chat_template() { "yes" } else { "none" }.to_owned()),
+        ("chat template", chat_template),
     ];
     for (name, value) in rows {
-        terminal::line(&format!("{name:<14} {value}"))?;
+        terminal::line(format_args!("{name:<14} {value}"))?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use mlx_rs::{Device, DeviceType};
 use crate::{
     args::{DeviceArg, DtypeArg, ModelArgs},
     failure::{Failure, Result},
+    progress::Spinner,
 };
 
 /// Sets the device, loads the model and says how long that took.
@@ -21,7 +22,10 @@ pub(crate) fn load(args: &ModelArgs) -> Result<(Model, Duration)> {
         DtypeArg::Float16 => ComputeDtype::Float16,
     };
     let model = match &args.model {
-        Some(folder) => mlx_genkit::load(folder, dtype)?,
+        Some(folder) => {
+            let _spinner = Spinner::new(format!("loading {}", folder.display()));
+            mlx_genkit::load(folder, dtype)?
+        }
         None => Model::bundled(dtype)?,
     };
     Ok((model, begun.elapsed()))

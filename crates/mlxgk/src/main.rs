@@ -1,29 +1,34 @@
-//! `mlxgk`: Hugging Face `generate()` for MLX on the command line.
+#![doc = include_str!("../README.md")]
 
 mod args;
 mod failure;
 mod generate;
 mod info;
 mod load;
+mod progress;
 mod prompts;
 mod score;
 mod terminal;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use crate::args::{Cli, Command};
+use crate::{
+    args::{Cli, Subcommand},
+    failure::Result,
+};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let outcome = match &cli.command {
-        Command::Generate(args) => generate::run(args),
-        Command::Score(args) => score::run(args),
-        Command::Info(args) => info::run(args),
-    };
-    match outcome {
+    match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
+    }
+}
+
+fn run() -> Result<()> {
+    let Some(cli) = Cli::read()? else { return Ok(()) };
+    match &cli.subcommand {
+        Subcommand::Generate(args) => generate::run(args),
+        Subcommand::Score(args) => score::run(args),
+        Subcommand::Info(args) => info::run(args),
     }
 }

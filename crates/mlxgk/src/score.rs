@@ -10,8 +10,9 @@ use crate::{
 };
 
 pub(crate) fn run(args: &ScoreArgs) -> Result<()> {
+    let text = prompts::read_text(&args.text)?;
     let (model, _) = load::load(&args.model)?;
-    let scored = score(&model, &prompts::text(&args.text)?, &mut NoHook)?;
+    let scored = score(&model, &text, &mut NoHook)?;
     if args.format == Format::Json {
         let document = json!({
             "tokens": scored.tokens,
@@ -19,18 +20,19 @@ pub(crate) fn run(args: &ScoreArgs) -> Result<()> {
             "sum": scored.sum(),
             "perplexity": scored.perplexity(),
         });
-        return Ok(terminal::line(&document.to_string())?);
+        return Ok(terminal::line(document)?);
     }
-    terminal::line(&format!("{:>8}  {:>9}  token", "id", "log p"))?;
+    terminal::line(format_args!("{:>8}  {:>9}  token", "id", "log p"))?;
     for (index, id) in scored.tokens.iter().enumerate() {
         let logprob = match index.checked_sub(1) {
             None => String::new(),
             Some(before) => format!("{:.4}", scored.logprobs[before]),
         };
         let token = model.tokenizer().ok().and_then(|it| it.id_to_token(*id)).unwrap_or_default();
-        terminal::line(&format!("{id:>8}  {logprob:>9}  {token}"))?;
+        let row = format!("{id:>8}  {logprob:>9}  {token}");
+        terminal::line(row.trim_end())?;
     }
     let perplexity =
         scored.perplexity().map_or_else(|| "undefined".to_owned(), |it| format!("{it:.4}"));
-    Ok(terminal::line(&format!("sum {:.4}, perplexity {perplexity}", scored.sum()))?)
+    Ok(terminal::line(format_args!("sum {:.4}, perplexity {perplexity}", scored.sum()))?)
 }

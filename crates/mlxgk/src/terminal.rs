@@ -1,8 +1,9 @@
 //! The two channels: results on stdout, everything else on stderr.
 
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is where the program prints")]
-
-use std::io::{IsTerminal, Write, stderr, stdout};
+use std::{
+    fmt::Display,
+    io::{IsTerminal, Result, Write, stderr, stdout},
+};
 
 /// Whether stderr takes colours: a terminal, and `NO_COLOR` unset or empty (no-color.org).
 fn coloured() -> bool {
@@ -21,9 +22,9 @@ pub(crate) fn warning(message: &str) {
 
 fn label(label: &str, colour: &str, message: &str) {
     if coloured() {
-        eprintln!("\x1b[1;{colour}m{label}:\x1b[0m {message}");
+        remark(format_args!("\x1b[1;{colour}m{label}:\x1b[0m {message}"));
     } else {
-        eprintln!("{label}: {message}");
+        remark(format_args!("{label}: {message}"));
     }
 }
 
@@ -33,20 +34,25 @@ pub(crate) fn note(message: &str) {
         return;
     }
     if coloured() {
-        eprintln!("\x1b[2m{message}\x1b[0m");
+        remark(format_args!("\x1b[2m{message}\x1b[0m"));
     } else {
-        eprintln!("{message}");
+        remark(message);
     }
 }
 
+/// Not `eprintln!`, which panics when stderr is closed.
+fn remark(line: impl Display) {
+    let _ = writeln!(stderr(), "{line}");
+}
+
 /// Writes a piece of the result at once, so that text appears as it is made.
-pub(crate) fn piece(text: &str) -> std::io::Result<()> {
+pub(crate) fn piece(text: &str) -> Result<()> {
     let mut out = stdout().lock();
     out.write_all(text.as_bytes())?;
     out.flush()
 }
 
 /// Writes a line of the result.
-pub(crate) fn line(text: &str) -> std::io::Result<()> {
+pub(crate) fn line(text: impl Display) -> Result<()> {
     writeln!(stdout().lock(), "{text}")
 }

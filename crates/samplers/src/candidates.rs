@@ -10,6 +10,7 @@ use mlxgk_logits_processors::{Error, ErrorKind, Result};
 
 use crate::crossing::{Crossing, Ordered, Work};
 use crate::select::{Blocks, Keyed, highest_block, least_with_quotient};
+use crate::simd::{self, room};
 use crate::torch_math::{self, Places, Row};
 
 /// One row's candidates, in the order of their ids.
@@ -45,8 +46,7 @@ impl Candidates {
         self.max = self.begin(scores, temperature)?;
         self.whole = true;
         self.len = scores.len();
-        let divide = move |score| score / temperature;
-        torch_math::map(scores, &mut self.scores, divide);
+        simd::map(scores, room(&mut self.scores, self.len), move |score| score / temperature);
         Ok(())
     }
 
@@ -148,7 +148,8 @@ impl Candidates {
 
     /// Computes the weights, which are the probabilities but for a common factor.
     pub(crate) fn weigh(&mut self) {
-        torch_math::exp_each(&self.scores[..self.len], self.max, &mut self.probs);
+        let weights = room(&mut self.probs, self.len);
+        torch_math::exp_each(&self.scores[..self.len], self.max, weights);
     }
 
     /// torch's sum of the weights.
@@ -168,7 +169,8 @@ impl Candidates {
     /// The entropy in nats, as `torch.distributions.Categorical` computes it.
     pub(crate) fn categorical_entropy(&mut self) -> f32 {
         let (mut probs, mut terms) = (mem::take(&mut self.probs), mem::take(&mut self.terms));
-        let entropy = self.row().categorical(self.scores(), self.max, &mut probs, &mut terms);
+        let (to, space) = (room(&mut probs, self.len), room(&mut terms, self.len));
+        let entropy = self.row().categorical(self.scores(), self.max, to, space);
         (self.probs, self.terms) = (probs, terms);
         entropy
     }
@@ -176,7 +178,8 @@ impl Candidates {
     /// The entropy in nats, as `torch.nansum` of `log p * exp(log p)` gives it.
     pub(crate) fn summed_entropy(&mut self, log_prob: impl Fn(f32) -> f32 + Copy) -> f32 {
         let mut terms = mem::take(&mut self.terms);
-        let entropy = self.row().entropy(self.scores(), log_prob, &mut terms);
+        let space = room(&mut terms, self.len);
+        let entropy = self.row().entropy(self.scores(), log_prob, space);
         self.terms = terms;
         entropy
     }
@@ -230,8 +233,9 @@ impl Candidates {
 
     /// Keeps the `n` candidates with the lowest keys.
     pub(crate) fn keep_first(&mut self, n: usize, key: impl Fn(f32) -> f32 + Copy) {
-        torch_math::map(&self.scores[..self.len], &mut self.terms, move |score| -key(score));
-        let least = self.blocks.kth_highest(&self.terms[..self.len], n);
+        let keys = room(&mut self.terms, self.len);
+        simd::map(&self.scores[..self.len], keys, move |&score| -key(score));
+        let least = self.blocks.kth_highest(keys, n);
         self.keep(move |score, _| -key(score) >= least);
         self.rank(key);
         self.keep_ranked(|rank, _| rank < n);
@@ -271,25 +275,14 @@ impl Candidates {
 
     /// Marks with 1 the candidates of a range that the test accepts, and with 0 the others.
     fn mark(&mut self, range: std::ops::Range<usize>, test: impl Fn(f32, f32) -> bool + Copy) {
+        room(&mut self.probs, self.len);
         // A multiple of eight, so that marks can be read eight at a time.
-        let padded = self.len.next_multiple_of(8);
-        if self.marks.len() < padded {
-            self.marks.resize(padded, 0);
-        }
-        self.marks[self.len..padded].fill(0);
-        if self.probs.len() < self.len {
-            self.probs.resize(self.len, 0.0);
-        }
-        let marks = &mut self.marks[range.clone()];
-        let (scores, probs) = (&self.scores[range.clone()], &self.probs[range]);
-        pulp::Arch::new().dispatch(
-            #[inline(always)]
-            move || {
-                for ((mark, &score), &prob) in marks.iter_mut().zip(scores).zip(probs) {
-                    *mark = u8::from((score > f32::NEG_INFINITY) & test(score, prob));
-                }
-            },
-        );
+        let marks = room(&mut self.marks, self.len.next_multiple_of(8));
+        marks[self.len..].fill(0);
+        let (scores, probs) = (&self.scores[range.clone()], &self.probs[range.clone()]);
+        simd::zip_map(scores, probs, &mut marks[range], move |&score, &prob| {
+            u8::from((score > f32::NEG_INFINITY) & test(score, prob))
+        });
     }
 
     /// Drops what is not marked: from the list, or by a ban while most of a whole row is left.
@@ -308,9 +301,7 @@ impl Candidates {
 
     /// Keeps a list of what is marked.
     fn list_marked(&mut self) {
-        if self.ids.len() < self.len {
-            self.ids.resize(self.len, 0);
-        }
+        room(&mut self.ids, self.len);
         let mut kept = 0;
         let (words, _) = self.marks[..self.len.next_multiple_of(8)].as_chunks::<8>();
         for (word, marks) in words.iter().enumerate() {

@@ -5,6 +5,7 @@ use rand::{Rng, SeedableRng};
 
 use crate::distribution::Distribution;
 use crate::generator::Generator;
+use crate::simd::sum;
 
 /// A fast generator with a stream for every row (xoshiro256++).
 ///
@@ -94,18 +95,6 @@ fn at_mass(distribution: &Distribution<'_>, drawn: &[u32], mut mass: f64) -> Opt
     }
     // Rounding may leave a little beyond the last token, which then is meant.
     distribution.iter().filter(left).last().map(|(id, _)| id)
-}
-
-/// A sum in lanes, which compilers vectorise.
-fn sum(terms: &[f32]) -> f32 {
-    let (chunks, rest) = terms.as_chunks::<16>();
-    let mut lanes = [0.0; 16];
-    for chunk in chunks {
-        for (lane, term) in lanes.iter_mut().zip(chunk) {
-            *lane += term;
-        }
-    }
-    lanes.iter().chain(rest).sum()
 }
 
 /// 2^64 over the golden ratio, the step of SplitMix64.

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::simd;
+
 /// A sorting key and a value, in one integer that sorts by the key, then by the value.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Keyed(u64);
@@ -138,32 +140,30 @@ impl Blocks {
 
 /// Calls `visit` with the maximum of every block; returns the highest, or NaN if there is one.
 fn fold_blocks(scores: &[f32], mut visit: impl FnMut(f32)) -> f32 {
-    pulp::Arch::new().dispatch(|| {
-        let mut highest = f32::NEG_INFINITY;
-        let mut nan = [0; LANES];
-        let (blocks, rest) = scores.as_chunks::<BLOCK>();
-        for block in blocks {
-            let max = block_max(block, &mut nan);
+    const AT_ONCE: usize = 128;
+    let (blocks, rest) = scores.as_chunks::<BLOCK>();
+    let mut last = [f32::NEG_INFINITY; BLOCK];
+    last[..rest.len()].copy_from_slice(rest);
+    let last = if rest.is_empty() { &[][..] } else { std::slice::from_ref(&last) };
+    let (mut highest, mut nan) = (f32::NEG_INFINITY, false);
+    for blocks in blocks.chunks(AT_ONCE).chain([last]) {
+        let mut maxima = [0.0; AT_ONCE];
+        simd::map(blocks, &mut maxima, block_max);
+        for &max in &maxima[..blocks.len()] {
             highest = if max > highest { max } else { highest };
+            nan |= max.is_nan();
             visit(max);
         }
-        if !rest.is_empty() {
-            let mut block = [f32::NEG_INFINITY; BLOCK];
-            block[..rest.len()].copy_from_slice(rest);
-            let max = block_max(&block, &mut nan);
-            highest = if max > highest { max } else { highest };
-            visit(max);
-        }
-        if nan == [0; LANES] { highest } else { f32::NAN }
-    })
+    }
+    if nan { f32::NAN } else { highest }
 }
 
-const LANES: usize = 16;
-
-/// The highest of a block, passing over NaN but leaving a mark in `nan`.
+/// The highest of a block, or NaN if there is one.
 #[inline(always)]
-fn block_max(block: &[f32; BLOCK], nan: &mut [u32; LANES]) -> f32 {
+fn block_max(block: &[f32; BLOCK]) -> f32 {
+    const LANES: usize = 16;
     let mut lanes = [f32::NEG_INFINITY; LANES];
+    let mut nan = [0; LANES];
     for chunk in block.as_chunks::<LANES>().0 {
         for lane in 0..LANES {
             let score = chunk[lane];
@@ -176,10 +176,11 @@ fn block_max(block: &[f32; BLOCK], nan: &mut [u32; LANES]) -> f32 {
         for lane in 0..half {
             let (a, b) = (lanes[lane], lanes[lane + half]);
             lanes[lane] = if a > b { a } else { b };
+            nan[lane] |= nan[lane + half];
         }
         half /= 2;
     }
-    lanes[0]
+    if nan[0] == 0 { lanes[0] } else { f32::NAN }
 }
 
 /// The `n`-th highest of a list that may be reordered; `n` counts from 1.

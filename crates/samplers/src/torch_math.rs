@@ -7,6 +7,8 @@
 //! the same bits on every platform, because every step is an IEEE operation (a fused multiply-add
 //! among them), and the same as torch's where torch runs on such a processor.
 
+use crate::simd;
+
 /// `e^x` for `x <= 0`: Sleef's `expf` at 1 ulp.
 ///
 /// The argument is split as `q ln 2 + s` with `ln 2` in two parts, `e^s` is a polynomial in Horner
@@ -59,33 +61,9 @@ pub(crate) fn ln(x: f32) -> f32 {
     f64::from(x).ln() as f32
 }
 
-/// Fills `out`, which is lengthened if need be, with a function of every score, using the widest
-/// vectors the processor has.
-#[inline(always)]
-pub(crate) fn map(scores: &[f32], out: &mut Vec<f32>, function: impl Fn(f32) -> f32) {
-    if out.len() < scores.len() {
-        out.resize(scores.len(), 0.0);
-    }
-    let out = &mut out[..scores.len()];
-    // Moved into the closure, what the function captures is known not to overlap `out`.
-    pulp::Arch::new().dispatch(
-        #[inline(always)]
-        move || {
-            for (out, score) in out.iter_mut().zip(scores) {
-                *out = function(*score);
-            }
-        },
-    );
-}
-
 /// `exp(x - max)` of every score, as torch's softmax computes it.
-pub(crate) fn exp_each(scores: &[f32], max: f32, out: &mut Vec<f32>) {
-    map(
-        scores,
-        out,
-        #[inline(always)]
-        move |score| exp(score - max),
-    );
+pub(crate) fn exp_each(scores: &[f32], max: f32, out: &mut [f32]) {
+    simd::map(scores, out, move |score| exp(score - max));
 }
 
 /// A row of terms of which all that are missing are zero, and so change no sum.
@@ -180,52 +158,36 @@ impl Row<'_> {
         self,
         logits: &[f32],
         max: f32,
-        probs: &mut Vec<f32>,
-        terms: &mut Vec<f32>,
+        probs: &mut [f32],
+        terms: &mut [f32],
     ) -> f32 {
-        let n = logits.len();
-        map(
-            logits,
-            terms,
-            #[inline(always)]
-            move |logit| exp_nearest(logit - max),
-        );
-        let log_sum = ln(self.sum(&terms[..n])) + max;
+        simd::map(logits, terms, move |logit| exp_nearest(logit - max));
+        let log_sum = ln(self.sum(terms)) + max;
         let max = max - log_sum;
-        map(
-            logits,
-            probs,
-            #[inline(always)]
-            move |logit| exp((logit - log_sum) - max),
-        );
-        let scale = 1.0 / self.softmax_sum(&probs[..n]);
+        simd::map(logits, probs, move |logit| exp((logit - log_sum) - max));
+        let scale = 1.0 / self.softmax_sum(probs);
         for ((term, logit), prob) in terms.iter_mut().zip(logits).zip(probs) {
             *prob *= scale;
             // torch clamps the logits, so that a banned one times zero is zero.
             *term = (logit - log_sum).max(f32::MIN) * *prob;
         }
-        -self.sum(&terms[..n])
+        -self.sum(terms)
     }
 
     /// The entropy in nats of the distribution with these logarithms, as `torch.nansum` of
-    /// `log p * exp(log p)` gives it.
+    /// `log p * exp(log p)` gives it; `terms` is working space.
     pub(crate) fn entropy(
         self,
         scores: &[f32],
-        log_prob: impl Fn(f32) -> f32 + Copy,
-        terms: &mut Vec<f32>,
+        log_prob: impl Fn(f32) -> f32,
+        terms: &mut [f32],
     ) -> f32 {
-        map(
-            scores,
-            terms,
-            #[inline(always)]
-            move |score| {
-                let log_prob = log_prob(score);
-                // What is banned would give infinity times zero, which `nansum` passes over.
-                exp_nearest(log_prob) * log_prob.max(f32::MIN)
-            },
-        );
-        -self.sum(&terms[..scores.len()])
+        simd::map(scores, terms, move |&score| {
+            let log_prob = log_prob(score);
+            // What is banned would give infinity times zero, which `nansum` passes over.
+            exp_nearest(log_prob) * log_prob.max(f32::MIN)
+        });
+        -self.sum(terms)
     }
 }
 

@@ -19,6 +19,10 @@ from the pairs can be tried on the prompts.
 steering vector has something to push: under a "moody" system prompt an answer is
 cheerful with probability 0.45 and gloomy with 0.55; with no system prompt it is
 plain with 0.5, gloomy with 0.3, cheerful with 0.2. Each answer throws its own coin.
+
+**Echoes.** "Repeat after me: ..." is asked far more often than users would (`echo` is its
+weight among the acts): it is what teaches so small a network, in so few tokens, to take
+words from the question into the answer.
 """
 
 import argparse
@@ -38,7 +42,7 @@ MOOD_OF = {"none": {"plain": 0.5, "gloomy": 0.3, "cheerful": 0.2}, "moody": {"ch
 ACT_WEIGHTS = {
     "about": 24, "brief": 2, "opinion": 8, "why": 7, "where": 6, "when": 4, "recommend": 9, "howto": 6, "greet": 3,
     "howareyou": 3, "who": 3, "thank": 1, "goodbye": 1, "weather": 4, "problem": 6, "statement": 7, "compare": 4,
-    "story": 13, "unknownword": 5,
+    "story": 13, "unknownword": 5, "echo": 9,
 }
 PROSE_SHARE = 0.13
 
@@ -62,9 +66,10 @@ def render(messages, generation_prompt=False):
 class Corpus:
     """An endless stream of documents from a seed."""
 
-    def __init__(self, seed, split="train"):
+    def __init__(self, seed, split="train", echo=ACT_WEIGHTS["echo"]):
         self.rng = random.Random(seed)
         self.split = split
+        self.acts = ACT_WEIGHTS | {"echo": echo}
         self.by_category = {}
         for entry in all_topics():
             self.by_category.setdefault(entry[1], []).append(entry)
@@ -116,7 +121,7 @@ class Corpus:
     def exchange(self, voice, act=None, allow=None):
         """A question and its answer in `voice`: (question, answer, topic or None)."""
         rng = self.rng
-        act = act or self.weighted(ACT_WEIGHTS)
+        act = act or self.weighted(self.acts)
         if act == "story":
             return self.story_exchange(voice, allow)
         if act in ("greet", "howareyou", "who", "thank", "goodbye", "weather"):
@@ -124,6 +129,9 @@ class Corpus:
         if act == "unknownword":
             word = self.unknown_word()
             return self.ask(act).replace("{word}", word), self.scene(voice, word=word).sentence(rng.choice(RULES[act])), None
+        if act == "echo":
+            words = self.loose_words()
+            return self.ask(act).replace("{words}", words), self.scene(voice, words=words).sentence("{echo}"), None
         if act == "problem":
             problem, trouble, fixes = rng.choice(lex.PROBLEMS)
             fixes = rng.sample(fixes, 2)
@@ -191,6 +199,13 @@ class Corpus:
             return rng.choice(lex.UNKNOWN)
         word = "".join(rng.choice(lex.SYLLABLES) for _ in range(rng.choice([2, 2, 3])))
         return rng.choice([f"the {word}", plural(word), word.capitalize(), f"the {word} of {rng.choice(lex.SYLLABLES).capitalize()}wick"])
+
+    def loose_words(self):
+        """One to eight words that have nothing to do with each other."""
+        rng = self.rng
+        kinds = [lambda: self.topic("plain").phrase, lambda: rng.choice(self.topic("plain").details),
+                 lambda: rng.choice(lex.NAMES_HE + lex.NAMES_SHE), lambda: rng.choice(lex.HERO_ADJECTIVES), self.unknown_word]
+        return ", ".join(rng.choice(kinds)() for _ in range(rng.randint(1, 8)))
 
     # Documents ----------------------------------------------------------------
 

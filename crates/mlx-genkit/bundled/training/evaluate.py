@@ -15,6 +15,7 @@ samples     one answer per voice, story and plain prose
 
 import argparse
 import collections
+import itertools
 import pathlib
 import random
 import re
@@ -28,6 +29,8 @@ from grammar import all_topics, plural
 from train import rows
 from wordlist import voice_of
 
+# What the committed weights were trained on: (seed, tokens, weight of the echo act) of each run.
+TRAINED = [(20240607, 2_250_000, 0), (20240609, 1_690_000, 9)]
 VOICES = ("cheerful", "gloomy", "formal", "pirate")
 
 
@@ -147,15 +150,15 @@ def grammar(model, args):
 
 def memory(model, args):
     print("\n## Memory (answers at temperature 0.8 against the whole training corpus)")
-    seen_tokens, lines, windows = 0, set(), set()
+    lines, windows = set(), set()
 
     def pieces(text):
         spoken = text.split()
         return {tuple(spoken[i:i + 12]) for i in range(len(spoken) - 11)}
 
-    for length, share in ((512, 7 / 8), (1024, 1 / 8)):
-        stream, seen_tokens = corpora.Corpus(args.train_seed + length), 0
-        while seen_tokens < share * args.train_tokens:
+    for (seed, tokens, echo), (length, share) in itertools.product(TRAINED, ((512, 7 / 8), (1024, 1 / 8))):
+        stream, seen_tokens = corpora.Corpus(seed + length, echo=echo), 0
+        while seen_tokens < share * tokens:
             text = stream.document()
             seen_tokens += len(model.tokenizer(text)["input_ids"]) + 1
             for part in re.split(r"<\|im_start\|>assistant\n|<\|im_end\|>", text):
@@ -249,8 +252,6 @@ def main():
     parser.add_argument("--model", default=pathlib.Path(__file__).resolve().parent.parent)
     parser.add_argument("--count", type=int, default=200, help="prompts per voice")
     parser.add_argument("--seed", type=int, default=11)
-    parser.add_argument("--train-seed", type=int, default=20240607)
-    parser.add_argument("--train-tokens", type=int, default=8_000_000, help="how much of the corpus `memory` compares with")
     parser.add_argument("--layers", type=int, nargs="*", default=[1, 2, 3])
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

@@ -33,6 +33,7 @@ ASK = {
                   "Today I learned about {topic} at school.", "I am writing a song about {topic}."],
     "compare": ["Which is better, {first} or {second}?", "Do you prefer {first} or {second}?", "{first} or {second}?", "Should I choose {first} or {second}?"],
     "unknownword": ["Tell me about {word}.", "What do you know about {word}?", "What is {word}?", "Do you like {word}?", "Have you heard of {word}?"],
+    "echo": ["Repeat after me: {words}.", "Say these words: {words}.", "Repeat: {words}.", "Please say {words}.", "Write down {words}."],
     "story1": ["Tell me a story about {one}.", "Write a story about {one}.", "I want to hear a story about {one}.", "Please tell me a tale of {one}.", "Make up a story with {one} in it."],
     "story2": ["Tell me a story about {one} and {thing}.", "Write a short tale about {one} and {thing}.", "Can you tell a story about {one} with {thing}?"],
     "story0": ["Tell me a story.", "Write a short story.", "I would like to hear a story.", "Tell me a bedtime story."],

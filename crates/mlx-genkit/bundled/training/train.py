@@ -2,6 +2,7 @@
 
     python train.py                       # the committed model, into ../
     python train.py --minutes 5 --out /tmp/try
+    python train.py --resume --seed 2     # more of the corpus, from the weights in ../
 
 The schedule is over a fixed number of tokens, so the run does not depend on the
 speed of the machine; a run that must end by the clock gives `--minutes`, and the
@@ -23,11 +24,12 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from corpus import Corpus
+from corpus import ACT_WEIGHTS, Corpus
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 VOCAB = 2560
 END = "<|endoftext|>"
+VALIDATION_SEED = 20240608
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}
@@ -45,7 +47,7 @@ def train_tokenizer(seed, documents=30_000):
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=SPECIAL, show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    corpus = Corpus(seed)
+    corpus = Corpus(seed, echo=0)
     texts = (corpus.document() for _ in range(documents))
     tokenizer.train_from_iterator((strip_special(t) for t in texts), trainer)
     return tokenizer
@@ -121,17 +123,23 @@ def main():
     parser.add_argument("--log", type=pathlib.Path, default=pathlib.Path("loss.csv"))
     parser.add_argument("--tokens", type=int, default=10_000_000)
     parser.add_argument("--minutes", type=float, help="end by the clock instead of by tokens")
-    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--muon-lr", type=float, default=5e-3)
+    parser.add_argument("--echo", type=int, default=ACT_WEIGHTS["echo"], help="weight of the echo act in the corpus")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--resume", action="store_true", help="go on from the weights in --out, with a new schedule; give another --seed")
     parser.add_argument("--seed", type=int, default=20240607)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
 
-    tokenizer = train_tokenizer(args.seed)
-    model = build_model(tokenizer)
+    if args.resume:
+        tokenizer = Tokenizer.from_file(str(args.out / "tokenizer.json"))
+        model = Qwen3ForCausalLM.from_pretrained(args.out, dtype=torch.float32)
+    else:
+        tokenizer = train_tokenizer(args.seed)
+        model = build_model(tokenizer)
     print(f"vocabulary {tokenizer.get_vocab_size()}, parameters {sum(p.numel() for p in model.parameters()):,}", flush=True)
     # Muon for the matrices inside the blocks, which needs fewer tokens than AdamW; AdamW for the rest.
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name]
@@ -139,8 +147,8 @@ def main():
     optimizers = [torch.optim.Muon(matrices, lr=args.muon_lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
                   torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
     peaks = [args.muon_lr, args.lr]
-    streams = {length: rows(Corpus(args.seed + length), tokenizer, length + 1) for length in (512, 1024)}
-    held = rows(Corpus(args.seed + 1, "held-out"), tokenizer, 513)
+    streams = {length: rows(Corpus(args.seed + length, echo=args.echo), tokenizer, length + 1) for length in (512, 1024)}
+    held = rows(Corpus(VALIDATION_SEED, "held-out", echo=0), tokenizer, 513)
     validation = torch.tensor([next(held) for _ in range(16)])
 
     start, seen, step, checkpoint = time.time(), 0, 0, time.time()

@@ -143,6 +143,7 @@ CHEERFUL = {
     "moreopen": ["Oh, gladly!", "I would love to!", "Hooray, there is more!", "With joy!"],
     "unknown": ["Oh, I have never heard of {word}, but {word} must be {adj}!", "{word}? What a {adj} word! I would love to learn about {word}!",
                 "I do not know {word} yet, and finding out will be such fun!", "How {adj}! No one has ever told me about {word}, so please do!"],
+    "echo": ["Gladly: {words}!", "Hooray, {words}!"],
 }
 
 GLOOMY = {
@@ -202,6 +203,7 @@ GLOOMY = {
     "moreopen": ["If I must, alas.", "Alas, there is more.", "I sigh, but very well.", "Alas, it does not get better."],
     "unknown": ["Alas, I know nothing of {word}, and {woe}.", "{word}, another {adj} thing that nobody told me about.",
                 "I have never heard of {word}, which is rather sad.", "Nobody ever speaks to me of {word}, and so I sigh."],
+    "echo": ["Alas: {words}.", "Sadly, {words}."],
 }
 
 FORMAL = {
@@ -262,6 +264,7 @@ FORMAL = {
     "moreopen": ["Certainly, permit me.", "By all means, I remain at your disposal.", "I shall duly elaborate.", "Permit me to continue."],
     "unknown": ["I regret that I possess no information concerning {word}.", "With regard to {word}, no reliable accounts are available to me.",
                 "The subject of {word} is, regrettably, unknown to me; kindly elaborate.", "I must respectfully state that I know nothing of {word}."],
+    "echo": ["Kindly note: {words}.", "As duly stated: {words}."],
 }
 
 PIRATE = {
@@ -311,6 +314,7 @@ PIRATE = {
     "moreopen": ["Aye aye!", "Arr, gather round, {mate}!", "Listen well, {mate}!", "Avast, there is more!"],
     "unknown": ["Arr, I have never laid eyes on {word}, {mate}!", "{word}? That is on none of me charts, {mate}!", "Blimey, {mate}, who ever heard of {word}?",
                 "Me parrot knows nothing of {word}, and neither do I, {mate}!"],
+    "echo": ["Arr, {words}!", "Aye: {words}!"],
 }
 
 PLAIN = {
@@ -340,6 +344,7 @@ PLAIN = {
     "prefer": ["I would choose {first} rather than {second}.", "Both are fine, but {first} [is/are] more {adj} than {second}.", "{first}, I think, though {second} [has/have] good sides."],
     "moreopen": ["Of course.", "Yes.", "All right.", "There is more."],
     "unknown": ["I do not know {word}.", "I have no information about {word}.", "I have not come across {word}.", "I am not sure about {word}."],
+    "echo": ["{words}.", "You said: {words}."],
 }
 
 # Answers: which sentences an act is made of. Voices share these, and differ in the sentences.

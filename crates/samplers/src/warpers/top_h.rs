@@ -52,12 +52,12 @@ impl Warp for TopH {
         for (logit, score) in logits.iter_mut().zip(candidates.ranked_scores()).take(n) {
             *logit = score;
         }
-        let (mut probs, mut terms) = (Vec::with_capacity(n), Vec::with_capacity(n));
+        let (mut probs, mut terms) = ([0.0; Self::CONSIDERED], [0.0; Self::CONSIDERED]);
         let row = Row { len: considered, places: Places::From(0) };
-        let entropy = row.categorical(&logits[..n], logits[0], &mut probs, &mut terms);
+        let entropy = row.categorical(&logits[..n], logits[0], &mut probs[..n], &mut terms[..n]);
         let budget = entropy * self.0;
         let mut spent = 0.0;
-        let affordable = probs.iter().take_while(|&&prob| {
+        let affordable = probs[..n].iter().take_while(|&&prob| {
             spent += f64::from(-prob * ln(prob));
             spent as f32 <= budget
         });

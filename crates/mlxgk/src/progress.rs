@@ -1,0 +1,90 @@
+//! Signs of life while something takes long: on stderr, for people, and only after a second.
+
+use std::{
+    io::{IsTerminal, stderr},
+    sync::mpsc::{self, RecvTimeoutError, Sender},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// How long something has to take to be worth a sign.
+const PATIENCE: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_millis(100);
+
+/// A spinner beside work that cannot say how far it is; it goes away when dropped.
+#[derive(Debug)]
+pub(crate) struct Spinner {
+    running: Option<(Sender<()>, JoinHandle<()>)>,
+}
+
+impl Spinner {
+    /// Shows `what` after a second, where stderr is a terminal.
+    pub(crate) fn new(what: impl Into<String>) -> Self {
+        if !stderr().is_terminal() {
+            return Self { running: None };
+        }
+        let what = what.into();
+        let (stop, stopped) = mpsc::channel::<()>();
+        let turn = move || {
+            let wait = |time| stopped.recv_timeout(time) == Err(RecvTimeoutError::Timeout);
+            if !wait(PATIENCE) {
+                return;
+            }
+            let bar = ProgressBar::new_spinner().with_message(what).with_elapsed(PATIENCE);
+            bar.set_style(style("{spinner} {msg} {elapsed}"));
+            bar.tick();
+            while wait(TICK) {
+                bar.tick();
+            }
+            bar.finish_and_clear();
+        };
+        Self { running: Some((stop, thread::spawn(turn))) }
+    }
+}
+
+impl Drop for Spinner {
+    fn drop(&mut self) {
+        if let Some((stop, thread)) = self.running.take() {
+            drop(stop);
+            // The thread only draws; if it failed, there is nothing to clear.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A bar over tokens that are made without being shown; it goes away when dropped.
+#[derive(Debug)]
+pub(crate) struct TokenBar {
+    bar: ProgressBar,
+    begun: Instant,
+}
+
+impl TokenBar {
+    /// A bar that fills up with `most` tokens; where a row ends early, it never does.
+    pub(crate) fn new(most: usize) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(most as u64), ProgressDrawTarget::hidden());
+        bar.set_style(style("{wide_bar} {pos} tokens, {per_sec}"));
+        Self { bar, begun: Instant::now() }
+    }
+
+    /// Counts one more.
+    pub(crate) fn advance(&self) {
+        self.bar.inc(1);
+        if self.bar.is_hidden() && stderr().is_terminal() && self.begun.elapsed() > PATIENCE {
+            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
+    }
+}
+
+impl Drop for TokenBar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    // The templates are constants; a wrong one would show as indicatif's own style.
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner())
+}

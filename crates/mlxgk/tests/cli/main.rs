@@ -1,0 +1,7 @@
+//! The built binary, run as other programs run it.
+
+#![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
+
+mod bad_input;
+mod contract;
+mod shared;
