@@ -63,3 +63,8 @@ pub use self::warpers::{
     DynamicTemperature, EpsilonCutoff, EtaCutoff, MinP, Mirostat, Temperature, TopH, TopK,
     TopNSigma, TopP, Typical, Xtc,
 };
+
+/// The README's code is tested too.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
