@@ -1,6 +1,6 @@
 """Trains the bundled model: first its tokenizer, then the network, from `corpus.py` alone.
 
-    python train.py                       # the committed model, into ../
+    python train.py                       # the whole recipe in one run, into ../
     python train.py --minutes 5 --out /tmp/try
     python train.py --resume --seed 2     # more of the corpus, from the weights in ../
 
