@@ -2,6 +2,8 @@
 //!
 //! `cargo bench -p mlxgk-grammars`
 
+#![allow(clippy::expect_used, reason = "a bench that cannot be set up has nothing to measure")]
+
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};

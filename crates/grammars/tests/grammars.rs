@@ -1,5 +1,7 @@
 //! What a grammar lets through, and that its verdict depends on the context alone.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
+
 use mlxgk_grammars::{Grammar, GrammarProcessor, Vocabulary};
 use mlxgk_logits_processors::{Context, ErrorKind, LogitsProcessor, Result};
 use proptest::prelude::*;

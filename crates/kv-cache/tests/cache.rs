@@ -1,5 +1,7 @@
 //! What a cache returns, against a plain list of every column ever fed.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
+
 use mlx_rs::{Array, ops::indexing::TryIndexOp};
 use mlxgk_kv_cache::{ErrorKind, KvCache, LayerSpec, Mask, Positions};
 

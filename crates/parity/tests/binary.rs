@@ -1,5 +1,7 @@
 //! The binary says no: to what it does not know, and to a folder that proves nothing.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
+
 use std::path::Path;
 use std::process::{Command, Output};
 
