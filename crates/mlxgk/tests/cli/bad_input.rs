@@ -219,8 +219,9 @@ fn configs() {
 fn prompts() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, content: &[u8]| write(folder.path(), name, content);
-    let model = fixture("llama");
-    let model = model.to_str().unwrap();
+    let model = copy("llama");
+    set(&model.path().join("config.json"), "max_position_embeddings", json!(128));
+    let model = model.path().to_str().unwrap();
     let long = vec!["5"; 129].join(",");
     let empty = "the prompt is empty";
     for (args, words) in [
