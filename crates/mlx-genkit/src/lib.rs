@@ -7,6 +7,7 @@ mod generate;
 mod model;
 mod prompt;
 mod request;
+mod score;
 
 pub use mlx_rs;
 pub use mlxgk_decoding_strategies as decoding_strategies;
@@ -23,9 +24,8 @@ pub use mlxgk_mlx_models::{Capture, ComputeDtype, HookPoint, NoHook, ResidualHoo
 pub use mlxgk_tokenizer_bridge::Message;
 
 pub use self::error::{Error, ErrorKind, Result};
-pub use self::generate::{
-    Generation, Piece, Scored, Sequence, TokenStream, generate, score, stream,
-};
+pub use self::generate::{Generation, Piece, Sequence, TokenStream, generate, stream};
 pub use self::model::{Model, load};
 pub use self::prompt::Prompt;
 pub use self::request::{Request, Seed};
+pub use self::score::{Scored, score};
