@@ -27,8 +27,6 @@ pub(crate) struct Rope {
 
 #[derive(Debug, Clone)]
 enum Frequencies {
-    /// `base^(-2i/dims)`, positions multiplied by `scale`.
-    Base { base: f32, scale: f32 },
     /// Periods `1 / inv_freq`, `[dims / 2]`.
     Periods(Array),
     /// Phi-3's longrope: other periods once the sequence exceeds the original context.
@@ -95,11 +93,16 @@ impl Rope {
             let what = format!("rotates {dims} of {head_dim} head dimensions; must be even");
             return Err(scaling.error("partial_rotary_factor", what));
         }
-        let plain =
-            |scale: f64| Frequencies::Base { base: parameters.theta as f32, scale: scale as f32 };
+        // In fp32 throughout, as torch computes them: a thousand positions on, the last bit of a
+        // frequency shows in the log-probabilities.
+        let plain = |factor: f64| {
+            let exponent = |pair: usize| (2 * pair) as f32 / dims as f32;
+            let period = |pair| (parameters.theta as f32).powf(exponent(pair)) * factor as f32;
+            Frequencies::Periods(Array::from_iter((0..dims / 2).map(period), &[dims as i32 / 2]))
+        };
         let (frequencies, scale) = match parameters.kind.as_str() {
             "default" => (plain(1.0), 1.0),
-            "linear" => (plain(1.0 / scaling.require("factor", Config::positive)?), 1.0),
+            "linear" => (plain(scaling.require("factor", Config::positive)?), 1.0),
             "llama3" => (llama3(parameters, dims)?, 1.0),
             "yarn" => yarn(parameters, dims)?,
             "longrope" => longrope(parameters, dims)?,
@@ -133,7 +136,6 @@ impl Rope {
         };
         let x = scaled.as_ref().unwrap_or(x);
         let (base, scale, periods) = match &self.frequencies {
-            Frequencies::Base { base, scale } => (Some(*base), *scale, None),
             Frequencies::Periods(periods) => (None, 1.0, Some(periods)),
             Frequencies::Long { short, long: periods } => {
                 (None, 1.0, Some(if long { periods } else { short }))
