@@ -8,9 +8,36 @@
 // product copies the whole matrix into blocks first, which for one row costs more than the product.
 // That is the shape of every weight product while a token is decoded.
 
+#include <atomic>
+#include <thread>
+
 #include "cblas.h"
 
 namespace {
+
+// The way out. MLX's threads compute on while the process exits, and OpenBLAS, which then takes its
+// own threads and tables down, crashes or waits for ever if a product comes in between. So before
+// OpenBLAS is taken down (the loader ends this library first, since it depends on OpenBLAS), the
+// door is shut: the products under way are finished, and later ones are not computed. No one is
+// left to read them.
+std::atomic<bool> shut{false};
+std::atomic<long> under_way{0};
+
+class Visit {
+ public:
+  Visit() { ++under_way; }
+  ~Visit() { --under_way; }
+  Visit(const Visit&) = delete;
+  Visit& operator=(const Visit&) = delete;
+
+  bool too_late() const { return shut; }
+};
+
+[[gnu::destructor]] void shut_the_door() {
+  // In this order: who counts himself after the wait has ended sees the door shut.
+  shut = true;
+  while (under_way != 0) std::this_thread::yield();
+}
 
 inline void gemv(CBLAS_TRANSPOSE trans, int rows, int columns, float alpha, const float* a, int lda,
                  const float* x, int x_step, float beta, float* y, int y_step) {
@@ -49,6 +76,8 @@ extern "C" {
 void cblas_sgemm(CBLAS_ORDER order, CBLAS_TRANSPOSE a_trans, CBLAS_TRANSPOSE b_trans, int m, int n,
                  int k, float alpha, const float* a, int lda, const float* b, int ldb, float beta,
                  float* c, int ldc) {
+  const Visit visit;
+  if (visit.too_late()) return;
   if (one_row_or_column(order, a_trans, b_trans, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc))
     return;
   scipy_cblas_sgemm(order, a_trans, b_trans, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
@@ -57,6 +86,8 @@ void cblas_sgemm(CBLAS_ORDER order, CBLAS_TRANSPOSE a_trans, CBLAS_TRANSPOSE b_t
 void cblas_dgemm(CBLAS_ORDER order, CBLAS_TRANSPOSE a_trans, CBLAS_TRANSPOSE b_trans, int m, int n,
                  int k, double alpha, const double* a, int lda, const double* b, int ldb,
                  double beta, double* c, int ldc) {
+  const Visit visit;
+  if (visit.too_late()) return;
   if (one_row_or_column(order, a_trans, b_trans, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc))
     return;
   scipy_cblas_dgemm(order, a_trans, b_trans, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
@@ -65,6 +96,8 @@ void cblas_dgemm(CBLAS_ORDER order, CBLAS_TRANSPOSE a_trans, CBLAS_TRANSPOSE b_t
 void cblas_cgemm(CBLAS_ORDER order, CBLAS_TRANSPOSE a_trans, CBLAS_TRANSPOSE b_trans, int m, int n,
                  int k, const void* alpha, const void* a, int lda, const void* b, int ldb,
                  const void* beta, void* c, int ldc) {
+  const Visit visit;
+  if (visit.too_late()) return;
   scipy_cblas_cgemm(order, a_trans, b_trans, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
 
