@@ -56,7 +56,7 @@ pub(super) fn build(sources: &Path, wheels: &Wheels, home: &Path, final_path: &P
     // Largest first: the long one must not start last.
     files.sort_by_key(|file| std::cmp::Reverse(fs::metadata(file).map_or(0, |data| data.len())));
 
-    let compile = |file: &PathBuf| -> Result<PathBuf> {
+    let compile = |file: &PathBuf| {
         let object = objects_folder.join(file.file_name().unwrap_or_default()).with_extension("o");
         let ours = file.starts_with(&native);
         let mut command = Command::new("g++");

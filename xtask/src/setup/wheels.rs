@@ -21,29 +21,31 @@ struct Pin {
     aarch64: &'static str,
 }
 
-const PINS: [Pin; 3] = [
-    // MLX itself, for the CPU. The version is the one that mlx-sys wraps.
-    Pin {
-        package: "mlx-cpu",
-        version: "0.32.2",
-        x86_64: "fc5d31b90fc4f457b2f9614ed45651a567d22a6a11a03d114a90a4e10bdd8878",
-        aarch64: "d0f94625588b51a878786dd51cec5617894ce586cf3c94645ce1b64e24c27c0b",
-    },
-    // OpenBLAS, for MLX's matrix products.
-    Pin {
-        package: "scipy-openblas32",
-        version: "0.3.34.481.3",
-        x86_64: "0595f94cd58c1f8a0d90c975621f4587337a003916b1979e834ebdf2cb5d9504",
-        aarch64: "e085dddbc5b9aa130f83def515d31c440e69f387a90c7e63b154a5575b4466bc",
-    },
-    // libclang, with which bindgen reads C headers. Gone again when setup is done.
-    Pin {
-        package: "libclang",
-        version: "18.1.1",
-        x86_64: "c533091d8a3bbf7460a00cb6c1a71da93bffe148f172c7d03b1c31fbf8aa2a0b",
-        aarch64: "54dda940a4a0491a9d1532bf071ea3ef26e6dbaf03b5000ed94dd7174e8f9592",
-    },
-];
+/// MLX itself, for the CPU. The version is the one that mlx-sys wraps.
+const MLX: Pin = Pin {
+    package: "mlx-cpu",
+    version: "0.32.2",
+    x86_64: "fc5d31b90fc4f457b2f9614ed45651a567d22a6a11a03d114a90a4e10bdd8878",
+    aarch64: "d0f94625588b51a878786dd51cec5617894ce586cf3c94645ce1b64e24c27c0b",
+};
+
+/// OpenBLAS, for MLX's matrix products.
+const OPENBLAS: Pin = Pin {
+    package: "scipy-openblas32",
+    version: "0.3.34.481.3",
+    x86_64: "0595f94cd58c1f8a0d90c975621f4587337a003916b1979e834ebdf2cb5d9504",
+    aarch64: "e085dddbc5b9aa130f83def515d31c440e69f387a90c7e63b154a5575b4466bc",
+};
+
+/// libclang, with which bindgen reads C headers. Removed when setup is done.
+const LIBCLANG: Pin = Pin {
+    package: "libclang",
+    version: "18.1.1",
+    x86_64: "c533091d8a3bbf7460a00cb6c1a71da93bffe148f172c7d03b1c31fbf8aa2a0b",
+    aarch64: "54dda940a4a0491a9d1532bf071ea3ef26e6dbaf03b5000ed94dd7174e8f9592",
+};
+
+const PINS: [Pin; 3] = [MLX, OPENBLAS, LIBCLANG];
 
 /// The unpacked wheels.
 #[derive(Debug)]
@@ -84,7 +86,7 @@ impl Wheels {
     }
 
     fn clang_data(&self) -> PathBuf {
-        self.folder.join(format!("libclang-{}.data", PINS[2].version))
+        self.folder.join(format!("libclang-{}.data", LIBCLANG.version))
     }
 }
 
@@ -143,13 +145,13 @@ fn check(wheel: &Path) -> Result<()> {
     )))
 }
 
-/// pip's own text, with the likeliest reason when it found no wheel for this machine.
+/// pip's own text, with the likely reasons when it found no wheel for this machine.
 fn download_help(pip: &str) -> String {
     let mut text = format!("cannot fetch MLX's Linux build\n{pip}");
     if pip.contains("No matching distribution") {
         text.push_str(
-            "\nThe published builds need glibc 2.35 (Debian 12, Ubuntu 22.04, Fedora 36 or newer) \
-             and pip 20.3; `getconf GNU_LIBC_VERSION` and `python3 -m pip --version` tell yours",
+            "\nEither the package index was out of reach, or this system is too old: glibc 2.35 \
+             (Debian 12, Ubuntu 22.04, Fedora 36) and pip 20.3 are the oldest that will do",
         );
     }
     text
@@ -176,7 +178,7 @@ mod tests {
         assert!(
             message.contains("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
         );
-        assert!(message.contains(PINS[0].x86_64) || message.contains(PINS[0].aarch64));
+        assert!(message.contains(MLX.x86_64) || message.contains(MLX.aarch64));
     }
 
     #[test]
