@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Compiles a program of this folder against the library.
+#[allow(clippy::expect_used)]
 fn compile(name: &str) -> PathBuf {
     let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
     let config = std::fs::read_to_string(xtask.join("../build/mlx-native.toml"))
