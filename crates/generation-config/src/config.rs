@@ -1,8 +1,11 @@
-//! The struct itself: every field of transformers 5.23, each with what it does.
+//! The struct itself: every field of transformers 5.23 and some of other engines, each with what it
+//! does.
 //!
 //! The fields are listed once, in HF's order. From that one list a macro makes the struct, the
 //! table of names, the reader, the writer and the merge, so that none of them can forget a field. A
 //! field that HF does not have is one more entry, after HF's own.
+
+use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
@@ -47,7 +50,7 @@ macro_rules! generation_config {
         }
 
         impl GenerationConfig {
-            /// The names of all fields, in HF's order.
+            /// The names of all fields: HF's in its order, then the others.
             pub const FIELDS: &'static [&'static str] = &[$(key!($field $($key)?)),*];
 
             /// The value of a field as JSON, by name; `None` where it is unset or no field.
@@ -293,4 +296,65 @@ generation_config! {
     from_model_config as "_from_model_config": bool,
     /// The version of transformers that wrote the file.
     transformers_version: String,
+
+    // Structured output, which HF does not have; at most one of the three
+
+    /// The JSON schema that the new text fits.
+    json_schema: Value,
+    /// The regular expression that the new text matches from beginning to end.
+    regex: String,
+    /// The grammar, in llguidance's dialect of Lark, that the new text follows.
+    grammar: String,
+
+    // Penalties and biases of other engines
+
+    /// Taken from a token's score for each time it was generated (OpenAI); 0.0 is none.
+    frequency_penalty: f64,
+    /// Taken from a token's score once it was generated (OpenAI); 0.0 is none.
+    presence_penalty: f64,
+    /// Counts these last tokens, the prompt's among them, for the two penalties (llama.cpp's
+    /// `penalty_last_n`); unset, the generated ones, as at OpenAI.
+    penalty_last_n: usize,
+    /// Added to the scores of tokens (OpenAI). In JSON: `{"50256": -100}`.
+    logit_bias: BTreeMap<TokenId, f64>,
+    /// `[[position, token], ...]`, counted from the row's beginning; HF had it until 4.46.
+    forced_decoder_ids: Vec<(usize, TokenId)>,
+    /// Strength of DRY, the penalty on going on with a repetition; 0.0, none, by default
+    /// (llama.cpp's `dry_multiplier`).
+    dry_multiplier: f64,
+    /// How the penalty of DRY grows with the repetition; 1.75 by default.
+    dry_base: f64,
+    /// Length from which on DRY penalises a repetition; 2 by default.
+    dry_allowed_length: usize,
+    /// Tokens that DRY looks back; unset, all.
+    dry_penalty_last_n: usize,
+    /// Texts across which DRY sees no repetition; `["\n", ":", "\"", "*"]` by default.
+    dry_sequence_breakers: Vec<String>,
+
+    // Warpers of other engines
+
+    /// In which order the warpers run: `hf` (the default), `mlx_lm` or `llama_cpp`.
+    sampler_order: String,
+    /// Draws among the tokens whose logit is at most this many standard deviations below the
+    /// highest (llama.cpp); 0.0, all, by default.
+    top_n_sigma: f64,
+    /// Half the range in which the temperature follows the entropy (llama.cpp); 0.0, none, by
+    /// default.
+    dynatemp_range: f64,
+    /// Exponent of that relation; 1.0 by default.
+    dynatemp_exponent: f64,
+    /// Chance of dropping all but the least likely of the tokens above `xtc_threshold`; 0.0, none,
+    /// by default.
+    xtc_probability: f64,
+    /// Probability above which XTC counts a token; 0.1 by default.
+    xtc_threshold: f64,
+    /// Tokens in whose presence XTC drops nothing (mlx-lm: end tokens and line breaks).
+    xtc_special_tokens: Vec<TokenId>,
+    /// Mirostat in its version 1 or 2 instead of the other warpers; 0, none, by default
+    /// (llama.cpp; Basu et al., arXiv 2007.14966).
+    mirostat: usize,
+    /// Surprise that Mirostat aims at, in bits; 5.0 by default.
+    mirostat_tau: f64,
+    /// How fast Mirostat learns; 0.1 by default.
+    mirostat_eta: f64,
 }

@@ -70,6 +70,16 @@ impl Kwargs {
         })
     }
 
+    /// The same arguments, and these where none is given.
+    #[must_use]
+    pub fn or(mut self, mut others: GenerationConfig) -> Self {
+        for field in &self.nones {
+            others.unset(field);
+        }
+        self.given.inherit(&others);
+        self
+    }
+
     /// The fields that are given, be it as `None`.
     fn fields(&self) -> impl Iterator<Item = &'static str> {
         self.given.set_fields().chain(self.nones.iter().copied())

@@ -2,11 +2,12 @@
 
 use mlxgk_logits_processors::{
     self as processors, EncoderNoRepeatNGram, EncoderRepetitionPenalty,
-    ExponentialDecayLengthPenalty, ForcedBos, ForcedEos, InfNanRemove, LogitNormalization,
-    LogitsProcessor, MinLength, MinNewTokensLength, NoBadWords, NoRepeatNGram, ProcessorList,
-    RepetitionPenalty, SequenceBias, SuppressTokens, SuppressTokensAtBegin, SynthIdText, Watermark,
+    ExponentialDecayLengthPenalty, ForcedBos, ForcedDecoderIds, ForcedEos, FrequencyPenalty,
+    History, InfNanRemove, LogitNormalization, LogitsProcessor, MinLength, MinNewTokensLength,
+    NoBadWords, NoRepeatNGram, PresencePenalty, ProcessorList, RepetitionPenalty, SequenceBias,
+    SuppressTokens, SuppressTokensAtBegin, SynthIdText, TokenBias, Watermark,
 };
-use mlxgk_samplers::{SamplerChain, WarperConfig};
+use mlxgk_samplers::{Mirostat, Order, SamplerChain, WarperConfig};
 
 use crate::value::TokenId;
 use crate::{Error, ErrorKind, Resolved, Result, Watermarking};
@@ -26,8 +27,14 @@ pub struct Pipeline {
     pub after: ProcessorList,
 }
 
+/// From how many tokens Mirostat's first version estimates Zipf's exponent (llama.cpp's `m`).
+const ZIPF_TOKENS: usize = 100;
+
 impl Resolved {
     /// Makes the processors and warpers that the fields ask for, over `vocab_size` scores.
+    ///
+    /// Two kinds need a tokenizer besides, and are the caller's to add: the grammar that
+    /// `json_schema`, `regex` or `grammar` names, and DRY, whose breakers are strings.
     ///
     /// # Errors
     /// [`ErrorKind::Value`] where a parameter is outside its range or needs another that is not
@@ -79,12 +86,27 @@ impl Resolved {
             }
             list.try_push(field, SequenceBias::new(sequences))?;
         }
+        if let Some(biases) = &config.logit_bias {
+            let field = "logit_bias";
+            let ids: Vec<TokenId> = biases.keys().copied().collect();
+            let biases = tokens(field, &ids)?.into_iter().zip(biases.values().copied());
+            list.try_push(field, TokenBias::new(biases))?;
+        }
         if let Some(penalty) = config.encoder_repetition_penalty.filter(|it| *it != 1.0) {
             let processor = EncoderRepetitionPenalty::new(penalty);
             list.try_push("encoder_repetition_penalty", processor)?;
         }
         if let Some(penalty) = config.repetition_penalty.filter(|it| *it != 1.0) {
             list.try_push("repetition_penalty", RepetitionPenalty::new(penalty))?;
+        }
+        let history = config.penalty_last_n.map_or(History::Generated, History::Last);
+        if let Some(penalty) = config.frequency_penalty.filter(|it| *it != 0.0) {
+            let processor = FrequencyPenalty::new(penalty).map(|it| it.over(history));
+            list.try_push("frequency_penalty", processor)?;
+        }
+        if let Some(penalty) = config.presence_penalty.filter(|it| *it != 0.0) {
+            let processor = PresencePenalty::new(penalty).map(|it| it.over(history));
+            list.try_push("presence_penalty", processor)?;
         }
         if let Some(size) = config.no_repeat_ngram_size.filter(|it| *it > 0) {
             list.try_push("no_repeat_ngram_size", NoRepeatNGram::new(size))?;
@@ -147,6 +169,12 @@ impl Resolved {
                 list.push(processor.after_forced_bos());
             }
         }
+        if let Some(forced) = &config.forced_decoder_ids {
+            let ids: Vec<TokenId> = forced.iter().map(|(_, id)| *id).collect();
+            let ids = tokens("forced_decoder_ids", &ids)?;
+            let positions = forced.iter().map(|(position, _)| *position);
+            list.push(ForcedDecoderIds::new(positions.zip(ids)));
+        }
         Ok(())
     }
 
@@ -160,9 +188,13 @@ impl Resolved {
             (0 | 1, _) => 1,
             (_, eos) => eos.max(1) + 1,
         };
+        let spared = config.xtc_special_tokens.as_deref().unwrap_or_default();
         let warpers = WarperConfig {
+            order: self.order()?,
             min_tokens_to_keep,
             temperature: config.temperature,
+            dynatemp_range: config.dynatemp_range,
+            dynatemp_exponent: config.dynatemp_exponent,
             top_h: config.top_h,
             top_k: config.top_k,
             top_p: config.top_p,
@@ -170,10 +202,44 @@ impl Resolved {
             typical_p: config.typical_p,
             epsilon_cutoff: config.epsilon_cutoff,
             eta_cutoff: config.eta_cutoff,
-            ..WarperConfig::default()
+            top_n_sigma: config.top_n_sigma,
+            xtc_probability: config.xtc_probability,
+            xtc_threshold: config.xtc_threshold,
+            xtc_special_tokens: tokens("xtc_special_tokens", spared)?,
+            mirostat: self.mirostat()?,
         };
         // The message names the field, as the settings bear HF's names.
         warpers.chain().map_err(|it| Error::new(ErrorKind::Value, it.to_string()))
+    }
+
+    fn order(&self) -> Result<Order> {
+        match self.config.sampler_order.as_deref() {
+            None | Some("hf") => Ok(Order::Hf),
+            Some("mlx_lm") => Ok(Order::MlxLm),
+            Some("llama_cpp") => Ok(Order::LlamaCpp),
+            Some(other) => {
+                let field = "sampler_order";
+                let message =
+                    format!("`{field}` must be hf, mlx_lm or llama_cpp, but is {other:?}");
+                Err(Error::of(ErrorKind::Value, field, message))
+            }
+        }
+    }
+
+    fn mirostat(&self) -> Result<Option<Mirostat>> {
+        let config = &self.config;
+        let tau = config.mirostat_tau.unwrap_or(5.0);
+        let eta = config.mirostat_eta.unwrap_or(0.1);
+        let mirostat = match config.mirostat {
+            None | Some(0) => return Ok(None),
+            Some(1) => Mirostat::v1(tau, eta, ZIPF_TOKENS),
+            Some(2) => Mirostat::v2(tau, eta),
+            Some(other) => {
+                let message = format!("`mirostat` must be 0, 1 or 2, but is {other}");
+                return Err(Error::of(ErrorKind::Value, "mirostat", message));
+            }
+        };
+        mirostat.map(Some).map_err(|it| Error::new(ErrorKind::Value, it.to_string()))
     }
 
     fn add_after(&self, vocab_size: usize, list: &mut List) -> Result<()> {

@@ -67,6 +67,7 @@ impl GenerationConfig {
         self.check_return_sequences()?;
         self.check_forced_tokens()?;
         self.check_generate_arguments()?;
+        self.check_grammars()?;
         let mut warnings = Vec::new();
         self.warn_of_pad_token(&mut warnings);
         self.warn_of_idle_sampling(user_set, &mut warnings);
@@ -137,6 +138,18 @@ impl GenerationConfig {
         }
     }
 
+    fn check_grammars(&self) -> Result<()> {
+        let given = |field: &&str| self.get(field).is_some();
+        let mut grammars = ["json_schema", "regex", "grammar"].into_iter().filter(given);
+        match (grammars.next(), grammars.next()) {
+            (Some(first), Some(second)) => Err(wrong(
+                second,
+                &format!("is set beside `{first}`, but a text follows one of them"),
+            )),
+            _ => Ok(()),
+        }
+    }
+
     fn warn_of_pad_token(&self, warnings: &mut Vec<Warning>) {
         if let Some(pad @ ..0) = self.pad_token_id {
             let message = format!("`pad_token_id` is {pad}, which is no token; it counts as unset");
@@ -157,6 +170,10 @@ impl GenerationConfig {
             ("top_k", self.top_k.is_some_and(|it| it != 50)),
             ("epsilon_cutoff", self.epsilon_cutoff.is_some_and(|it| it != 0.0)),
             ("eta_cutoff", self.eta_cutoff.is_some_and(|it| it != 0.0)),
+            ("top_n_sigma", self.top_n_sigma.is_some_and(|it| it > 0.0)),
+            ("dynatemp_range", self.dynatemp_range.is_some_and(|it| it != 0.0)),
+            ("xtc_probability", self.xtc_probability.is_some_and(|it| it != 0.0)),
+            ("mirostat", self.mirostat.is_some_and(|it| it != 0)),
         ];
         for (field, in_use) in fields {
             if in_use && user_set.should_warn("do_sample", field) {

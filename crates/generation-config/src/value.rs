@@ -3,6 +3,8 @@
 //! Reading is written out instead of derived, because an error has to name the field and the value
 //! found: "`suppress_tokens[3]` must be an integer, found the string "a"".
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value};
 
 /// A token id as HF's files hold it.
@@ -164,6 +166,25 @@ impl FieldType for Map<String, Value> {
 
     fn write(&self) -> Value {
         Value::from(self.clone())
+    }
+}
+
+/// Numbers by token; JSON's keys are strings, so the ids are written as such.
+impl FieldType for BTreeMap<TokenId, f64> {
+    fn read(value: &Value) -> Result<Self, Mismatch> {
+        const EXPECTED: &str = "an object with token ids as keys";
+        let entries = value.as_object().ok_or_else(|| Mismatch::new(EXPECTED, value))?;
+        let read = |(key, value): (&String, &Value)| {
+            let id =
+                key.parse().map_err(|_| Mismatch::new(EXPECTED, &Value::from(key.as_str())))?;
+            let number = f64::read(value).map_err(|it| it.under(&format!("[\"{key}\"]")))?;
+            Ok((id, number))
+        };
+        entries.iter().map(read).collect()
+    }
+
+    fn write(&self) -> Value {
+        self.iter().map(|(id, number)| (id.to_string(), Value::from(*number))).collect()
     }
 }
 

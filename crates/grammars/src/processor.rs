@@ -41,7 +41,7 @@ impl GrammarProcessor {
             let what = format!("the {} cannot be used: {}", grammar.kind, lines.join(" "));
             Error::new(ErrorKind::Parameter, what)
         };
-        let mut factory = ParserFactory::new_simple(vocabulary.env()).map_err(|e| wrong(&e))?;
+        let mut factory = ParserFactory::new_simple(&vocabulary.env()).map_err(|e| wrong(&e))?;
         factory.quiet();
         let parser = factory.create_parser(grammar.source.clone()).map_err(|e| wrong(&e))?;
         let fresh = Matcher::new(Ok(parser));

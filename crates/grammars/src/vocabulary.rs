@@ -10,7 +10,7 @@ use toktrie::{TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
 /// trie over the whole vocabulary.
 #[derive(Clone)]
 pub struct Vocabulary {
-    env: TokEnv,
+    env: Arc<Env>,
 }
 
 impl Vocabulary {
@@ -44,25 +44,45 @@ impl Vocabulary {
             )
         })?;
         let trie = trie(&tokens, eos)?;
-        Ok(Self { env: Arc::new(Env { trie, encode: Some(Box::new(encode)) }) })
+        Ok(Self { env: Arc::new(Env { trie, encode: Some(Arc::new(encode)) }) })
     }
 
-    pub(crate) fn env(&self) -> &TokEnv {
-        &self.env
+    /// The same tokens with other end tokens. This copies the trie, which is far quicker than to
+    /// build it.
+    ///
+    /// # Errors
+    /// When there is no end token, or one is outside the vocabulary.
+    pub fn with_eos(&self, eos: &[u32]) -> Result<Self> {
+        let trie = self.env.tok_trie();
+        check_eos(eos, trie.vocab_size())?;
+        let trie = trie.with_eos_tokens(eos);
+        Ok(Self { env: Arc::new(Env { trie, encode: self.env.encode.clone() }) })
+    }
+
+    pub(crate) fn env(&self) -> TokEnv {
+        self.env.clone()
     }
 }
 
 fn trie(tokens: &[Vec<u8>], eos: &[u32]) -> Result<TokTrie> {
-    let refuse = |what: String| Err(Error::new(ErrorKind::Parameter, what));
-    let Some(&first) = eos.first() else {
-        return refuse("a grammar needs an end token, and `eos_token_id` names none".to_owned());
-    };
-    if let Some(id) = eos.iter().find(|&&id| id as usize >= tokens.len()) {
-        let what = format!("the end token {id} is outside the vocabulary of {}", tokens.len());
-        return Err(Error::new(ErrorKind::Token, what));
-    }
+    let first = check_eos(eos, tokens.len())?;
     let info = TokRxInfo::new(tokens.len() as u32, first);
     Ok(TokTrie::from(&info, tokens).with_eos_tokens(eos))
+}
+
+/// The first end token, if there are some and all are tokens.
+fn check_eos(eos: &[u32], vocab: usize) -> Result<u32> {
+    let Some(&first) = eos.first() else {
+        let what = "a grammar needs an end token, and `eos_token_id` names none";
+        return Err(Error::new(ErrorKind::Parameter, what));
+    };
+    match eos.iter().find(|&&id| id as usize >= vocab) {
+        Some(id) => {
+            let what = format!("the end token {id} is outside the vocabulary of {vocab}");
+            Err(Error::new(ErrorKind::Token, what))
+        }
+        None => Ok(first),
+    }
 }
 
 impl std::fmt::Debug for Vocabulary {
@@ -71,7 +91,7 @@ impl std::fmt::Debug for Vocabulary {
     }
 }
 
-type Encode = Box<dyn Fn(&str) -> Vec<u32> + Send + Sync>;
+type Encode = Arc<dyn Fn(&str) -> Vec<u32> + Send + Sync>;
 
 struct Env {
     trie: TokTrie,

@@ -98,6 +98,12 @@ impl ProcessorList {
         self.0.push(Box::new(processor));
     }
 
+    /// Puts a processor where its stage stands in HF's order, behind others of that stage.
+    pub fn insert(&mut self, processor: Box<dyn LogitsProcessor>) {
+        let at = self.0.iter().rposition(|it| it.stage() <= processor.stage());
+        self.0.insert(at.map_or(0, |it| it + 1), processor);
+    }
+
     /// How many processors there are.
     pub fn len(&self) -> usize {
         self.0.len()

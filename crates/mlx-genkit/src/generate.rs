@@ -9,11 +9,14 @@ use mlxgk_decoding_strategies::{
     DEFAULT_PREFILL_CHUNK, DecoderSession, Decoding, FinishReason, LeftPadded, Rule, Sampling, Stop,
 };
 use mlxgk_generation_config::{Resolved, Sources, Warning};
+use mlxgk_logits_processors::{LogitsProcessor, ProcessorList};
 use mlxgk_mlx_models::{NoHook, ResidualHook};
 use mlxgk_samplers::Streams;
 use mlxgk_tokenizer_bridge::StreamDecoder;
 
-use crate::{Error, ErrorKind, Model, Prompt, Request, Result, Seed};
+use crate::{
+    Error, ErrorKind, Model, Prompt, Request, Result, Seed, text_processors::text_processors,
+};
 
 /// Far more than any machine runs at once; beyond it lies nothing but a typing error and its
 /// allocations.
@@ -84,7 +87,7 @@ pub struct Piece {
 /// As [`generate`].
 pub fn stream<'a, 'hook: 'a>(model: &'a Model, request: Request<'hook>) -> Result<TokenStream<'a>> {
     let begun = Instant::now();
-    let Request { prompts, overrides, config, seed, hook } = request;
+    let Request { prompts, overrides, config, processors, seed, hook } = request;
     let hook: &'a mut dyn ResidualHook = match hook {
         Some(hook) => hook,
         // A box of nothing: leaking it leaks no memory.
@@ -98,7 +101,7 @@ pub fn stream<'a, 'hook: 'a>(model: &'a Model, request: Request<'hook>) -> Resul
     let rows = rows(prompts.len(), copies)?;
     let pad = padding_token(&resolved, rows, model)?;
     let padded = LeftPadded::new(&prompts, pad)?;
-    let (processors, rule) = rule(&resolved, rows, model, seed)?;
+    let (processors, rule) = rule(&resolved, rows, model, processors, seed)?;
 
     // Whatever is wrong with the request is known by now; from here on the device works.
     let chunk = resolved.prefill_chunk_size.unwrap_or(DEFAULT_PREFILL_CHUNK);
@@ -171,18 +174,23 @@ fn rule(
     resolved: &Resolved,
     rows: usize,
     model: &Model,
+    user: Vec<Box<dyn LogitsProcessor>>,
     seed: Seed,
-) -> Result<(mlxgk_logits_processors::ProcessorList, Rule)> {
-    let parts = resolved.pipeline(model.decoder().vocab_size())?;
+) -> Result<(ProcessorList, Rule)> {
+    let mut parts = resolved.pipeline(model.decoder().vocab_size())?;
+    for processor in text_processors(resolved, model)? {
+        parts.processors.insert(processor);
+    }
+    let processors = parts.processors.with_user_processors(user);
     if !resolved.do_sample {
-        return Ok((parts.processors, Rule::Greedy));
+        return Ok((processors, Rule::Greedy));
     }
     let streams = match seed {
         Seed::Torch(seed) => Streams::torch(seed),
         Seed::Fast(seed) => Streams::fast(seed, rows),
     };
     let sampling = Sampling::new(&parts.warpers, parts.after, streams, rows);
-    Ok((parts.processors, Rule::Sample(Box::new(sampling))))
+    Ok((processors, Rule::Sample(Box::new(sampling))))
 }
 
 /// A request being served: an iterator over its tokens.

@@ -8,10 +8,13 @@ mod model;
 mod prompt;
 mod request;
 mod score;
+mod text_processors;
 
 pub use mlx_rs;
 pub use mlxgk_decoding_strategies as decoding_strategies;
 pub use mlxgk_generation_config as generation_config;
+#[cfg(feature = "grammars")]
+pub use mlxgk_grammars as grammars;
 pub use mlxgk_kv_cache as kv_cache;
 pub use mlxgk_logits_processors as logits_processors;
 pub use mlxgk_mlx_models as mlx_models;

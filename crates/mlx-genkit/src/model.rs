@@ -1,8 +1,12 @@
 //! A model ready to use: decoder, tokenizer, chat template and generation defaults.
 
-use std::path::Path;
+#[cfg(feature = "grammars")]
+use std::sync::OnceLock;
+use std::{path::Path, sync::Arc};
 
 use mlxgk_generation_config::{Error as FieldError, GenerationConfig, OneOrMany};
+#[cfg(feature = "grammars")]
+use mlxgk_grammars::Vocabulary;
 use mlxgk_mlx_models::{ComputeDtype, Decoder};
 use mlxgk_tokenizer_bridge::{
     ChatTemplate, Error as TemplateError, ErrorKind as TemplateErrorKind, Files, SpecialIds,
@@ -16,7 +20,10 @@ use crate::{Error, ErrorKind, Result};
 #[derive(Debug)]
 pub struct Model {
     decoder: Decoder,
-    tokenizer: Option<Tokenizer>,
+    tokenizer: Option<Arc<Tokenizer>>,
+    /// The tokens as grammars see them, made for the first that asks.
+    #[cfg(feature = "grammars")]
+    grammar_vocabulary: OnceLock<Vocabulary>,
     /// A broken template is an error only for those who use it.
     chat_template: Result<ChatTemplate, TemplateError>,
     generation_config: GenerationConfig,
@@ -50,7 +57,7 @@ impl Model {
 
     pub(crate) fn assemble(name: String, decoder: Decoder, files: &Files<'_>) -> Result<Self> {
         let tokenizer = match files.tokenizer {
-            Some(_) => Some(Tokenizer::from_files(files)?),
+            Some(_) => Some(Arc::new(Tokenizer::from_files(files)?)),
             None => None,
         };
         let chat_template = ChatTemplate::from_files(files);
@@ -58,7 +65,7 @@ impl Model {
         if files.generation_config.is_none() {
             // HF knows the end token from the two configs alone. A folder that only its tokenizer
             // tells where an answer ends would never stop.
-            let ids = SpecialIds::from_files(files, tokenizer.as_ref())?;
+            let ids = SpecialIds::from_files(files, tokenizer.as_deref())?;
             if generation_config.eos_token_id.is_none() && !ids.eos.is_empty() {
                 let eos = ids.eos.iter().map(|&id| id.into()).collect();
                 generation_config.eos_token_id = Some(OneOrMany::Many(eos));
@@ -67,7 +74,15 @@ impl Model {
                 generation_config.pad_token_id = ids.pad.map(Into::into);
             }
         }
-        Ok(Self { decoder, tokenizer, chat_template, generation_config, name })
+        Ok(Self {
+            decoder,
+            tokenizer,
+            #[cfg(feature = "grammars")]
+            grammar_vocabulary: OnceLock::new(),
+            chat_template,
+            generation_config,
+            name,
+        })
     }
 
     /// The graph and its weights.
@@ -80,13 +95,29 @@ impl Model {
     /// # Errors
     /// When the folder has none.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
-        self.tokenizer.as_ref().ok_or_else(|| {
+        self.tokenizer.as_deref().ok_or_else(|| {
             let what = format!(
                 "{} has no tokenizer.json; give the prompt as token ids instead",
                 self.name
             );
             Error::new(ErrorKind::Model, what)
         })
+    }
+
+    /// The tokens as grammars see them, with these end tokens.
+    #[cfg(feature = "grammars")]
+    pub(crate) fn grammar_vocabulary(&self, eos: &[u32]) -> Result<Vocabulary> {
+        if let Some(vocabulary) = self.grammar_vocabulary.get() {
+            return Ok(vocabulary.with_eos(eos)?);
+        }
+        let json = self.tokenizer()?.to_json()?;
+        let tokenizer = self.tokenizer.clone();
+        let encode = move |text: &str| {
+            let encoded = tokenizer.as_ref().and_then(|it| it.encode(text, false).ok());
+            encoded.unwrap_or_default()
+        };
+        let vocabulary = Vocabulary::from_tokenizer(&json, eos, encode)?;
+        Ok(self.grammar_vocabulary.get_or_init(|| vocabulary).clone())
     }
 
     /// Whether there is a tokenizer.

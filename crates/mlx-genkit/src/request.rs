@@ -1,6 +1,7 @@
 //! What a caller asks for.
 
 use mlxgk_generation_config::{GenerationConfig, Kwargs};
+use mlxgk_logits_processors::LogitsProcessor;
 use mlxgk_mlx_models::ResidualHook;
 
 use crate::Prompt;
@@ -29,6 +30,7 @@ pub struct Request<'a> {
     pub(crate) prompts: Vec<Prompt>,
     pub(crate) overrides: Kwargs,
     pub(crate) config: GenerationConfig,
+    pub(crate) processors: Vec<Box<dyn LogitsProcessor>>,
     pub(crate) seed: Seed,
     pub(crate) hook: Option<&'a mut dyn ResidualHook>,
 }
@@ -45,6 +47,7 @@ impl<'a> Request<'a> {
             prompts: prompts.into_iter().collect(),
             overrides: Kwargs::from(GenerationConfig::default()),
             config: GenerationConfig::default(),
+            processors: Vec::new(),
             seed: Seed::random(),
             hook: None,
         }
@@ -60,6 +63,46 @@ impl<'a> Request<'a> {
     #[must_use]
     pub fn overrides(self, overrides: impl Into<Kwargs>) -> Self {
         Self { overrides: overrides.into(), ..self }
+    }
+
+    /// Processors of the caller's own: HF's `logits_processor` argument.
+    ///
+    /// One with the name of a processor that the configuration asks for takes its place; the others
+    /// stand before the warpers.
+    ///
+    /// ```
+    /// use mlx_genkit::{
+    ///     ComputeDtype, Model, Request, generate,
+    ///     logits_processors::{Context, Error, LogitsProcessor},
+    /// };
+    ///
+    /// #[derive(Debug)]
+    /// struct OnlyToken(usize);
+    ///
+    /// impl LogitsProcessor for OnlyToken {
+    ///     fn name(&self) -> &'static str {
+    ///         "OnlyToken"
+    ///     }
+    ///
+    ///     fn process(&self, _: &Context<'_>, scores: &mut [f32]) -> Result<(), Error> {
+    ///         for (id, score) in scores.iter_mut().enumerate() {
+    ///             if id != self.0 {
+    ///                 *score = f32::NEG_INFINITY;
+    ///             }
+    ///         }
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// let model = Model::bundled(ComputeDtype::Auto)?;
+    /// let request = Request::new(vec![5, 6]).processors(vec![Box::new(OnlyToken(42))]);
+    /// let sequence = &generate(&model, request)?.sequences[0];
+    /// assert_eq!(sequence.tokens, [42; 20]);
+    /// # Ok::<(), mlx_genkit::Error>(())
+    /// ```
+    #[must_use]
+    pub fn processors(self, processors: Vec<Box<dyn LogitsProcessor>>) -> Self {
+        Self { processors, ..self }
     }
 
     /// The random stream.
@@ -81,6 +124,7 @@ impl std::fmt::Debug for Request<'_> {
             .field("prompts", &self.prompts)
             .field("overrides", &self.overrides)
             .field("config", &self.config)
+            .field("processors", &self.processors)
             .field("seed", &self.seed)
             .field("hook", &self.hook.is_some())
             .finish()

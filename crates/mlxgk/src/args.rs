@@ -6,6 +6,8 @@ use clap::{
     Arg, Args, Command, CommandFactory, FromArgMatches, Parser, ValueEnum, error::ErrorKind,
 };
 
+use serde_json::Value;
+
 use crate::failure::{Failure, Result};
 
 /// Hugging Face generate() for Apple's MLX.
@@ -65,6 +67,7 @@ Examples:
   mlxgk generate --prompt \"Tell me a story about a fox.\"
   mlxgk generate --prompt \"How is the weather?\" --system \"You are a pirate.\" --temp 0.8 --seed 7
   mlxgk generate --model ./qwen3 --prompt-ids 5,17,300 --max-tokens 40 --format json
+  mlxgk generate --prompt \"When do we sail?\" --regex \"(Today|Tomorrow) at [0-9]+ o'clock\\.\"
   echo \"Hello\" | mlxgk generate --prompt -
 
 Fields of the generation config are merged as in transformers: flags, then --generation-config,
@@ -157,6 +160,8 @@ pub(crate) struct GenerateArgs {
     pub(crate) chat: ChatArgs,
     #[command(flatten)]
     pub(crate) config: ConfigArgs,
+    #[command(flatten)]
+    pub(crate) grammar: GrammarArgs,
     /// Seed of the random numbers; without it, every run differs
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
@@ -244,9 +249,58 @@ pub(crate) struct ConfigArgs {
     /// Stop as soon as enough beams are finished
     #[arg(long)]
     pub(crate) early_stopping: bool,
+    /// Taken from a token's score for each time it was generated
+    #[arg(long, value_name = "X")]
+    pub(crate) frequency_penalty: Option<f64>,
+    /// Taken from a token's score once it was generated
+    #[arg(long, value_name = "X")]
+    pub(crate) presence_penalty: Option<f64>,
+    /// Strength of DRY, the penalty on going on with a repetition; 0.8 is usual
+    #[arg(long, value_name = "X")]
+    pub(crate) dry_multiplier: Option<f64>,
+    /// Chance of dropping the likeliest tokens (XTC)
+    #[arg(long, value_name = "P")]
+    pub(crate) xtc_probability: Option<f64>,
+    /// Probability above which XTC counts a token
+    #[arg(long, value_name = "P")]
+    pub(crate) xtc_threshold: Option<f64>,
+    /// Drop tokens more than this many standard deviations below the highest logit
+    #[arg(long, value_name = "X")]
+    pub(crate) top_n_sigma: Option<f64>,
+    /// Mirostat, version 1 or 2, instead of the other warpers
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) mirostat: Option<usize>,
+    /// Any other field, its value as JSON, e.g. forced_eos_token_id=2; may be repeated
+    #[arg(long, value_name = "FIELD=JSON", value_parser = field)]
+    pub(crate) set: Vec<(String, Value)>,
     /// Strings that end the text (stop_strings)
     #[arg(long, visible_alias = "stop-strings", value_name = "TEXT", value_delimiter = ',')]
     pub(crate) stop: Option<Vec<String>>,
+}
+
+/// What the text must look like; at most one of these.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Structured output")]
+#[group(multiple = false)]
+pub(crate) struct GrammarArgs {
+    /// A JSON schema that the text fits
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json_schema: Option<PathBuf>,
+    /// A regular expression that the text matches from beginning to end
+    #[arg(long, value_name = "REGEX", allow_hyphen_values = true)]
+    pub(crate) regex: Option<String>,
+    /// A grammar in llguidance's dialect of Lark that the text follows
+    #[arg(long, value_name = "FILE")]
+    pub(crate) grammar: Option<PathBuf>,
+}
+
+/// `FIELD=JSON`; what is no JSON is a string, so that quotes are needed for few values.
+fn field(text: &str) -> Result<(String, Value), String> {
+    let Some((field, value)) = text.split_once('=') else {
+        return Err("must be a field of the generation config, `=` and its value".to_owned());
+    };
+    let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
+    Ok((field.trim().to_owned(), value))
 }
 
 /// A negative or infinite temperature is neither greedy nor a distribution.

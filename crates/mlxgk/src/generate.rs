@@ -1,6 +1,6 @@
 //! `mlxgk generate`.
 
-use std::time::Duration;
+use std::{fs, path::Path, time::Duration};
 
 use mlx_genkit::{
     Generation, GenerationConfig, Model, Request, Seed, TokenStream,
@@ -10,7 +10,7 @@ use mlx_genkit::{
 use serde_json::{Value, json};
 
 use crate::{
-    args::{ConfigArgs, Format, GenerateArgs, RngArg},
+    args::{ConfigArgs, Format, GenerateArgs, GrammarArgs, RngArg},
     failure::{Failure, Result},
     load,
     progress::{Spinner, TokenBar},
@@ -22,10 +22,11 @@ const DEFAULT_NEW_TOKENS: usize = 256;
 
 pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     let file = config_file(&args.config)?;
+    let given = flags(args)?;
     let prompts = prompts::read(&args.prompt, &args.chat)?;
     let (model, loaded) = load::load(&args.model)?;
     let prompts = prompts::with_chat(prompts, &args.chat, &model)?;
-    let flags = with_default_length(flags(&args.config), &file, &model)?;
+    let flags = with_default_length(given, &file, &model)?;
     let request = Request::batch(prompts).overrides(flags).config(file).seed(seed(args));
 
     let spinner = Spinner::new("reading the prompt");
@@ -88,11 +89,23 @@ fn seed(args: &GenerateArgs) -> Seed {
 }
 
 /// The flags as HF's keyword arguments.
-fn flags(args: &ConfigArgs) -> GenerationConfig {
+fn flags(args: &GenerateArgs) -> Result<Kwargs> {
+    let named = named(&args.config, &args.grammar)?;
+    let Value::Object(mut fields) = named.to_json() else { unreachable!("a config is an object") };
+    for (field, value) in &args.config.set {
+        if fields.insert(field.clone(), value.clone()).is_some() {
+            return Err(Failure::usage(format!("`{field}` is given twice")));
+        }
+    }
+    Kwargs::from_json(&Value::Object(fields)).map_err(Failure::usage)
+}
+
+/// The fields that have a flag of their own.
+fn named(args: &ConfigArgs, grammar: &GrammarArgs) -> Result<GenerationConfig> {
     let ids = |ids: &Option<Vec<u32>>| {
         ids.as_ref().map(|ids| ids.iter().map(|&id| id.into()).collect::<Vec<_>>())
     };
-    GenerationConfig {
+    Ok(GenerationConfig {
         max_new_tokens: args.max_tokens,
         min_new_tokens: args.min_new_tokens,
         do_sample: args.temp.map(|it| it > 0.0),
@@ -113,8 +126,37 @@ fn flags(args: &ConfigArgs) -> GenerationConfig {
         length_penalty: args.length_penalty,
         early_stopping: args.early_stopping.then_some(EarlyStopping::WhenFinished),
         stop_strings: args.stop.clone().map(OneOrMany::Many),
+        frequency_penalty: args.frequency_penalty,
+        presence_penalty: args.presence_penalty,
+        dry_multiplier: args.dry_multiplier,
+        xtc_probability: args.xtc_probability,
+        xtc_threshold: args.xtc_threshold,
+        top_n_sigma: args.top_n_sigma,
+        mirostat: args.mirostat,
+        json_schema: grammar.json_schema.as_deref().map(schema).transpose()?,
+        regex: grammar.regex.clone(),
+        grammar: grammar.grammar.as_deref().map(text).transpose()?,
         ..GenerationConfig::default()
+    })
+}
+
+fn schema(path: &Path) -> Result<Value> {
+    let wrong = |it: serde_json::Error| {
+        Failure::usage(format!("{} is not valid JSON: {it}", path.display()))
+    };
+    match serde_json::from_str(&text(path)?).map_err(wrong)? {
+        // In a config, null would mean that no schema is asked for.
+        Value::Null => {
+            let what = "holds null, but a JSON schema must be an object";
+            Err(Failure::usage(format!("{} {what}", path.display())))
+        }
+        schema => Ok(schema),
     }
+}
+
+fn text(path: &Path) -> Result<String> {
+    fs::read_to_string(path)
+        .map_err(|it| Failure::usage(format!("{} cannot be read: {it}", path.display())))
 }
 
 fn config_file(args: &ConfigArgs) -> Result<GenerationConfig> {
@@ -124,18 +166,14 @@ fn config_file(args: &ConfigArgs) -> Result<GenerationConfig> {
     }
 }
 
-fn with_default_length(
-    flags: GenerationConfig,
-    file: &GenerationConfig,
-    model: &Model,
-) -> Result<Kwargs> {
-    let kwargs = Kwargs::from(flags.clone());
-    let sources = Sources { kwargs: &kwargs, passed: file, model: model.generation_config() };
+fn with_default_length(flags: Kwargs, file: &GenerationConfig, model: &Model) -> Result<Kwargs> {
+    let sources = Sources { kwargs: &flags, passed: file, model: model.generation_config() };
     let merged = sources.merge().map_err(Failure::usage)?;
     if merged.config.max_new_tokens.is_some() || !merged.has_default_max_length {
-        return Ok(kwargs);
+        return Ok(flags);
     }
-    Ok(Kwargs::from(GenerationConfig { max_new_tokens: Some(DEFAULT_NEW_TOKENS), ..flags }))
+    Ok(flags
+        .or(GenerationConfig { max_new_tokens: Some(DEFAULT_NEW_TOKENS), ..Default::default() }))
 }
 
 fn json(generation: &Generation, loaded: Duration) -> Value {

@@ -126,6 +126,16 @@ impl Tokenizer {
         StreamDecoder::new(self, skip_special_tokens)
     }
 
+    /// The tokenizer as a `tokenizer.json`, with the tokens that the other files added.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Tokenizer`] when it cannot be written as JSON.
+    pub fn to_json(&self) -> Result<Value> {
+        serde_json::to_value(&self.inner)
+            .map_err(|it| Error::tokenizer("write the tokenizer as JSON", it))
+    }
+
     /// How many tokens the vocabulary has, added tokens included (Python's `len(tokenizer)`).
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)

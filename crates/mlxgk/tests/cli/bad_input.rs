@@ -413,3 +413,34 @@ fn tokenizers_and_templates() {
         check_folder(&[&TEXT[..], flags].concat(), none.path(), 2, &[words]);
     }
 }
+
+#[test]
+fn grammars_and_other_fields() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, content: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let with = |more: &[&str], words: &[&str]| check(&[&TEXT, more].concat(), b"", 2, words);
+    with(&["--json-schema", "/nowhere"], &["/nowhere cannot be read"]);
+    with(&["--json-schema", &file("cut", "{\"type\":")], &["cut is not valid JSON"]);
+    with(&["--json-schema", &file("null", "null")], &["null holds null", "an object"]);
+    with(&["--json-schema", &file("list", "[1]")], &["JSON schema must be an object"]);
+    with(&["--json-schema", &file("type", "{\"type\": \"colour\"}")], &["JSON schema", "colour"]);
+    with(&["--regex", "("], &["regular expression", "unclosed group"]);
+    with(&["--regex", ""], &["regular expression is empty"]);
+    with(&["--grammar", &file("empty", " ")], &["grammar is empty"]);
+    with(&["--grammar", &file("lark", "start: nothing")], &["grammar cannot be used", "nothing"]);
+    with(&["--regex", "a", "--grammar", "b"], &["--regex", "--grammar"]);
+    with(&["--regex", "a", "--set", "json_schema={}"], &["`regex`", "`json_schema`"]);
+    with(&["--set", "top_k"], &["--set", "FIELD=JSON"]);
+    with(&["--set", "top_p=high"], &["`top_p`", "a number", "high"]);
+    with(&["--set", "unheard_of=1"], &["`unheard_of`"]);
+    with(&["--top-p", "0.5", "--set", "top_p=0.6"], &["`top_p` is given twice"]);
+    with(&["--temp", "1", "--set", "sampler_order=up"], &["`sampler_order`", "llama_cpp"]);
+    with(&["--temp", "1", "--mirostat", "3"], &["`mirostat`", "0, 1 or 2"]);
+    with(&["--dry-multiplier", "-1"], &["`dry_multiplier`"]);
+    with(&["--set", "logit_bias={\"9999999\": 1}"], &["9999999"]);
+    with(&["--set", "logit_bias={\"a\": 1}"], &["`logit_bias`", "token ids as keys"]);
+}

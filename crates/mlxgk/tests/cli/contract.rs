@@ -355,3 +355,30 @@ fn a_reader_may_leave() {
         assert_eq!(output.status.code(), Some(0));
     }
 }
+
+#[test]
+fn grammars_shape_the_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let schema = folder.path().join("schema.json");
+    fs::write(&schema, r#"{"enum": ["aye", "nay"]}"#).unwrap();
+    let grammar = folder.path().join("grammar.lark");
+    fs::write(&grammar, "start: \"aye\" | \"nay\"\n").unwrap();
+    let answer = |flag: &str, value: &str| {
+        let run = document(&["generate", "--prompt", "Shall we sail?", flag, value]);
+        assert_eq!(run["sequences"][0]["finish_reason"], "eos");
+        run["sequences"][0]["text"].as_str().unwrap().to_owned()
+    };
+    assert!(["\"aye\"", "\"nay\""].contains(&&*answer("--json-schema", text_of(&schema))));
+    assert!(["aye", "nay"].contains(&&*answer("--regex", "aye|nay")));
+    assert!(["aye", "nay"].contains(&&*answer("--grammar", text_of(&grammar))));
+}
+
+#[test]
+fn any_field_can_be_set() {
+    let ids = ["generate", "--model", &llama(), "--prompt-ids", "5,17", "--max-tokens", "3"];
+    let run = document(&[&ids[..], &["--set", "logit_bias={\"42\": 1000}"]].concat());
+    assert_eq!(tokens(&run), [[42, 42, 42]]);
+    // What is no JSON is a string; `null` is none, whatever the files say.
+    let drawn = ["--temp", "1", "--set", "sampler_order=llama_cpp", "--set", "top_k=null"];
+    assert_eq!(count(&document(&[&ids[..], &drawn].concat())), 3);
+}
