@@ -37,7 +37,8 @@ fn power_of_two(q: i32) -> f32 {
     f32::from_bits((q.wrapping_add(127) << 23) as u32)
 }
 
-/// The natural logarithm, rounded from fp64.
+/// The natural logarithm, correctly rounded in all but a few cases in a billion.
+#[inline]
 pub fn ln(x: f32) -> f32 {
     f64::from(x).ln() as f32
 }
@@ -107,11 +108,12 @@ pub fn softmax(scores: &[f32], out: &mut Vec<f32>) {
     out.iter_mut().for_each(|it| *it *= scale);
 }
 
-/// Lanes of the sum in torch's softmax.
-const LANES: usize = 16;
+/// Lanes of the sum in torch's softmax: term *i* is added to lane *i* mod 16.
+pub const LANES: usize = 16;
 
-/// Adds the upper half of the lanes to the lower, until one is left.
-fn fold(mut lanes: [f32; LANES]) -> f32 {
+/// The sum of the lanes in torch's softmax: the upper half is added to the lower, until one is left.
+#[inline]
+pub fn fold(mut lanes: [f32; LANES]) -> f32 {
     let mut half = LANES / 2;
     while half > 0 {
         for lane in 0..half {
@@ -124,8 +126,8 @@ fn fold(mut lanes: [f32; LANES]) -> f32 {
 
 /// Lanes of `torch.sum`, also where the processor has wider vectors.
 const SUM_LANES: usize = 8;
-/// Vectors that `torch.sum` adds up side by side, and so the terms of one step.
-const GROUP: usize = 4 * SUM_LANES;
+/// Terms that `torch.sum` adds up side by side: four vectors.
+pub const GROUP: usize = 4 * SUM_LANES;
 /// Levels of `torch.sum`'s cascade.
 const LEVELS: usize = 4;
 
@@ -163,11 +165,10 @@ impl RowSum {
     }
 
     /// Adds the term that stands at `place` in the row; places come in ascending order.
+    #[inline]
     pub fn add(&mut self, place: usize, term: f32) {
         let group = place / GROUP;
-        while self.moved + (1 << self.power) <= group {
-            self.move_up();
-        }
+        self.move_up_to(group);
         if group < self.len / GROUP {
             self.levels[0][place % GROUP] += term;
         } else if place < self.len / SUM_LANES * SUM_LANES {
@@ -175,6 +176,15 @@ impl RowSum {
             self.levels[0][place % SUM_LANES] += term;
         } else {
             self.tail += term;
+        }
+    }
+
+    /// Adds the terms from place `group * GROUP` on, all of them at once.
+    #[inline]
+    pub fn add_group(&mut self, group: usize, terms: &[f32; GROUP]) {
+        self.move_up_to(group);
+        for (sum, term) in self.levels[0].iter_mut().zip(terms) {
+            *sum += term;
         }
     }
 
@@ -187,6 +197,14 @@ impl RowSum {
             others.chunks(SUM_LANES).fold(first[lane], |sum, other| sum + other[lane])
         };
         (0..SUM_LANES).map(lane).fold(self.tail, |sum, lane| sum + lane)
+    }
+
+    /// Moves up the sums of all blocks before a group.
+    #[inline]
+    fn move_up_to(&mut self, group: usize) {
+        while self.moved + (1 << self.power) <= group {
+            self.move_up();
+        }
     }
 
     /// Moves the sums of one block up, through every level that is full.
@@ -203,9 +221,7 @@ impl RowSum {
 
     /// Moves all levels into the lowest. What was moved is zero, so doing it twice changes nothing.
     fn merge(&mut self) {
-        while self.moved + (1 << self.power) <= self.len / GROUP {
-            self.move_up();
-        }
+        self.move_up_to(self.len / GROUP);
         for level in 1..LEVELS {
             self.lift(level, 0);
         }
