@@ -103,6 +103,10 @@ fn measure(bench: &Bench, effort: &Effort) -> Result<Results> {
         large_model(bench, effort, round, &mut results)?;
         bundled_model(bench, effort, &mut results)?;
         draws(bench, effort, &mut results)?;
+        // No other system has grammars of its own.
+        let task = json!({"task": "mask", "masks": 10 * effort.draws});
+        let measured = bench.run(System::Ours, &task, 1)?;
+        results.add(Measure::Mask, System::Ours, &measured["microseconds"])?;
     }
     Ok(results)
 }

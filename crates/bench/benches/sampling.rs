@@ -1,11 +1,12 @@
-//! A draw at a vocabulary of 151,936 with 512 tokens of history, on one core.
+//! A draw at a vocabulary of 151,936 with 512 tokens of history, and the mask of a JSON schema there,
+//! on one core.
 
 // A bench that cannot go on may stop where it stands.
 #![allow(clippy::expect_used)]
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use mlx_genkit::Seed;
-use mlxgk_bench::{Draws, sampling};
+use mlxgk_bench::{Draws, Masks, sampling};
 
 fn draws(c: &mut Criterion) {
     for (name, fields, seed) in [
@@ -21,5 +22,10 @@ fn draws(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, draws);
+fn masks(c: &mut Criterion) {
+    let mut request = Masks::new().expect("the schema is right");
+    c.bench_function("mask of a JSON schema", |b| b.iter(|| request.step()));
+}
+
+criterion_group!(benches, draws, masks);
 criterion_main!(benches);

@@ -1,12 +1,14 @@
 #![doc = include_str!("../README.md")]
 
 mod generation;
+mod grammar;
 mod memory;
 pub mod models;
 pub mod sampling;
 mod task;
 
 pub use self::generation::{Timed, time};
+pub use self::grammar::Masks;
 pub use self::memory::peak_bytes;
 pub use self::sampling::Draws;
 pub use self::task::{Generator, Precision, Task};

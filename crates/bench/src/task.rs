@@ -3,13 +3,13 @@
 //! The other systems' programs, `xtask/bench/*.py`, take the same tasks and give the same answers.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use mlx_genkit::{ComputeDtype, Seed, load};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::{Draws, Result, models, peak_bytes, sampling, time};
+use crate::{Draws, Masks, Result, models, peak_bytes, sampling, time};
 
 /// One thing to measure, in a process of its own.
 #[derive(Debug, Clone, Deserialize)]
@@ -49,6 +49,11 @@ pub enum Task {
         history: Vec<u32>,
         /// How many draws.
         draws: usize,
+    },
+    /// Masks what a JSON schema does not allow.
+    Mask {
+        /// How many masks.
+        masks: usize,
     },
 }
 
@@ -129,20 +134,31 @@ impl Task {
                 let scores =
                     scores.as_chunks().0.iter().map(|it| f32::from_le_bytes(*it)).collect();
                 let mut request = Draws::new(fields, seed, scores, *vocab, history.clone())?;
-                for _ in 0..10 {
-                    request.step()?;
-                }
-                let mut each: Vec<Duration> = Vec::with_capacity(*draws);
-                for _ in 0..*draws {
-                    let begun = Instant::now();
-                    request.step()?;
-                    each.push(begun.elapsed());
-                }
-                let micros = each.iter().map(|it| it.as_secs_f64() * 1e6).collect();
-                Ok(json!({"microseconds": median(micros)}))
+                let draws = each(10, *draws, || request.step().map(drop))?;
+                Ok(json!({"microseconds": median(draws)}))
+            }
+            Self::Mask { masks } => {
+                let mut request = Masks::new()?;
+                // Masks differ much from place to place, so it is the average that counts.
+                let times = each(200, *masks, || request.step())?;
+                Ok(json!({"microseconds": times.iter().sum::<f64>() / times.len() as f64}))
             }
         }
     }
+}
+
+/// The microseconds of each of `count` steps, after some that are not counted.
+fn each(before: usize, count: usize, mut step: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
+    for _ in 0..before {
+        step()?;
+    }
+    let mut times = Vec::with_capacity(count);
+    for _ in 0..count {
+        let begun = Instant::now();
+        step()?;
+        times.push(begun.elapsed().as_secs_f64() * 1e6);
+    }
+    Ok(times)
 }
 
 /// The middle value; 0 of none.

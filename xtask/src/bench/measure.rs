@@ -18,10 +18,11 @@ pub(super) enum Measure {
     DrawUsual,
     DrawUsualTorch,
     DrawNucleus,
+    Mask,
 }
 
 impl Measure {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Decode,
         Self::Prefill,
         Self::DecodeBundled,
@@ -30,6 +31,7 @@ impl Measure {
         Self::DrawUsual,
         Self::DrawUsualTorch,
         Self::DrawNucleus,
+        Self::Mask,
     ];
 
     pub(super) fn title(self) -> &'static str {
@@ -42,6 +44,7 @@ impl Measure {
             Self::DrawUsual => "draw: penalty, n-gram, top-k, top-p",
             Self::DrawUsualTorch => "the same from torch's generator",
             Self::DrawNucleus => "draw: top-p alone",
+            Self::Mask => "mask of a JSON schema",
         }
     }
 
@@ -50,7 +53,7 @@ impl Measure {
             Self::Decode | Self::Prefill | Self::DecodeBundled => "tokens/s",
             Self::FirstToken => "ms",
             Self::PeakMemory => "MB",
-            Self::DrawUsual | Self::DrawUsualTorch | Self::DrawNucleus => "µs",
+            Self::DrawUsual | Self::DrawUsualTorch | Self::DrawNucleus | Self::Mask => "µs",
         }
     }
 
@@ -142,6 +145,7 @@ impl Results {
             Measure::FirstToken | Measure::DrawUsual => Some(150.0),
             Measure::DrawUsualTorch => Some(1500.0),
             Measure::DrawNucleus => Some(600.0),
+            Measure::Mask => Some(50.0),
             Measure::PeakMemory => self.weights.map(|it| 1.15 * it + 150.0),
             _ => None,
         }

@@ -114,7 +114,8 @@ pub(super) fn page(results: &Results, bench: &Bench, machine: &Machine) -> Strin
            1.15 times the weights in fp32, and 150 MB.\n\
          - **draws**: a token from 151,936 scores with 512 tokens of history, {draws} times. Repetition penalty\n  \
            1.1, no n-gram of 3 twice, temperature 0.7, top-k 50, top-p 0.9; then temperature and top-p alone.\n  \
-           mlx-lm has no n-gram ban, so it does without. The fast generator draws, and torch's where named.\n\n\
+           mlx-lm has no n-gram ban, so it does without. The fast generator draws, and torch's where named.\n\
+         - **mask**: what a schema of three fields forbids among 151,936 tokens, on average over a document.\n\n\
          mlx-lm stands for the published CPU build of MLX, which brings the reference BLAS; on Linux we link MLX\n\
          with OpenBLAS instead ([native-mlx.md](native-mlx.md)), and that is most of the difference.\n",
         machine = machine.describe(),
