@@ -50,6 +50,19 @@ pub(crate) fn open(folder: &Path) -> Result<Tensors> {
     Ok(tensors)
 }
 
+/// The language model of a checkpoint that also sees or hears, under the names of one that does not.
+///
+/// Published files put it under `language_model.model.`, those of transformers 5 under
+/// `model.language_model.`; whatever else is there belongs to the other senses.
+pub(crate) fn language_model(tensors: Tensors) -> Tensors {
+    let plain = |name: &str| {
+        let inner = name.strip_prefix("model.language_model.").map(|it| format!("model.{it}"));
+        let inner = inner.or_else(|| name.strip_prefix("language_model.").map(str::to_owned));
+        inner.or_else(|| name.starts_with("lm_head.").then(|| name.to_owned()))
+    };
+    tensors.into_iter().filter_map(|(name, tensor)| Some((plain(&name)?, tensor))).collect()
+}
+
 /// Copies every tensor out of a safetensors file held in memory.
 pub(crate) fn parse(name: &str, bytes: &[u8]) -> Result<Tensors> {
     let path = Path::new(name);

@@ -135,6 +135,14 @@ impl Config {
         read(self, key)?.ok_or_else(|| self.error(key, "is missing"))
     }
 
+    /// The same object, with these values where a field is absent.
+    pub(crate) fn or(mut self, defaults: &[(&str, usize)]) -> Self {
+        for (key, value) in defaults {
+            self.fields.entry(*key).or_insert_with(|| Value::from(*value));
+        }
+        self
+    }
+
     /// An object without fields, for a dictionary that may be left out.
     pub(crate) fn empty(&self, key: &str) -> Self {
         Self { name: format!("{}: `{key}`", self.name), fields: Map::new() }

@@ -7,7 +7,7 @@ use mlx_rs::{Array, Dtype, error::Exception, ops::stack};
 
 use crate::{
     Error, ErrorKind, Result,
-    checkpoint::Tensors,
+    checkpoint::{Tensors, language_model},
     config::{Config, Dims},
     linear::{Embedding, Experts, Linear, Packed, Weight},
     norm::{NormWeight, RmsNorm},
@@ -41,6 +41,7 @@ impl Weights {
         dtype: Option<Dtype>,
     ) -> Result<Self> {
         refuse_foreign_quantization(config)?;
+        let tensors = if config.has("text_config") { language_model(tensors) } else { tensors };
         let stored = || {
             let table = tensors.get("model.embed_tokens.scales");
             let table = table.or_else(|| tensors.get("model.embed_tokens.weight"));

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use mlxgk_mlx_models::{ComputeDtype, Decoder, ErrorKind};
+use mlxgk_mlx_models::{ComputeDtype, Decoder, ErrorKind, NoHook};
 use serde_json::{Value, json};
 
 fn fixture(name: &str) -> PathBuf {
@@ -163,5 +163,38 @@ fn a_model_in_memory_equals_the_same_model_on_disk() {
             model.logits_of(&[&[3, 1, 4, 1, 5]]).unwrap().to_vec_exact().unwrap()
         };
         assert_eq!(logits(&on_disk), logits(&in_memory));
+    }
+}
+
+/// A folder of a model that also sees, as the two libraries name its tensors, gives what the text
+/// model alone gives.
+#[test]
+fn of_a_model_that_sees_the_language_model_is_run() {
+    let logits = |folder: &Path| {
+        let model = Decoder::load(folder, ComputeDtype::Float32).unwrap();
+        let mut cache = model.new_cache(1);
+        let hidden = model.hidden(&[&[5, 17, 42]], &mut cache, &mut NoHook).unwrap();
+        model.logits(&hidden).unwrap().try_as_slice::<f32>().unwrap().to_vec()
+    };
+    let expected = logits(&fixture("gemma3"));
+    for (of_body, of_head) in [
+        ("language_model.model.", "language_model.lm_head."),
+        ("model.language_model.", "lm_head."),
+    ] {
+        let folder = copy("gemma3");
+        edit_config(folder.path(), |config| {
+            let mut text = config.take();
+            text["model_type"] = "gemma3_text".into();
+            *config = json!({"model_type": "gemma3", "text_config": text, "vision_config": {}});
+        });
+        edit_header(folder.path(), |header| {
+            let tensors = std::mem::take(header.as_object_mut().unwrap());
+            let rename = |name: String| match name.strip_prefix("model.") {
+                Some(rest) => format!("{of_body}{rest}"),
+                None => name.replace("lm_head.", of_head),
+            };
+            *header = tensors.into_iter().map(|(name, it)| (rename(name), it)).collect();
+        });
+        assert_eq!(logits(folder.path()), expected, "{of_body}");
     }
 }

@@ -1,5 +1,5 @@
-//! Gemma 3 text models (HF `Gemma3ForCausalLM`): local layers with their own rotary base, norms on
-//! queries and keys.
+//! Gemma 3 (HF `Gemma3ForCausalLM`): local layers with their own rotary base, norms on queries and
+//! keys. Of the models that also see, the language model is run.
 
 use crate::{
     Decoder, Result,
@@ -20,6 +20,20 @@ const DEFAULTS: Defaults = Defaults {
     tied: true,
     max_positions: 131_072,
 };
+
+/// What `Gemma3TextConfig` has for fields that the published configs of models that see leave out.
+const TEXT_DEFAULTS: [(&str, usize); 5] = [
+    ("vocab_size", 262_208),
+    ("hidden_size", 2304),
+    ("intermediate_size", 9216),
+    ("num_hidden_layers", 26),
+    ("num_attention_heads", 8),
+];
+
+/// The language model of `Gemma3ForConditionalGeneration`; [`Weights`] has left the rest out.
+pub(super) fn build_multimodal(config: &Config, weights: Weights) -> Result<Decoder> {
+    build(&config.require("text_config", Config::object)?.or(&TEXT_DEFAULTS), weights)
+}
 
 pub(super) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
     let dims = Dims::read(config, &DEFAULTS)?;

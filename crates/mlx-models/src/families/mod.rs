@@ -24,9 +24,10 @@ use crate::{
 type Build = fn(&Config, Weights) -> Result<Decoder>;
 
 /// Every `model_type` that [`Decoder::load`] knows.
-const FAMILIES: [(&str, Build); 9] = [
+const FAMILIES: [(&str, Build); 10] = [
     ("gemma", gemma::build),
     ("gemma2", gemma2::build),
+    ("gemma3", gemma3::build_multimodal),
     ("gemma3_text", gemma3::build),
     ("llama", llama::build),
     ("mistral", mistral::build),
