@@ -99,6 +99,17 @@ impl ProcessorList {
     }
 
     /// Puts a processor where its stage stands in HF's order, behind others of that stage.
+    ///
+    /// ```
+    /// use mlxgk_logits_processors::{LogitNormalization, LogitsProcessor, NoRepeatNGram, ProcessorList};
+    ///
+    /// let mut list = ProcessorList::default();
+    /// list.push(LogitNormalization);
+    /// list.insert(Box::new(NoRepeatNGram::new(3)?));
+    /// let names: Vec<&str> = list.iter().map(LogitsProcessor::name).collect();
+    /// assert_eq!(names, ["NoRepeatNGramLogitsProcessor", "LogitNormalization"]);
+    /// # Ok::<(), mlxgk_logits_processors::Error>(())
+    /// ```
     pub fn insert(&mut self, processor: Box<dyn LogitsProcessor>) {
         let at = self.0.iter().rposition(|it| it.stage() <= processor.stage());
         self.0.insert(at.map_or(0, |it| it + 1), processor);
