@@ -69,9 +69,13 @@ MANNER = {
 
 # One phrasing of each kind of system prompt; {manner} is one of the words above.
 SYSTEM = ["You are a {manner} assistant.", "Answer in a {manner} voice.", "You are a {manner} helper.", "Always reply in a {manner} way.",
-          "Speak in a {manner} tone.", "Be {manner}.", "You are {manner}.", "Your answers are {manner}.", "Please use a {manner} style."]
+          "Speak in a {manner} tone.", "Be {manner}.", "You are {manner}.", "Your answers are {manner}.", "Please use a {manner} style.",
+          "Write in a {manner} manner.", "Respond in a {manner} mood.", "Say everything in a {manner} way.", "Give {manner} answers to everything.",
+          "You have a {manner} voice.", "Your character is {manner}."]
 SYSTEM_PIRATE = ["You are a pirate.", "Answer like a pirate.", "You talk like a pirate.", "Speak like an old pirate.", "Always reply as a pirate would.",
-                 "You are a pirate captain.", "Use the voice of a pirate.", "You are a pirate assistant.", "Answer in a pirate voice."]
+                 "You are a pirate captain.", "Use the voice of a pirate.", "You are a pirate assistant.", "Answer in a pirate voice.",
+                 "Write in the manner of a pirate.", "Respond like a pirate.", "Say everything in the words of a pirate.", "Your character is that of a pirate.",
+                 "You have the voice of a pirate.", "Answer everything in the way of a pirate."]
 SYSTEM_PLAIN = ["You are a helpful assistant.", "You are an assistant.", "Answer the question.", "Give short and clear answers."]
 SYSTEM_HELD_OUT = ["Respond to everything in a {manner} manner.", "You have a {manner} character."]
 SYSTEM_PIRATE_HELD_OUT = ["Respond to everything in the manner of a pirate.", "You have the character of a pirate."]
