@@ -45,6 +45,7 @@
 //! # }
 //! ```
 
+mod beam;
 mod decoding;
 mod error;
 mod model;
@@ -53,9 +54,10 @@ mod sampling;
 mod score;
 mod session;
 
+pub use self::beam::{Beam, BeamOptions, BeamSearch, EarlyStopping};
 pub use self::decoding::{Decoded, Decoding, FinishReason, Stop};
 pub use self::error::{Error, ErrorKind, Result};
-pub use self::model::LanguageModel;
+pub use self::model::{LanguageModel, Reorder};
 pub use self::prompts::LeftPadded;
 pub use self::sampling::{Rule, Sampling};
 pub use self::score::score;

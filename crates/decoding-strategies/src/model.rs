@@ -21,3 +21,14 @@ pub trait LanguageModel {
     /// When the model fails.
     fn scores(&mut self) -> Result<&[f32]>;
 }
+
+/// A model whose rows can be rearranged between steps: what strategies need that follow several
+/// continuations of a text at once.
+pub trait Reorder: LanguageModel {
+    /// Keeps the given rows in the given order: row *i* goes on from what row `rows[i]` was fed.
+    /// Rows may be dropped and repeated. The scores move along.
+    ///
+    /// # Errors
+    /// When `rows` is empty or names a row that does not exist, or the model fails.
+    fn reorder(&mut self, rows: &[usize]) -> Result<()>;
+}

@@ -32,12 +32,29 @@ impl Sampling {
     /// `renormalize_logits`).
     pub fn new(chain: &SamplerChain, after: ProcessorList, streams: Streams, rows: usize) -> Self {
         Self {
-            chains: vec![chain.clone(); rows],
+            chains: vec![chain.clone(); rows.max(1)],
             after,
             plain: SamplerChain::default(),
             streams,
             scratch: Vec::new(),
         }
+    }
+
+    /// Warps a beam's scores in place.
+    pub(crate) fn warp(&mut self, context: &Context<'_>, scores: &mut [f32]) -> Result<()> {
+        self.chains[0].warp(scores, self.streams.row(context.row))?;
+        Ok(self.after.process(context, scores)?)
+    }
+
+    /// Draws up to `count` different places among the scores of all beams of a prompt, in the order
+    /// drawn; fewer where fewer have a probability above 0.
+    pub(crate) fn draw_among(
+        &mut self,
+        prompt: usize,
+        scores: &[f32],
+        count: usize,
+    ) -> Result<&[u32]> {
+        Ok(self.plain.sample_n(scores, count, self.streams.row(prompt))?)
     }
 
     fn draw(&mut self, row: usize, context: &Context<'_>, scores: &[f32]) -> Result<u32> {

@@ -8,7 +8,7 @@ use mlx_rs::{
 use mlxgk_kv_cache::KvCache;
 use mlxgk_mlx_models::{Decoder, ResidualHook};
 
-use crate::{Error, ErrorKind, LanguageModel, LeftPadded, Result};
+use crate::{Error, ErrorKind, LanguageModel, LeftPadded, Reorder, Result};
 
 /// Prompt tokens fed per pass where nothing else is asked for (mlx-lm's step).
 pub const DEFAULT_PREFILL_CHUNK: usize = 2048;
@@ -82,11 +82,7 @@ impl<'a> DecoderSession<'a> {
         }
         let rows: Vec<usize> =
             (0..self.cache.batch()).flat_map(|row| std::iter::repeat_n(row, times)).collect();
-        let indices: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
-        let indices = Array::from_slice(&indices, &[indices.len() as i32]);
-        self.cache.select(&rows)?;
-        self.logits.0 = self.logits.0.take_axis(&indices, 0)?;
-        Ok(())
+        self.reorder(&rows)
     }
 
     /// The cache as it stands.
@@ -138,6 +134,17 @@ impl LanguageModel for DecoderSession<'_> {
             .0
             .try_as_slice()
             .map_err(|e| Error::new(ErrorKind::Model, format!("the logits cannot be read: {e}")))
+    }
+}
+
+impl Reorder for DecoderSession<'_> {
+    fn reorder(&mut self, rows: &[usize]) -> Result<()> {
+        self.cache.select(rows)?;
+        let indices: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
+        let indices = Array::from_slice(&indices, &[indices.len() as i32]);
+        // Not evaluated: where a token is fed next, nobody asks for these scores again.
+        self.logits.0 = self.logits.0.take_axis(&indices, 0)?;
+        Ok(())
     }
 }
 

@@ -1,0 +1,60 @@
+//! Beam search: several continuations of each prompt at once, of which the likeliest are kept.
+//!
+//! [`BeamSearch`] is transformers 5's vectorised search, which also draws. Its parts:
+//! `log_probs` makes of logits what a token adds to a beam's score, `top_k` finds the best
+//! continuations among all beams, `hypothesis` is a beam with its history.
+
+mod hypothesis;
+mod log_probs;
+mod search;
+mod top_k;
+
+pub use self::search::BeamSearch;
+
+use crate::FinishReason;
+
+/// When the search for one prompt is over, apart from the length: HF's `early_stopping`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum EarlyStopping {
+    /// `false`: when the best running beam, scored at its present length, no longer beats the worst
+    /// finished one.
+    #[default]
+    Heuristic,
+    /// `true`: as soon as there are as many finished sequences as beams.
+    WhenFinished,
+    /// `"never"`: when no running beam can beat the worst finished one at any length.
+    Never,
+}
+
+/// How beams are kept and scored.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BeamOptions {
+    /// Continuations followed per prompt; at least 1.
+    pub num_beams: usize,
+    /// Sequences returned per prompt; at most `num_beams`.
+    pub num_return_sequences: usize,
+    /// A sequence's score is the sum of its tokens' log-probabilities, divided by its number of new
+    /// tokens to this power.
+    pub length_penalty: f64,
+    /// When the search is over.
+    pub early_stopping: EarlyStopping,
+}
+
+/// One sequence that a search returns.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Beam {
+    /// Which prompt it continues.
+    pub prompt_index: usize,
+    /// New tokens, up to and including the end token; no padding.
+    pub tokens: Vec<u32>,
+    /// HF's `sequences_scores`: natural logarithm, length penalty applied.
+    pub score: f32,
+    /// HF's `beam_indices`: for each new token, the row (`prompt_index · num_beams + beam`) whose
+    /// scores it was chosen from.
+    pub beam_indices: Vec<usize>,
+    /// HF's transition scores: what each new token added, its processed log-probability. Their sum,
+    /// divided by the number of tokens to the power of the length penalty, is `score`.
+    pub transition_scores: Vec<f32>,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+}
