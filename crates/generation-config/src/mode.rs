@@ -43,6 +43,18 @@ impl GenerationMode {
             Self::GroupBeamSearch => "group_beam_search",
         }
     }
+
+    /// Whether tokens can be handed out as they are made. Beams are ranked at the end only, so HF
+    /// takes no streamer beside them.
+    pub fn streams(self) -> bool {
+        !matches!(
+            self,
+            Self::BeamSearch
+                | Self::BeamSample
+                | Self::ConstrainedBeamSearch
+                | Self::GroupBeamSearch
+        )
+    }
 }
 
 impl fmt::Display for GenerationMode {

@@ -70,6 +70,7 @@ impl Merged {
             let message = "`prefill_chunk_size` must be at least 1, but is 0";
             return Err(Error::of(ErrorKind::Value, "prefill_chunk_size", message));
         }
+        self.check_beams()?;
         let (lengths, about_lengths) = self.lengths(prompt_len, max_position_embeddings)?;
         let (special_tokens, about_tokens) = self.special_tokens()?;
         Ok(Resolved {
@@ -83,6 +84,22 @@ impl Merged {
             config: config.clone(),
             warnings: [self.warnings.clone(), about_lengths, about_tokens].concat(),
         })
+    }
+
+    /// What HF refuses where a beam search begins.
+    fn check_beams(&self) -> Result<()> {
+        let config = &self.config;
+        if config.num_beams == Some(0) {
+            let message = "`num_beams` must be at least 1, but is 0";
+            return Err(Error::of(ErrorKind::Value, "num_beams", message));
+        }
+        let mode = config.generation_mode(false);
+        let searches = matches!(mode, GenerationMode::BeamSearch | GenerationMode::BeamSample);
+        if searches && config.low_memory == Some(true) {
+            let message = "`low_memory` is true, but beam search has no such mode any more";
+            return Err(Error::of(ErrorKind::Value, "low_memory", message));
+        }
+        Ok(())
     }
 
     /// The ids that the loop looks at: HF's `_prepare_special_tokens`.

@@ -15,9 +15,6 @@ const NOT_YET: &[Refusal] = &[
     ("constraints", |it| it.constraints.is_none(), "constrained beam search"),
     ("force_words_ids", |it| it.force_words_ids.is_none(), "constrained beam search"),
     ("num_beam_groups", |it| at_most(it.num_beam_groups, 1), "group beam search"),
-    ("diversity_penalty", |it| nothing(it.diversity_penalty), "group beam search"),
-    ("num_beams", |it| it.num_beams.is_none_or(|beams| beams == 1), "beam search"),
-    ("low_memory", |it| off(it.low_memory), "beam search"),
     ("use_mtp", |it| off(it.use_mtp), "assisted generation"),
     ("is_assistant", |it| off(it.is_assistant), "assisted generation"),
     (
@@ -77,10 +74,10 @@ impl GenerationConfig {
     /// ```
     /// use mlxgk_generation_config::GenerationConfig;
     ///
-    /// let config = GenerationConfig { num_beams: Some(4), ..Default::default() };
+    /// let config = GenerationConfig { token_healing: Some(true), ..Default::default() };
     /// assert_eq!(
     ///     config.refuse_unsupported().unwrap_err().to_string(),
-    ///     "`num_beams` is 4, but beam search is not implemented yet",
+    ///     "`token_healing` is true, but token healing is not implemented yet",
     /// );
     /// ```
     pub fn refuse_unsupported(&self) -> Result<()> {
@@ -97,10 +94,6 @@ impl GenerationConfig {
 
 fn off(switch: Option<bool>) -> bool {
     switch != Some(true)
-}
-
-fn nothing(amount: Option<f64>) -> bool {
-    amount.is_none_or(|it| it == 0.0)
 }
 
 fn at_most(number: Option<usize>, most: usize) -> bool {

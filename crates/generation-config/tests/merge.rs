@@ -41,7 +41,6 @@ fn the_largest_number_is_no_overflow() {
 #[test]
 fn what_is_missing_is_refused_by_name_and_value() {
     for (kwargs, expected) in [
-        (json!({"num_beams": 4}), "`num_beams` is 4, but beam search is not implemented yet"),
         (
             json!({"stop_strings": ["\n", "User:"]}),
             r#"`stop_strings` is ["\n","User:"], but stopping at strings is not implemented yet"#,
@@ -71,6 +70,19 @@ fn what_is_missing_is_refused_by_name_and_value() {
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert_eq!(error.to_string(), expected);
     }
+}
+
+#[test]
+fn beam_search_is_refused_what_transformers_refuses() {
+    for (kwargs, field) in [
+        (json!({"num_beams": 0}), "num_beams"),
+        (json!({"num_beams": 2, "low_memory": true}), "low_memory"),
+    ] {
+        let error = from_kwargs(&kwargs).resolve(3, None).unwrap_err();
+        assert_eq!((error.kind(), error.field()), (ErrorKind::Value, Some(field)));
+    }
+    // Without beams there is no memory to save.
+    from_kwargs(&json!({"low_memory": true})).resolve(3, None).unwrap();
 }
 
 #[test]

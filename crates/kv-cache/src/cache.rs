@@ -44,6 +44,7 @@ pub struct KvCache {
     len: usize,
     planned: usize,
     padding: Vec<usize>,
+    least_padding: usize,
     tokens: Vec<Vec<u32>>,
 }
 
@@ -61,6 +62,7 @@ impl KvCache {
             len: 0,
             planned: 0,
             padding: padding.to_vec(),
+            least_padding: padding.iter().copied().min().unwrap_or(0),
             tokens: vec![Vec::new(); padding.len()],
         }
     }
@@ -98,6 +100,14 @@ impl KvCache {
     /// Left padding of each row, in columns.
     pub fn padding(&self) -> &[usize] {
         &self.padding
+    }
+
+    /// Left padding of the longest row there ever was, which may have left the batch since.
+    ///
+    /// A model that treats a batch by its longest row (longrope) thus treats those that remain as
+    /// before.
+    pub fn least_padding(&self) -> usize {
+        self.least_padding
     }
 
     /// What each layer keeps.

@@ -15,7 +15,7 @@ use mlxgk_samplers::Streams;
 use mlxgk_tokenizer_bridge::StreamDecoder;
 
 use crate::{
-    Error, ErrorKind, Model, Prompt, Request, Result, Seed, text_processors::text_processors,
+    Error, ErrorKind, Model, Prompt, Request, Result, Seed, beams, text_processors::text_processors,
 };
 
 /// Far more than any machine runs at once; beyond it lies nothing but a typing error and its
@@ -33,12 +33,18 @@ pub struct Sequence {
     pub text: String,
     /// Why it ended.
     pub finish_reason: FinishReason,
+    /// HF's `sequences_scores`: the sum of the tokens' log-probabilities, divided by their number to
+    /// the power of the length penalty. `None` outside beam search.
+    pub score: Option<f32>,
+    /// HF's `beam_indices`: for each token, the row (prompt · `num_beams` + beam) whose scores it was
+    /// chosen from. `None` outside beam search.
+    pub beam_indices: Option<Vec<usize>>,
 }
 
 /// What a request came to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Generation {
-    /// Ordered by prompt, then by draw.
+    /// Ordered by prompt, then best first; where there are no beams, by draw.
     pub sequences: Vec<Sequence>,
     /// Tokens of each prompt, padding left out.
     pub prompt_tokens: Vec<usize>,
@@ -62,7 +68,11 @@ impl Generation {
 /// # Errors
 /// When a prompt or a field of the configuration is wrong, or the model fails.
 pub fn generate(model: &Model, request: Request<'_>) -> Result<Generation> {
-    let mut stream = stream(model, request)?;
+    let job = Job::new(model, request)?;
+    if !job.resolved.mode.streams() {
+        return beams::generate(job);
+    }
+    let mut stream = job.stream()?;
     for piece in stream.by_ref() {
         piece?;
     }
@@ -84,51 +94,121 @@ pub struct Piece {
 /// model is at work on the next.
 ///
 /// # Errors
-/// As [`generate`].
+/// As [`generate`], and when the request asks for beams, which are ranked at the end only.
 pub fn stream<'a, 'hook: 'a>(model: &'a Model, request: Request<'hook>) -> Result<TokenStream<'a>> {
-    let begun = Instant::now();
-    let Request { prompts, overrides, config, processors, seed, hook } = request;
-    let hook: &'a mut dyn ResidualHook = match hook {
-        Some(hook) => hook,
-        // A box of nothing: leaking it leaks no memory.
-        None => Box::leak(Box::new(NoHook)),
-    };
-    let prompts = ids(&prompts, model)?;
-    let sources = Sources { kwargs: &overrides, passed: &config, model: model.generation_config() };
-    let width = prompts.iter().map(Vec::len).max().unwrap_or(0);
-    let resolved = sources.merge()?.resolve(width, Some(model.decoder().max_positions()))?;
-    let copies = resolved.num_return_sequences;
-    let rows = rows(prompts.len(), copies)?;
-    let pad = padding_token(&resolved, rows, model)?;
-    let padded = LeftPadded::new(&prompts, pad)?;
-    let (processors, rule) = rule(&resolved, rows, model, processors, seed)?;
+    let job = Job::new(model, request)?;
+    if !job.resolved.mode.streams() {
+        let what = "beams cannot be streamed, because they are ranked at the end only: set \
+                    `num_beams` to 1, or wait for the whole with `generate`";
+        return Err(Error::new(ErrorKind::Request, what));
+    }
+    job.stream()
+}
 
-    // Whatever is wrong with the request is known by now; from here on the device works.
+/// A request of which everything is settled but the tokens: what is wrong with it is known, and the
+/// device has not begun.
+pub(crate) struct Job<'a> {
+    pub(crate) model: &'a Model,
+    pub(crate) hook: &'a mut dyn ResidualHook,
+    pub(crate) resolved: Resolved,
+    pub(crate) prompt_tokens: Vec<usize>,
+    pub(crate) padded: LeftPadded,
+    pub(crate) pad: u32,
+    /// Rows that run for each prompt: its sequences, or its beams.
+    pub(crate) copies: usize,
+    pub(crate) processors: ProcessorList,
+    pub(crate) rule: Rule,
+    pub(crate) stop: Stop,
+    pub(crate) begun: Instant,
+}
+
+impl<'a> Job<'a> {
+    fn new<'hook: 'a>(model: &'a Model, request: Request<'hook>) -> Result<Self> {
+        let begun = Instant::now();
+        let Request { prompts, overrides, config, processors, seed, hook } = request;
+        let hook: &'a mut dyn ResidualHook = match hook {
+            Some(hook) => hook,
+            // A box of nothing: leaking it leaks no memory.
+            None => Box::leak(Box::new(NoHook)),
+        };
+        let prompts = ids(&prompts, model)?;
+        let sources =
+            Sources { kwargs: &overrides, passed: &config, model: model.generation_config() };
+        let width = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let resolved = sources.merge()?.resolve(width, Some(model.decoder().max_positions()))?;
+        let (copies, field) = if resolved.mode.streams() {
+            (resolved.num_return_sequences, "num_return_sequences")
+        } else {
+            (resolved.num_beams, "num_beams")
+        };
+        let rows = rows(prompts.len(), copies, field)?;
+        let pad = padding_token(&resolved, rows, model)?;
+        let padded = LeftPadded::new(&prompts, pad)?;
+        let (processors, rule) = rule(&resolved, rows, model, processors, seed)?;
+        let stop = Stop {
+            max_new_tokens: resolved.lengths.max_length - width,
+            eos: resolved.special_tokens.eos.clone(),
+        };
+        let prompt_tokens = prompts.iter().map(Vec::len).collect();
+        Ok(Self {
+            model,
+            hook,
+            resolved,
+            prompt_tokens,
+            padded,
+            pad,
+            copies,
+            processors,
+            rule,
+            stop,
+            begun,
+        })
+    }
+
+    /// Starts a strategy that hands out its tokens as they are made.
+    fn stream(self) -> Result<TokenStream<'a>> {
+        let Self { model, resolved, padded, copies, .. } = self;
+        let session = prefill(model, &resolved, &padded, copies, self.hook)?;
+        let padded = padded.repeat(copies);
+        let decoding = Decoding::new(
+            session,
+            padded.rows(),
+            padded.padding(),
+            self.processors,
+            self.rule,
+            self.stop,
+            self.pad,
+        );
+        let text = (0..padded.rows().len())
+            .map(|_| model.tokenizer().ok().map(|it| it.stream(true)))
+            .collect();
+        Ok(TokenStream {
+            model,
+            decoding,
+            text,
+            ready: VecDeque::new(),
+            copies,
+            prompt_tokens: self.prompt_tokens,
+            warnings: resolved.warnings,
+            begun: self.begun,
+            prefilled: None,
+            done: false,
+        })
+    }
+}
+
+/// Feeds the prompts, and repeats each for its copies.
+pub(crate) fn prefill<'a>(
+    model: &'a Model,
+    resolved: &Resolved,
+    padded: &LeftPadded,
+    copies: usize,
+    hook: &'a mut dyn ResidualHook,
+) -> Result<DecoderSession<'a>> {
     let chunk = resolved.prefill_chunk_size.unwrap_or(DEFAULT_PREFILL_CHUNK);
-    let mut session = DecoderSession::prefill(model.decoder(), &padded, chunk, hook)?;
+    let mut session = DecoderSession::prefill(model.decoder(), padded, chunk, hook)?;
     session.repeat(copies)?;
-    let padded = padded.repeat(copies);
-    let stop = Stop {
-        max_new_tokens: resolved.lengths.max_length - width,
-        eos: resolved.special_tokens.eos.clone(),
-    };
-    let decoding =
-        Decoding::new(session, padded.rows(), padded.padding(), processors, rule, stop, pad);
-    let text = (0..padded.rows().len())
-        .map(|_| model.tokenizer().ok().map(|it| it.stream(true)))
-        .collect();
-    Ok(TokenStream {
-        model,
-        decoding,
-        text,
-        ready: VecDeque::new(),
-        copies,
-        prompt_tokens: prompts.iter().map(Vec::len).collect(),
-        warnings: resolved.warnings,
-        begun,
-        prefilled: None,
-        done: false,
-    })
+    Ok(session)
 }
 
 /// The prompts' token ids; where there are several, an error says which is wrong.
@@ -141,13 +221,13 @@ fn ids(prompts: &[Prompt], model: &Model) -> Result<Vec<Vec<u32>>> {
 }
 
 /// How many sequences run at once.
-fn rows(prompts: usize, copies: usize) -> Result<usize> {
+fn rows(prompts: usize, copies: usize, field: &str) -> Result<usize> {
     match prompts.checked_mul(copies) {
         Some(rows) if rows <= MAX_ROWS => Ok(rows),
         _ => {
             let what = format!(
-                "the request makes {prompts} × {copies} sequences (prompts × \
-                 `num_return_sequences`); at most {MAX_ROWS} run at once"
+                "the request makes {prompts} × {copies} sequences (prompts × `{field}`); at most \
+                 {MAX_ROWS} run at once"
             );
             Err(Error::new(ErrorKind::Request, what))
         }
@@ -191,6 +271,14 @@ fn rule(
     };
     let sampling = Sampling::new(&parts.warpers, parts.after, streams, rows);
     Ok((processors, Rule::Sample(Box::new(sampling))))
+}
+
+/// The text of new tokens; empty where the model has no tokenizer.
+pub(crate) fn text(model: &Model, tokens: &[u32]) -> Result<String> {
+    match model.tokenizer() {
+        Ok(tokenizer) => Ok(tokenizer.decode(tokens, true)?),
+        Err(_) => Ok(String::new()),
+    }
 }
 
 /// A request being served: an iterator over its tokens.
@@ -255,15 +343,14 @@ impl TokenStream<'_> {
             .into_iter()
             .enumerate()
             .map(|(index, row)| {
-                let text = match self.model.tokenizer() {
-                    Ok(tokenizer) => tokenizer.decode(&row.tokens, true)?,
-                    Err(_) => String::new(),
-                };
+                let text = text(self.model, &row.tokens)?;
                 Ok(Sequence {
                     prompt_index: index / self.copies,
                     tokens: row.tokens,
                     text,
                     finish_reason: row.finish_reason.unwrap_or(FinishReason::Length),
+                    score: None,
+                    beam_indices: None,
                 })
             })
             .collect::<Result<Vec<_>>>()?;

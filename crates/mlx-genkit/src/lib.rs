@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod beams;
 #[cfg(feature = "bundled")]
 mod bundled;
 mod error;

@@ -1,10 +1,10 @@
 //! What a caller asks for.
 
-use mlxgk_generation_config::{GenerationConfig, Kwargs};
+use mlxgk_generation_config::{GenerationConfig, GenerationMode, Kwargs, Sources};
 use mlxgk_logits_processors::LogitsProcessor;
 use mlxgk_mlx_models::ResidualHook;
 
-use crate::Prompt;
+use crate::{Model, Prompt, Result};
 
 /// Where the random numbers of a sampled request come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +51,16 @@ impl<'a> Request<'a> {
             seed: Seed::random(),
             hook: None,
         }
+    }
+
+    /// The strategy that the fields ask for, once they are merged with the model's own.
+    ///
+    /// # Errors
+    /// When the fields cannot be merged.
+    pub fn mode(&self, model: &Model) -> Result<GenerationMode> {
+        let (kwargs, passed) = (&self.overrides, &self.config);
+        let sources = Sources { kwargs, passed, model: model.generation_config() };
+        Ok(sources.merge()?.config.generation_mode(false))
     }
 
     /// The configuration: HF's `generation_config` argument.

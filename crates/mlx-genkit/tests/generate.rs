@@ -256,7 +256,9 @@ fn wrong_requests_are_refused() {
         Request::batch([vec![5].into(), Vec::<u32>::new().into()]),
         "prompt 1: the prompt is empty",
     );
-    check_refused(with(GenerationConfig { num_beams: Some(2), ..config() }), "`num_beams`");
+    check_refused(with(GenerationConfig { num_beams: Some(0), ..config() }), "`num_beams`");
+    let many = GenerationConfig { num_beams: Some(usize::MAX), ..config() };
+    check_refused(with(many), "`num_beams`");
     check_refused(with(GenerationConfig { max_length: Some(2), ..config() }), "`max_length`");
     check_refused(
         with(GenerationConfig { bad_words_ids: Some(vec![vec![vocab.into()]]), ..config() }),

@@ -213,7 +213,7 @@ impl Decoder {
         let Some(limit) = self.options.original_context else {
             return self.advance(tokens, false, cache, hook);
         };
-        let padding = cache.padding().iter().min().copied().unwrap_or(0);
+        let padding = cache.least_padding();
         let is_long = |columns: usize| columns.max(cache.planned()) - padding > limit;
         let held = cache.len();
         if held > padding && !is_long(held) && is_long(held + count) {
@@ -253,7 +253,8 @@ impl Decoder {
         let doing = |e| Error::mlx("feeding the context again", &e);
         let tokens = tokens.as_type::<u32>().map_err(doing)?;
         let all = concatenate(&[&self.tokens(&rows)?, &tokens], 1).map_err(doing)?;
-        let mut fresh = self.new_padded_cache(cache.padding());
+        let mut fresh = cache.fork();
+        fresh.clear();
         fresh.plan(held + count as usize);
         let hidden = self.advance(&all, true, &mut fresh, hook)?;
         fresh.record(&rows)?;

@@ -29,23 +29,44 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     let flags = with_default_length(given, &file, &model)?;
     let request = Request::batch(prompts).overrides(flags).config(file).seed(seed(args));
 
+    let live = args.format == Format::Text;
+    let (generation, shown) = if request.mode(&model)?.streams() {
+        serve(request, &model, live)?
+    } else {
+        (search(request, &model)?, false)
+    };
+    match args.format {
+        Format::Json => terminal::line(json(&generation, loaded))?,
+        Format::Text if shown => {}
+        Format::Text => print_all(&generation, &model)?,
+    }
+    terminal::note(&summary(&generation, loaded));
+    Ok(())
+}
+
+/// Serves the request token by token. The flag says whether the text was printed on the way: a
+/// single sequence is, where it is to be shown `live`.
+fn serve(request: Request<'_>, model: &Model, live: bool) -> Result<(Generation, bool)> {
     let spinner = Spinner::new("reading the prompt");
-    let mut stream = stream(&model, request)?;
+    let mut stream = stream(model, request)?;
     stream.prefill()?;
     drop(spinner);
     for warning in stream.warnings() {
         terminal::warning(&warning.to_string());
     }
+    let live = live && stream.sequences() == 1;
+    Ok((if live { show(stream, model)? } else { gather(stream)? }, live))
+}
 
-    let live = args.format == Format::Text && stream.sequences() == 1;
-    let generation = if live { show(stream, &model)? } else { gather(stream)? };
-    match args.format {
-        Format::Json => terminal::line(json(&generation, loaded))?,
-        Format::Text if live => {}
-        Format::Text => print_all(&generation, &model)?,
+/// Serves a request whose sequences are known at the end only.
+fn search(request: Request<'_>, model: &Model) -> Result<Generation> {
+    let spinner = Spinner::new("searching");
+    let generation = mlx_genkit::generate(model, request)?;
+    drop(spinner);
+    for warning in &generation.warnings {
+        terminal::warning(&warning.to_string());
     }
-    terminal::note(&summary(&generation, loaded));
-    Ok(())
+    Ok(generation)
 }
 
 /// Prints a single sequence as it is made.
@@ -186,7 +207,7 @@ fn json(generation: &Generation, loaded: Duration) -> Value {
                 "tokens": it.tokens,
                 "text": it.text,
                 "finish_reason": it.finish_reason.as_str(),
-                "score": Value::Null,
+                "score": it.score,
             })
         })
         .collect();
@@ -203,11 +224,15 @@ fn json(generation: &Generation, loaded: Duration) -> Value {
     })
 }
 
-/// Prints several sequences, each under a heading; as token ids where there is no tokenizer.
+/// Prints the sequences, each under a heading where there are several; as token ids where there is
+/// no tokenizer.
 fn print_all(generation: &Generation, model: &Model) -> Result<()> {
     let copies = generation.sequences.len() / generation.prompt_tokens.len();
     for (index, it) in generation.sequences.iter().enumerate() {
-        terminal::line(format_args!("[prompt {}, sequence {}]", it.prompt_index, index % copies))?;
+        if generation.sequences.len() > 1 {
+            let (prompt, sequence) = (it.prompt_index, index % copies);
+            terminal::line(format_args!("[prompt {prompt}, sequence {sequence}]"))?;
+        }
         if model.has_tokenizer() {
             terminal::line(&it.text)?;
         } else {

@@ -12,6 +12,8 @@ type Check = fn(&Path) -> Result<Report, String>;
 
 /// Every area that was compiled in; the folder of an area bears its name.
 const AREAS: &[(&str, Check)] = &[
+    #[cfg(feature = "generate")]
+    ("beams", mlxgk_parity::generate::check),
     #[cfg(feature = "config")]
     ("config", mlxgk_parity::config::check),
     #[cfg(feature = "generate")]

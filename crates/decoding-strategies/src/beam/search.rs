@@ -286,11 +286,8 @@ impl Search {
             return true;
         }
         let hopeful = options.early_stopping == EarlyStopping::Never;
-        let length = if hopeful && options.length_penalty > 0.0 {
-            stop.max_new_tokens
-        } else {
-            new_tokens
-        };
+        let length =
+            if hopeful && options.length_penalty > 0.0 { stop.max_new_tokens } else { new_tokens };
         let best = self.running[0].score / length_divisor(length, options.length_penalty);
         best <= self.worst_finished(options)
     }

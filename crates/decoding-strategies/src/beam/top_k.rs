@@ -103,3 +103,48 @@ impl TopK {
         heap[hole] = entry;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn top(k: usize, scores: &[f32], rows: usize) -> Vec<Entry> {
+        let mut best = TopK::new(k);
+        scores.chunks(scores.len().div_ceil(rows)).for_each(|row| best.offer(row, 0.0));
+        best.finish()
+    }
+
+    #[test]
+    fn the_highest_come_out_in_order() {
+        let mut state = 1_u32;
+        let mut next = || {
+            state = state.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
+            (state >> 8) as f32
+        };
+        for (len, k) in [(1, 1), (5, 8), (64, 1), (700, 6), (1000, 64), (3, 3)] {
+            let scores: Vec<f32> = (0..len).map(|_| next()).collect();
+            let mut sorted = scores.clone();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            sorted.truncate(k);
+            for rows in [1, 3] {
+                let best = top(k, &scores, rows);
+                assert!(best.iter().all(|it| scores[it.place] == it.score));
+                let best: Vec<f32> = best.iter().map(|it| it.score).collect();
+                assert_eq!(best, sorted, "{k} of {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn ties_fall_as_in_torch() {
+        let places =
+            |k, scores: &[f32]| top(k, scores, 1).iter().map(|it| it.place).collect::<Vec<_>>();
+        // torch.topk(torch.zeros(1000), 8).indices, and with ones at 3, 500 and 999
+        let mut scores = [0.0; 1000];
+        assert_eq!(places(8, &scores), [7, 4, 1, 3, 5, 0, 2, 6]);
+        for at in [3, 500, 999] {
+            scores[at] = 1.0;
+        }
+        assert_eq!(places(8, &scores), [3, 999, 500, 7, 1, 4, 5, 0]);
+    }
+}

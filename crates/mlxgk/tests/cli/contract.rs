@@ -189,6 +189,24 @@ fn several_sequences_are_ordered_by_prompt() {
 }
 
 #[test]
+fn beams_have_scores() {
+    let llama = llama();
+    let common = ["generate", "--prompt-ids", "5,17,30", "--model", &llama, "--max-tokens", "6"];
+    let beams = ["--num-beams", "4", "--num-return-sequences", "3"];
+    let found = document(&[&common[..], &beams].concat());
+    let sequences = found["sequences"].as_array().unwrap();
+    let scores: Vec<f64> = sequences.iter().map(|it| it["score"].as_f64().unwrap()).collect();
+    assert_eq!(scores.len(), 3);
+    assert!(scores.is_sorted_by(|a, b| a >= b) && scores[0] < 0.0, "{scores:?}");
+    assert!(sequences.iter().all(|it| it["prompt_index"] == 0));
+    assert_eq!(document(&common)["sequences"][0]["score"], Value::Null);
+    // A search that ends in one text prints nothing but that.
+    let text = succeeded(mlxgk(&[&common[..], &["--num-beams", "4"]].concat()));
+    let ids: Vec<String> = tokens(&found)[0].iter().map(u64::to_string).collect();
+    assert_eq!(text.trim_end(), ids.join(","));
+}
+
+#[test]
 fn seeds_reproduce() {
     let base = [
         "generate",

@@ -1,0 +1,244 @@
+//! Beam search on a table of numbers: what holds whatever the model says.
+
+#![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
+
+use mlxgk_decoding_strategies::{
+    Beam, BeamOptions, BeamSearch, Decoding, EarlyStopping, ErrorKind, FinishReason, LanguageModel,
+    Reorder, Result, Rule, Sampling, Stop,
+};
+use mlxgk_logits_processors::{ProcessorList, SuppressTokens};
+use mlxgk_samplers::{SamplerChain, Streams};
+
+const VOCAB: usize = 31;
+
+/// Scores that depend on all that was fed, so that a row mistaken for another shows.
+#[derive(Clone)]
+struct Table {
+    rows: Vec<Vec<u32>>,
+    scores: Vec<f32>,
+    /// Rows fed so far.
+    work: usize,
+}
+
+impl Table {
+    fn new(prompts: &[Vec<u32>], copies: usize) -> Self {
+        let rows = prompts.iter().flat_map(|it| std::iter::repeat_n(it.clone(), copies)).collect();
+        let mut table = Self { rows, scores: Vec::new(), work: 0 };
+        table.fill();
+        table
+    }
+
+    fn fill(&mut self) {
+        self.scores = self.rows.iter().flat_map(|row| logits(row)).collect();
+    }
+}
+
+/// Numbers in -2..2, no two alike in a row.
+fn logits(row: &[u32]) -> impl Iterator<Item = f32> + use<> {
+    let mix = |sum: u32, it: &u32| sum.wrapping_mul(31).wrapping_add(it + 1);
+    let seed = row.iter().fold(7_u32, mix);
+    (0..VOCAB as u32).map(move |id| {
+        let hash = (seed ^ id.wrapping_mul(0x9e37_79b9)).wrapping_mul(0x85eb_ca6b);
+        ((hash ^ hash >> 15) % 4001) as f32 / 1000.0 - 2.0
+    })
+}
+
+impl LanguageModel for Table {
+    fn vocab_size(&self) -> usize {
+        VOCAB
+    }
+
+    fn feed(&mut self, tokens: &[u32]) -> Result<()> {
+        assert_eq!(tokens.len(), self.rows.len());
+        self.rows.iter_mut().zip(tokens).for_each(|(row, token)| row.push(*token));
+        self.work += tokens.len();
+        self.fill();
+        Ok(())
+    }
+
+    fn scores(&mut self) -> Result<&[f32]> {
+        Ok(&self.scores)
+    }
+}
+
+impl Reorder for Table {
+    fn reorder(&mut self, rows: &[usize]) -> Result<()> {
+        self.rows = rows.iter().map(|&row| self.rows[row].clone()).collect();
+        self.fill();
+        Ok(())
+    }
+}
+
+fn options(num_beams: usize) -> BeamOptions {
+    BeamOptions {
+        num_beams,
+        num_return_sequences: num_beams,
+        length_penalty: 1.0,
+        early_stopping: EarlyStopping::Heuristic,
+    }
+}
+
+fn stop(eos: &[u32]) -> Stop {
+    Stop { max_new_tokens: 9, eos: eos.to_vec() }
+}
+
+fn draws() -> Rule {
+    let (chain, none) = (SamplerChain::default(), ProcessorList::default());
+    Rule::Sample(Box::new(Sampling::new(&chain, none, Streams::fast(5, 1), 1)))
+}
+
+fn search(
+    prompts: &[Vec<u32>],
+    rule: Rule,
+    stop: Stop,
+    options: BeamOptions,
+) -> (Table, Vec<Beam>) {
+    let model = Table::new(prompts, options.num_beams);
+    let (padding, none) = (vec![0; prompts.len()], ProcessorList::default());
+    let mut search = BeamSearch::new(model, prompts, &padding, none, rule, stop, options).unwrap();
+    search.by_ref().for_each(|step| step.unwrap());
+    search.finish().unwrap()
+}
+
+/// Log-probabilities of `tokens` after `prompt`.
+fn log_probs(prompt: &[u32], tokens: &[u32]) -> Vec<f64> {
+    let mut row = prompt.to_vec();
+    let log_prob = |&token: &u32| {
+        let scores: Vec<f64> = logits(&row).map(f64::from).collect();
+        row.push(token);
+        let sum: f64 = scores.iter().map(|it| it.exp()).sum();
+        scores[token as usize] - sum.ln()
+    };
+    tokens.iter().map(log_prob).collect()
+}
+
+fn prompts() -> Vec<Vec<u32>> {
+    vec![vec![3, 1], vec![4, 1], vec![5, 9]]
+}
+
+#[test]
+fn one_beam_without_an_end_token_is_greedy() {
+    let (_, beams) = search(&prompts(), Rule::Greedy, stop(&[]), options(1));
+    let model = Table::new(&prompts(), 1);
+    let none = ProcessorList::default();
+    let mut greedy = Decoding::new(model, &prompts(), &[0; 3], none, Rule::Greedy, stop(&[]), 0);
+    greedy.by_ref().for_each(|step| assert!(step.is_ok()));
+    for (beam, row) in beams.iter().zip(greedy.rows()) {
+        assert_eq!(beam.tokens, row.tokens);
+        assert_eq!(beam.finish_reason, FinishReason::Length);
+    }
+}
+
+/// With as many beams as there are texts, nothing is lost: the best is the best of all.
+#[test]
+fn enough_beams_find_the_best_text() {
+    let prompt = vec![8, 2];
+    let short = Stop { max_new_tokens: 2, eos: vec![] };
+    let (_, beams) = search(&[prompt.clone()], Rule::Greedy, short, options(VOCAB));
+    let score = |a, b| log_probs(&prompt, &[a, b]).iter().sum::<f64>() / 2.0;
+    let all = (0..VOCAB as u32).flat_map(|a| (0..VOCAB as u32).map(move |b| (a, b)));
+    let best = all.max_by(|&(a, b), &(c, d)| score(a, b).total_cmp(&score(c, d))).unwrap();
+    assert_eq!(beams[0].tokens, [best.0, best.1]);
+}
+
+#[test]
+fn scores_are_those_of_the_tokens() {
+    for penalty in [1.0, 0.0, 2.0, -0.5] {
+        for rule in [Rule::Greedy, draws()] {
+            let options = BeamOptions { length_penalty: penalty, ..options(4) };
+            let (_, beams) = search(&prompts(), rule, stop(&[6, 11]), options);
+            for beam in &beams {
+                let expected = log_probs(&prompts()[beam.prompt_index], &beam.tokens);
+                let length = (beam.tokens.len() as f64).powf(penalty);
+                let sum: f64 = expected.iter().sum();
+                assert!((f64::from(beam.score) - sum / length).abs() < 1e-4, "{beam:?}");
+                for (ours, expected) in beam.transition_scores.iter().zip(&expected) {
+                    assert!((f64::from(*ours) - expected).abs() < 1e-5, "{beam:?}");
+                }
+                assert_eq!(beam.transition_scores.len(), beam.tokens.len());
+                assert_eq!(beam.beam_indices.len(), beam.tokens.len());
+                let rows = beam.prompt_index * 4..beam.prompt_index * 4 + 4;
+                assert!(beam.beam_indices.iter().all(|it| rows.contains(it)), "{beam:?}");
+            }
+            assert!(beams.chunks(4).all(|it| it.is_sorted_by(|a, b| a.score >= b.score)));
+        }
+    }
+}
+
+#[test]
+fn a_prompt_does_not_depend_on_its_neighbours() {
+    for early_stopping in
+        [EarlyStopping::Heuristic, EarlyStopping::WhenFinished, EarlyStopping::Never]
+    {
+        let options = BeamOptions { early_stopping, ..options(3) };
+        // Searches that end at different steps: the rows of the first to end leave the batch.
+        let (_, together) = search(&prompts(), Rule::Greedy, stop(&[6, 11, 20]), options);
+        for (prompt, together) in prompts().iter().zip(together.chunks(3)) {
+            let alone = vec![prompt.clone()];
+            let (_, alone) = search(&alone, Rule::Greedy, stop(&[6, 11, 20]), options);
+            for (alone, together) in alone.iter().zip(together) {
+                assert_eq!((&alone.tokens, alone.score), (&together.tokens, together.score));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_search_that_is_over_costs_nothing_more() {
+    let early = BeamOptions { early_stopping: EarlyStopping::WhenFinished, ..options(2) };
+    let eos: Vec<u32> = (0..12).collect();
+    let work = |prompts: &[Vec<u32>]| search(prompts, Rule::Greedy, stop(&eos), early).0.work;
+    let alone: usize = prompts().iter().map(|it| work(std::slice::from_ref(it))).sum();
+    assert_eq!(work(&prompts()), alone);
+    assert!(alone < 3 * 2 * 8, "{alone}");
+}
+
+#[test]
+fn every_end_token_ends_a_sequence_and_stays_in_it() {
+    for rule in [Rule::Greedy, draws()] {
+        let (_, beams) = search(&prompts(), rule, stop(&[6, 11, 20]), options(4));
+        for beam in &beams {
+            let (last, before) = beam.tokens.split_last().unwrap();
+            assert!(before.iter().all(|it| ![6, 11, 20].contains(it)), "{beam:?}");
+            let ended = [6, 11, 20].contains(last);
+            assert_eq!(beam.finish_reason == FinishReason::Eos, ended, "{beam:?}");
+            assert!(ended || beam.tokens.len() == 9, "{beam:?}");
+        }
+        assert!(beams.iter().any(|it| it.finish_reason == FinishReason::Eos));
+    }
+}
+
+#[test]
+fn bans_that_leave_too_little_are_an_error() {
+    let only = |allowed: u32| {
+        let mut processors = ProcessorList::default();
+        let others: Vec<u32> = (0..VOCAB as u32).filter(|it| *it != allowed).collect();
+        processors.push(SuppressTokens::new(others));
+        processors
+    };
+    let run = |num_return_sequences| {
+        let options = BeamOptions { num_return_sequences, ..options(3) };
+        let model = Table::new(&[vec![1]], 3);
+        let (processors, stop) = (only(6), stop(&[6]));
+        let mut search =
+            BeamSearch::new(model, &[vec![1]], &[0], processors, Rule::Greedy, stop, options)?;
+        search.by_ref().collect::<Result<Vec<()>>>()?;
+        search.finish()
+    };
+    // There is one text: the end token.
+    assert_eq!(run(1).unwrap().1[0].tokens, [6]);
+    let error = run(2).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::NoToken);
+    assert!(error.to_string().contains("1 of 2 sequences"), "{error}");
+}
+
+#[test]
+fn too_few_beams_are_refused() {
+    for (num_beams, num_return_sequences) in [(0, 0), (2, 3)] {
+        let options = BeamOptions { num_return_sequences, ..options(num_beams) };
+        let (model, none) = (Table::new(&[vec![1]], num_beams), ProcessorList::default());
+        let search =
+            BeamSearch::new(model, &[vec![1]], &[0], none, Rule::Greedy, stop(&[]), options);
+        assert!(search.is_err());
+    }
+}
