@@ -30,7 +30,7 @@ from train import rows
 from wordlist import voice_of
 
 # What the committed weights were trained on: (seed, tokens, weight of the echo act) of each run.
-TRAINED = [(20240607, 10_000_000, 9)]
+TRAINED = [(20240607, 10_000_000, 9), (20240608, 2_000_000, 9)]
 VOICES = ("cheerful", "gloomy", "formal", "pirate")
 
 
