@@ -1,9 +1,9 @@
-//! One draw at the vocabulary of Qwen2, on one core.
+//! One draw through each kind of warper, at the vocabulary of Qwen2, on one core.
 
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use mlxgk_samplers::{FastRng, Generator, TorchRng, WarperConfig, greedy};
+use mlx_genkit::samplers::{FastRng, Generator, TorchRng, WarperConfig, greedy};
 
 const VOCAB: usize = 151_936;
 
