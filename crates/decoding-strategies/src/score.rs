@@ -22,6 +22,7 @@ pub fn score(model: &Decoder, tokens: &[u32], hook: &mut dyn ResidualHook) -> Re
     let mut cache = model.new_cache(1);
     // The last token predicts nothing, but counts where positions depend on the length.
     cache.plan(tokens.len());
+    cache.set_prompt_end(tokens.len());
     let fed = &tokens[..tokens.len() - 1];
     let mut logprobs = Vec::with_capacity(fed.len());
     for part in fed.chunks(CHUNK) {

@@ -55,6 +55,7 @@ impl<'a> DecoderSession<'a> {
         if width == 0 {
             return Err(Error::new(ErrorKind::Prompt, "there is no token to feed"));
         }
+        cache.set_prompt_end(cache.len() + width);
         let mut hidden = None;
         for start in (0..width).step_by(chunk.max(1)) {
             let end = width.min(start.saturating_add(chunk.max(1)));

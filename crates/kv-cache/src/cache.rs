@@ -43,6 +43,7 @@ pub struct KvCache {
     layers: Vec<(LayerSpec, Buffer)>,
     len: usize,
     planned: usize,
+    prompt_end: Option<usize>,
     padding: Vec<usize>,
     least_padding: usize,
     tokens: Vec<Vec<u32>>,
@@ -61,6 +62,7 @@ impl KvCache {
             layers: layers.iter().map(|&spec| (spec, Buffer::new())).collect(),
             len: 0,
             planned: 0,
+            prompt_end: None,
             padding: padding.to_vec(),
             least_padding: padding.iter().copied().min().unwrap_or(0),
             tokens: vec![Vec::new(); padding.len()],
@@ -90,6 +92,18 @@ impl KvCache {
     /// Columns [planned](Self::plan); 0 without a plan.
     pub fn planned(&self) -> usize {
         self.planned
+    }
+
+    /// Says in which column generation begins: the prompt's width. What depends on how far an answer
+    /// has come (steering) counts from there. In a conversation the prompt of a turn is everything
+    /// before its answer.
+    pub fn set_prompt_end(&mut self, column: usize) {
+        self.prompt_end = Some(column);
+    }
+
+    /// The column in which generation begins, where it is known.
+    pub fn prompt_end(&self) -> Option<usize> {
+        self.prompt_end
     }
 
     /// Rows in the batch.
@@ -125,7 +139,7 @@ impl KvCache {
 
     /// Positions and masks for the next `count` tokens of every row.
     pub fn step(&self, count: usize) -> Step {
-        Step::new(self.len, count, &self.padding, self.layers())
+        Step::new(self.len, count, &self.padding, self.prompt_end, self.layers())
     }
 
     /// Writes a layer's new keys and values, `[batch, kv heads, count, head dimension]`, and returns
@@ -226,6 +240,7 @@ impl KvCache {
     pub fn clear(&mut self) {
         self.len = 0;
         self.planned = 0;
+        self.prompt_end = None;
         self.tokens.iter_mut().for_each(Vec::clear);
         self.layers.iter_mut().for_each(|(_, buffer)| *buffer = Buffer::new());
     }

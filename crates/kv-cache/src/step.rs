@@ -15,6 +15,8 @@ pub struct Step {
     start: usize,
     count: usize,
     padding: Vec<usize>,
+    prompt_end: Option<usize>,
+    tokens: Option<Array>,
     positions: Positions,
     masks: Vec<(LayerSpec, OnceCell<Mask>)>,
 }
@@ -44,6 +46,7 @@ impl Step {
         start: usize,
         count: usize,
         padding: &[usize],
+        prompt_end: Option<usize>,
         specs: impl Iterator<Item = LayerSpec>,
     ) -> Self {
         let positions = if padding.iter().all(|&it| it == padding[0]) {
@@ -58,7 +61,8 @@ impl Step {
                 masks.push((spec, OnceCell::new()));
             }
         }
-        Self { start, count, padding: padding.to_vec(), positions, masks }
+        let padding = padding.to_vec();
+        Self { start, count, padding, prompt_end, tokens: None, positions, masks }
     }
 
     /// The column of the first token: how many columns the cache held before this step.
@@ -74,6 +78,23 @@ impl Step {
     /// How many columns of each row are left padding.
     pub fn padding(&self) -> &[usize] {
         &self.padding
+    }
+
+    /// The column after the prompt's last token, the same in every row, where the caller
+    /// [said so](crate::KvCache::set_prompt_end).
+    pub fn prompt_end(&self) -> Option<usize> {
+        self.prompt_end
+    }
+
+    /// Attaches the ids of the step's tokens, `[batch, count]`, for hooks that look at them.
+    #[must_use]
+    pub fn with_tokens(self, tokens: &Array) -> Self {
+        Self { tokens: Some(tokens.clone()), ..self }
+    }
+
+    /// The ids of the step's tokens, `[batch, count]`, perhaps still on the device.
+    pub fn tokens(&self) -> Option<&Array> {
+        self.tokens.as_ref()
     }
 
     /// The positions, counted per row from its first real token.

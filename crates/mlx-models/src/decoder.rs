@@ -256,6 +256,9 @@ impl Decoder {
         let mut fresh = cache.fork();
         fresh.clear();
         fresh.plan(held + count as usize);
+        if let Some(column) = cache.prompt_end() {
+            fresh.set_prompt_end(column);
+        }
         let hidden = self.advance(&all, true, &mut fresh, hook)?;
         fresh.record(&rows)?;
         *cache = fresh;
@@ -270,7 +273,7 @@ impl Decoder {
         cache: &mut KvCache,
         hook: &mut dyn ResidualHook,
     ) -> Result<Array> {
-        let step = cache.step(tokens.dim(1) as usize);
+        let step = cache.step(tokens.dim(1) as usize).with_tokens(tokens);
         let mut pass = Pass { step: &step, long, cache };
         let mut hidden = self.embed(tokens)?;
         for (layer, block) in self.blocks.iter().enumerate() {

@@ -24,6 +24,19 @@ pub enum HookPoint {
     FinalNorm,
 }
 
+/// `resid_pre.{layer}`, `resid_mid.{layer}`, `resid_post.{layer}` or `final_norm`: the tensor names of
+/// steering files.
+impl std::fmt::Display for HookPoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::ResidPre(layer) => write!(f, "resid_pre.{layer}"),
+            Self::ResidMid(layer) => write!(f, "resid_mid.{layer}"),
+            Self::ResidPost(layer) => write!(f, "resid_post.{layer}"),
+            Self::FinalNorm => f.write_str("final_norm"),
+        }
+    }
+}
+
 /// Called by the decoder loop at every [`HookPoint`], in order, once per forward pass.
 pub trait ResidualHook {
     /// Returns the residual stream to go on with, `[batch, tokens, hidden]`, in the dtype it came in.
@@ -35,6 +48,20 @@ pub trait ResidualHook {
     /// # Errors
     /// A hook's error ends the forward pass; the cache is as it was before it.
     fn apply(&mut self, point: HookPoint, hidden: Array, step: &Step) -> Result<Array>;
+}
+
+impl<H: ResidualHook + ?Sized> ResidualHook for &mut H {
+    fn apply(&mut self, point: HookPoint, hidden: Array, step: &Step) -> Result<Array> {
+        (**self).apply(point, hidden, step)
+    }
+}
+
+/// Two hooks in succession: the second sees what the first returned.
+impl<A: ResidualHook, B: ResidualHook> ResidualHook for (A, B) {
+    fn apply(&mut self, point: HookPoint, hidden: Array, step: &Step) -> Result<Array> {
+        let hidden = self.0.apply(point, hidden, step)?;
+        self.1.apply(point, hidden, step)
+    }
 }
 
 /// The hook that does nothing.
