@@ -1,0 +1,81 @@
+//! The crate's one error type.
+
+use std::fmt;
+
+/// What went wrong; see [`Error::kind`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A file is missing, damaged, or in no known format.
+    File,
+    /// A vector has the wrong length, a value that is no number, or no direction.
+    Vector,
+    /// A layer that the model or the file does not have.
+    Layer,
+    /// An operation, schedule or position that cannot be understood or selects nothing.
+    Parameter,
+    /// Two vectors claim one position where that is not allowed.
+    Conflict,
+    /// Contrast pairs that do not pair up, or too few of them.
+    Pairs,
+    /// The model or MLX failed.
+    Run,
+}
+
+/// Steering that cannot be done, in one sentence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Error {
+    kind: ErrorKind,
+    message: String,
+}
+
+/// A result with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An error of the given kind; the message names the file, tensor, layer or parameter.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+
+    pub(crate) fn parameter(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Parameter, message)
+    }
+
+    /// Says which file, vector or pair is meant.
+    pub(crate) fn of(self, what: impl fmt::Display) -> Self {
+        Self { message: format!("{what}: {}", self.message), ..self }
+    }
+
+    /// The kind, for callers that react to it.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<mlx_rs::error::Exception> for Error {
+    fn from(source: mlx_rs::error::Exception) -> Self {
+        Self::new(ErrorKind::Run, source.what())
+    }
+}
+
+impl From<mlxgk_mlx_models::Error> for Error {
+    fn from(source: mlxgk_mlx_models::Error) -> Self {
+        Self::new(ErrorKind::Run, source.to_string())
+    }
+}
+
+/// A hook's error ends the forward pass as a model error.
+impl From<Error> for mlxgk_mlx_models::Error {
+    fn from(source: Error) -> Self {
+        Self::new(mlxgk_mlx_models::ErrorKind::Hook, source.message)
+    }
+}

@@ -1,0 +1,195 @@
+//! Steering as a residual hook: on the device, without waiting for it.
+
+use std::collections::BTreeMap;
+
+use mlx_rs::{Array, Dtype, ops::select};
+use mlxgk_kv_cache::Step;
+use mlxgk_mlx_models::{HookPoint, ResidualHook};
+
+use crate::{
+    Conflict, Error, ErrorKind, Injection, Positions, Result, Schedule, Steering, SteeringVectors,
+    effect::{Change, Effect},
+    positions::{Selection, prompt_end},
+};
+
+/// Applies a [`Steering`] in every forward pass it is given to.
+///
+/// What it does to a token follows from the token's place alone, so it means the same in chunks, in
+/// left-padded batches, on reordered beams and after a rollback. Tokens it does not select come out
+/// bit for bit as they went in.
+#[derive(Debug)]
+pub struct SteeringHook {
+    places: BTreeMap<HookPoint, Vec<Effect>>,
+    /// By injection.
+    rules: Vec<(Positions, Schedule)>,
+    conflict: Conflict,
+}
+
+impl SteeringHook {
+    pub(crate) fn new(steering: &Steering, dtype: Dtype) -> Result<Self> {
+        let mut places: BTreeMap<HookPoint, Vec<Effect>> = BTreeMap::new();
+        for (rule, injection) in steering.injections.iter().enumerate() {
+            if injection.operation.is_off(injection.alpha) {
+                continue;
+            }
+            for (point, vectors) in by_place(injection) {
+                let effect = Effect::new(rule, injection, point, &vectors, dtype)?;
+                places.entry(point).or_default().push(effect);
+            }
+        }
+        let rule = |it: &Injection| (it.positions.clone(), it.schedule.clone());
+        let rules = steering.injections.iter().map(rule).collect();
+        Ok(Self { places, rules, conflict: steering.conflict })
+    }
+}
+
+/// The vectors of an injection at each place: one, save for a subspace.
+fn by_place(injection: &Injection) -> BTreeMap<HookPoint, Vec<&[f32]>> {
+    let mut places: BTreeMap<HookPoint, Vec<&[f32]>> = BTreeMap::new();
+    for (point, vector) in injection.vectors.iter().flat_map(SteeringVectors::iter) {
+        places.entry(point).or_default().push(vector);
+    }
+    places
+}
+
+impl ResidualHook for SteeringHook {
+    fn apply(
+        &mut self,
+        point: HookPoint,
+        hidden: Array,
+        step: &Step,
+    ) -> mlxgk_mlx_models::Result<Array> {
+        let Some(effects) = self.places.get(&point) else { return Ok(hidden) };
+        let steered = steer(effects, &self.rules, self.conflict, hidden, step);
+        Ok(steered.map_err(|it| it.of(format_args!("steering at {point}")))?)
+    }
+}
+
+fn steer(
+    effects: &[Effect],
+    rules: &[(Positions, Schedule)],
+    conflict: Conflict,
+    hidden: Array,
+    step: &Step,
+) -> Result<Array> {
+    let mut taken = Taken { conflict, before: Vec::new() };
+    let mut steered: Option<Array> = None;
+    for effect in effects {
+        let (positions, schedule) = &rules[effect.rule];
+        let mut selection = positions.select(step)?;
+        if effects.len() > 1 {
+            selection = taken.resolve(selection, step)?;
+        }
+        let Some(amount) = Amount::new(&selection, schedule, step)? else { continue };
+        let so_far = steered.as_ref().unwrap_or(&hidden);
+        let next = match effect.change(&hidden, &amount)? {
+            Change::Add(delta) => so_far.add(delta)?,
+            Change::Become(new) => {
+                let new = match amount.selected()? {
+                    None => new,
+                    Some(selected) => select(&selected, &new, &hidden)?,
+                };
+                match &steered {
+                    None => new,
+                    Some(so_far) => so_far.add(new.subtract(&hidden)?)?,
+                }
+            }
+        };
+        steered = Some(next);
+    }
+    Ok(steered.unwrap_or(hidden))
+}
+
+/// What earlier injections in the list have selected.
+struct Taken {
+    conflict: Conflict,
+    before: Vec<Selection>,
+}
+
+impl Taken {
+    /// What is left of a selection once the earlier ones have had their due.
+    fn resolve(&mut self, selection: Selection, step: &Step) -> Result<Selection> {
+        if self.conflict == Conflict::Sum {
+            return Ok(selection);
+        }
+        let mut left = selection.clone();
+        for before in &self.before {
+            if self.conflict == Conflict::Error && before.may_meet(&selection) {
+                let what = "two injections select one token; give them positions apart, or let them \
+                            add up";
+                return Err(Error::new(ErrorKind::Conflict, what));
+            }
+            left = left.minus(before, step)?;
+        }
+        self.before.push(selection);
+        Ok(left)
+    }
+}
+
+/// How strongly each token of a step is steered: the schedule's factor, 0 where it is not selected.
+pub(crate) enum Amount {
+    /// Every token alike.
+    Same(f64),
+    /// Row after row, and where token ids decide, which of them they leave.
+    Each { factors: Vec<f64>, shape: [i32; 3], tokens: Option<Array> },
+}
+
+impl Amount {
+    /// `None` where nothing is steered.
+    fn new(selection: &Selection, schedule: &Schedule, step: &Step) -> Result<Option<Self>> {
+        let count = step.count();
+        let factors = if *schedule == Schedule::Constant {
+            vec![1.0; count]
+        } else {
+            // The column that the last prompt token stands in, the same in every row.
+            let zero = prompt_end(step)?.saturating_sub(1);
+            let columns = step.start()..step.start() + count;
+            columns.map(|column| schedule.factor(column.saturating_sub(zero))).collect()
+        };
+        let shape = [step.padding().len() as i32, count as i32, 1];
+        Ok(match selection {
+            Selection::Known(selected) => {
+                let factor = |(at, &selected): (usize, &bool)| {
+                    if selected { factors[at % count] } else { 0.0 }
+                };
+                let factors: Vec<f64> = selected.iter().enumerate().map(factor).collect();
+                let first = factors.first().copied().unwrap_or(0.0);
+                if factors.iter().any(|&it| it != first) {
+                    Some(Self::Each { factors, shape, tokens: None })
+                } else {
+                    (first != 0.0).then_some(Self::Same(first))
+                }
+            }
+            Selection::ByToken(mask) => {
+                let factors = (0..shape[0]).flat_map(|_| factors.iter().copied()).collect();
+                Some(Self::Each { factors, shape, tokens: Some(mask.expand_dims(-1)?) })
+            }
+        })
+    }
+
+    /// `f(factor)` per token as fp32: a scalar, or `[batch, count, 1]`.
+    pub(crate) fn map(&self, f: impl Fn(f64) -> f64) -> Result<Array> {
+        match self {
+            Self::Same(factor) => Ok(Array::from_f32(f(*factor) as f32)),
+            Self::Each { factors, shape, tokens } => {
+                let values: Vec<f32> = factors.iter().map(|&it| f(it) as f32).collect();
+                let values = Array::from_slice(&values, shape);
+                match tokens {
+                    None => Ok(values),
+                    Some(mask) => Ok(select(mask, &values, Array::from_f32(f(0.0) as f32))?),
+                }
+            }
+        }
+    }
+
+    /// Which tokens are steered at all, boolean `[batch, count, 1]`; `None` for all.
+    fn selected(&self) -> Result<Option<Array>> {
+        let Self::Each { factors, shape, tokens } = self else { return Ok(None) };
+        let selected: Vec<bool> = factors.iter().map(|&it| it != 0.0).collect();
+        let selected = Array::from_slice(&selected, shape);
+        Ok(Some(match tokens {
+            None => selected,
+            Some(mask) => selected.logical_and(mask)?,
+        }))
+    }
+}

@@ -1,0 +1,26 @@
+#![doc = include_str!("../README.md")]
+
+mod effect;
+mod error;
+pub mod extract;
+mod file;
+mod formats;
+mod hook;
+mod operation;
+mod positions;
+mod schedule;
+mod steering;
+mod suspect;
+mod vectors;
+
+pub use mlxgk_mlx_models::HookPoint;
+
+pub use self::error::{Error, ErrorKind, Result};
+pub use self::formats::Format;
+pub use self::hook::SteeringHook;
+pub use self::operation::Operation;
+pub use self::positions::{Clause, Positions};
+pub use self::schedule::Schedule;
+pub use self::steering::{Conflict, Injection, Steering};
+pub use self::suspect::{Suspicion, suspicions};
+pub use self::vectors::SteeringVectors;

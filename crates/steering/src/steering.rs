@@ -1,0 +1,191 @@
+//! A steering set-up: which vectors, what they do, where, and how strongly.
+
+use std::collections::BTreeMap;
+
+use mlxgk_mlx_models::{Decoder, HookPoint};
+
+use crate::{
+    Error, ErrorKind, Operation, Positions, Result, Schedule, SteeringHook, SteeringVectors,
+};
+
+/// One change to the residual stream.
+///
+/// ```
+/// use mlxgk_steering::{Clause, HookPoint, Injection, Operation, Schedule, SteeringVectors};
+///
+/// let joy = SteeringVectors::new([(HookPoint::ResidPost(2), vec![0.5; 256])])?;
+/// let injection = Injection::new(joy, 1.5)
+///     .operation(Operation::NormPreserve)
+///     .positions(Clause::Generation.into())
+///     .schedule(Schedule::Warmup { steps: 8 });
+/// # Ok::<(), mlxgk_steering::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Injection {
+    pub(crate) vectors: Vec<SteeringVectors>,
+    pub(crate) matrices: BTreeMap<HookPoint, Vec<f32>>,
+    pub(crate) alpha: f64,
+    pub(crate) operation: Operation,
+    pub(crate) positions: Positions,
+    pub(crate) schedule: Schedule,
+}
+
+impl Injection {
+    /// Adds `alpha · v` at every place of `vectors`, to every token.
+    pub fn new(vectors: SteeringVectors, alpha: f64) -> Self {
+        Self::of(vec![vectors], Operation::Add, alpha)
+    }
+
+    fn of(vectors: Vec<SteeringVectors>, operation: Operation, alpha: f64) -> Self {
+        Self {
+            vectors,
+            matrices: BTreeMap::new(),
+            alpha,
+            operation,
+            positions: Positions::default(),
+            schedule: Schedule::Constant,
+        }
+    }
+
+    /// Takes what the stream has of the space that several vectors span out of it
+    /// ([`Operation::AblateSubspace`]). Places that only some of them have use those.
+    pub fn subspace(vectors: Vec<SteeringVectors>) -> Self {
+        Self::of(vectors, Operation::AblateSubspace, 1.0)
+    }
+
+    /// Replaces `h` by `A·h + b` ([`Operation::Affine`]): `maps` are the matrices, row after row, one
+    /// of width² values for every place of `offsets`.
+    pub fn affine(maps: BTreeMap<HookPoint, Vec<f32>>, offsets: SteeringVectors) -> Self {
+        Self { matrices: maps, ..Self::of(vec![offsets], Operation::Affine, 1.0) }
+    }
+
+    /// What is done with the vectors.
+    #[must_use]
+    pub fn operation(self, operation: Operation) -> Self {
+        Self { operation, ..self }
+    }
+
+    /// Which tokens.
+    #[must_use]
+    pub fn positions(self, positions: Positions) -> Self {
+        Self { positions, ..self }
+    }
+
+    /// How the strength changes as an answer grows.
+    #[must_use]
+    pub fn schedule(self, schedule: Schedule) -> Self {
+        Self { schedule, ..self }
+    }
+
+    fn check(&self, model: &Decoder) -> Result<()> {
+        if !self.alpha.is_finite() || !(self.alpha as f32).is_finite() {
+            return Err(Error::parameter(format!("alpha must be finite, but is {}", self.alpha)));
+        }
+        self.positions.check()?;
+        self.schedule.check()?;
+        for vectors in &self.vectors {
+            vectors.check(model)?;
+            if !self.operation.needs_direction() {
+                continue;
+            }
+            if let Some((point, _)) = vectors.iter().find(|it| vectors.norm(it.0) == 0.0) {
+                let what = format!("{point} is all zeros; {} needs a direction", self.operation);
+                return Err(Error::new(ErrorKind::Vector, what));
+            }
+        }
+        if self.operation != Operation::Affine {
+            return Ok(());
+        }
+        let width = model.hidden_size();
+        for (point, _) in self.vectors.iter().flat_map(SteeringVectors::iter) {
+            match self.matrices.get(&point) {
+                Some(it) if it.len() == width * width && it.iter().all(|it| it.is_finite()) => {}
+                _ => {
+                    let what = format!("{point} needs a matrix of {width} × {width} finite values");
+                    return Err(Error::new(ErrorKind::Vector, what));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What happens where several injections select one token at one place.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Conflict {
+    /// Each one's change is found from the stream as it came in, and the changes are added up, so
+    /// their order is of no account.
+    #[default]
+    Sum,
+    /// The first in the list has the token to itself.
+    Priority,
+    /// It is an error.
+    Error,
+}
+
+/// Injections that work together.
+///
+/// ```no_run
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder};
+/// use mlxgk_steering::{Injection, Steering, SteeringVectors};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let model = Decoder::load("models/qwen3".as_ref(), ComputeDtype::Auto)?;
+/// let joy = SteeringVectors::load("joy.safetensors".as_ref())?;
+/// let steering = Steering::from(Injection::new(joy, 1.5));
+/// let mut hook = steering.hook(&model)?;
+/// let mut cache = model.new_cache(1);
+/// let steered = model.forward(&[&[5, 17, 300]], &mut cache, &mut hook)?;
+/// # let _ = steered;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Steering {
+    pub(crate) injections: Vec<Injection>,
+    pub(crate) conflict: Conflict,
+}
+
+impl From<Injection> for Steering {
+    fn from(injection: Injection) -> Self {
+        Self { injections: vec![injection], conflict: Conflict::default() }
+    }
+}
+
+impl Steering {
+    /// Several injections, and what happens where they meet.
+    pub fn new(injections: Vec<Injection>, conflict: Conflict) -> Self {
+        Self { injections, conflict }
+    }
+
+    /// Adds one.
+    #[must_use]
+    pub fn with(mut self, injection: Injection) -> Self {
+        self.injections.push(injection);
+        self
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.injections.is_empty()
+    }
+
+    /// The same with every alpha multiplied by `factor`. For `clamp` and the caps that moves the goal.
+    #[must_use]
+    pub fn scaled(&self, factor: f64) -> Self {
+        let mut scaled = self.clone();
+        scaled.injections.iter_mut().for_each(|it| it.alpha *= factor);
+        scaled
+    }
+
+    /// The hook for one model. It keeps nothing between passes, so one hook may serve any number of
+    /// requests, batches, beams and drafts.
+    ///
+    /// # Errors
+    /// When a vector does not fit the model, alpha is not finite, or positions or a schedule are
+    /// wrong.
+    pub fn hook(&self, model: &Decoder) -> Result<SteeringHook> {
+        self.injections.iter().try_for_each(|it| it.check(model))?;
+        SteeringHook::new(self, model.dtype())
+    }
+}
