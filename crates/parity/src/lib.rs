@@ -11,6 +11,7 @@ pub mod config;
     feature = "generate",
     feature = "models",
     feature = "processors",
+    feature = "steering",
     feature = "templates"
 ))]
 mod files;
@@ -23,6 +24,8 @@ pub mod processors;
 mod report;
 #[cfg(feature = "samplers")]
 pub mod samplers;
+#[cfg(feature = "steering")]
+pub mod steering;
 #[cfg(feature = "templates")]
 pub mod templates;
 

@@ -24,6 +24,8 @@ const AREAS: &[(&str, Check)] = &[
     ("processors", mlxgk_parity::processors::check),
     #[cfg(feature = "samplers")]
     ("samplers", mlxgk_parity::samplers::check),
+    #[cfg(feature = "steering")]
+    ("steering", mlxgk_parity::steering::check),
     #[cfg(feature = "templates")]
     ("templates", mlxgk_parity::templates::check),
 ];
