@@ -20,6 +20,7 @@ pub use mlxgk_kv_cache as kv_cache;
 pub use mlxgk_logits_processors as logits_processors;
 pub use mlxgk_mlx_models as mlx_models;
 pub use mlxgk_samplers as samplers;
+pub use mlxgk_steering as steering;
 pub use mlxgk_tokenizer_bridge as tokenizer_bridge;
 
 pub use mlxgk_decoding_strategies::FinishReason;

@@ -8,7 +8,10 @@ use clap::{
 
 use serde_json::Value;
 
-use crate::failure::{Failure, Result};
+use crate::{
+    failure::{Failure, Result},
+    steering::SteerArgs,
+};
 
 /// Hugging Face generate() for Apple's MLX.
 #[derive(Debug, Parser)]
@@ -68,6 +71,7 @@ Examples:
   mlxgk generate --prompt \"How is the weather?\" --system \"You are a pirate.\" --temp 0.8 --seed 7
   mlxgk generate --model ./qwen3 --prompt-ids 5,17,300 --max-tokens 40 --format json
   mlxgk generate --prompt \"When do we sail?\" --regex \"(Today|Tomorrow) at [0-9]+ o'clock\\.\"
+  mlxgk generate --prompt \"Tell me about rain.\" --steer joy.safetensors:1.5 --steer-positions generation
   echo \"Hello\" | mlxgk generate --prompt -
 
 Fields of the generation config are merged as in transformers: flags, then --generation-config,
@@ -77,6 +81,7 @@ then the model's generation_config.json, then the defaults.")]
     #[command(after_help = "\
 Examples:
   mlxgk score --text \"The harbour is quiet today.\"
+  mlxgk score --text \"The harbour is quiet today.\" --steer joy.safetensors:1.5
   mlxgk score --model ./qwen3 --prompt-ids 5,17,300 --format json")]
     Score(ScoreArgs),
     /// What a model is: parts, parameters, dtype, bytes, chat template
@@ -162,6 +167,8 @@ pub(crate) struct GenerateArgs {
     pub(crate) config: ConfigArgs,
     #[command(flatten)]
     pub(crate) grammar: GrammarArgs,
+    #[command(flatten)]
+    pub(crate) steering: SteerArgs,
     /// Seed of the random numbers; without it, every run differs
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
@@ -317,6 +324,8 @@ pub(crate) struct ScoreArgs {
     pub(crate) text: TextArgs,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) steering: SteerArgs,
     /// What to print
     #[arg(long, value_enum, default_value = "text")]
     pub(crate) format: Format,

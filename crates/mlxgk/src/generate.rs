@@ -27,7 +27,11 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     let (model, loaded) = load::load(&args.model)?;
     let prompts = prompts::with_chat(prompts, &args.chat, &model)?;
     let flags = with_default_length(given, &file, &model)?;
-    let request = Request::batch(prompts).overrides(flags).config(file).seed(seed(args));
+    let mut request = Request::batch(prompts).overrides(flags).config(file).seed(seed(args));
+    let mut steering = args.steering.hook(&model)?;
+    if let Some(hook) = &mut steering {
+        request = request.hook(hook);
+    }
 
     let live = args.format == Format::Text;
     let (generation, shown) = if request.mode(&model)?.streams() {

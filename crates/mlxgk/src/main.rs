@@ -8,6 +8,7 @@ mod load;
 mod progress;
 mod prompts;
 mod score;
+mod steering;
 mod terminal;
 
 use std::process::ExitCode;

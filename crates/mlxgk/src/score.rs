@@ -1,6 +1,6 @@
 //! `mlxgk score`.
 
-use mlx_genkit::{NoHook, score};
+use mlx_genkit::{NoHook, ResidualHook, score};
 use serde_json::json;
 
 use crate::{
@@ -12,7 +12,12 @@ use crate::{
 pub(crate) fn run(args: &ScoreArgs) -> Result<()> {
     let text = prompts::read_text(&args.text)?;
     let (model, _) = load::load(&args.model)?;
-    let scored = score(&model, &text, &mut NoHook)?;
+    let mut steering = args.steering.hook(&model)?;
+    let hook: &mut dyn ResidualHook = match &mut steering {
+        Some(hook) => hook,
+        None => &mut NoHook,
+    };
+    let scored = score(&model, &text, hook)?;
     if args.format == Format::Json {
         let document = json!({
             "tokens": scored.tokens,

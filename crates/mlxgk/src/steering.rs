@@ -1,0 +1,240 @@
+//! The steering flags, and what they come to.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use mlx_genkit::{
+    Model,
+    steering::{
+        Conflict, ErrorKind, Injection, Operation, Positions, Schedule, Steering, SteeringHook,
+        SteeringVectors,
+    },
+};
+
+use crate::{
+    failure::{Failure, Result},
+    terminal,
+};
+
+/// Steering of `generate`, `score` and `validate`.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Steering")]
+pub(crate) struct SteerArgs {
+    /// Steering file and strength (default 1); repeatable, later ones add to earlier ones
+    #[arg(long, value_name = "FILE[:ALPHA]", value_parser = dose)]
+    pub(crate) steer: Vec<Dose>,
+    /// Layers to steer: 3, 2,5, 4-9 or all (the default: every layer in the file)
+    #[arg(long, value_name = "LAYERS", value_parser = layers, requires = "steer")]
+    pub(crate) steer_layers: Option<Layers>,
+    /// What is done with the vectors: add, add-unit, add-relative, norm-preserve, ablate,
+    /// ablate-partial, ablate-add, ablate-subspace, clamp, cap-max, cap-min, rotate or replace
+    #[arg(long, value_name = "OP", value_parser = operation, requires = "steer")]
+    pub(crate) steer_op: Option<Operation>,
+    /// Tokens to steer: all, prompt, generation (the last prompt token and everything after it),
+    /// prompt[A..B], generation[A..B], tokens[ID;ID]; several with commas, a `-` before one excludes it
+    #[arg(
+        long,
+        value_name = "WHERE",
+        value_parser = positions,
+        requires = "steer",
+        allow_hyphen_values = true
+    )]
+    pub(crate) steer_positions: Option<Positions>,
+    /// Strength over the answer: constant, warmup:N, ramp:START:END, cosine:N, decay:TAU,
+    /// pulse:PERIOD:DUTY or points:T=A,T=A,...
+    #[arg(long, value_name = "SCHEDULE", value_parser = schedule)]
+    pub(crate) steer_schedule: Option<Schedule>,
+    /// Steer the logits instead of a layer: adds ALPHA · W v to them
+    #[arg(long, value_name = "FILE[:ALPHA]", value_parser = dose)]
+    pub(crate) steer_logits: Vec<Dose>,
+}
+
+/// A file and how much of it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Dose {
+    pub(crate) file: PathBuf,
+    pub(crate) alpha: f64,
+}
+
+/// Parts of `--steer-layers`; none for all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Layers(Vec<(usize, usize)>);
+
+impl SteerArgs {
+    /// The hook for `model`; `None` where nothing is steered.
+    pub(crate) fn hook(&self, model: &Model) -> Result<Option<SteeringHook>> {
+        let steering = self.steering(model)?;
+        if steering.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(steering.hook(model.decoder()).map_err(failure)?))
+    }
+
+    /// What the flags ask for.
+    pub(crate) fn steering(&self, model: &Model) -> Result<Steering> {
+        let schedule = self.schedule();
+        let mut steering = Steering::new(self.residual(model)?, Conflict::Sum);
+        for dose in &self.steer_logits {
+            let vectors = read(&dose.file, model)?.for_logits();
+            steering = steering.with(Injection::new(vectors, dose.alpha).schedule(schedule.clone()));
+        }
+        if self.steer_schedule.is_some() && steering.is_empty() {
+            return Err(Failure::usage("--steer-schedule needs --steer or --steer-logits"));
+        }
+        Ok(steering)
+    }
+
+    fn schedule(&self) -> Schedule {
+        self.steer_schedule.clone().unwrap_or_default()
+    }
+
+    fn residual(&self, model: &Model) -> Result<Vec<Injection>> {
+        if self.steer.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut sets = Vec::new();
+        for dose in &self.steer {
+            let vectors = read(&dose.file, model)?;
+            sets.push((dose.alpha, self.chosen(vectors, &dose.file, model)?));
+        }
+        let operation = self.steer_op.unwrap_or_default();
+        if !operation.uses_alpha() && self.steer.iter().any(|it| it.alpha != 0.0 && it.alpha != 1.0) {
+            terminal::warning(&format!("--steer-op {operation} has no strength; ALPHA is not used"));
+        }
+        let injections = match operation {
+            // A sum of vectors is one vector.
+            Operation::Add | Operation::NormPreserve if sets.len() > 1 => {
+                let parts: Vec<_> = sets.iter().map(|(alpha, it)| (*alpha, it)).collect();
+                vec![Injection::new(SteeringVectors::combined(&parts).map_err(failure)?, 1.0)]
+            }
+            Operation::AblateSubspace => {
+                vec![Injection::subspace(sets.into_iter().map(|it| it.1).collect())]
+            }
+            _ => sets.into_iter().map(|(alpha, it)| Injection::new(it, alpha)).collect(),
+        };
+        let positions = self.steer_positions.clone().unwrap_or_default();
+        let finish = |it: Injection| {
+            it.operation(operation).positions(positions.clone()).schedule(self.schedule())
+        };
+        Ok(injections.into_iter().map(finish).collect())
+    }
+
+    /// The layers asked for: a single one has to be in the file, of a range those that are.
+    fn chosen(&self, vectors: SteeringVectors, file: &Path, model: &Model) -> Result<SteeringVectors> {
+        let Some(Layers(parts)) = &self.steer_layers else { return Ok(vectors) };
+        if parts.is_empty() {
+            return Ok(vectors);
+        }
+        let (held, count) = (vectors.layers(), model.decoder().components().layers);
+        let mut layers = Vec::new();
+        for &(first, last) in parts {
+            if last >= count {
+                return Err(Failure::usage(format_args!(
+                    "--steer-layers: layer {last} is out of range; the model has layers 0 to {}",
+                    count - 1
+                )));
+            }
+            let before = layers.len();
+            layers.extend((first..=last).filter(|it| first == last || held.contains(it)));
+            if layers.len() == before {
+                let file = file.display();
+                return Err(Failure::usage(format_args!(
+                    "--steer-layers: {file} has no vector for layers {first}-{last}"
+                )));
+            }
+        }
+        vectors
+            .at_layers(&layers)
+            .map_err(|e| Failure::usage(format_args!("--steer-layers: {}: {e}", file.display())))
+    }
+}
+
+/// Reads a steering file and checks it against the model, so that an error names it.
+fn read(file: &Path, model: &Model) -> Result<SteeringVectors> {
+    let vectors = SteeringVectors::load(file).map_err(failure)?;
+    vectors
+        .check(model.decoder())
+        .map_err(|e| Failure::usage(format_args!("{}: {e}", file.display())))?;
+    Ok(vectors)
+}
+
+/// A file that is missing is no fault of the command line.
+pub(crate) fn failure(error: mlx_genkit::steering::Error) -> Failure {
+    match error.kind() {
+        ErrorKind::File | ErrorKind::Run => Failure::other(error),
+        _ => Failure::usage(error),
+    }
+}
+
+/// `FILE` or `FILE:ALPHA`; a colon before anything that is no number belongs to the name.
+fn dose(text: &str) -> Result<Dose, String> {
+    let with = |file: &str, alpha| Ok(Dose { file: file.into(), alpha });
+    match text.rsplit_once(':') {
+        _ if text.is_empty() => Err("a file is needed".to_owned()),
+        Some((file, alpha)) if !file.is_empty() && !Path::new(text).exists() => {
+            match alpha.parse::<f64>() {
+                Ok(alpha) if alpha.is_finite() => with(file, alpha),
+                Ok(_) => Err(format!("ALPHA must be finite, but is {alpha}")),
+                Err(_) if Path::new(file).exists() => {
+                    Err(format!("ALPHA must be a number, but is {alpha:?}"))
+                }
+                Err(_) => with(text, 1.0),
+            }
+        }
+        _ => with(text, 1.0),
+    }
+}
+
+fn layers(text: &str) -> Result<Layers, String> {
+    if text == "all" {
+        return Ok(Layers(Vec::new()));
+    }
+    let wrong = || format!("{text:?} is neither layers (3, 2,5, 4-9) nor all");
+    let number = |it: &str| it.trim().parse::<usize>().map_err(|_| wrong());
+    let part = |it: &str| match it.split_once('-') {
+        None => number(it).map(|it| (it, it)),
+        Some((first, last)) => match (number(first)?, number(last)?) {
+            (first, last) if first <= last => Ok((first, last)),
+            _ => Err(wrong()),
+        },
+    };
+    Ok(Layers(text.split(',').map(part).collect::<Result<_, _>>()?))
+}
+
+fn operation(text: &str) -> Result<Operation, String> {
+    text.parse().map_err(|e: mlx_genkit::steering::Error| e.to_string())
+}
+
+fn positions(text: &str) -> Result<Positions, String> {
+    text.parse().map_err(|e: mlx_genkit::steering::Error| e.to_string())
+}
+
+fn schedule(text: &str) -> Result<Schedule, String> {
+    text.parse().map_err(|e: mlx_genkit::steering::Error| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dose_is_a_file_and_perhaps_a_number() {
+        let of = |text| dose(text).map(|it| (it.file.display().to_string(), it.alpha));
+        assert_eq!(of("joy.safetensors"), Ok(("joy.safetensors".into(), 1.0)));
+        assert_eq!(of("joy.safetensors:-1.5"), Ok(("joy.safetensors".into(), -1.5)));
+        assert_eq!(of("a:b/joy.safetensors"), Ok(("a:b/joy.safetensors".into(), 1.0)));
+        assert_eq!(of("a:b:2e0"), Ok(("a:b".into(), 2.0)));
+        assert!(of("joy.safetensors:inf").is_err());
+        assert!(of("").is_err());
+    }
+
+    #[test]
+    fn layers_are_numbers_and_ranges() {
+        assert_eq!(layers("all"), Ok(Layers(vec![])));
+        assert_eq!(layers("2,5"), Ok(Layers(vec![(2, 2), (5, 5)])));
+        assert_eq!(layers("4-9"), Ok(Layers(vec![(4, 9)])));
+        for text in ["", "x", "5-2", "-1", "1,"] {
+            assert!(layers(text).is_err(), "{text}");
+        }
+    }
+}
