@@ -84,6 +84,17 @@ impl From<mlxgk_logits_processors::Error> for Error {
     }
 }
 
+impl From<mlxgk_steering::Error> for Error {
+    fn from(source: mlxgk_steering::Error) -> Self {
+        use mlxgk_steering::ErrorKind as Kind;
+        let kind = match source.kind() {
+            Kind::File | Kind::Run => ErrorKind::Run,
+            _ => ErrorKind::Request,
+        };
+        Self::new(kind, source.to_string())
+    }
+}
+
 impl From<mlxgk_tokenizer_bridge::Error> for Error {
     fn from(source: mlxgk_tokenizer_bridge::Error) -> Self {
         use mlxgk_tokenizer_bridge::ErrorKind as Kind;

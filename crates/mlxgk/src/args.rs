@@ -10,7 +10,9 @@ use serde_json::Value;
 
 use crate::{
     failure::{Failure, Result},
+    steer::SteerCommand,
     steering::SteerArgs,
+    validate::ValidateArgs,
 };
 
 /// Hugging Face generate() for Apple's MLX.
@@ -84,6 +86,18 @@ Examples:
   mlxgk score --text \"The harbour is quiet today.\" --steer joy.safetensors:1.5
   mlxgk score --model ./qwen3 --prompt-ids 5,17,300 --format json")]
     Score(ScoreArgs),
+    /// Steering vectors: extract, show, import, export
+    Steer {
+        #[command(subcommand)]
+        command: SteerCommand,
+    },
+    /// Whether a steering set-up works, and whether it does harm
+    #[command(after_help = "\
+Examples:
+  mlxgk validate --steer joy.safetensors
+  mlxgk validate --steer joy.safetensors --alphas 1,2,4 --seeds 1,2,3 --html report.html
+  mlxgk validate --steer joy.safetensors --prompts-file questions.jsonl --words voices.json --voice cheerful")]
+    Validate(Box<ValidateArgs>),
     /// What a model is: parts, parameters, dtype, bytes, chat template
     #[command(after_help = "\
 Examples:

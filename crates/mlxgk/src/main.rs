@@ -8,8 +8,10 @@ mod load;
 mod progress;
 mod prompts;
 mod score;
+mod steer;
 mod steering;
 mod terminal;
+mod validate;
 
 use std::process::ExitCode;
 
@@ -30,6 +32,8 @@ fn run() -> Result<()> {
     match &cli.subcommand {
         Subcommand::Generate(args) => generate::run(args),
         Subcommand::Score(args) => score::run(args),
+        Subcommand::Steer { command } => steer::run(command),
+        Subcommand::Validate(args) => validate::run(args),
         Subcommand::Info(args) => info::run(args),
     }
 }

@@ -84,6 +84,43 @@ impl Drop for TokenBar {
     }
 }
 
+/// A bar over steps of another kind; it goes away when dropped.
+#[derive(Debug)]
+pub(crate) struct StepBar {
+    bar: ProgressBar,
+}
+
+impl StepBar {
+    /// A bar that fills up with `most` steps, which are called `what`.
+    pub(crate) fn new(most: usize, what: &'static str) -> Self {
+        let bar = if stderr().is_terminal() {
+            ProgressBar::new(most as u64)
+        } else {
+            ProgressBar::hidden()
+        };
+        bar.set_style(style("{wide_bar} {pos}/{len} {msg}, {eta} left"));
+        bar.set_message(what);
+        Self { bar }
+    }
+
+    /// Counts one more.
+    pub(crate) fn advance(&self) {
+        self.bar.inc(1);
+    }
+
+    /// Says how far it is, where the number of steps is known late.
+    pub(crate) fn set(&self, done: usize, of: usize) {
+        self.bar.set_length(of as u64);
+        self.bar.set_position(done as u64);
+    }
+}
+
+impl Drop for StepBar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
 fn style(template: &str) -> ProgressStyle {
     // The templates are constants; a wrong one would show as indicatif's own style.
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner())

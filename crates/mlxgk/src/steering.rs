@@ -76,7 +76,8 @@ impl SteerArgs {
         let mut steering = Steering::new(self.residual(model)?, Conflict::Sum);
         for dose in &self.steer_logits {
             let vectors = read(&dose.file, model)?.for_logits();
-            steering = steering.with(Injection::new(vectors, dose.alpha).schedule(schedule.clone()));
+            steering =
+                steering.with(Injection::new(vectors, dose.alpha).schedule(schedule.clone()));
         }
         if self.steer_schedule.is_some() && steering.is_empty() {
             return Err(Failure::usage("--steer-schedule needs --steer or --steer-logits"));
@@ -98,8 +99,11 @@ impl SteerArgs {
             sets.push((dose.alpha, self.chosen(vectors, &dose.file, model)?));
         }
         let operation = self.steer_op.unwrap_or_default();
-        if !operation.uses_alpha() && self.steer.iter().any(|it| it.alpha != 0.0 && it.alpha != 1.0) {
-            terminal::warning(&format!("--steer-op {operation} has no strength; ALPHA is not used"));
+        if !operation.uses_alpha() && self.steer.iter().any(|it| it.alpha != 0.0 && it.alpha != 1.0)
+        {
+            terminal::warning(&format!(
+                "--steer-op {operation} has no strength; ALPHA is not used"
+            ));
         }
         let injections = match operation {
             // A sum of vectors is one vector.
@@ -120,7 +124,12 @@ impl SteerArgs {
     }
 
     /// The layers asked for: a single one has to be in the file, of a range those that are.
-    fn chosen(&self, vectors: SteeringVectors, file: &Path, model: &Model) -> Result<SteeringVectors> {
+    fn chosen(
+        &self,
+        vectors: SteeringVectors,
+        file: &Path,
+        model: &Model,
+    ) -> Result<SteeringVectors> {
         let Some(Layers(parts)) = &self.steer_layers else { return Ok(vectors) };
         if parts.is_empty() {
             return Ok(vectors);

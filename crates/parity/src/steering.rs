@@ -156,15 +156,8 @@ impl Case {
             .map_err(|e| e.to_string())?;
         let stop = Stop { max_new_tokens: expected[0].len(), eos: Vec::new() };
         let (rows, padding) = (prompts.rows(), prompts.padding());
-        let mut decoding = Decoding::new(
-            session,
-            rows,
-            padding,
-            ProcessorList::default(),
-            Rule::Greedy,
-            stop,
-            0,
-        );
+        let mut decoding =
+            Decoding::new(session, rows, padding, ProcessorList::default(), Rule::Greedy, stop, 0);
         decoding.by_ref().try_for_each(|it| it.map(|_| ())).map_err(|e| e.to_string())?;
         for (row, (ours, theirs)) in decoding.rows().iter().zip(expected).enumerate() {
             if &ours.tokens != theirs {

@@ -98,11 +98,10 @@ impl Effect {
             }
             Operation::Ablate | Operation::AblateSubspace => h.subtract(share(&s()?)?)?,
             Operation::AblatePartial => h.subtract(share(&a()?)?)?,
-            Operation::AblateAdd => {
-                h.subtract(share(&s()?)?)?.add(a()?.multiply(&self.vector)?)?
-            }
+            Operation::AblateAdd => h.subtract(share(&s()?)?)?.add(a()?.multiply(&self.vector)?)?,
             Operation::Clamp | Operation::CapMax | Operation::CapMin => {
-                let missing = Array::from_f32(self.alpha as f32).subtract(h.matmul(&self.basis)?)?;
+                let missing =
+                    Array::from_f32(self.alpha as f32).subtract(h.matmul(&self.basis)?)?;
                 let zero = Array::from_f32(0.0);
                 let missing = match self.operation {
                     Operation::CapMax => minimum(&missing, &zero)?,

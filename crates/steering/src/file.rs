@@ -57,7 +57,9 @@ impl SteeringVectors {
         let tensors = SafeTensors::deserialize(bytes).map_err(damaged)?;
         let vectors = tensors.iter().map(|(name, tensor)| {
             let point = point(name).ok_or_else(|| {
-                refuse(format!("{name:?} is no hook point; there are resid_post.{{layer}} and final_norm"))
+                refuse(format!(
+                    "{name:?} is no hook point; there are resid_post.{{layer}} and final_norm"
+                ))
             })?;
             Ok((point, vector(name, &tensor)?))
         });
@@ -150,7 +152,8 @@ mod tests {
     use super::*;
 
     fn vectors() -> SteeringVectors {
-        let layers = [(HookPoint::ResidPost(2), vec![1.0, -2.5]), (HookPoint::FinalNorm, vec![0.5, 0.0])];
+        let layers =
+            [(HookPoint::ResidPost(2), vec![1.0, -2.5]), (HookPoint::FinalNorm, vec![0.5, 0.0])];
         SteeringVectors::new(layers).unwrap().note("method", "mean-difference")
     }
 
@@ -177,7 +180,10 @@ mod tests {
             (b"junk".to_vec(), "no safetensors file"),
             (file("resid_post.0", vec![2], &[]), "no `format`"),
             (file("resid_post.0", vec![2], &[("format", "pt")]), "format is \"pt\""),
-            (file("resid_post.0", vec![2], &[("format", FORMAT), ("version", "2")]), "version is 2"),
+            (
+                file("resid_post.0", vec![2], &[("format", FORMAT), ("version", "2")]),
+                "version is 2",
+            ),
             (file("layer.0", vec![2], &ours), "\"layer.0\" is no hook point"),
             (file("resid_post.x", vec![2], &ours), "no hook point"),
             (file("resid_post.1", vec![2, 2], &ours), "shape [2, 2]"),

@@ -383,10 +383,22 @@ mod tests {
     #[test]
     fn nothing_selected_is_an_error() {
         for text in [
-            "prompt[3..3]", "prompt[-1..-2]", "prompt[0..0]", "generation[2..1]", "all,-all",
-            "tokens[]", "", "prompt[", "everything", "generation[-1..]",
+            "prompt[3..3]",
+            "prompt[-1..-2]",
+            "prompt[0..0]",
+            "generation[2..1]",
+            "all,-all",
+            "tokens[]",
+            "",
+            "prompt[",
+            "everything",
+            "generation[-1..]",
         ] {
-            assert_eq!(text.parse::<Positions>().unwrap_err().kind(), ErrorKind::Parameter, "{text}");
+            assert_eq!(
+                text.parse::<Positions>().unwrap_err().kind(),
+                ErrorKind::Parameter,
+                "{text}"
+            );
         }
     }
 }

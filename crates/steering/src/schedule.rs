@@ -83,7 +83,9 @@ impl Schedule {
     pub fn check(&self) -> Result<()> {
         let refuse = |what: &str| Err(Error::parameter(format!("the schedule {self} {what}")));
         match self {
-            Self::Warmup { steps: 0 } | Self::Cosine { steps: 0 } => refuse("needs at least 1 step"),
+            Self::Warmup { steps: 0 } | Self::Cosine { steps: 0 } => {
+                refuse("needs at least 1 step")
+            }
             Self::Ramp { start, end } if start >= end => refuse("must end after it starts"),
             Self::Decay { tau } if !(tau.is_finite() && *tau > 0.0) => {
                 refuse("needs a finite tau above 0")
@@ -107,9 +109,7 @@ impl Schedule {
 fn between(points: &[(usize, f64)], at: f64) -> f64 {
     let after = points.partition_point(|&(t, _)| (t as f64) <= at);
     match (after.checked_sub(1).map(|it| points[it]), points.get(after)) {
-        (Some((t0, a0)), Some(&(t1, a1))) => {
-            a0 + (a1 - a0) * (at - t0 as f64) / (t1 - t0) as f64
-        }
+        (Some((t0, a0)), Some(&(t1, a1))) => a0 + (a1 - a0) * (at - t0 as f64) / (t1 - t0) as f64,
         (Some((_, level)), None) | (None, Some(&(_, level))) => level,
         (None, None) => 1.0,
     }

@@ -178,6 +178,27 @@ impl Steering {
         scaled
     }
 
+    /// The same along random directions of equal norms: the control that an effect has to beat.
+    ///
+    /// # Errors
+    /// When a vector cannot be drawn.
+    pub fn randomized(&self, seed: u64) -> Result<Self> {
+        let mut random = self.clone();
+        for vectors in random.injections.iter_mut().flat_map(|it| &mut it.vectors) {
+            *vectors = vectors.random_like(seed)?;
+        }
+        Ok(random)
+    }
+
+    /// The deepest place that is steered, and the first vector there: where a change of the stream
+    /// shows whole.
+    pub fn deepest(&self) -> Option<(HookPoint, &[f32])> {
+        let vectors = self.injections.iter().flat_map(|it| &it.vectors);
+        let places = vectors.flat_map(SteeringVectors::iter);
+        // `FinalNorm` is last in the order of places; blocks are in the order of their number.
+        places.reduce(|best, next| if next.0 > best.0 { next } else { best })
+    }
+
     /// The hook for one model. It keeps nothing between passes, so one hook may serve any number of
     /// requests, batches, beams and drafts.
     ///

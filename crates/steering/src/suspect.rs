@@ -49,9 +49,11 @@ pub fn suspicions(text: &str) -> Vec<Suspicion> {
     };
     note(is_latex(text), Suspicion::Latex);
     note(longest_run(text, |_, it| it.is_numeric()) >= DIGITS, Suspicion::Digits);
-    let odd = |it: char| it == char::REPLACEMENT_CHARACTER || it.is_control() && !"\n\t\r".contains(it);
+    let odd =
+        |it: char| it == char::REPLACEMENT_CHARACTER || it.is_control() && !"\n\t\r".contains(it);
     note(text.contains(odd), Suspicion::Control);
-    let same = longest_run(text, |before, it| !it.is_whitespace() && before.is_none_or(|b| b == it));
+    let same =
+        longest_run(text, |before, it| !it.is_whitespace() && before.is_none_or(|b| b == it));
     note(same >= CHARACTERS || repeats_words(text), Suspicion::Loop);
     found
 }

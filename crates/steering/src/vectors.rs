@@ -92,7 +92,8 @@ impl SteeringVectors {
         let vectors = layers.iter().map(|&layer| {
             let point = HookPoint::ResidPost(layer);
             let vector = self.vectors.get(&point).ok_or_else(|| {
-                let what = format!("there is no vector for layer {layer}; there are {}", self.names());
+                let what =
+                    format!("there is no vector for layer {layer}; there are {}", self.names());
                 Error::new(ErrorKind::Layer, what)
             })?;
             Ok((point, vector.clone()))
@@ -164,7 +165,9 @@ impl SteeringVectors {
                 return Err(Error::new(ErrorKind::Vector, what));
             }
             match point {
-                HookPoint::ResidPre(layer) | HookPoint::ResidMid(layer) | HookPoint::ResidPost(layer)
+                HookPoint::ResidPre(layer)
+                | HookPoint::ResidMid(layer)
+                | HookPoint::ResidPost(layer)
                     if *layer >= layers =>
                 {
                     let what = format!("{point}: the model has layers 0 to {}", layers - 1);

@@ -42,7 +42,8 @@ fn every_format_counts_layers_its_own_way() {
 fn what_is_exported_comes_back() {
     let folder = tempfile::tempdir().unwrap();
     let row = |layer: usize| (0..5).map(|it| (100 * layer + it) as f32).collect::<Vec<_>>();
-    let vectors = SteeringVectors::new([1, 3].map(|it| (HookPoint::ResidPost(it), row(it)))).unwrap();
+    let vectors =
+        SteeringVectors::new([1, 3].map(|it| (HookPoint::ResidPost(it), row(it)))).unwrap();
     for (format, name) in [
         (Format::Gguf, "a.gguf"),
         (Format::GgufGenerator, "b.gguf"),

@@ -128,7 +128,8 @@ fn a_subspace_and_an_affine_map() {
 fn several_injections_add_up_or_give_way_or_are_refused() {
     let model = model("llama");
     let width = model.hidden_size();
-    let at = |seed, clause: Clause| Injection::new(vectors(seed, width), 1.0).positions(clause.into());
+    let at =
+        |seed, clause: Clause| Injection::new(vectors(seed, width), 1.0).positions(clause.into());
     let first = at(1, Clause::PromptWindow(0, Some(2)));
     let second = at(2, Clause::PromptWindow(1, None));
     let both = |conflict| Steering::new(vec![first.clone(), second.clone()], conflict);
@@ -194,7 +195,15 @@ fn in_parts(model: &Decoder, steering: &Steering, parts: &[usize]) -> Vec<f32> {
 fn parts_forks_rollbacks_and_rows_are_all_the_same() {
     for name in ["llama", "gemma3", "qwen3-q8"] {
         let model = model(name);
-        for schedule in ["constant", "warmup:4", "ramp:1:5", "cosine:6", "decay:2", "pulse:3:0.5", "points:2=1,6=-1"] {
+        for schedule in [
+            "constant",
+            "warmup:4",
+            "ramp:1:5",
+            "cosine:6",
+            "decay:2",
+            "pulse:3:0.5",
+            "points:2=1,6=-1",
+        ] {
             for operation in [Operation::Add, Operation::Clamp, Operation::NormPreserve] {
                 let injection = Injection::new(vectors(1, model.hidden_size()), 2.0)
                     .operation(operation)
@@ -218,7 +227,8 @@ fn parts_forks_rollbacks_and_rows_are_all_the_same() {
 /// As [`in_parts`], as the shorter row of a batch whose rows swap places half-way.
 fn beside_a_longer_row(model: &Decoder, steering: &Steering) -> Vec<f32> {
     let other: Vec<u32> = (1..=18).collect();
-    let tokens: Vec<u32> = [0, 0, 0].into_iter().chain(PROMPT).chain([3, 8, 4, 11, 6, 2, 9, 5, 12]).collect();
+    let tokens: Vec<u32> =
+        [0, 0, 0].into_iter().chain(PROMPT).chain([3, 8, 4, 11, 6, 2, 9, 5, 12]).collect();
     let mut hook = steering.hook(model).unwrap();
     let mut cache: KvCache = model.new_padded_cache(&[3, 0]);
     cache.plan(9);
@@ -245,7 +255,8 @@ fn half_precision_keeps_its_dtype_and_its_norms() {
     // Squares of these overflow half precision.
     let big = Array::from_slice(&vec![500.0_f32; width], &[1, 1, width as i32]);
     let big = big.as_dtype(model.dtype()).unwrap();
-    for operation in [Operation::Add, Operation::NormPreserve, Operation::Ablate, Operation::Rotate] {
+    for operation in [Operation::Add, Operation::NormPreserve, Operation::Ablate, Operation::Rotate]
+    {
         let injection = Injection::new(vectors(1, width), 2.0).operation(operation);
         let mut hook = Steering::from(injection).hook(&model).unwrap();
         let new = hook.apply(POINT, big.clone(), &model.new_cache(1).step(1)).unwrap();

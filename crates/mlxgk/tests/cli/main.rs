@@ -5,3 +5,4 @@
 mod bad_input;
 mod contract;
 mod shared;
+mod steering;

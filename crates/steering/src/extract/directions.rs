@@ -79,7 +79,11 @@ pub struct Direction {
 /// # Errors
 /// When the groups are not of one size, there are fewer than two pairs, rows differ in length or are
 /// not finite, or nothing sets the groups apart.
-pub fn direction(method: Method, positive: &[Vec<f32>], negative: &[Vec<f32>]) -> Result<Direction> {
+pub fn direction(
+    method: Method,
+    positive: &[Vec<f32>],
+    negative: &[Vec<f32>],
+) -> Result<Direction> {
     let differences = differences(positive, negative)?;
     let (mut vector, explained) = match method {
         Method::MeanDiff => (mean(&differences), None),
@@ -258,7 +262,10 @@ fn solve(system: &mut [Vec<f64>], mut right: Vec<f64>) -> Result<Vec<f64>> {
         let base = &done[column];
         for (offset, row) in rest.iter_mut().enumerate() {
             let factor = row[column] / base[column];
-            row[column..].iter_mut().zip(&base[column..]).for_each(|(it, base)| *it -= factor * base);
+            row[column..]
+                .iter_mut()
+                .zip(&base[column..])
+                .for_each(|(it, base)| *it -= factor * base);
             right[column + 1 + offset] -= factor * right[column];
         }
     }
@@ -277,7 +284,8 @@ mod tests {
 
     /// A stream of numbers in -1..1.
     fn noise(state: &mut u64) -> f32 {
-        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        *state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (*state >> 40) as f32 / (1 << 23) as f32 - 1.0
     }
 
@@ -309,9 +317,7 @@ mod tests {
     #[test]
     fn the_methods_differ_where_their_formulas_do() {
         let (positive, negative) = pairs(1.0, 0.8, 3.0);
-        let along = |method, axis| {
-            cosine(&direction(method, &positive, &negative).unwrap(), axis)
-        };
+        let along = |method, axis| cosine(&direction(method, &positive, &negative).unwrap(), axis);
         // What the pairs have in common is the answer of some, and dropped by others.
         assert!(along(Method::MeanDiff, 0) > 0.99);
         assert!(along(Method::PcaDiffUncentered, 0) > 0.99);

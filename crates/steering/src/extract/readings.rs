@@ -56,7 +56,8 @@ impl FromStr for Read {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let wrong = || Error::parameter(format!("{text:?} is neither last, response nor a range A..B"));
+        let wrong =
+            || Error::parameter(format!("{text:?} is neither last, response nor a range A..B"));
         match text {
             "last" => return Ok(Self::Last),
             "response" => return Ok(Self::Response),
@@ -80,7 +81,8 @@ impl Read {
             Self::Range(from, to) => (at(from), to.map_or(end, at)),
         };
         if from < begin || from >= to {
-            let what = format!("there is no token to read: {self} of a response of {}", end - begin);
+            let what =
+                format!("there is no token to read: {self} of a response of {}", end - begin);
             return Err(Error::new(ErrorKind::Pairs, what));
         }
         Ok((from as i32, to as i32))
@@ -110,10 +112,11 @@ pub fn read_pairs(
     let mut readings =
         Readings { positive: vec![Vec::new(); layers], negative: vec![Vec::new(); layers] };
     for (index, pair) in pairs.iter().enumerate() {
-        let sides = [(&mut readings.positive, &pair.positive), (&mut readings.negative, &pair.negative)];
+        let sides =
+            [(&mut readings.positive, &pair.positive), (&mut readings.negative, &pair.negative)];
         for (into, example) in sides {
-            let rows = read_one(model, example, read)
-                .map_err(|it| it.of(format_args!("pair {index}")))?;
+            let rows =
+                read_one(model, example, read).map_err(|it| it.of(format_args!("pair {index}")))?;
             into.iter_mut().zip(rows).for_each(|(layer, row)| layer.push(row));
         }
         progress();
@@ -135,6 +138,7 @@ fn read_one(model: &Decoder, example: &Example, read: Read) -> Result<Vec<Vec<f3
     });
     let means = means.collect::<Result<Vec<Array>, _>>()?;
     let all = concatenate(&means.iter().collect::<Vec<_>>(), 0)?;
-    let values = all.try_as_slice::<f32>().map_err(|e| Error::new(ErrorKind::Run, e.to_string()))?;
+    let values =
+        all.try_as_slice::<f32>().map_err(|e| Error::new(ErrorKind::Run, e.to_string()))?;
     Ok(values.chunks_exact(model.hidden_size()).map(<[f32]>::to_vec).collect())
 }

@@ -57,7 +57,8 @@ impl Readings {
     /// When the share is not in 0..=0.5, or too few pairs are left, or do not differ.
     pub fn extract(&self, method: Method, held_out: f64) -> Result<Extraction> {
         if !(0.0..=0.5).contains(&held_out) {
-            let what = format!("the share of held-out pairs must be from 0 to 0.5, but is {held_out}");
+            let what =
+                format!("the share of held-out pairs must be from 0 to 0.5, but is {held_out}");
             return Err(Error::parameter(what));
         }
         let every = if held_out > 0.0 { (1.0 / held_out).round() as usize } else { usize::MAX };
@@ -105,7 +106,13 @@ impl Readings {
 fn share(comparisons: impl Iterator<Item = (f64, f64)>) -> Option<f64> {
     let (mut wins, mut all) = (0.0, 0.0);
     for (a, b) in comparisons {
-        wins += if a > b { 1.0 } else if a == b { 0.5 } else { 0.0 };
+        wins += if a > b {
+            1.0
+        } else if a == b {
+            0.5
+        } else {
+            0.0
+        };
         all += 1.0;
     }
     (all > 0.0).then_some(wins / all)

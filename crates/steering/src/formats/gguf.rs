@@ -32,7 +32,8 @@ pub(super) fn read(bytes: &[u8]) -> Result<Vec<(String, Vec<f32>)>> {
             ("general.architecture", STRING) => {
                 let architecture = at.string()?;
                 if architecture != "controlvector" {
-                    let what = format!("it is a GGUF file of {architecture:?}, not of a controlvector");
+                    let what =
+                        format!("it is a GGUF file of {architecture:?}, not of a controlvector");
                     return refuse(what);
                 }
             }
@@ -74,10 +75,9 @@ pub(super) fn write(layers: &BTreeMap<usize, &[f32]>, model: &str) -> Vec<u8> {
         out.extend((text.len() as u64).to_le_bytes());
         out.extend(text.as_bytes());
     };
-    for (key, value) in [
-        ("general.architecture", "controlvector"),
-        ("controlvector.model_hint", model),
-    ] {
+    for (key, value) in
+        [("general.architecture", "controlvector"), ("controlvector.model_hint", model)]
+    {
         string(&mut out, key);
         out.extend(STRING.to_le_bytes());
         string(&mut out, value);

@@ -105,7 +105,12 @@ impl Format {
     ///
     /// # Errors
     /// When nothing is left to write, or the file cannot be written.
-    pub fn export(self, vectors: &SteeringVectors, model: &str, path: &Path) -> Result<Vec<HookPoint>> {
+    pub fn export(
+        self,
+        vectors: &SteeringVectors,
+        model: &str,
+        path: &Path,
+    ) -> Result<Vec<HookPoint>> {
         let (kept, left): (Vec<_>, Vec<_>) = vectors.iter().partition(|(point, _)| match point {
             HookPoint::ResidPost(layer) => self != Self::Gguf || *layer > 0,
             _ => false,

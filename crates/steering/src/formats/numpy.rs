@@ -9,7 +9,9 @@ type ArrayOf = (Vec<usize>, Vec<f32>);
 pub(super) fn read_npz(bytes: &[u8]) -> Result<ArrayOf> {
     const END: &[u8] = b"PK\x05\x06";
     let damaged = || refuse("it is a damaged npz file");
-    let Some(end) = bytes.windows(4).rposition(|it| it == END) else { return damaged() };
+    // The end record has 22 bytes.
+    let end = bytes.windows(4).rposition(|it| it == END).filter(|it| it + 22 <= bytes.len());
+    let Some(end) = end else { return damaged() };
     let number = |at: usize, size: usize| -> Option<usize> {
         let bytes = bytes.get(at..at.checked_add(size)?)?;
         Some(bytes.iter().rev().fold(0, |sum, &it| sum << 8 | usize::from(it)))
@@ -53,7 +55,8 @@ pub(super) fn read_npy(bytes: &[u8]) -> Result<ArrayOf> {
     };
     let field = |name: &str| Some(header.split_once(name)?.1.trim_start_matches(['\'', ':', ' ']));
     let shape = field("shape").and_then(|it| it.strip_prefix('(')?.split_once(')'));
-    let (Some(kind), Some((shape, _)), Some(order)) = (field("descr"), shape, field("fortran_order"))
+    let (Some(kind), Some((shape, _)), Some(order)) =
+        (field("descr"), shape, field("fortran_order"))
     else {
         return wrong();
     };
@@ -77,7 +80,10 @@ pub(super) fn read_npy(bytes: &[u8]) -> Result<ArrayOf> {
     };
     let expected = shape.iter().fold(1_usize, |all, &it| all.saturating_mul(it));
     if values.len() != expected {
-        return refuse(format!("its array has {} values where its shape asks for {expected}", values.len()));
+        return refuse(format!(
+            "its array has {} values where its shape asks for {expected}",
+            values.len()
+        ));
     }
     Ok((shape, values))
 }
