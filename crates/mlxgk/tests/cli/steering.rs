@@ -161,7 +161,7 @@ fn validation_prints_a_table_or_a_document() {
     let run = mlxgk(&args);
     assert_eq!(run.status, Some(0), "{}", run.stderr);
     assert_eq!(run.stdout.lines().count(), 5, "{}", run.stdout);
-    assert!(std::fs::read_to_string(page).unwrap().contains("<polyline"));
+    assert!(std::fs::read_to_string(&page).unwrap().contains("<polyline"));
     let run = mlxgk(&[&args[..], &["--format", "json", "--no-controls"]].concat());
     let document: Value = serde_json::from_str(&run.stdout).unwrap();
     assert_eq!(document["cells"].as_array().unwrap().len(), 2);
