@@ -20,24 +20,30 @@ pub(crate) fn attention(
     scale: f32,
     mask: &Mask,
     soft_cap: Option<f32>,
+    fused: bool,
 ) -> Result<Array> {
-    let Some(cap) = soft_cap else {
+    if let (None, true) = (soft_cap, fused) {
         let mask = match mask {
             Mask::None => None,
             Mask::Causal => Some(ScaledDotProductAttentionMask::Causal),
             Mask::Array(it) => Some(ScaledDotProductAttentionMask::Array(it)),
         };
         return scaled_dot_product_attention(queries, keys, values, scale, mask, None::<&Array>);
-    };
+    }
 
+    // The query heads of a group lie behind one another, so that one product per group serves all of
+    // them and reads its keys once.
     let [batch, heads, tokens, dim] = [0, 1, 2, 3].map(|axis| queries.dim(axis));
     let (groups, columns) = (keys.dim(1), keys.dim(2));
+    let group = heads / groups;
     let queries = queries
         .multiply(Array::from_f32(scale).as_dtype(queries.dtype())?)?
-        .reshape(&[batch, groups, heads / groups, tokens, dim])?;
-    let scores = queries.matmul(keys.expand_dims(2)?.swap_axes(-1, -2)?)?;
-    let cap = Array::from_f32(cap).as_dtype(scores.dtype())?;
-    let scores = tanh(scores.divide(&cap)?)?.multiply(&cap)?;
+        .reshape(&[batch, groups, group * tokens, dim])?;
+    let mut scores = queries.matmul(keys.swap_axes(-1, -2)?)?;
+    if let Some(cap) = soft_cap {
+        let cap = Array::from_f32(cap).as_dtype(scores.dtype())?;
+        scores = tanh(scores.divide(&cap)?)?.multiply(&cap)?;
+    }
     let seen = match mask {
         Mask::None => None,
         Mask::Causal => {
@@ -47,13 +53,10 @@ pub(crate) fn attention(
         // [batch or 1, 1, tokens, columns] gains the axis of heads within a group.
         Mask::Array(it) => Some(it.expand_dims(2)?),
     };
-    let scores = match seen {
-        None => scores,
-        Some(seen) => {
-            let banned = Array::from_f32(f32::NEG_INFINITY).as_dtype(scores.dtype())?;
-            select(seen, scores, banned)?
-        }
-    };
-    let weights = softmax_axis(scores, -1, true)?;
-    weights.matmul(values.expand_dims(2)?)?.reshape(&[batch, heads, tokens, dim])
+    if let Some(seen) = seen {
+        let banned = Array::from_f32(f32::NEG_INFINITY).as_dtype(scores.dtype())?;
+        let apart = scores.reshape(&[batch, groups, group, tokens, columns])?;
+        scores = select(seen, apart, banned)?.reshape(&[batch, groups, group * tokens, columns])?;
+    }
+    softmax_axis(scores, -1, true)?.matmul(values)?.reshape(&[batch, heads, tokens, dim])
 }

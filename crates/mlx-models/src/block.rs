@@ -13,11 +13,12 @@ use crate::{
     Result,
     activation::Activation,
     attention::attention,
+    backend,
     config::Dims,
     linear::Linear,
     moe::MixtureOfExperts,
     norm::{NormWeight, RmsNorm},
-    rope::Rope,
+    rope::{Rope, Rotation},
     weights::Weights,
 };
 
@@ -26,10 +27,24 @@ use crate::{
 pub(crate) struct Pass<'a> {
     /// Positions and masks.
     pub(crate) step: &'a Step,
-    /// Whether the sequence exceeds the original context (see [`Rope::forward`]).
+    /// Whether the sequence exceeds the original context (see [`Rope::rotation`]).
     pub(crate) long: bool,
+    /// One per embedding met so far.
+    pub(crate) rotations: Vec<(Rope, Rotation)>,
     /// The caller's cache; a block reads and writes its own layer.
     pub(crate) cache: &'a mut KvCache,
+}
+
+impl Pass<'_> {
+    /// What an embedding does to this pass's tokens; made once for all layers.
+    fn rotation(&mut self, rope: &Rope) -> Result<Rotation> {
+        if let Some((_, rotation)) = self.rotations.iter().find(|(it, _)| it.is(rope)) {
+            return Ok(rotation.clone());
+        }
+        let rotation = rope.rotation(self.step, self.long)?;
+        self.rotations.push((rope.clone(), rotation.clone()));
+        Ok(rotation)
+    }
 }
 
 /// What a family supplies per layer.
@@ -130,6 +145,7 @@ pub(crate) struct SelfAttention {
     head_dim: i32,
     scale: f32,
     soft_cap: Option<f32>,
+    fused: bool,
 }
 
 #[derive(Debug)]
@@ -221,6 +237,7 @@ impl SelfAttention {
             head_dim: dims.head_dim as i32,
             scale: options.scale.unwrap_or_else(|| (dims.head_dim as f32).powf(-0.5)),
             soft_cap: options.soft_cap,
+            fused: backend::has_fused_kernels()?,
         })
     }
 
@@ -237,25 +254,25 @@ impl SelfAttention {
                 (parts[0].clone(), parts[1].clone(), parts[2].clone())
             }
         };
-        // [batch, tokens, heads · dim] to [batch, heads, tokens, dim]
+        // [batch, tokens, heads · dim] to [batch, heads, tokens, dim]; a single token stands there
+        // already
         let heads = |x: &Array, count, norm: Option<&RmsNorm>| {
-            let x = x.reshape(&[batch, tokens, count, self.head_dim])?;
+            let shape = if tokens == 1 { [batch, count, 1] } else { [batch, tokens, count] };
+            let x = x.reshape(&[shape[0], shape[1], shape[2], self.head_dim])?;
             let x = norm.map_or_else(|| Ok(x.clone()), |norm| norm.forward(&x))?;
-            x.transpose_axes(&[0, 2, 1, 3])
+            if tokens == 1 { Ok(x) } else { x.transpose_axes(&[0, 2, 1, 3]) }
         };
-        let positions = pass.step.positions();
-        let rotate = |x: &Array| self.rope.forward(x, positions, pass.long);
+        let rotation = pass.rotation(&self.rope)?;
+        let rotate = |x: &Array| rotation.apply(x);
         let queries = rotate(&heads(&queries, self.heads, self.query_norm.as_ref())?)?;
         let keys = rotate(&heads(&keys, self.kv_heads, self.key_norm.as_ref())?)?;
         let values = heads(&values, self.kv_heads, None)?;
         let (keys, values) = pass.cache.update(layer, &keys, &values)?;
         let mask = pass.step.mask(self.spec)?;
-        let mixed = attention(&queries, &keys, &values, self.scale, mask, self.soft_cap)?;
-        let mixed = mixed.transpose_axes(&[0, 2, 1, 3])?.reshape(&[
-            batch,
-            tokens,
-            self.heads * self.head_dim,
-        ])?;
+        let mixed =
+            attention(&queries, &keys, &values, self.scale, mask, self.soft_cap, self.fused)?;
+        let mixed = if tokens == 1 { mixed } else { mixed.transpose_axes(&[0, 2, 1, 3])? };
+        let mixed = mixed.reshape(&[batch, tokens, self.heads * self.head_dim])?;
         Ok(self.output.forward(&mixed)?)
     }
 }

@@ -274,7 +274,7 @@ impl Decoder {
         hook: &mut dyn ResidualHook,
     ) -> Result<Array> {
         let step = cache.step(tokens.dim(1) as usize).with_tokens(tokens);
-        let mut pass = Pass { step: &step, long, cache };
+        let mut pass = Pass { step: &step, long, cache, rotations: Vec::new() };
         let mut hidden = self.embed(tokens)?;
         for (layer, block) in self.blocks.iter().enumerate() {
             let shape = hidden.shape().to_vec();

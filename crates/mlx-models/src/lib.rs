@@ -19,6 +19,7 @@
 
 mod activation;
 mod attention;
+mod backend;
 mod block;
 mod checkpoint;
 mod components;

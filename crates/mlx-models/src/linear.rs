@@ -7,6 +7,7 @@ use mlx_rs::{
     Array,
     error::Result,
     ops::{addmm, dequantize, gather_mm, gather_qmm, quantized_matmul},
+    transforms::eval,
 };
 
 /// Packed weights as MLX's affine quantization writes them: `w = scale · q + bias` per group.
@@ -25,16 +26,36 @@ pub(crate) struct Packed {
 /// Weights of one product, `[.., out, in]`.
 #[derive(Debug, Clone)]
 pub(crate) enum Weight {
-    /// The transposed view, `[.., in, out]`: made once, because a view costs a graph node each time.
-    Dense(Array),
+    Dense(Transposed),
     Quantized(Packed),
 }
 
 impl Weight {
     pub(crate) fn dense(weight: &Array) -> Result<Self> {
-        let transposed = weight.swap_axes(-1, -2)?;
-        transposed.eval()?;
-        Ok(Self::Dense(transposed))
+        Transposed::new(weight).map(Self::Dense)
+    }
+}
+
+/// Views of a dense weight, made once, because a view costs a graph node each time.
+#[derive(Debug, Clone)]
+pub(crate) struct Transposed {
+    /// `[.., in, out]`.
+    plain: Array,
+    /// `[1, in, out]`: a batch of one row meets it as it is, where MLX would reshape the row to meet
+    /// `plain`, and the product back.
+    single: Option<Array>,
+}
+
+impl Transposed {
+    fn new(weight: &Array) -> Result<Self> {
+        let plain = weight.swap_axes(-1, -2)?;
+        let single = if plain.ndim() == 2 { Some(plain.expand_dims(0)?) } else { None };
+        eval([Some(&plain), single.as_ref()].into_iter().flatten())?;
+        Ok(Self { plain, single })
+    }
+
+    fn of(&self, x: &Array) -> &Array {
+        self.single.as_ref().filter(|_| x.ndim() == 3 && x.dim(0) == 1).unwrap_or(&self.plain)
     }
 }
 
@@ -52,8 +73,8 @@ impl Linear {
 
     pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
         match (&self.weight, &self.bias) {
-            (Weight::Dense(weight), None) => x.matmul(weight),
-            (Weight::Dense(weight), Some(bias)) => addmm(bias, x, weight, None, None),
+            (Weight::Dense(weight), None) => x.matmul(weight.of(x)),
+            (Weight::Dense(weight), Some(bias)) => addmm(bias, x, weight.of(x), None, None),
             (Weight::Quantized(packed), bias) => {
                 let y = packed_matmul(x, packed)?;
                 bias.as_ref().map_or(Ok(y.clone()), |bias| y.add(bias))
@@ -79,7 +100,7 @@ impl Experts {
     /// `[batch, tokens, chosen, 1, out]`.
     pub(crate) fn forward(&self, x: &Array, chosen: &Array) -> Result<Array> {
         match &self.0 {
-            Weight::Dense(weight) => gather_mm(x, weight, None, chosen, false),
+            Weight::Dense(weight) => gather_mm(x, &weight.plain, None, chosen, false),
             Weight::Quantized(it) => gather_qmm(
                 x,
                 &it.weight,
@@ -102,15 +123,14 @@ pub(crate) enum Embedding {
     /// `[vocabulary, hidden]`, and its transposed view for a tied head.
     Dense {
         table: Array,
-        transposed: Array,
+        transposed: Transposed,
     },
     Quantized(Packed),
 }
 
 impl Embedding {
     pub(crate) fn dense(table: Array) -> Result<Self> {
-        let transposed = table.swap_axes(-1, -2)?;
-        transposed.eval()?;
+        let transposed = Transposed::new(&table)?;
         Ok(Self::Dense { table, transposed })
     }
 
@@ -131,7 +151,7 @@ impl Embedding {
     /// The tied head: `x Eᵀ`.
     pub(crate) fn as_linear(&self, x: &Array) -> Result<Array> {
         match self {
-            Self::Dense { transposed, .. } => x.matmul(transposed),
+            Self::Dense { transposed, .. } => x.matmul(transposed.of(x)),
             Self::Quantized(it) => packed_matmul(x, it),
         }
     }

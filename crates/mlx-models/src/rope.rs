@@ -1,36 +1,66 @@
 //! Rotary position embeddings and their scaled variants (HF `modeling_rope_utils`).
 //!
-//! HF's inverse frequencies are computed here in double precision and handed to MLX's kernel as
-//! periods; plain and linearly scaled embeddings take the kernel's own closed form instead.
+//! HF's inverse frequencies are computed here. On a GPU they go to MLX's kernel, as periods. The CPU
+//! backend has no such kernel: it spends 29 graph nodes on every call, a third of a small model's
+//! time. There a step's cosines and sines are tabulated once, as HF does, and shared by all layers.
 
-use std::f64::consts::PI;
+use std::{f64::consts::PI, sync::Arc};
 
 use mlx_rs::{
-    Array,
+    Array, Dtype,
     error::Result as MlxResult,
     fast::{rope, rope_dynamic},
+    ops::{
+        concatenate,
+        indexing::{Ellipsis, IntoStrideBy, TryIndexOp},
+    },
 };
-use mlxgk_kv_cache::Positions;
+use mlxgk_kv_cache::{Positions, Step};
 use serde_json::Value;
 
-use crate::{Result, config::Config};
+use crate::{Result, backend, config::Config};
 
 /// One rotary embedding; layers of one kind share it.
 #[derive(Debug, Clone)]
-pub(crate) struct Rope {
+pub(crate) struct Rope(Arc<Parts>);
+
+#[derive(Debug)]
+struct Parts {
     /// How many leading dimensions of each head are rotated.
-    dims: i32,
+    dims: usize,
+    head_dim: usize,
     frequencies: Frequencies,
-    /// `[head_dim]`: HF's `attention_scaling` on the rotated dimensions, 1 elsewhere.
-    attention_scale: Option<Array>,
+    /// HF's `attention_scaling`, on the rotated dimensions.
+    attention_scale: f32,
+    /// Whether MLX rotates in one kernel.
+    fused: bool,
 }
 
-#[derive(Debug, Clone)]
+/// HF's `inv_freq`, one per pair of dimensions.
+#[derive(Debug)]
 enum Frequencies {
-    /// Periods `1 / inv_freq`, `[dims / 2]`.
-    Periods(Array),
-    /// Phi-3's longrope: other periods once the sequence exceeds the original context.
-    Long { short: Array, long: Array },
+    One(Vec<f32>),
+    /// Phi-3's longrope: others once the sequence exceeds the original context.
+    Long {
+        short: Vec<f32>,
+        long: Vec<f32>,
+    },
+}
+
+/// What one embedding does to the tokens of a step, in every layer.
+#[derive(Debug, Clone)]
+pub(crate) enum Rotation {
+    Kernel {
+        dims: i32,
+        /// `1 / inv_freq`, `[dims / 2]`.
+        periods: Array,
+        positions: Positions,
+        /// `[head_dim]`: the attention scale on the rotated dimensions, 1 elsewhere.
+        scale: Option<Array>,
+    },
+    /// Cosines `[.., tokens, 1, dims / 2]`, and sines with their sign `[.., tokens, 2, dims / 2]`; one
+    /// leading row for all, or one per row of the batch.
+    Table { cos: Array, sin: Array },
 }
 
 /// A rotary embedding's parameters, gathered from the old form (`rope_theta`, `rope_scaling`) or the
@@ -97,8 +127,9 @@ impl Rope {
         // frequency shows in the log-probabilities.
         let plain = |factor: f64| {
             let exponent = |pair: usize| (2 * pair) as f32 / dims as f32;
-            let period = |pair| (parameters.theta as f32).powf(exponent(pair)) * factor as f32;
-            Frequencies::Periods(Array::from_iter((0..dims / 2).map(period), &[dims as i32 / 2]))
+            let inverse =
+                |pair| 1.0 / (parameters.theta as f32).powf(exponent(pair)) / factor as f32;
+            Frequencies::One((0..dims / 2).map(inverse).collect())
         };
         let (frequencies, scale) = match parameters.kind.as_str() {
             "default" => (plain(1.0), 1.0),
@@ -115,49 +146,104 @@ impl Rope {
                 ));
             }
         };
-        let attention_scale = (scale != 1.0).then(|| {
-            let per_dim = |it| if it < dims { scale as f32 } else { 1.0 };
-            Array::from_iter((0..head_dim).map(per_dim), &[head_dim as i32])
-        });
-        Ok(Self { dims: dims as i32, frequencies, attention_scale })
+        let (attention_scale, fused) = (scale as f32, backend::has_fused_kernels()?);
+        Ok(Self(Arc::new(Parts { dims, head_dim, frequencies, attention_scale, fused })))
     }
 
     /// Whether the frequencies change beyond the original context.
     pub(crate) fn is_long(&self) -> bool {
-        matches!(self.frequencies, Frequencies::Long { .. })
+        matches!(self.0.frequencies, Frequencies::Long { .. })
     }
 
-    /// Rotates `x`, `[batch, heads, tokens, head_dim]`, by the tokens' positions. `long` says whether
-    /// the sequence, this step included, exceeds the original context (longrope only).
-    pub(crate) fn forward(&self, x: &Array, positions: &Positions, long: bool) -> MlxResult<Array> {
-        let scaled = match &self.attention_scale {
-            None => None,
-            Some(scale) => Some(x.multiply(scale.as_dtype(x.dtype())?)?),
+    /// Whether the two are one embedding.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// What a step's tokens are rotated by. `long` says whether the sequence, this step included,
+    /// exceeds the original context (longrope only).
+    pub(crate) fn rotation(&self, step: &Step, long: bool) -> MlxResult<Rotation> {
+        let Parts { dims, head_dim, attention_scale, .. } = *self.0;
+        let inverse = match &self.0.frequencies {
+            Frequencies::Long { long: inverse, .. } if long => inverse,
+            Frequencies::One(inverse) | Frequencies::Long { short: inverse, .. } => inverse,
         };
-        let x = scaled.as_ref().unwrap_or(x);
-        let (base, scale, periods) = match &self.frequencies {
-            Frequencies::Periods(periods) => (None, 1.0, Some(periods)),
-            Frequencies::Long { short, long: periods } => {
-                (None, 1.0, Some(if long { periods } else { short }))
+        if self.0.fused {
+            let per_dim = |it| if it < dims { attention_scale } else { 1.0 };
+            return Ok(Rotation::Kernel {
+                dims: dims as i32,
+                periods: Array::from_iter(inverse.iter().map(|it| 1.0 / it), &[dims as i32 / 2]),
+                positions: step.positions().clone(),
+                scale: (attention_scale != 1.0)
+                    .then(|| Array::from_iter((0..head_dim).map(per_dim), &[head_dim as i32])),
+            });
+        }
+        let rows = match step.positions() {
+            Positions::Same(_) => &step.padding()[..1],
+            Positions::PerRow(_) => step.padding(),
+        };
+        let cells = rows.len() * step.count() * dims / 2;
+        let (mut cos, mut sin) = (Vec::with_capacity(cells), Vec::with_capacity(2 * cells));
+        for &padding in rows {
+            for column in step.start()..step.start() + step.count() {
+                let position = column as f32 - padding as f32;
+                let angles = || inverse.iter().map(|it| position * it);
+                cos.extend(angles().map(|it| it.cos() * attention_scale));
+                sin.extend(angles().map(|it| -it.sin() * attention_scale));
+                sin.extend(angles().map(|it| it.sin() * attention_scale));
             }
-        };
-        match positions {
-            Positions::Same(offset) => rope(x, self.dims, false, base, scale, *offset, periods),
-            Positions::PerRow(offsets) => {
-                rope_dynamic(x, self.dims, false, base, scale, offsets, periods)
+        }
+        let shape = |halves| [rows.len(), 1, step.count(), halves, dims / 2].map(|it| it as i32);
+        Ok(Rotation::Table {
+            cos: Array::from_slice(&cos, &shape(1)),
+            sin: Array::from_slice(&sin, &shape(2)),
+        })
+    }
+}
+
+impl Rotation {
+    /// Rotates `x`, `[batch, heads, tokens, head_dim]`.
+    pub(crate) fn apply(&self, x: &Array) -> MlxResult<Array> {
+        match self {
+            Self::Kernel { dims, periods, positions, scale } => {
+                let scaled = scale.as_ref().map(|it| x.multiply(it.as_dtype(x.dtype())?));
+                let scaled = scaled.transpose()?;
+                let x = scaled.as_ref().unwrap_or(x);
+                match positions {
+                    Positions::Same(at) => rope(x, *dims, false, None, 1.0, *at, Some(periods)),
+                    Positions::PerRow(at) => {
+                        rope_dynamic(x, *dims, false, None, 1.0, at, Some(periods))
+                    }
+                }
+            }
+            Self::Table { cos, sin } => {
+                let (head_dim, half) = (x.dim(3), cos.dim(4));
+                if 2 * half == head_dim {
+                    return turn(x, cos, sin);
+                }
+                let turned = turn(&x.try_index((Ellipsis, ..2 * half))?, cos, sin)?;
+                concatenate(&[&turned, &x.try_index((Ellipsis, 2 * half..))?], -1)
             }
         }
     }
 }
 
+/// `x · cos + rotate_half(x) · sin`, with the halves of `x` on an axis of their own: to rotate is to
+/// walk that axis backwards, which copies nothing.
+fn turn(x: &Array, cos: &Array, sin: &Array) -> MlxResult<Array> {
+    let (shape, dtype) = (x.shape(), x.dtype());
+    let half = cos.dim(4);
+    let halves = x.reshape(&[shape[0], shape[1], shape[2], 2, half])?;
+    let swapped = halves.try_index((Ellipsis, (..).stride_by(-1), ..))?;
+    let convert =
+        |it: &Array| if dtype == Dtype::Float32 { Ok(it.clone()) } else { it.as_dtype(dtype) };
+    let turned = halves.multiply(convert(cos)?)?.add(swapped.multiply(convert(sin)?)?)?;
+    turned.reshape(shape)
+}
+
 /// `base^(2i/dims)`: the period over 2π of dimension pair i.
 fn period(theta: f64, dims: usize, pair: usize) -> f64 {
     theta.powf(2.0 * pair as f64 / dims as f64)
-}
-
-fn periods(inverse: impl Iterator<Item = f64>) -> Array {
-    let periods: Vec<f32> = inverse.map(|it| (1.0 / it) as f32).collect();
-    Array::from_slice(&periods, &[periods.len() as i32])
 }
 
 /// Llama 3.1's scaling: long wavelengths are stretched by `factor`, short ones kept, those between
@@ -168,7 +254,7 @@ fn llama3(parameters: &RopeParameters, dims: usize) -> Result<Frequencies> {
     let low = scaling.require("low_freq_factor", Config::f64)?;
     let high = scaling.require("high_freq_factor", Config::f64)?;
     let original = parameters.original as f64;
-    Ok(Frequencies::Periods(periods((0..dims / 2).map(|pair| {
+    let inverse = (0..dims / 2).map(|pair| {
         let inverse = 1.0 / period(theta, dims, pair);
         let wavelength = 2.0 * PI / inverse;
         if wavelength > original / low {
@@ -179,7 +265,8 @@ fn llama3(parameters: &RopeParameters, dims: usize) -> Result<Frequencies> {
             let smooth = (original / wavelength - low) / (high - low);
             (1.0 - smooth) * inverse / factor + smooth * inverse
         }
-    }))))
+    });
+    Ok(Frequencies::One(inverse.map(|it| it as f32).collect()))
 }
 
 /// YaRN (Peng et al., 2023), as HF `_compute_yarn_parameters` reads it.
@@ -209,12 +296,12 @@ fn yarn(parameters: &RopeParameters, dims: usize) -> Result<(Frequencies, f64)> 
     if low == high {
         high += 0.001;
     }
-    let frequencies = periods((0..dims / 2).map(|pair| {
+    let inverse = (0..dims / 2).map(|pair| {
         let extrapolated = 1.0 / period(theta, dims, pair);
         let ramp = ((pair as f64 - low) / (high - low)).clamp(0.0, 1.0);
         extrapolated / factor * ramp + extrapolated * (1.0 - ramp)
-    }));
-    Ok((Frequencies::Periods(frequencies), attention_scale))
+    });
+    Ok((Frequencies::One(inverse.map(|it| it as f32).collect()), attention_scale))
 }
 
 /// LongRoPE (Ding et al., 2024), as HF `_compute_longrope_parameters` reads it.
@@ -229,8 +316,8 @@ fn longrope(parameters: &RopeParameters, dims: usize) -> Result<(Frequencies, f6
             let what = format!("has {} entries, not {}", factors.len(), dims / 2);
             return Err(scaling.error(key, what));
         }
-        let inverse = |(pair, factor)| 1.0 / (factor * period(theta, dims, pair));
-        Ok(periods(factors.into_iter().enumerate().map(inverse)))
+        let inverse = |(pair, factor)| (1.0 / (factor * period(theta, dims, pair))) as f32;
+        Ok(factors.into_iter().enumerate().map(inverse).collect())
     };
     let factor = scaling.positive("factor")?.unwrap_or(parameters.max_positions as f64 / original);
     let attention_scale = match scaling.f64("attention_factor")? {

@@ -216,7 +216,7 @@ impl Weights {
     ) -> Result<RmsNorm> {
         let name = format!("{at}.weight");
         let weight = self.take(&name, &[size])?;
-        RmsNorm::new(weight, eps, stored).map_err(|e| self.failed(&name, &e))
+        RmsNorm::new(weight, eps, stored)
     }
 
     /// The untied head, or `None` where the token table serves. As in HF, a head that is there and
