@@ -1,6 +1,6 @@
 //! A conversation to token ids and an answer's ids to text, with a tokenizer made in memory.
 //!
-//! `cargo run -p mlxgk-tokenizer-bridge --example chat`, or with a model folder as its argument.
+//! `cargo run -p mlxgk-tokenizer-bridge --example template`, or with a model folder as its argument.
 
 use std::io::Write;
 
