@@ -37,6 +37,8 @@ mod decode;
 mod error;
 mod files;
 mod special;
+mod stop_strings;
+mod stop_trim;
 mod tokenizer;
 
 pub use self::chat::{ChatTemplate, Message, RenderOptions};
@@ -45,4 +47,6 @@ pub use self::decode::StreamDecoder;
 pub use self::error::{Error, ErrorKind, Result};
 pub use self::files::Files;
 pub use self::special::{IdSource, SpecialIds};
+pub use self::stop_strings::StopStrings;
+pub use self::stop_trim::StopTrim;
 pub use self::tokenizer::Tokenizer;

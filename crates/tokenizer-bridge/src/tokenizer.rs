@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::models::ModelWrapper;
 use tokenizers::normalizers::precompiled::Precompiled;
-use tokenizers::{AddedToken, DecoderWrapper};
+use tokenizers::{AddedToken, Decoder, DecoderWrapper};
 
 use crate::config::{SpecialTokens, TokenizerConfig};
 use crate::decode::StreamDecoder;
@@ -167,6 +167,16 @@ impl Tokenizer {
         let added = self.inner.get_added_vocabulary();
         let token = added.simple_id_to_token(id).or_else(|| self.inner.id_to_token(id))?;
         Some(token).filter(|token| !skip_special_tokens || !added.is_special_token(token))
+    }
+
+    /// The text of tokens, given as they stand in the vocabulary (`convert_tokens_to_string`).
+    pub(crate) fn join(&self, tokens: Vec<String>) -> Result<String> {
+        match self.inner.get_decoder() {
+            Some(decoder) => {
+                decoder.decode(tokens).map_err(|it| Error::tokenizer("decode the tokens", it))
+            }
+            None => Ok(tokens.join(" ")),
+        }
     }
 
     pub(crate) fn decoder(&self) -> Option<&DecoderWrapper> {

@@ -27,15 +27,14 @@ static BYTES: LazyLock<[Option<u8>; 0x144]> = LazyLock::new(|| {
 
 /// The `ByteLevel` decoder: characters to bytes, bytes to text, bad bytes to `�`.
 #[derive(Debug, Default)]
-pub(super) struct ByteLevel {
+pub(crate) struct ByteLevel {
     /// The bytes of a character that is not complete yet; at most three.
     pending: Vec<u8>,
 }
 
 impl Stage for ByteLevel {
     fn push(&mut self, token: String, out: &mut Vec<String>) -> tokenizers::Result<()> {
-        let byte = |it: char| BYTES.get(it as usize).copied().flatten();
-        match token.chars().map(byte).collect::<Option<Vec<u8>>>() {
+        match Self::bytes(&token) {
             Some(bytes) => self.pending.extend(bytes),
             // An added token with a character outside the alphabet is text already.
             None => self.pending.extend(token.as_bytes()),
@@ -50,6 +49,11 @@ impl Stage for ByteLevel {
 }
 
 impl ByteLevel {
+    /// The bytes a token stands for; `None` where it has a character outside the alphabet.
+    pub(crate) fn bytes(token: &str) -> Option<Vec<u8>> {
+        token.chars().map(|it| BYTES.get(it as usize).copied().flatten()).collect()
+    }
+
     /// The text that no further byte can change.
     fn take_complete(&mut self) -> String {
         let mut text = String::new();

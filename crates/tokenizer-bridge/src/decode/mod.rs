@@ -13,8 +13,9 @@ mod stages;
 
 use tokenizers::DecoderWrapper;
 
-use self::byte_level::ByteLevel;
+pub(crate) use self::byte_level::ByteLevel;
 use self::clean_up::CleanUp;
+pub(crate) use self::stages::byte_of_fallback;
 use self::stages::{
     ByteFallback, Chain, Each, Positional, RepeatsOnce, Rest, Spaced, Stage, StripText, StripToken,
     WordEnd,

@@ -195,6 +195,13 @@ impl Stage for ByteFallback<'_> {
     }
 }
 
+/// The byte that a token like `<0x0A>` stands for.
+pub(crate) fn byte_of_fallback(token: &str) -> Option<u8> {
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    let plain = digits.len() == 2 && digits.bytes().all(|it| it.is_ascii_hexdigit());
+    plain.then(|| u8::from_str_radix(digits, 16).ok()).flatten()
+}
+
 /// Whether the decoder reads the token as a byte. (It takes what `from_str_radix` takes, so `<0x+F>`.)
 fn is_byte(token: &str) -> bool {
     let digits = token.strip_prefix("<0x").and_then(|it| it.strip_suffix('>'));
