@@ -42,7 +42,49 @@ pub(crate) struct Room {
     pub(crate) planned: usize,
 }
 
+/// A buffer on its way into another: it holds `len` columns, which all move by `shift`. Those that
+/// would stand before the first are padding.
+#[derive(Debug)]
+pub(crate) struct Piece<'a> {
+    pub(crate) buffer: &'a Buffer,
+    pub(crate) len: usize,
+    pub(crate) shift: isize,
+}
+
+impl Piece<'_> {
+    /// Where the held columns begin after the move. A buffer that dropped nothing is complete: what
+    /// stands before it is padding.
+    fn first(&self) -> usize {
+        match self.buffer.first {
+            0 => 0,
+            first => first.saturating_add_signed(self.shift),
+        }
+    }
+
+    /// The columns from `from` on after the move, zeros in place of padding that is not held.
+    fn columns(&self, from: usize) -> Result<[Array; 2], Exception> {
+        let filler = 0_usize.saturating_add_signed(self.shift).saturating_sub(from);
+        let own = from.saturating_add_signed(-self.shift);
+        let (keys, values) = self.buffer.columns(own, self.len)?;
+        Ok([prepend(filler, &keys)?, prepend(filler, &values)?])
+    }
+}
+
 impl Buffer {
+    /// The rows of all pieces, as far back as each of them goes, up to column `len`.
+    pub(crate) fn join(pieces: &[Piece<'_>], len: usize) -> Result<Self, Exception> {
+        let first = pieces.iter().map(Piece::first).max().unwrap_or(0);
+        let rows = pieces.iter().map(|it| it.columns(first)).collect::<Result<Vec<_>, _>>()?;
+        let capacity = (len - first).div_ceil(STEP) * STEP;
+        let all = |which: usize| {
+            let parts: Vec<&Array> = rows.iter().map(|it| &it[which]).collect();
+            let rows = concatenate(&parts, 0)?;
+            let none = rows.try_index((.., .., 0..0, ..))?;
+            append(&rows, &none, capacity - (len - first))
+        };
+        Ok(Self { arrays: Some((all(0)?, all(1)?)), first, capacity })
+    }
+
     pub(crate) fn new() -> Self {
         Self { arrays: None, first: 0, capacity: 0 }
     }
@@ -145,4 +187,11 @@ fn append(kept: &Array, new: &Array, room: usize) -> Result<Array, Exception> {
     let dtype: Dtype = new.dtype();
     let zeros = zeros_dtype(&[shape[0], shape[1], room as i32, shape[3]], dtype)?;
     concatenate(&[kept, new, &zeros], 2)
+}
+
+/// `count` columns of zeros, then `columns`.
+fn prepend(count: usize, columns: &Array) -> Result<Array, Exception> {
+    let shape = columns.shape();
+    let zeros = zeros_dtype(&[shape[0], shape[1], count as i32, shape[3]], columns.dtype())?;
+    concatenate(&[&zeros, columns], 2)
 }

@@ -40,13 +40,13 @@ impl LayerSpec {
 /// number of columns.
 #[derive(Debug, Clone)]
 pub struct KvCache {
-    layers: Vec<(LayerSpec, Buffer)>,
-    len: usize,
-    planned: usize,
-    prompt_end: Option<usize>,
-    padding: Vec<usize>,
+    pub(crate) layers: Vec<(LayerSpec, Buffer)>,
+    pub(crate) len: usize,
+    pub(crate) planned: usize,
+    pub(crate) prompt_end: Option<usize>,
+    pub(crate) padding: Vec<usize>,
     least_padding: usize,
-    tokens: Vec<Vec<u32>>,
+    pub(crate) tokens: Vec<Vec<u32>>,
 }
 
 impl KvCache {

@@ -39,6 +39,7 @@
 mod buffer;
 mod cache;
 mod error;
+mod join;
 mod step;
 
 pub use self::cache::{KvCache, LayerSpec};
