@@ -388,6 +388,12 @@ impl Decoder {
         self.dims.max_positions
     }
 
+    /// The length beyond which all of a text is rotated differently (longrope); `None` where length
+    /// changes nothing.
+    pub fn original_context(&self) -> Option<usize> {
+        self.options.original_context
+    }
+
     /// What each layer's cache keeps.
     pub fn layers(&self) -> &[LayerSpec] {
         &self.layers

@@ -31,6 +31,7 @@ mod hooks;
 mod linear;
 mod moe;
 mod norm;
+mod recording;
 mod rope;
 mod weights;
 
@@ -39,4 +40,5 @@ pub use self::decoder::{ComputeDtype, Decoder};
 pub use self::error::{Error, ErrorKind, Result};
 pub use self::families::model_types;
 pub use self::hooks::{Capture, HookPoint, NoHook, ResidualHook};
+pub use self::recording::Recording;
 pub use self::weights::Footprint;
