@@ -6,7 +6,7 @@
 //! iterator with one item per step, so a caller can stream, stop or give up at any token.
 //!
 //! ```
-//! use mlxgk_decoding_strategies::{Decoding, LanguageModel, Result, Rule, Stop};
+//! use mlxgk_decoding_strategies::{Decoding, LanguageModel, Reorder, Result, Rule, Stop};
 //! use mlxgk_logits_processors::ProcessorList;
 //!
 //! /// A model that always wants to say the next number.
@@ -30,6 +30,13 @@
 //!     }
 //! }
 //!
+//! impl Reorder for Counter {
+//!     /// There is one row, and it stays.
+//!     fn reorder(&mut self, _: &[usize]) -> Result<()> {
+//!         Ok(())
+//!     }
+//! }
+//!
 //! # fn main() -> Result<()> {
 //! let mut model = Counter { scores: vec![0.0; 10] };
 //! model.feed(&[2])?;
@@ -45,20 +52,33 @@
 //! # }
 //! ```
 
+mod assisted;
 mod beam;
+mod continuous;
 mod decoding;
 mod error;
+mod guided;
+mod keep;
 mod model;
 mod prompts;
 mod sampling;
 mod score;
 mod session;
+mod stopping;
 
+pub use self::assisted::{
+    Acceptance, AssistantOptions, AssistedDecoding, CandidateGenerator, Candidates, DraftModel,
+    PromptLookup, Schedule, Speculative, Turn,
+};
 pub use self::beam::{Beam, BeamOptions, BeamSearch, EarlyStopping};
-pub use self::decoding::{Decoded, Decoding, FinishReason, Stop};
+pub use self::continuous::{ContinuousBatch, Event, Joining};
+pub use self::decoding::{Decoded, Decoding};
 pub use self::error::{Error, ErrorKind, Result};
+pub use self::guided::Guided;
+pub use self::keep::{Keep, Kept, TokenLogprobs};
 pub use self::model::{LanguageModel, Reorder};
 pub use self::prompts::LeftPadded;
 pub use self::sampling::{Rule, Sampling};
 pub use self::score::score;
 pub use self::session::{DEFAULT_PREFILL_CHUNK, DecoderSession};
+pub use self::stopping::{FinishReason, MaxTime, Stop, Stopping, StoppingCriterion};

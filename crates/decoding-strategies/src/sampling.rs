@@ -1,7 +1,7 @@
 //! How a row's next token is chosen from its processed scores.
 
 use mlxgk_logits_processors::{Context, LogitsProcessor, ProcessorList};
-use mlxgk_samplers::{SamplerChain, Streams, greedy};
+use mlxgk_samplers::{Generator, SamplerChain, Streams, greedy};
 
 use crate::{Error, ErrorKind, Result};
 
@@ -40,7 +40,7 @@ impl Sampling {
         }
     }
 
-    /// Warps a beam's scores in place.
+    /// Warps a row's scores in place, with the first row's warpers.
     pub(crate) fn warp(&mut self, context: &Context<'_>, scores: &mut [f32]) -> Result<()> {
         self.chains[0].warp(scores, self.streams.row(context.row))?;
         Ok(self.after.process(context, scores)?)
@@ -58,15 +58,36 @@ impl Sampling {
     }
 
     fn draw(&mut self, row: usize, context: &Context<'_>, scores: &[f32]) -> Result<u32> {
-        let (chain, stream) = (&mut self.chains[row], self.streams.row(row));
         if self.after.is_empty() {
-            return Ok(chain.sample(scores, stream)?);
+            return Ok(self.chains[row].sample(scores, self.streams.row(row))?);
         }
-        self.scratch.clear();
-        self.scratch.extend_from_slice(scores);
-        chain.warp(&mut self.scratch, stream)?;
-        self.after.process(context, &mut self.scratch)?;
-        Ok(self.plain.sample(&self.scratch, stream)?)
+        let mut warped = std::mem::take(&mut self.scratch);
+        let drawn = self.warp_and_draw(row, context, scores, &mut warped);
+        self.scratch = warped;
+        drawn
+    }
+
+    /// Draws, and leaves in `warped` what the draw was from.
+    fn warp_and_draw(
+        &mut self,
+        row: usize,
+        context: &Context<'_>,
+        scores: &[f32],
+        warped: &mut Vec<f32>,
+    ) -> Result<u32> {
+        let (chain, stream) = (&mut self.chains[row], self.streams.row(row));
+        warped.clear();
+        warped.extend_from_slice(scores);
+        chain.warp(warped, stream)?;
+        self.after.process(context, warped)?;
+        let token = self.plain.sample(warped, stream)?;
+        chain.observe(token);
+        Ok(token)
+    }
+
+    /// The stream of the only row.
+    pub(crate) fn stream(&mut self) -> &mut dyn Generator {
+        self.streams.row(0)
     }
 }
 
@@ -91,6 +112,33 @@ impl Rule {
                 best => Ok(best),
             },
             Self::Sample(sampling) => sampling.draw(row, context, scores),
+        }
+    }
+
+    /// As [`choose`](Self::choose), and leaves in `warped` the scores behind the warpers: what HF
+    /// returns as `scores`.
+    pub(crate) fn choose_keeping(
+        &mut self,
+        row: usize,
+        context: &Context<'_>,
+        scores: &[f32],
+        warped: &mut Vec<f32>,
+    ) -> Result<u32> {
+        match self {
+            Self::Greedy => {
+                warped.clear();
+                warped.extend_from_slice(scores);
+                self.choose(row, context, scores)
+            }
+            Self::Sample(sampling) => sampling.warp_and_draw(row, context, scores, warped),
+        }
+    }
+
+    /// Warps the scores of the only row in place; nothing where nothing is drawn.
+    pub(crate) fn warp(&mut self, context: &Context<'_>, scores: &mut [f32]) -> Result<()> {
+        match self {
+            Self::Greedy => Ok(()),
+            Self::Sample(sampling) => sampling.warp(context, scores),
         }
     }
 

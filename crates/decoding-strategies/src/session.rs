@@ -8,7 +8,7 @@ use mlx_rs::{
 use mlxgk_kv_cache::KvCache;
 use mlxgk_mlx_models::{Decoder, ResidualHook};
 
-use crate::{Error, ErrorKind, LanguageModel, LeftPadded, Reorder, Result};
+use crate::{Error, ErrorKind, LanguageModel, LeftPadded, Reorder, Result, Speculative};
 
 /// Prompt tokens fed per pass where nothing else is asked for (mlx-lm's step).
 pub const DEFAULT_PREFILL_CHUNK: usize = 2048;
@@ -73,6 +73,37 @@ impl<'a> DecoderSession<'a> {
         Ok(Self { model, cache, hook, logits: Pending(logits) })
     }
 
+    /// Feeds one prompt after as much of it as `cache` already holds: what a conversation does, of
+    /// which each turn begins with the ones before.
+    ///
+    /// # Errors
+    /// As [`prefill`](Self::prefill), and when the cache is another model's or has several rows.
+    pub fn resume(
+        model: &'a Decoder,
+        mut cache: KvCache,
+        prompt: &[u32],
+        chunk: usize,
+        hook: &'a mut dyn ResidualHook,
+    ) -> Result<Self> {
+        if cache.batch() != 1 || prompt.is_empty() {
+            let what = "a cache can be gone on with for one row, and one token at least";
+            return Err(Error::new(ErrorKind::Prompt, what));
+        }
+        let same = cache.tokens(0).iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        // The last token is fed in any case, for the scores behind it.
+        let kept = same.min(prompt.len() - 1);
+        let rotated_alike = match model.original_context() {
+            Some(limit) => cache.len() <= limit || kept > limit,
+            None => true,
+        };
+        if !rotated_alike || cache.trim(cache.len() - kept).is_err() {
+            cache.clear();
+        }
+        let rest = &prompt[cache.len()..];
+        cache.plan(prompt.len());
+        Self::extend(model, cache, &[rest], chunk, hook)
+    }
+
     /// Repeats every row `times` in succession, sharing the work done so far.
     ///
     /// # Errors
@@ -91,6 +122,11 @@ impl<'a> DecoderSession<'a> {
         &self.cache
     }
 
+    /// Gives up the cache and the scores of the next token.
+    pub(crate) fn into_state(self) -> (KvCache, Pending) {
+        (self.cache, self.logits)
+    }
+
     /// Gives the cache back to its owner.
     pub fn into_cache(self) -> KvCache {
         self.cache
@@ -101,7 +137,17 @@ impl<'a> DecoderSession<'a> {
 ///
 /// A session can be dropped at any token. A process that ends while MLX's thread is at work runs
 /// into the destructors of MLX and of the BLAS below it, and now and then hangs or crashes there.
-struct Pending(Array);
+#[derive(Debug)]
+pub(crate) struct Pending(pub(crate) Array);
+
+impl Pending {
+    /// The values, once they are there.
+    pub(crate) fn read(&mut self) -> Result<&[f32]> {
+        self.0
+            .try_as_slice()
+            .map_err(|e| Error::new(ErrorKind::Model, format!("the logits cannot be read: {e}")))
+    }
+}
 
 impl Drop for Pending {
     fn drop(&mut self) {
@@ -131,10 +177,7 @@ impl LanguageModel for DecoderSession<'_> {
     }
 
     fn scores(&mut self) -> Result<&[f32]> {
-        self.logits
-            .0
-            .try_as_slice()
-            .map_err(|e| Error::new(ErrorKind::Model, format!("the logits cannot be read: {e}")))
+        self.logits.read()
     }
 }
 
@@ -146,6 +189,46 @@ impl Reorder for DecoderSession<'_> {
         // Not evaluated: where a token is fed next, nobody asks for these scores again.
         self.logits.0 = self.logits.0.take_axis(&indices, 0)?;
         Ok(())
+    }
+}
+
+impl Speculative for DecoderSession<'_> {
+    fn feed_several(&mut self, tokens: &[u32]) -> Result<()> {
+        let hidden = self.model.hidden(&[tokens], &mut self.cache, self.hook)?;
+        self.logits.0 = self.model.logits(&hidden)?.squeeze_axes(&[0])?;
+        Ok(async_eval([&self.logits.0])?)
+    }
+
+    fn roll_back(&mut self, count: usize) -> Result<()> {
+        let Some(left) = self.cache.len().checked_sub(count) else {
+            // The cache says it best.
+            return Ok(self.cache.trim(count)?);
+        };
+        let reads_as_before = match self.model.original_context() {
+            Some(limit) => self.cache.len() <= limit || left > limit,
+            None => true,
+        };
+        if reads_as_before && self.cache.trim(count).is_ok() {
+            return Ok(());
+        }
+        // What would come back into view was dropped, or rotated for a longer text: read it anew.
+        let text = self.cache.tokens(0)[..left].to_vec();
+        let prompt_end = self.cache.prompt_end();
+        self.cache.clear();
+        if let Some(column) = prompt_end {
+            self.cache.set_prompt_end(column);
+        }
+        if !text.is_empty() {
+            self.model.hidden(&[&text], &mut self.cache, self.hook)?;
+        }
+        Ok(())
+    }
+
+    fn room(&self) -> usize {
+        match self.model.original_context() {
+            Some(limit) if self.cache.len() <= limit => limit - self.cache.len(),
+            _ => usize::MAX,
+        }
     }
 }
 

@@ -17,17 +17,7 @@ const NOT_YET: &[Refusal] = &[
     ("num_beam_groups", |it| at_most(it.num_beam_groups, 1), "group beam search"),
     ("use_mtp", |it| off(it.use_mtp), "assisted generation"),
     ("is_assistant", |it| off(it.is_assistant), "assisted generation"),
-    (
-        "prompt_lookup_num_tokens",
-        |it| it.prompt_lookup_num_tokens.is_none(),
-        "prompt lookup decoding",
-    ),
     ("assistant_early_exit", |it| it.assistant_early_exit.is_none(), "assisted generation"),
-    (
-        "assistant_ensemble_weight",
-        |it| it.assistant_ensemble_weight.is_none(),
-        "assisted generation",
-    ),
     ("speculation_type", |it| it.speculation_type.is_none(), "assisted generation"),
     ("dola_layers", |it| it.dola_layers.is_none(), "DoLa"),
     (
@@ -35,14 +25,7 @@ const NOT_YET: &[Refusal] = &[
         |it| it.generation_mode(false) != GenerationMode::ContrastiveSearch,
         "contrastive search",
     ),
-    (
-        "guidance_scale",
-        |it| it.guidance_scale.is_none_or(|scale| scale == 1.0),
-        "classifier-free guidance",
-    ),
     ("token_healing", |it| off(it.token_healing), "token healing"),
-    ("stop_strings", |it| it.stop_strings.is_none(), "stopping at strings"),
-    ("max_time", |it| it.max_time.is_none(), "stopping by time"),
     ("use_cache", |it| it.use_cache != Some(false), "generation without a cache"),
     (
         "cache_implementation",
@@ -52,8 +35,6 @@ const NOT_YET: &[Refusal] = &[
     ("cache_config", |it| it.cache_config.is_none(), "a configurable cache"),
     ("output_attentions", |it| off(it.output_attentions), "returning attention weights"),
     ("output_hidden_states", |it| off(it.output_hidden_states), "returning hidden states"),
-    ("output_scores", |it| off(it.output_scores), "returning scores"),
-    ("output_logits", |it| off(it.output_logits), "returning logits"),
     ("compile_config", |it| it.compile_config.is_none(), "compilation"),
     (
         "continuous_batching_config",

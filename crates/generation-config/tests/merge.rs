@@ -42,10 +42,6 @@ fn the_largest_number_is_no_overflow() {
 fn what_is_missing_is_refused_by_name_and_value() {
     for (kwargs, expected) in [
         (
-            json!({"stop_strings": ["\n", "User:"]}),
-            r#"`stop_strings` is ["\n","User:"], but stopping at strings is not implemented yet"#,
-        ),
-        (
             json!({"penalty_alpha": 0.6}),
             "`penalty_alpha` is 0.6, but contrastive search is not implemented yet",
         ),
@@ -54,16 +50,12 @@ fn what_is_missing_is_refused_by_name_and_value() {
             r#"`cache_implementation` is "static", but this kind of cache is not implemented yet"#,
         ),
         (
-            json!({"guidance_scale": 1.5}),
-            "`guidance_scale` is 1.5, but classifier-free guidance is not implemented yet",
+            json!({"token_healing": true}),
+            "`token_healing` is true, but token healing is not implemented yet",
         ),
         (
             json!({"use_cache": false}),
             "`use_cache` is false, but generation without a cache is not implemented yet",
-        ),
-        (
-            json!({"prompt_lookup_num_tokens": 3}),
-            "`prompt_lookup_num_tokens` is 3, but prompt lookup decoding is not implemented yet",
         ),
     ] {
         let error = from_kwargs(&kwargs).resolve(3, None).unwrap_err();

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use mlxgk_decoding_strategies::{BeamOptions, BeamSearch, EarlyStopping};
+use mlxgk_decoding_strategies::{BeamOptions, BeamSearch, EarlyStopping, Kept};
 use mlxgk_generation_config as fields;
 
 use crate::{
@@ -15,7 +15,7 @@ pub(crate) fn generate(job: Job<'_>) -> Result<Generation> {
     let Job { model, resolved, padded, .. } = job;
     let session = prefill(model, &resolved, &padded, job.copies, job.hook)?;
     let (rows, padding, options) = (padded.rows(), padded.padding(), options(&resolved));
-    let (processors, rule, stop) = (job.processors, job.rule, job.stop);
+    let (processors, rule, stop) = (job.processors, job.rule, job.stopping.stop().clone());
     let mut search = BeamSearch::new(session, rows, padding, processors, rule, stop, options)?;
     search.wait()?;
     let prefilled = Instant::now();
@@ -34,6 +34,7 @@ pub(crate) fn generate(job: Job<'_>) -> Result<Generation> {
                 finish_reason: beam.finish_reason,
                 score: Some(beam.score),
                 beam_indices: Some(beam.beam_indices),
+                kept: Kept::default(),
             })
         })
         .collect::<Result<Vec<_>>>()?;
@@ -43,6 +44,7 @@ pub(crate) fn generate(job: Job<'_>) -> Result<Generation> {
         prefill: prefilled - job.begun,
         decode: end - prefilled,
         warnings: resolved.warnings,
+        acceptance: None,
     })
 }
 

@@ -1,21 +1,22 @@
 //! `generate()`: from a request to sequences, at once or piece by piece.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use mlxgk_decoding_strategies::{
-    DEFAULT_PREFILL_CHUNK, DecoderSession, Decoding, FinishReason, LeftPadded, Rule, Sampling, Stop,
+    Acceptance, DEFAULT_PREFILL_CHUNK, DecoderSession, FinishReason, Keep, Kept, LeftPadded, Rule,
+    Sampling, Stop, Stopping,
 };
-use mlxgk_generation_config::{Resolved, Sources, Warning};
-use mlxgk_logits_processors::{LogitsProcessor, ProcessorList};
+use mlxgk_generation_config::{GenerationMode, Resolved, Sources, Warning};
+use mlxgk_kv_cache::KvCache;
+use mlxgk_logits_processors::{LogitsProcessor, ProcessorList, log_softmax};
 use mlxgk_mlx_models::{NoHook, ResidualHook};
 use mlxgk_samplers::Streams;
-use mlxgk_tokenizer_bridge::StreamDecoder;
 
 use crate::{
-    Error, ErrorKind, Model, Prompt, Request, Result, Seed, beams, text_processors::text_processors,
+    Assistant, Error, ErrorKind, Model, Prompt, Request, Result, Seed, TokenStream, beams,
+    guidance::Guidance,
+    stopping::{criteria, trims},
+    text_processors::text_processors,
 };
 
 /// Far more than any machine runs at once; beyond it lies nothing but a typing error and its
@@ -39,6 +40,32 @@ pub struct Sequence {
     /// HF's `beam_indices`: for each token, the row (prompt · `num_beams` + beam) whose scores it was
     /// chosen from. `None` outside beam search.
     pub beam_indices: Option<Vec<usize>>,
+    /// What else was to be kept of each token: HF's `scores` and `logits`, and log-probabilities.
+    pub kept: Kept,
+}
+
+impl Sequence {
+    /// The score that each token was chosen by, from the [kept](Self::kept) scores: HF's
+    /// `compute_transition_scores`. With `normalize`, its log-probability among them.
+    ///
+    /// `None` where scores were not kept (`output_scores`).
+    ///
+    /// # Errors
+    /// When there is nothing to normalize, because all tokens were banned.
+    pub fn transition_scores(&self, normalize: bool) -> Result<Option<Vec<f32>>> {
+        if self.kept.scores.len() != self.tokens.len() {
+            return Ok(None);
+        }
+        let score = |(scores, &token): (&Vec<f32>, &u32)| {
+            if !normalize {
+                return Ok(scores[token as usize]);
+            }
+            let mut scores = scores.clone();
+            log_softmax(&mut scores)?;
+            Ok(scores[token as usize])
+        };
+        self.kept.scores.iter().zip(&self.tokens).map(score).collect::<Result<_>>().map(Some)
+    }
 }
 
 /// What a request came to.
@@ -54,6 +81,8 @@ pub struct Generation {
     pub decode: Duration,
     /// What is odd about the configuration, as HF would warn.
     pub warnings: Vec<Warning>,
+    /// How well guesses did, where there was an assistant or prompt lookup.
+    pub acceptance: Option<Acceptance>,
 }
 
 impl Generation {
@@ -77,17 +106,6 @@ pub fn generate(model: &Model, request: Request<'_>) -> Result<Generation> {
         piece?;
     }
     stream.finish()
-}
-
-/// One new token as it is made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Piece {
-    /// Index of the sequence in [`Generation::sequences`].
-    pub sequence: usize,
-    /// The token.
-    pub token: u32,
-    /// The text that became certain with it: never half a character, often empty.
-    pub text: String,
 }
 
 /// Starts the request and returns an iterator over its tokens. While the caller handles one, the
@@ -118,14 +136,23 @@ pub(crate) struct Job<'a> {
     pub(crate) copies: usize,
     pub(crate) processors: ProcessorList,
     pub(crate) rule: Rule,
-    pub(crate) stop: Stop,
+    pub(crate) stopping: Stopping,
+    /// Strings that the text is to end before, where it is stopped at them.
+    pub(crate) trimmed: Vec<String>,
+    pub(crate) keep: Keep,
+    /// Whether a hook looks on, for which rows must stay where they are.
+    pub(crate) hooked: bool,
+    pub(crate) assistant: Option<Assistant<'a>>,
+    pub(crate) guidance: Option<Guidance>,
+    pub(crate) cache: Option<KvCache>,
     pub(crate) begun: Instant,
 }
 
 impl<'a> Job<'a> {
-    fn new<'hook: 'a>(model: &'a Model, request: Request<'hook>) -> Result<Self> {
+    pub(crate) fn new<'hook: 'a>(model: &'a Model, request: Request<'hook>) -> Result<Self> {
         let begun = Instant::now();
-        let Request { prompts, overrides, config, processors, seed, hook } = request;
+        let Request { prompts, overrides, config, processors, seed, hook, .. } = request;
+        let hooked = hook.is_some();
         let hook: &'a mut dyn ResidualHook = match hook {
             Some(hook) => hook,
             // A box of nothing: leaking it leaks no memory.
@@ -135,7 +162,9 @@ impl<'a> Job<'a> {
         let sources =
             Sources { kwargs: &overrides, passed: &config, model: model.generation_config() };
         let width = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        let resolved = sources.merge()?.resolve(width, Some(model.decoder().max_positions()))?;
+        let merged = sources.merge()?;
+        let mut resolved = merged.resolve(width, Some(model.decoder().max_positions()))?;
+        resolved.mode = resolved.config.generation_mode(request.assistant.is_some());
         let (copies, field) = if resolved.mode.streams() {
             (resolved.num_return_sequences, "num_return_sequences")
         } else {
@@ -149,51 +178,82 @@ impl<'a> Job<'a> {
             max_new_tokens: resolved.lengths.max_length - width,
             eos: resolved.special_tokens.eos.clone(),
         };
-        let prompt_tokens = prompts.iter().map(Vec::len).collect();
-        Ok(Self {
+        let criteria = criteria(&resolved, model, request.criteria, begun)?;
+        let guidance = Guidance::new(&resolved, model, request.negative_prompts, &padded)?;
+        let job = Self {
             model,
             hook,
-            resolved,
-            prompt_tokens,
+            prompt_tokens: prompts.iter().map(Vec::len).collect(),
             padded,
             pad,
             copies,
             processors,
             rule,
-            stop,
+            stopping: Stopping::new(stop, criteria),
+            trimmed: if request.trim_stop { trims(&resolved) } else { Vec::new() },
+            keep: Keep {
+                scores: resolved.config.output_scores == Some(true),
+                logits: resolved.config.output_logits == Some(true),
+                logprobs: request.logprobs,
+            },
+            hooked,
+            assistant: request.assistant,
+            guidance,
+            cache: request.cache,
             begun,
-        })
+            resolved,
+        };
+        job.check()?;
+        Ok(job)
+    }
+
+    /// What one part of the request refuses of another.
+    fn check(&self) -> Result<()> {
+        let refuse = |what: &str| Err(Error::new(ErrorKind::Request, what));
+        let mode = self.resolved.mode;
+        if mode == GenerationMode::AssistedGeneration {
+            if self.resolved.num_return_sequences > 1 {
+                return refuse(
+                    "`num_return_sequences` has to be 1 with an assistant or prompt lookup",
+                );
+            }
+            if self.padded.rows().len() > 1 {
+                return refuse("an assistant or prompt lookup serves one prompt at a time");
+            }
+            if self.guidance.is_some() {
+                return refuse("`guidance_scale` does not go with an assistant or prompt lookup");
+            }
+        } else if self.assistant.is_some() {
+            return refuse("an assistant helps greedy decoding and sampling only");
+        }
+        let plain =
+            mode.streams() && mode != GenerationMode::AssistedGeneration && self.guidance.is_none();
+        if self.cache.is_some() && !(plain && self.padded.rows().len() * self.copies == 1) {
+            return refuse(
+                "a cache can be gone on with for one prompt and one sequence, without \
+                           beams, guidance or an assistant",
+            );
+        }
+        if !mode.streams() {
+            if self.stopping.has_criteria() {
+                return refuse(
+                    "beams end at end tokens and the length only: leave out stop strings, \
+                               `max_time` and criteria",
+                );
+            }
+            if self.guidance.is_some() {
+                return refuse("`guidance_scale` does not go with beams");
+            }
+            if self.keep != Keep::default() {
+                return refuse("scores, logits and log-probabilities are not kept of beams");
+            }
+        }
+        Ok(())
     }
 
     /// Starts a strategy that hands out its tokens as they are made.
     fn stream(self) -> Result<TokenStream<'a>> {
-        let Self { model, resolved, padded, copies, .. } = self;
-        let session = prefill(model, &resolved, &padded, copies, self.hook)?;
-        let padded = padded.repeat(copies);
-        let decoding = Decoding::new(
-            session,
-            padded.rows(),
-            padded.padding(),
-            self.processors,
-            self.rule,
-            self.stop,
-            self.pad,
-        );
-        let text = (0..padded.rows().len())
-            .map(|_| model.tokenizer().ok().map(|it| it.stream(true)))
-            .collect();
-        Ok(TokenStream {
-            model,
-            decoding,
-            text,
-            ready: VecDeque::new(),
-            copies,
-            prompt_tokens: self.prompt_tokens,
-            warnings: resolved.warnings,
-            begun: self.begun,
-            prefilled: None,
-            done: false,
-        })
+        TokenStream::start(self)
     }
 }
 
@@ -278,144 +338,5 @@ pub(crate) fn text(model: &Model, tokens: &[u32]) -> Result<String> {
     match model.tokenizer() {
         Ok(tokenizer) => Ok(tokenizer.decode(tokens, true)?),
         Err(_) => Ok(String::new()),
-    }
-}
-
-/// A request being served: an iterator over its tokens.
-pub struct TokenStream<'a> {
-    model: &'a Model,
-    decoding: Decoding<DecoderSession<'a>>,
-    text: Vec<Option<StreamDecoder<'a>>>,
-    ready: VecDeque<Piece>,
-    copies: usize,
-    prompt_tokens: Vec<usize>,
-    warnings: Vec<Warning>,
-    begun: Instant,
-    prefilled: Option<Instant>,
-    done: bool,
-}
-
-impl TokenStream<'_> {
-    /// What is odd about the configuration, as HF would warn; known before the first token.
-    pub fn warnings(&self) -> &[Warning] {
-        &self.warnings
-    }
-
-    /// How many sequences the request makes.
-    pub fn sequences(&self) -> usize {
-        self.decoding.rows().len()
-    }
-
-    /// New tokens at most, over all sequences; fewer where a sequence ends early.
-    pub fn most_tokens(&self) -> usize {
-        self.decoding.stop().max_new_tokens.saturating_mul(self.sequences())
-    }
-
-    /// Waits until the prompt has gone through the model; the first call of `next` does so by itself.
-    ///
-    /// # Errors
-    /// When the model fails.
-    pub fn prefill(&mut self) -> Result<()> {
-        if self.prefilled.is_none() {
-            self.decoding.wait()?;
-            self.prefilled = Some(Instant::now());
-        }
-        Ok(())
-    }
-
-    /// The text of `sequence` that its last token left uncertain, such as half a character.
-    fn flush(&mut self, sequence: usize) -> Result<String> {
-        match &mut self.text[sequence] {
-            Some(decoder) => Ok(decoder.flush()?.to_owned()),
-            None => Ok(String::new()),
-        }
-    }
-
-    /// Gathers the sequences. Those that have not ended count as cut off by length.
-    ///
-    /// # Errors
-    /// When the tokens cannot be decoded.
-    pub fn finish(self) -> Result<Generation> {
-        let end = Instant::now();
-        let prefilled = self.prefilled.unwrap_or(end);
-        let (_, rows) = self.decoding.into_parts();
-        let sequences = rows
-            .into_iter()
-            .enumerate()
-            .map(|(index, row)| {
-                let text = text(self.model, &row.tokens)?;
-                Ok(Sequence {
-                    prompt_index: index / self.copies,
-                    tokens: row.tokens,
-                    text,
-                    finish_reason: row.finish_reason.unwrap_or(FinishReason::Length),
-                    score: None,
-                    beam_indices: None,
-                })
-            })
-            .collect::<Result<Vec<_>>>()?;
-        Ok(Generation {
-            sequences,
-            prompt_tokens: self.prompt_tokens,
-            prefill: prefilled - self.begun,
-            decode: end - prefilled,
-            warnings: self.warnings,
-        })
-    }
-
-    fn advance(&mut self) -> Option<Result<()>> {
-        if let Err(e) = self.prefill() {
-            return Some(Err(e));
-        }
-        let step = match self.decoding.next()? {
-            Ok(step) => step,
-            Err(e) => return Some(Err(e.into())),
-        };
-        for (sequence, token) in step.into_iter().enumerate() {
-            let Some(token) = token else { continue };
-            match self.piece(sequence, token) {
-                Ok(piece) => self.ready.push_back(piece),
-                Err(e) => return Some(Err(e)),
-            }
-        }
-        Some(Ok(()))
-    }
-
-    fn piece(&mut self, sequence: usize, token: u32) -> Result<Piece> {
-        let mut text = match &mut self.text[sequence] {
-            Some(decoder) => decoder.push(token)?.to_owned(),
-            None => String::new(),
-        };
-        if self.decoding.rows()[sequence].finish_reason.is_some() {
-            text += &self.flush(sequence)?;
-        }
-        Ok(Piece { sequence, token, text })
-    }
-}
-
-impl Iterator for TokenStream<'_> {
-    type Item = Result<Piece>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        while self.ready.is_empty() {
-            if self.done {
-                return None;
-            }
-            match self.advance() {
-                Some(Ok(())) => {}
-                Some(Err(e)) => {
-                    self.done = true;
-                    return Some(Err(e));
-                }
-                None => self.done = true,
-            }
-        }
-        self.ready.pop_front().map(Ok)
-    }
-}
-
-impl std::fmt::Debug for TokenStream<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TokenStream").field("decoding", &self.decoding).finish_non_exhaustive()
     }
 }

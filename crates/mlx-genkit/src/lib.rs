@@ -1,15 +1,21 @@
 #![doc = include_str!("../README.md")]
 
+mod assistant;
+mod batch;
 mod beams;
 #[cfg(feature = "bundled")]
 mod bundled;
 mod error;
 mod generate;
+mod guidance;
 mod model;
 mod pairs;
 mod prompt;
 mod request;
 mod score;
+mod stopping;
+mod strategy;
+mod stream;
 mod text_processors;
 
 pub use mlx_rs;
@@ -24,15 +30,18 @@ pub use mlxgk_samplers as samplers;
 pub use mlxgk_steering as steering;
 pub use mlxgk_tokenizer_bridge as tokenizer_bridge;
 
-pub use mlxgk_decoding_strategies::FinishReason;
+pub use mlxgk_decoding_strategies::{Acceptance, FinishReason, StoppingCriterion};
 pub use mlxgk_generation_config::GenerationConfig;
-pub use mlxgk_mlx_models::{Capture, ComputeDtype, HookPoint, NoHook, ResidualHook};
+pub use mlxgk_mlx_models::{Capture, ComputeDtype, HookPoint, NoHook, Recording, ResidualHook};
 pub use mlxgk_tokenizer_bridge::Message;
 
+pub use self::assistant::Assistant;
+pub use self::batch::{Batch, BatchPiece};
 pub use self::error::{Error, ErrorKind, Result};
-pub use self::generate::{Generation, Piece, Sequence, TokenStream, generate, stream};
+pub use self::generate::{Generation, Sequence, generate, stream};
 pub use self::model::{Model, load};
 pub use self::pairs::{Contrast, ContrastPair};
 pub use self::prompt::Prompt;
 pub use self::request::{Request, Seed};
 pub use self::score::{Scored, score};
+pub use self::stream::{Piece, TokenStream};

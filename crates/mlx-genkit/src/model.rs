@@ -104,6 +104,11 @@ impl Model {
         })
     }
 
+    /// The tokenizer, for whoever has to own it.
+    pub(crate) fn shared_tokenizer(&self) -> Option<Arc<Tokenizer>> {
+        self.tokenizer.clone()
+    }
+
     /// The tokens as grammars see them, with these end tokens.
     #[cfg(feature = "grammars")]
     pub(crate) fn grammar_vocabulary(&self, eos: &[u32]) -> Result<Vocabulary> {

@@ -1,10 +1,12 @@
 //! What a caller asks for.
 
+use mlxgk_decoding_strategies::StoppingCriterion;
 use mlxgk_generation_config::{GenerationConfig, GenerationMode, Kwargs, Sources};
+use mlxgk_kv_cache::KvCache;
 use mlxgk_logits_processors::LogitsProcessor;
 use mlxgk_mlx_models::ResidualHook;
 
-use crate::{Model, Prompt, Result};
+use crate::{Assistant, Model, Prompt, Result};
 
 /// Where the random numbers of a sampled request come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +35,12 @@ pub struct Request<'a> {
     pub(crate) processors: Vec<Box<dyn LogitsProcessor>>,
     pub(crate) seed: Seed,
     pub(crate) hook: Option<&'a mut dyn ResidualHook>,
+    pub(crate) assistant: Option<Assistant<'a>>,
+    pub(crate) criteria: Vec<Box<dyn StoppingCriterion>>,
+    pub(crate) negative_prompts: Vec<Prompt>,
+    pub(crate) cache: Option<KvCache>,
+    pub(crate) trim_stop: bool,
+    pub(crate) logprobs: Option<usize>,
 }
 
 impl<'a> Request<'a> {
@@ -50,6 +58,12 @@ impl<'a> Request<'a> {
             processors: Vec::new(),
             seed: Seed::random(),
             hook: None,
+            assistant: None,
+            criteria: Vec::new(),
+            negative_prompts: Vec::new(),
+            cache: None,
+            trim_stop: false,
+            logprobs: None,
         }
     }
 
@@ -60,7 +74,7 @@ impl<'a> Request<'a> {
     pub fn mode(&self, model: &Model) -> Result<GenerationMode> {
         let (kwargs, passed) = (&self.overrides, &self.config);
         let sources = Sources { kwargs, passed, model: model.generation_config() };
-        Ok(sources.merge()?.config.generation_mode(false))
+        Ok(sources.merge()?.config.generation_mode(self.assistant.is_some()))
     }
 
     /// The configuration: HF's `generation_config` argument.
@@ -126,6 +140,86 @@ impl<'a> Request<'a> {
     pub fn hook(self, hook: &'a mut dyn ResidualHook) -> Self {
         Self { hook: Some(hook), ..self }
     }
+
+    /// A draft model that guesses ahead (HF's `assistant_model`), for one prompt at a time.
+    ///
+    /// ```
+    /// use mlx_genkit::{ComputeDtype, Model, Request, generate};
+    ///
+    /// let model = Model::bundled(ComputeDtype::Auto)?;
+    /// let alone = generate(&model, Request::new("Once upon a time"))?;
+    /// // A model that assists itself is of no use, but always right.
+    /// let helped = generate(&model, Request::new("Once upon a time").assistant(&model))?;
+    /// assert_eq!(alone.sequences[0].tokens, helped.sequences[0].tokens);
+    /// assert_eq!(helped.acceptance.and_then(|it| it.rate()), Some(1.0));
+    /// # Ok::<(), mlx_genkit::Error>(())
+    /// ```
+    #[must_use]
+    pub fn assistant(self, assistant: impl Into<Assistant<'a>>) -> Self {
+        Self { assistant: Some(assistant.into()), ..self }
+    }
+
+    /// A reason of the caller's own to end a sequence, asked after each token (HF's
+    /// `stopping_criteria`); may be called several times.
+    ///
+    /// ```
+    /// use mlx_genkit::{
+    ///     ComputeDtype, FinishReason, Model, Request, generate, logits_processors::Context,
+    /// };
+    ///
+    /// let model = Model::bundled(ComputeDtype::Auto)?;
+    /// let third = |context: &Context<'_>| context.generated().len() == 3;
+    /// let sequence = &generate(&model, Request::new("Once").stop_when(third))?.sequences[0];
+    /// assert_eq!(sequence.tokens.len(), 3);
+    /// assert_eq!(sequence.finish_reason, FinishReason::Criterion);
+    /// # Ok::<(), mlx_genkit::Error>(())
+    /// ```
+    #[must_use]
+    pub fn stop_when(mut self, criterion: impl StoppingCriterion + 'static) -> Self {
+        self.criteria.push(Box::new(criterion));
+        self
+    }
+
+    /// What `guidance_scale` moves away from (HF's `negative_prompt_ids`): one for all prompts, or
+    /// one for each. Without, it is each prompt's last token.
+    #[must_use]
+    pub fn negative_prompts(self, prompts: impl IntoIterator<Item = Prompt>) -> Self {
+        Self { negative_prompts: prompts.into_iter().collect(), ..self }
+    }
+
+    /// A cache of earlier requests to the same model: as much of the prompt as it holds is not fed
+    /// again. For one prompt, without beams, guidance or an assistant.
+    /// [`TokenStream::finish_with_cache`](crate::TokenStream::finish_with_cache) gives it back.
+    ///
+    /// ```
+    /// use mlx_genkit::{ComputeDtype, Model, Request, stream};
+    ///
+    /// let model = Model::bundled(ComputeDtype::Auto)?;
+    /// let mut cache = model.decoder().new_cache(1);
+    /// for prompt in ["Once upon a time", "Once upon a time, in a land far away"] {
+    ///     let mut stream = stream(&model, Request::new(prompt).cache(cache))?;
+    ///     stream.by_ref().try_for_each(|it| it.map(drop))?;
+    ///     cache = stream.finish_with_cache()?.1;
+    /// }
+    /// # Ok::<(), mlx_genkit::Error>(())
+    /// ```
+    #[must_use]
+    pub fn cache(self, cache: KvCache) -> Self {
+        Self { cache: Some(cache), ..self }
+    }
+
+    /// Ends the text before the stop string. The tokens keep it, as in HF.
+    #[must_use]
+    pub fn trim_stop(self, trim: bool) -> Self {
+        Self { trim_stop: trim, ..self }
+    }
+
+    /// Keeps the log-probability of each token, and of the `top` likeliest, under the model's own
+    /// logits.
+    #[must_use]
+    pub fn logprobs(self, top: usize) -> Self {
+        Self { logprobs: Some(top), ..self }
+    }
 }
 
 impl std::fmt::Debug for Request<'_> {
@@ -137,6 +231,7 @@ impl std::fmt::Debug for Request<'_> {
             .field("processors", &self.processors)
             .field("seed", &self.seed)
             .field("hook", &self.hook.is_some())
-            .finish()
+            .field("assistant", &self.assistant)
+            .finish_non_exhaustive()
     }
 }

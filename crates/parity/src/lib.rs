@@ -4,6 +4,8 @@
 //! and `cargo xtask parity` call the same functions, so there is one reading of every fixture.
 //! The fixture format is described in `fixtures/README.md`.
 
+#[cfg(feature = "generate")]
+pub mod assisted;
 #[cfg(feature = "config")]
 pub mod config;
 #[cfg(any(
@@ -26,6 +28,8 @@ mod report;
 pub mod samplers;
 #[cfg(feature = "steering")]
 pub mod steering;
+#[cfg(feature = "generate")]
+pub mod stopping;
 #[cfg(feature = "templates")]
 pub mod templates;
 

@@ -13,6 +13,8 @@ type Check = fn(&Path) -> Result<Report, String>;
 /// Every area that was compiled in; the folder of an area bears its name.
 const AREAS: &[(&str, Check)] = &[
     #[cfg(feature = "generate")]
+    ("assisted", mlxgk_parity::assisted::check),
+    #[cfg(feature = "generate")]
     ("beams", mlxgk_parity::generate::check),
     #[cfg(feature = "config")]
     ("config", mlxgk_parity::config::check),
@@ -26,6 +28,8 @@ const AREAS: &[(&str, Check)] = &[
     ("samplers", mlxgk_parity::samplers::check),
     #[cfg(feature = "steering")]
     ("steering", mlxgk_parity::steering::check),
+    #[cfg(feature = "generate")]
+    ("stopping", mlxgk_parity::stopping::check),
     #[cfg(feature = "templates")]
     ("templates", mlxgk_parity::templates::check),
 ];

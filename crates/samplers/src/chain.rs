@@ -153,6 +153,15 @@ impl SamplerChain {
         Ok(())
     }
 
+    /// Tells Mirostat which token was drawn from the scores last [warped](Self::warp), where someone
+    /// else drew it. [`sample`](Self::sample) does so by itself.
+    pub fn observe(&mut self, token: u32) {
+        if let Some(Warper::Mirostat(mirostat)) = self.warpers.last_mut() {
+            self.candidates.softmax();
+            mirostat.observe(distribution(&self.candidates).probability(token));
+        }
+    }
+
     /// Forgets the drawn tokens, of which Mirostat alone keeps a memory.
     pub fn reset(&mut self) {
         if let Some(Warper::Mirostat(mirostat)) = self.warpers.last_mut() {

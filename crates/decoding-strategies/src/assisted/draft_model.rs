@@ -1,0 +1,126 @@
+//! Guesses from a smaller model.
+
+use mlxgk_logits_processors::{Context, LogitsProcessor, Stage, torch_math::softmax};
+
+use super::{CandidateGenerator, Candidates, Speculative, Turn};
+use crate::{Result, Rule};
+
+/// How the number of guesses changes with their success (`num_assistant_tokens_schedule`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Schedule {
+    /// It does not.
+    #[default]
+    Constant,
+    /// Two more after a turn in which all stood, one fewer after any other (HF `heuristic` and
+    /// `heuristic_transient`, which differ in what the next request begins with).
+    Heuristic,
+}
+
+/// How a draft model guesses: fields of the draft model's own generation config, as in HF.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AssistantOptions {
+    /// Guesses per turn at most (`num_assistant_tokens`).
+    pub num_tokens: usize,
+    /// How that number changes.
+    pub schedule: Schedule,
+    /// The guess that is less likely than this is a turn's last (`assistant_confidence_threshold`);
+    /// 0 puts no bound.
+    pub confidence_threshold: f64,
+}
+
+impl Default for AssistantOptions {
+    /// HF's defaults.
+    fn default() -> Self {
+        Self { num_tokens: 20, schedule: Schedule::Constant, confidence_threshold: 0.4 }
+    }
+}
+
+/// Guesses what a smaller model with the same vocabulary would say (HF `AssistedCandidateGenerator`).
+#[derive(Debug)]
+pub struct DraftModel<D> {
+    model: D,
+    /// What the model was fed.
+    fed: Vec<u32>,
+    options: AssistantOptions,
+}
+
+impl<D: Speculative> DraftModel<D> {
+    /// A draft model that has been fed `prompt`.
+    pub fn new(model: D, prompt: &[u32], options: AssistantOptions) -> Self {
+        Self { model, fed: prompt.to_vec(), options }
+    }
+
+    /// How it guesses now; the number of guesses follows the schedule.
+    pub fn options(&self) -> AssistantOptions {
+        self.options
+    }
+
+    /// Makes the model's scores those of what follows `text`.
+    fn catch_up(&mut self, text: &[u32]) -> Result<()> {
+        let same = self.fed.iter().zip(text).take_while(|(a, b)| a == b).count();
+        if same == text.len() && same == self.fed.len() {
+            return Ok(());
+        }
+        // At least the last token has to be fed, for the scores behind it.
+        let kept = same.min(text.len() - 1);
+        if kept < self.fed.len() {
+            self.model.roll_back(self.fed.len() - kept)?;
+            self.fed.truncate(kept);
+        }
+        self.feed(&text[kept..])
+    }
+
+    fn feed(&mut self, tokens: &[u32]) -> Result<()> {
+        self.model.feed_several(tokens)?;
+        self.fed.extend_from_slice(tokens);
+        Ok(())
+    }
+}
+
+impl<D: Speculative> CandidateGenerator for DraftModel<D> {
+    fn candidates(&mut self, turn: &Turn<'_>, rule: &mut Rule) -> Result<Candidates> {
+        let most = self.options.num_tokens.min(turn.room).min(turn.checkable);
+        if most == 0 {
+            return Ok(Candidates::default());
+        }
+        self.catch_up(turn.context.tokens)?;
+        let mut text = turn.context.tokens.to_vec();
+        let mut guess = Candidates::default();
+        let (mut warped, mut probs) = (Vec::new(), Vec::new());
+        loop {
+            let all = self.model.scores()?;
+            let mut scores = all[all.len() - turn.vocab_size..].to_vec();
+            let context = Context { tokens: &text, ..turn.context };
+            turn.processors.process(&context, &mut scores)?;
+            // In HF the draft gets the model's list of processors beside its own, and of both lists
+            // whatever stands behind the caller's processors applies: warpers, watermark and
+            // normalisation apply twice.
+            rule.warp(&context, &mut scores)?;
+            for late in turn.processors.iter().filter(|it| it.stage() > Stage::User) {
+                late.process(&context, &mut scores)?;
+            }
+            let token = rule.choose_keeping(0, &context, &scores, &mut warped)?;
+            guess.tokens.push(token);
+            guess.scores.extend_from_slice(&warped);
+            if guess.tokens.len() == most || turn.eos.contains(&token) {
+                return Ok(guess);
+            }
+            if self.options.confidence_threshold > 0.0 {
+                softmax(&warped, &mut probs);
+                if f64::from(probs[token as usize]) < self.options.confidence_threshold {
+                    return Ok(guess);
+                }
+            }
+            text.push(token);
+            self.feed(&[token])?;
+        }
+    }
+
+    fn update(&mut self, guessed: usize, accepted: usize) {
+        if self.options.schedule == Schedule::Heuristic {
+            let count = self.options.num_tokens;
+            self.options.num_tokens =
+                if accepted == guessed { count + 2 } else { count.saturating_sub(1).max(1) };
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Assisted decoding: something cheap guesses several tokens ahead, the model checks them in one pass.
+//!
+//! The pieces: a [`CandidateGenerator`] guesses, [`PromptLookup`] by finding the last words earlier
+//! in the text, [`DraftModel`] by asking a smaller model; [`AssistedDecoding`] checks; a
+//! [`Speculative`] model is one that can take several tokens at once and take them back.
+//!
+//! The outcome is the model's own. Greedily, a guess stands as long as it is what the model would
+//! have said. Drawn from a draft model's distribution `q`, a guess stands with probability
+//! `min(1, p / q)`, and where one falls the token is drawn from the rest of `p` over `q`: so each
+//! token is distributed as `p`, the model's own (Leviathan et al., [Fast inference from transformers
+//! via speculative decoding](https://arxiv.org/abs/2211.17192), algorithm 1).
+
+mod candidates;
+mod decoding;
+mod draft_model;
+mod prompt_lookup;
+mod verdict;
+
+use crate::{LanguageModel, Result};
+
+pub use self::candidates::{CandidateGenerator, Candidates, Turn};
+pub use self::decoding::{Acceptance, AssistedDecoding};
+pub use self::draft_model::{AssistantOptions, DraftModel, Schedule};
+pub use self::prompt_lookup::PromptLookup;
+
+/// A model with one row that takes several tokens at once, and takes them back.
+pub trait Speculative: LanguageModel {
+    /// Appends `tokens` to the row. [`scores`](LanguageModel::scores) then holds one row of scores
+    /// for each of them: what follows it.
+    ///
+    /// # Errors
+    /// When there is no token, one is outside the vocabulary, or the model fails.
+    fn feed_several(&mut self, tokens: &[u32]) -> Result<()>;
+
+    /// Forgets the last `count` tokens, as if they had never been fed. The scores are void until
+    /// something is fed again.
+    ///
+    /// # Errors
+    /// When the model no longer has what would come back into view.
+    fn roll_back(&mut self, count: usize) -> Result<()>;
+
+    /// How many tokens can be fed without changing how earlier ones are read. Most models have no
+    /// such limit; one with longrope reads all of a text anew when it outgrows the original context.
+    fn room(&self) -> usize {
+        usize::MAX
+    }
+}

@@ -1,0 +1,147 @@
+//! When a row ends, and why.
+//!
+//! Two reasons every loop knows: an end token, and the length. All others (a stop string, the clock,
+//! whatever a caller thinks of) are [`StoppingCriterion`]s, asked after each token, row by row. HF's
+//! `StoppingCriteriaList` works alike.
+
+use std::time::{Duration, Instant};
+
+use mlxgk_logits_processors::Context;
+
+use crate::Result;
+
+/// When a row ends, as far as its tokens tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stop {
+    /// New tokens per row, the end token included.
+    pub max_new_tokens: usize,
+    /// Tokens that end a row; they stay in its tokens.
+    pub eos: Vec<u32>,
+}
+
+/// Why a row ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FinishReason {
+    /// An end token was chosen.
+    Eos,
+    /// The row has all the tokens it may have.
+    Length,
+    /// One of the strings to stop at is in the text.
+    StopString,
+    /// The time was up.
+    Time,
+    /// A criterion of the caller's own said so.
+    Criterion,
+}
+
+impl FinishReason {
+    /// The name in the command line's JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Eos => "eos",
+            Self::Length => "length",
+            Self::StopString => "stop_string",
+            Self::Time => "time",
+            Self::Criterion => "criterion",
+        }
+    }
+}
+
+/// A reason to end a row after its newest token.
+///
+/// A closure from a context to `bool` is one; it ends rows as [`FinishReason::Criterion`].
+pub trait StoppingCriterion {
+    /// Why the row ends with the last of `context.tokens`; `None` where it goes on.
+    ///
+    /// Asked once per new token and row, in order, as long as the row has not ended.
+    ///
+    /// # Errors
+    /// When it cannot tell; the error ends the whole batch.
+    fn ends(&mut self, context: &Context<'_>) -> Result<Option<FinishReason>>;
+}
+
+impl<F: FnMut(&Context<'_>) -> bool> StoppingCriterion for F {
+    fn ends(&mut self, context: &Context<'_>) -> Result<Option<FinishReason>> {
+        Ok(self(context).then_some(FinishReason::Criterion))
+    }
+}
+
+/// Ends every row once the time is up (HF `MaxTimeCriteria`). Looked at after a token, so that each
+/// row has at least one.
+#[derive(Debug, Clone, Copy)]
+pub struct MaxTime {
+    begun: Instant,
+    limit: Duration,
+}
+
+impl MaxTime {
+    /// Lets `limit` pass from `begun` on.
+    pub fn new(begun: Instant, limit: Duration) -> Self {
+        Self { begun, limit }
+    }
+}
+
+impl StoppingCriterion for MaxTime {
+    fn ends(&mut self, _: &Context<'_>) -> Result<Option<FinishReason>> {
+        Ok((self.begun.elapsed() > self.limit).then_some(FinishReason::Time))
+    }
+}
+
+/// All the reasons that hold for a batch.
+///
+/// Where several hold at once, the first named is the one reported: the end token, the criteria in
+/// their order, the length.
+pub struct Stopping {
+    stop: Stop,
+    criteria: Vec<Box<dyn StoppingCriterion>>,
+}
+
+impl Stopping {
+    /// The end tokens and the length, and further criteria.
+    pub fn new(stop: Stop, criteria: Vec<Box<dyn StoppingCriterion>>) -> Self {
+        Self { stop, criteria }
+    }
+
+    /// The end tokens and the length.
+    pub fn stop(&self) -> &Stop {
+        &self.stop
+    }
+
+    /// Why the row of `context` ends with its newest token, if it does.
+    ///
+    /// # Errors
+    /// When a criterion cannot tell.
+    pub fn check(&mut self, context: &Context<'_>) -> Result<Option<FinishReason>> {
+        let new = context.generated();
+        if new.last().is_some_and(|it| self.stop.eos.contains(it)) {
+            return Ok(Some(FinishReason::Eos));
+        }
+        for criterion in &mut self.criteria {
+            if let Some(reason) = criterion.ends(context)? {
+                return Ok(Some(reason));
+            }
+        }
+        let full = new.len() >= self.stop.max_new_tokens;
+        Ok(full.then_some(FinishReason::Length))
+    }
+
+    /// Whether there are criteria beyond the end tokens and the length.
+    pub fn has_criteria(&self) -> bool {
+        !self.criteria.is_empty()
+    }
+}
+
+impl From<Stop> for Stopping {
+    fn from(stop: Stop) -> Self {
+        Self::new(stop, Vec::new())
+    }
+}
+
+impl std::fmt::Debug for Stopping {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut it = f.debug_struct("Stopping");
+        it.field("stop", &self.stop).field("criteria", &self.criteria.len());
+        it.finish()
+    }
+}

@@ -1,0 +1,233 @@
+//! Assisted decoding on a table: what is fed, what is taken back, what stands.
+
+#![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
+
+use mlxgk_decoding_strategies::{
+    AssistantOptions, AssistedDecoding, CandidateGenerator, Decoding, DraftModel, Keep,
+    LanguageModel, PromptLookup, Reorder, Result, Rule, Sampling, Schedule, Speculative, Stop,
+};
+use mlxgk_logits_processors::{NoRepeatNGram, ProcessorList};
+use mlxgk_samplers::{SamplerChain, Streams};
+
+const VOCAB: usize = 9;
+
+/// Scores that depend on the last two tokens, and everything that was fed and not taken back.
+struct Table {
+    text: Vec<u32>,
+    scores: Vec<f32>,
+    /// Added to how it weighs tokens, so that two tables disagree now and then.
+    bent: usize,
+}
+
+impl Table {
+    fn new(prompt: &[u32], bent: usize) -> Self {
+        let mut table = Self { text: Vec::new(), scores: Vec::new(), bent };
+        table.feed_several(prompt).unwrap();
+        let last = table.scores.len() - VOCAB;
+        table.scores.drain(..last);
+        table
+    }
+
+    fn row(&self) -> impl Iterator<Item = f32> + use<> {
+        let at = |back: usize| self.text.iter().rev().nth(back).map_or(0, |&it| it as usize);
+        let (one, two, bent) = (at(0), at(1), self.bent);
+        let bend = move |id: usize| if (one + two + id) % 4 == 1 { bent as f32 * 0.5 } else { 0.0 };
+        (0..VOCAB).map(move |id| ((one * 5 + two * 3 + id * 7) % 11) as f32 * 0.4 + bend(id))
+    }
+}
+
+impl LanguageModel for Table {
+    fn vocab_size(&self) -> usize {
+        VOCAB
+    }
+
+    fn feed(&mut self, tokens: &[u32]) -> Result<()> {
+        self.feed_several(tokens)
+    }
+
+    fn scores(&mut self) -> Result<&[f32]> {
+        Ok(&self.scores)
+    }
+}
+
+impl Reorder for Table {
+    fn reorder(&mut self, _: &[usize]) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Speculative for Table {
+    fn feed_several(&mut self, tokens: &[u32]) -> Result<()> {
+        self.scores.clear();
+        for &token in tokens {
+            self.text.push(token);
+            self.scores.extend(self.row());
+        }
+        Ok(())
+    }
+
+    fn roll_back(&mut self, count: usize) -> Result<()> {
+        self.text.truncate(self.text.len() - count);
+        self.scores.clear();
+        Ok(())
+    }
+}
+
+fn stop(eos: &[u32]) -> Stop {
+    Stop { max_new_tokens: 30, eos: eos.to_vec() }
+}
+
+fn rule(seed: Option<u64>) -> Rule {
+    match seed {
+        None => Rule::Greedy,
+        Some(seed) => {
+            let (chain, none) = (SamplerChain::default(), ProcessorList::default());
+            Rule::Sample(Box::new(Sampling::new(&chain, none, Streams::fast(seed, 1), 1)))
+        }
+    }
+}
+
+fn processors(bans: bool) -> ProcessorList {
+    let mut list = ProcessorList::default();
+    if bans {
+        list.push(NoRepeatNGram::new(3).unwrap());
+    }
+    list
+}
+
+fn plain(prompt: &[u32], bans: bool, seed: Option<u64>, eos: &[u32]) -> Vec<u32> {
+    let (table, rows) = (Table::new(prompt, 0), [prompt.to_vec()]);
+    let mut decoding =
+        Decoding::new(table, &rows, &[0], processors(bans), rule(seed), stop(eos), 0);
+    decoding.by_ref().for_each(|it| assert!(it.is_ok()));
+    decoding.rows()[0].tokens.clone()
+}
+
+fn helped<'a>(
+    prompt: &[u32],
+    generator: impl CandidateGenerator + 'a,
+    bans: bool,
+    seed: Option<u64>,
+    eos: &[u32],
+) -> AssistedDecoding<'a, Table> {
+    let (table, generator) = (Table::new(prompt, 0), Box::new(generator));
+    AssistedDecoding::new(table, generator, prompt, processors(bans), rule(seed), stop(eos))
+}
+
+fn draft(prompt: &[u32], bent: usize, num_tokens: usize) -> DraftModel<Table> {
+    let options =
+        AssistantOptions { num_tokens, confidence_threshold: 0.0, ..AssistantOptions::default() };
+    DraftModel::new(Table::new(prompt, bent), prompt, options)
+}
+
+const PROMPT: [u32; 7] = [1, 2, 3, 4, 1, 2, 3];
+
+#[test]
+fn help_changes_nothing_that_is_said() {
+    for (bans, eos) in [(false, vec![]), (true, vec![]), (true, vec![4]), (false, vec![7])] {
+        let alone = plain(&PROMPT, bans, None, &eos);
+        for count in [1, 2, 5, 40] {
+            for bent in [0, 1, 3] {
+                let mut it = helped(&PROMPT, draft(&PROMPT, bent, count), bans, None, &eos);
+                let turns: Vec<Vec<u32>> = it.by_ref().map(|it| it.unwrap()).collect();
+                assert_eq!(turns.concat(), alone, "{count} guesses of a draft bent by {bent}");
+                assert_eq!(it.row().tokens, alone);
+                let acceptance = it.acceptance();
+                assert!(acceptance.accepted <= acceptance.guessed);
+                assert_eq!(acceptance.turns, turns.len());
+                if bent == 0 && count == 5 && eos.is_empty() {
+                    assert_eq!(acceptance.rate(), Some(1.0));
+                }
+                // The model holds what was said, but for the last token, as if it had fed it singly.
+                let (model, _) = it.into_parts();
+                let said = [PROMPT.to_vec(), alone.clone()].concat();
+                assert_eq!(model.text, said[..said.len() - 1]);
+            }
+            let lookup = PromptLookup::new(count, 2).unwrap();
+            let mut it = helped(&PROMPT, lookup, bans, None, &eos);
+            it.by_ref().for_each(|it| assert!(it.is_ok()));
+            assert_eq!(it.row().tokens, alone, "lookup of {count}");
+        }
+    }
+}
+
+#[test]
+fn looked_up_guesses_leave_draws_alone_too() {
+    for seed in 0..8 {
+        let alone = plain(&PROMPT, false, Some(seed), &[]);
+        let mut it = helped(&PROMPT, PromptLookup::new(3, 2).unwrap(), false, Some(seed), &[]);
+        it.by_ref().for_each(|it| assert!(it.is_ok()));
+        assert_eq!(it.row().tokens, alone);
+    }
+}
+
+#[test]
+fn a_draft_leaves_the_distribution_of_draws_as_it_is() {
+    const RUNS: u64 = 4000;
+    let count = |tokens: &mut dyn Iterator<Item = Vec<u32>>| {
+        let mut counts = [[0.0_f64; VOCAB]; 3];
+        for row in tokens {
+            for (at, counts) in counts.iter_mut().enumerate() {
+                counts[row[at] as usize] += 1.0 / RUNS as f64;
+            }
+        }
+        counts
+    };
+    let short = || Stop { max_new_tokens: 3, eos: vec![] };
+    let alone = count(&mut (0..RUNS).map(|seed| {
+        let (table, rows) = (Table::new(&PROMPT, 0), [PROMPT.to_vec()]);
+        let none = ProcessorList::default();
+        let mut it = Decoding::new(table, &rows, &[0], none, rule(Some(seed)), short(), 0);
+        it.by_ref().for_each(|it| assert!(it.is_ok()));
+        it.rows()[0].tokens.clone()
+    }));
+    let with = count(&mut (0..RUNS).map(|seed| {
+        let (table, helper) = (Table::new(&PROMPT, 0), Box::new(draft(&PROMPT, 3, 2)));
+        let none = ProcessorList::default();
+        let seed = rule(Some(seed + RUNS));
+        let mut it = AssistedDecoding::new(table, helper, &PROMPT, none, seed, short());
+        it.by_ref().for_each(|it| assert!(it.is_ok()));
+        it.row().tokens.clone()
+    }));
+    for (alone, with) in alone.iter().flatten().zip(with.iter().flatten()) {
+        // Four standard deviations of the difference of two shares of one half.
+        assert!((alone - with).abs() < 4.0 * (0.5 / RUNS as f64).sqrt(), "{alone} and {with}");
+    }
+}
+
+#[test]
+fn schedules_and_confidence() {
+    let mut options = AssistantOptions {
+        num_tokens: 3,
+        schedule: Schedule::Heuristic,
+        confidence_threshold: 0.0,
+    };
+    let mut model = DraftModel::new(Table::new(&PROMPT, 0), &PROMPT, options);
+    model.update(3, 3);
+    assert_eq!(model.options().num_tokens, 5);
+    (0..9).for_each(|_| model.update(5, 1));
+    assert_eq!(model.options().num_tokens, 1);
+    // Certainty that no guess has: each turn's first is its last.
+    options = AssistantOptions { confidence_threshold: 1.1, ..AssistantOptions::default() };
+    let model = DraftModel::new(Table::new(&PROMPT, 0), &PROMPT, options);
+    let mut it = helped(&PROMPT, model, false, None, &[]);
+    it.by_ref().for_each(|it| assert!(it.unwrap().len() <= 2));
+}
+
+#[test]
+fn what_is_kept_is_what_plain_decoding_keeps() {
+    let keep = Keep { scores: true, logits: true, logprobs: Some(2) };
+    let (table, rows) = (Table::new(&PROMPT, 0), [PROMPT.to_vec()]);
+    let mut alone =
+        Decoding::new(table, &rows, &[0], processors(true), Rule::Greedy, stop(&[]), 0).keep(keep);
+    alone.by_ref().for_each(|it| assert!(it.is_ok()));
+    let mut with = helped(&PROMPT, draft(&PROMPT, 1, 4), true, None, &[]).keep(keep);
+    with.by_ref().for_each(|it| assert!(it.is_ok()));
+    assert_eq!(with.row().kept, alone.rows()[0].kept);
+    let kept = &with.row().kept;
+    for (token, entry) in with.row().tokens.iter().zip(&kept.logprobs) {
+        assert_eq!(entry.token, *token);
+        assert!(entry.top.len() == 2 && entry.top[0].1 >= entry.top[1].1);
+        assert!(entry.logprob <= entry.top[0].1);
+    }
+}

@@ -1,0 +1,215 @@
+//! Helpers on every family: they change how fast something is said, never what.
+
+#![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
+
+use std::path::Path;
+
+use mlx_genkit::{
+    Assistant, ComputeDtype, ErrorKind, Generation, GenerationConfig, HookPoint, Model, Prompt,
+    Recording, Request, Seed, generate, generation_config::OneOrMany, load,
+    logits_processors::Context, stream,
+};
+
+const FAMILIES: [&str; 10] = [
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "qwen3-moe",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "phi3-longrope-5x",
+];
+
+fn tiny(name: &str) -> Model {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name);
+    load(folder, ComputeDtype::Float32).unwrap()
+}
+
+fn family(name: &str) -> Model {
+    tiny(&format!("models/{name}"))
+}
+
+fn greedy(count: usize) -> GenerationConfig {
+    GenerationConfig {
+        max_new_tokens: Some(count),
+        do_sample: Some(false),
+        eos_token_id: Some(OneOrMany::Many(Vec::new())),
+        ..GenerationConfig::default()
+    }
+}
+
+/// 14 ids, of which the last four occurred before.
+fn prompt() -> Vec<u32> {
+    vec![11, 48, 85, 122, 9, 46, 83, 120, 7, 44, 11, 48, 85, 122]
+}
+
+fn request<'a>(config: GenerationConfig) -> Request<'a> {
+    Request::new(prompt()).config(config).seed(Seed::Fast(4))
+}
+
+fn tokens(generation: &Generation) -> &[u32] {
+    &generation.sequences[0].tokens
+}
+
+#[test]
+fn greedy_tokens_are_the_same_with_help_and_without() {
+    for name in FAMILIES {
+        let model = family(name);
+        let alone = generate(&model, request(greedy(40))).unwrap();
+        let options = GenerationConfig {
+            num_assistant_tokens: Some(7),
+            assistant_confidence_threshold: Some(0.0),
+            ..GenerationConfig::default()
+        };
+        let helper = Assistant::new(&model).config(options);
+        let helped = generate(&model, request(greedy(40)).assistant(helper)).unwrap();
+        assert_eq!(tokens(&helped), tokens(&alone), "{name} with a draft");
+        let acceptance = helped.acceptance.unwrap();
+        assert_eq!(acceptance.accepted, acceptance.guessed, "{name}");
+        let lookup = GenerationConfig { prompt_lookup_num_tokens: Some(5), ..greedy(40) };
+        let helped = generate(&model, request(lookup)).unwrap();
+        assert_eq!(tokens(&helped), tokens(&alone), "{name} with prompt lookup");
+    }
+}
+
+#[test]
+fn a_poor_draft_changes_nothing_either() {
+    for (name, draft) in [("llama", "assisted/llama-draft"), ("gemma3", "assisted/gemma3-draft")] {
+        let (model, draft) = (family(name), tiny(draft));
+        let alone = generate(&model, request(greedy(60))).unwrap();
+        for count in [1, 3, 20, 70] {
+            let options = GenerationConfig {
+                num_assistant_tokens: Some(count),
+                num_assistant_tokens_schedule: Some("heuristic".to_owned()),
+                assistant_confidence_threshold: Some(0.0),
+                ..GenerationConfig::default()
+            };
+            let helper = Assistant::new(&draft).config(options);
+            let helped = generate(&model, request(greedy(60)).assistant(helper)).unwrap();
+            assert_eq!(tokens(&helped), tokens(&alone), "{name}, {count} guesses");
+            let acceptance = helped.acceptance.unwrap();
+            assert!(acceptance.accepted < acceptance.guessed, "{name}: a draft without faults");
+        }
+    }
+}
+
+#[test]
+fn a_hook_steers_the_checked_guesses_too() {
+    let model = family("gemma3");
+    let mut alone = Recording::new([HookPoint::ResidPost(1), HookPoint::FinalNorm]);
+    let plain = generate(&model, request(greedy(20)).hook(&mut alone)).unwrap();
+    let mut helped = Recording::new([HookPoint::ResidPost(1), HookPoint::FinalNorm]);
+    let lookup = GenerationConfig { prompt_lookup_num_tokens: Some(4), ..greedy(20) };
+    let with = generate(&model, request(lookup).hook(&mut helped)).unwrap();
+    assert_eq!(tokens(&plain), tokens(&with));
+    for point in [HookPoint::ResidPost(1), HookPoint::FinalNorm] {
+        let values = |it: &Recording| {
+            let states = it.states(point).unwrap().unwrap();
+            assert_eq!(states.shape(), [1, 33, model.decoder().hidden_size() as i32]);
+            states.try_as_slice::<f32>().unwrap().to_vec()
+        };
+        let (alone, helped) = (values(&alone), values(&helped));
+        let worst = alone.iter().zip(&helped).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 1e-3, "{worst}");
+    }
+    assert!(alone.states(HookPoint::ResidPre(0)).unwrap().is_none());
+}
+
+#[test]
+fn a_cache_goes_on_where_it_was_left() {
+    for name in FAMILIES {
+        let model = family(name);
+        let mut cache = model.decoder().new_cache(1);
+        let mut text = prompt();
+        for turn in 0..3 {
+            let config = greedy(9);
+            let whole = Request::new(text.clone()).config(config.clone());
+            let whole = generate(&model, whole).unwrap();
+            let request = Request::new(text.clone()).config(config).cache(cache);
+            let mut stream = stream(&model, request).unwrap();
+            stream.by_ref().for_each(|it| assert!(it.is_ok()));
+            let (generation, left) = stream.finish_with_cache().unwrap();
+            assert_eq!(tokens(&generation), tokens(&whole), "{name}, turn {turn}");
+            assert_eq!(left.len(), text.len() + 8);
+            cache = left;
+            // The second turn takes back a part of what was said.
+            text.extend(&tokens(&whole)[..if turn == 0 { 9 } else { 4 }]);
+            text.extend([9, 10]);
+        }
+    }
+}
+
+#[test]
+fn guidance_of_a_row_does_not_depend_on_its_neighbours() {
+    let model = family("qwen3");
+    let config = || GenerationConfig { guidance_scale: Some(1.7), ..greedy(12) };
+    let prompts = [prompt(), vec![5, 6, 7]];
+    let batch = Request::batch(prompts.clone().map(Prompt::from)).config(config());
+    let batch = generate(&model, batch).unwrap();
+    for (prompt, sequence) in prompts.iter().zip(&batch.sequences) {
+        let alone = generate(&model, Request::new(prompt.clone()).config(config())).unwrap();
+        assert_eq!(tokens(&alone), sequence.tokens);
+        let plain = generate(&model, Request::new(prompt.clone()).config(greedy(12))).unwrap();
+        assert_ne!(tokens(&plain), sequence.tokens);
+    }
+}
+
+#[test]
+fn kept_scores_and_logprobs_belong_to_the_tokens() {
+    let model = family("llama");
+    let config =
+        GenerationConfig { output_scores: Some(true), repetition_penalty: Some(1.3), ..greedy(10) };
+    let generation = generate(&model, request(config).logprobs(3)).unwrap();
+    let sequence = &generation.sequences[0];
+    let scores = sequence.transition_scores(false).unwrap().unwrap();
+    assert_eq!(scores.len(), 10);
+    for (at, kept) in sequence.kept.scores.iter().enumerate() {
+        assert_eq!(kept.iter().copied().fold(f32::NEG_INFINITY, f32::max), scores[at]);
+    }
+    for entry in &sequence.kept.logprobs {
+        assert_eq!(entry.top.len(), 3);
+        assert!(entry.logprob <= entry.top[0].1);
+    }
+    assert!(sequence.kept.logits.is_empty());
+    let bare = generate(&model, request(greedy(2))).unwrap();
+    assert_eq!(bare.sequences[0].transition_scores(true).unwrap(), None);
+}
+
+#[track_caller]
+fn check_refused(request: Request<'_>, words: &str) {
+    let error = generate(&family("llama"), request).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Request, "{error}");
+    assert!(error.to_string().contains(words), "{words:?} is not in: {error}");
+}
+
+#[test]
+fn what_does_not_go_together_is_refused() {
+    let (same, other) = (family("llama"), family("qwen3"));
+    let lookup = |more| GenerationConfig { prompt_lookup_num_tokens: Some(3), ..more };
+    let default = GenerationConfig::default;
+    check_refused(request(greedy(4)).assistant(&other), "its vocabulary has 181 tokens, not 151");
+    let two = Request::batch([prompt().into(), vec![5].into()]);
+    check_refused(two.assistant(&same), "one prompt at a time");
+    let several =
+        GenerationConfig { do_sample: Some(true), num_return_sequences: Some(2), ..greedy(4) };
+    check_refused(request(several.clone()).assistant(&same), "`num_return_sequences`");
+    check_refused(request(lookup(several)), "`num_return_sequences`");
+    let beams = GenerationConfig { num_beams: Some(2), ..greedy(4) };
+    check_refused(request(beams.clone()).assistant(&same), "greedy decoding and sampling");
+    let weight = GenerationConfig { assistant_ensemble_weight: Some(0.5), ..greedy(4) };
+    check_refused(request(lookup(weight)), "`assistant_ensemble_weight`");
+    let guided = GenerationConfig { guidance_scale: Some(2.0), ..greedy(4) };
+    check_refused(request(lookup(guided.clone())), "`guidance_scale`");
+    check_refused(request(guided).cache(same.decoder().new_cache(1)), "a cache");
+    check_refused(request(greedy(4)).negative_prompts([vec![5].into()]), "`guidance_scale`");
+    check_refused(request(beams).stop_when(|_: &Context<'_>| true), "beams end at end tokens");
+    let schedule = GenerationConfig {
+        num_assistant_tokens_schedule: Some("sometimes".to_owned()),
+        ..default()
+    };
+    let helper = Assistant::new(&same).config(schedule);
+    check_refused(request(greedy(4)).assistant(helper), "`num_assistant_tokens_schedule`");
+}

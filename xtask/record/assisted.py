@@ -1,0 +1,194 @@
+"""Area `assisted`: what `model.generate` returns with a draft model, prompt lookup or guidance.
+
+Cases are made as in the area `generate`, and drawn again for the same reasons. Besides the tokens
+they hold what `compute_transition_scores` makes of the scores, and the logits of the chosen tokens.
+Where a case names a draft model, it is the model itself or a copy with noise on its weights, which
+some guesses fail by.
+"""
+
+import contextlib
+import pathlib
+import shutil
+
+import numpy
+import torch
+from transformers import GenerationConfig
+from transformers.utils import logging
+
+import _fixture
+import _tiny
+import models
+from generate import ATTEMPTS, EXPERT_GAP, GREEDY, MODELS, SAMPLE, noisy
+
+NEW_TOKENS = 28
+# Models with a noisy copy: full attention, sliding windows. The noise is a share of each tensor's
+# spread.
+DRAFTS = {"llama": 0.12, "gemma3": 0.1}
+EVERY, LOOKUP = {"num_assistant_tokens": 5, "assistant_confidence_threshold": 0.0}, {"prompt_lookup_num_tokens": 4}
+# transformers' own cache of longrope goes wrong when a checked guess crosses the original context.
+LONGROPE = "phi3-longrope-5x"
+
+# Name, the prompt's kind, the config given the ids of a plain run, and the draft model's config.
+CASES = (
+    ("lookup", "repetitive", lambda said: {**GREEDY, **LOOKUP}, None),
+    ("lookup, three tokens matched", "repetitive", lambda said: {
+        **GREEDY, "prompt_lookup_num_tokens": 7, "max_matching_ngram_size": 3}, None),
+    ("lookup, penalties, end token", "repetitive", lambda said: {
+        **GREEDY, **LOOKUP, "repetition_penalty": 1.2, "no_repeat_ngram_size": 4, "eos_token_id": said[19],
+        "pad_token_id": 0}, None),
+    ("lookup, bans", "repetitive", lambda said: {
+        **GREEDY, **LOOKUP, "suppress_tokens": [said[2], said[6]], "min_new_tokens": 9, "eos_token_id": said[4],
+        "pad_token_id": 0}, None),
+    ("lookup, drawn", "repetitive", lambda said: {**SAMPLE, **LOOKUP, "temperature": 0.4, "top_p": 1.0}, None),
+    ("lookup, drawn from few", "repetitive", lambda said: {
+        **SAMPLE, **LOOKUP, "top_k": 4, "top_p": 1.0, "min_p": 0.05, "temperature": 0.7, "repetition_penalty": 1.1}, None),
+    ("draft", "random", lambda said: {**GREEDY}, EVERY),
+    ("draft, default settings", "random", lambda said: {**GREEDY}, {}),
+    ("draft, heuristic schedule", "random", lambda said: {**GREEDY}, {
+        **EVERY, "num_assistant_tokens": 3, "num_assistant_tokens_schedule": "heuristic"}),
+    ("draft, penalties, end token", "random", lambda said: {
+        **GREEDY, "repetition_penalty": 1.3, "no_repeat_ngram_size": 3, "eos_token_id": [said[15]], "pad_token_id": 0},
+     EVERY),
+    ("draft, drawn", "random", lambda said: {**SAMPLE, "top_k": 0}, EVERY),
+    ("draft, drawn, warm", "random", lambda said: {**SAMPLE, "temperature": 1.5, "top_k": 20}, EVERY),
+    ("draft, drawn, cool", "random", lambda said: {**SAMPLE, "temperature": 0.6, "top_p": 0.9}, EVERY),
+    ("draft, drawn while sure", "random", lambda said: {**SAMPLE, "temperature": 0.5}, {
+        "num_assistant_tokens": 6, "assistant_confidence_threshold": 0.5}),
+    ("draft, drawn, heuristic", "random", lambda said: {**SAMPLE, "temperature": 1.3, "top_k": 10}, {
+        **EVERY, "num_assistant_tokens": 2, "num_assistant_tokens_schedule": "heuristic"}),
+    ("draft, drawn, processors", "random", lambda said: {
+        **SAMPLE, "temperature": 1.2, "repetition_penalty": 1.2, "no_repeat_ngram_size": 2, "min_new_tokens": 12,
+        "eos_token_id": [said[5], said[9]], "pad_token_id": 0, "renormalize_logits": True}, EVERY),
+    ("draft, drawn, with a say", "random", lambda said: {
+        **SAMPLE, "temperature": 1.5, "top_k": 0, "assistant_ensemble_weight": 0.5}, EVERY),
+    ("guidance", "random", lambda said: {**GREEDY, "guidance_scale": 1.8}, None),
+    ("guidance below one", "random", lambda said: {**GREEDY, "guidance_scale": 0.4, "repetition_penalty": 1.2}, None),
+    ("guidance, drawn", "random", lambda said: {**SAMPLE, "guidance_scale": 1.5, "temperature": 1.3}, None),
+    ("guidance, batch", "batch", lambda said: {
+        **SAMPLE, "guidance_scale": 1.3, "eos_token_id": [said[11], said[40]], "pad_token_id": 0}, None),
+    ("negative prompt", "negative", lambda said: {**GREEDY, "guidance_scale": 2.0}, None),
+    ("scores, greedy", "random", lambda said: {
+        **GREEDY, "repetition_penalty": 1.2, "eos_token_id": [said[18]], "pad_token_id": 0}, None),
+    ("scores, drawn", "batch", lambda said: {
+        **SAMPLE, "temperature": 1.4, "top_k": 12, "top_p": 0.95, "eos_token_id": [said[15], said[44]],
+        "pad_token_id": 0}, None),
+)  # fmt: skip
+# Cases whose tokens a helper must leave as they are.
+FAITHFUL = ("lookup", "draft")
+
+
+def record(out: pathlib.Path) -> None:
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    folder = out.parent / "models"
+    for name in MODELS:
+        model = _tiny.load(folder / name)
+        draft, assistant = _tiny.load(folder / name), f"../models/{name}"
+        if name in DRAFTS:
+            draft, assistant = noisy_copy(folder / name, out / f"{name}-draft", DRAFTS[name]), f"{name}-draft"
+        wanted = [it for it in CASES if name != LONGROPE or it[0].startswith("scores")]
+        recorded = {
+            "made_by": _fixture.made_by("torch", "transformers"),
+            "model": f"../models/{name}",
+            "assistant": assistant,
+            "cases": [record_case(model, draft, index, *case) for index, case in enumerate(wanted)],
+        }
+        _fixture.write_json(out / f"{name}.json", recorded, lines_to=2)
+
+
+def noisy_copy(source: pathlib.Path, folder: pathlib.Path, share: float):
+    """A draft model: the weights of another with noise, in half the bytes."""
+    model, rng = _tiny.load(source), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.add_(torch.randn(weight.shape, generator=rng) * weight.std() * share)
+    shutil.rmtree(folder, ignore_errors=True)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    return _tiny.load(folder)
+
+
+def record_case(model, draft, index: int, name: str, *case) -> dict:
+    for attempt in range(ATTEMPTS):
+        try:
+            return try_case(model, draft, [77, index, attempt], name, *case)
+        except models.TooClose as reason:
+            last = reason
+    raise SystemExit(f"{model.config.model_type}, {name}: {last}, {ATTEMPTS} times")
+
+
+def draw_prompts(rng, kind: str, vocab: int) -> tuple[list[list[int]], list[list[int]] | None]:
+    ids = lambda length: rng.integers(3, vocab, length).tolist()
+    if kind == "repetitive":
+        part = ids(5)
+        return [ids(3) + part + ids(2) + part + part[:3]], None
+    if kind == "batch":
+        return [ids(5), ids(17), ids(11)], None
+    return [ids(13)], [ids(7)] if kind == "negative" else None
+
+
+def try_case(model, draft, draw: list[int], name: str, kind: str, config_of, assistant: dict | None) -> dict:
+    rng = numpy.random.default_rng(draw)
+    prompts, negative = draw_prompts(rng, kind, model.config.vocab_size)
+    seed = int(rng.integers(0, 2**32))
+    plain_of = GREEDY if not config_of([1] * 99)["do_sample"] else SAMPLE
+    plain = generate(model, prompts, seed, {**plain_of, "max_new_tokens": NEW_TOKENS})
+    said = [token for row in plain["tokens"] for token in row]
+    config = {"max_new_tokens": NEW_TOKENS, **config_of(said)}
+    helper = None if assistant is None else (draft, assistant)
+    with models.expert_gaps() as gaps:
+        case = generate(model, prompts, seed, config, helper, negative)
+    if gaps and min(gaps) < EXPERT_GAP:
+        raise models.TooClose("two experts too near")
+    with contextlib.ExitStack() as stack:
+        for it in (model, draft):
+            stack.enter_context(noisy(it, rng))
+        if generate(model, prompts, seed, config, helper, negative)["tokens"] != case["tokens"]:
+            raise models.TooClose("tokens that rounding could change")
+    if not config["do_sample"] and name.startswith(FAITHFUL) and model.config.model_type != "phi3":
+        helpless = {key: it for key, it in config.items() if key not in ("prompt_lookup_num_tokens",)}
+        if generate(model, prompts, seed, helpless)["tokens"] != case["tokens"]:
+            raise models.TooClose("a helper that changes the tokens")
+    return {
+        "name": name,
+        "config": config,
+        "assistant": assistant,
+        "negative_prompts": negative,
+        "seed": seed if config["do_sample"] else None,
+        "prompts": prompts,
+        **case,
+    }
+
+
+def generate(model, prompts, seed: int, config: dict, helper=None, negative=None) -> dict:
+    """The new tokens of every row up to its end, what they were chosen by, and their logits."""
+    ids, mask = models.left_padded(prompts, config.get("pad_token_id", 0))
+    kwargs = {}
+    if helper is not None:
+        draft, settings = helper
+        draft.generation_config = GenerationConfig(**settings)
+        kwargs["assistant_model"] = draft
+    if negative is not None:
+        kwargs["negative_prompt_ids"] = torch.tensor(negative)
+    torch.manual_seed(seed)
+    outputs = model.generate(
+        ids, attention_mask=mask, generation_config=GenerationConfig(**config), return_dict_in_generate=True,
+        output_scores=True, output_logits=True, **kwargs)  # fmt: skip
+    ends = config.get("eos_token_id", [])
+    ends = ends if isinstance(ends, list) else [ends]
+    new = outputs.sequences[:, ids.shape[1] :]
+    tokens = [models.until_end(row, ends) for row in new.tolist()]
+    score = lambda normalize: model.compute_transition_scores(
+        outputs.sequences, outputs.scores, normalize_logits=normalize)
+    logits = torch.stack(outputs.logits, 1)[: len(tokens)].gather(2, new[..., None])[..., 0]
+    # JSON has no infinity: null stands for the score of a token that was banned and yet stood.
+    plain = lambda it: None if it == -numpy.inf else _fixture.rounded(it)
+    cut = lambda rows: [[plain(it) for it in row[: len(said)]] for row, said in zip(rows.tolist(), tokens)]
+    return {
+        "tokens": tokens,
+        "finish_reasons": ["eos" if row[-1] in ends else "length" for row in tokens],
+        "transition_scores": cut(score(False)),
+        "normalized_scores": cut(score(True)),
+        "logits": cut(logits),
+    }
