@@ -74,11 +74,25 @@ Examples:
   mlxgk generate --model ./qwen3 --prompt-ids 5,17,300 --max-tokens 40 --format json
   mlxgk generate --prompt \"When do we sail?\" --regex \"(Today|Tomorrow) at [0-9]+ o'clock\\.\"
   mlxgk generate --prompt \"Tell me about rain.\" --steer joy.safetensors:1.5 --steer-positions generation
+  mlxgk generate --prompt \"Tell me a story.\" --stop \". \" --trim-stop
+  mlxgk generate --model ./qwen3-8b --assistant ./qwen3-0.6b --prompt \"Why is the sky blue?\"
   echo \"Hello\" | mlxgk generate --prompt -
 
 Fields of the generation config are merged as in transformers: flags, then --generation-config,
 then the model's generation_config.json, then the defaults.")]
     Generate(Box<GenerateArgs>),
+    /// A conversation in the terminal; what was said is kept in the cache between turns
+    #[command(after_help = "\
+Examples:
+  mlxgk chat
+  mlxgk chat --model ./qwen3 --system \"You are brief.\" --temp 0.7
+
+Within the conversation:
+  /reset        forget what was said
+  /save FILE    write the messages as JSON, as `generate --messages-json` takes them
+  /help         list these commands
+Ctrl-C stops an answer, Ctrl-D ends the conversation.")]
+    Chat(Box<TalkArgs>),
     /// Log-probability of each token of a given text
     #[command(after_help = "\
 Examples:
@@ -183,6 +197,16 @@ pub(crate) struct GenerateArgs {
     pub(crate) grammar: GrammarArgs,
     #[command(flatten)]
     pub(crate) steering: SteerArgs,
+    pub(crate) assistant: AssistantArgs,
+    /// End the text before the stop string; its tokens stay
+    #[arg(long, requires = "stop")]
+    pub(crate) trim_stop: bool,
+    /// Put into the JSON how likely each token was, and the N likeliest beside it
+    #[arg(long, value_name = "N")]
+    pub(crate) logprobs: Option<usize>,
+    /// What --guidance-scale moves away from; without it, the prompt's last token
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) negative_prompt: Option<String>,
     /// Seed of the random numbers; without it, every run differs
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
@@ -192,6 +216,20 @@ pub(crate) struct GenerateArgs {
     /// What to print
     #[arg(long, value_enum, default_value = "text")]
     pub(crate) format: Format,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TalkArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// System prompt of the conversation
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) system: Option<String>,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// Seed of the random numbers; without it, every run differs
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
 }
 
 /// How a plain prompt becomes a conversation.
@@ -294,13 +332,37 @@ pub(crate) struct ConfigArgs {
     /// Any other field, its value as JSON, e.g. forced_eos_token_id=2; may be repeated
     #[arg(long, value_name = "FIELD=JSON", value_parser = field)]
     pub(crate) set: Vec<(String, Value)>,
+    /// Seconds after which to stop (max_time)
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) max_time: Option<f64>,
+    /// Classifier-free guidance: above 1, the prompt is followed more closely
+    #[arg(long, value_name = "X")]
+    pub(crate) guidance_scale: Option<f64>,
+    /// Guess up to N tokens ahead from earlier text (prompt_lookup_num_tokens): same text, sooner
+    #[arg(long, value_name = "N")]
+    pub(crate) prompt_lookup: Option<usize>,
     /// Strings that end the text (stop_strings)
     #[arg(long, visible_alias = "stop-strings", value_name = "TEXT", value_delimiter = ',')]
     pub(crate) stop: Option<Vec<String>>,
 }
 
-/// What the text must look like; at most one of these.
+/// A smaller model that guesses ahead; the text is the model's own.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Assistant")]
+pub(crate) struct AssistantArgs {
+    /// Folder of a smaller model with the same tokenizer, which guesses ahead
+    #[arg(long, value_name = "DIR")]
+    pub(crate) assistant: Option<PathBuf>,
+    /// Tokens it guesses at a time at most
+    #[arg(long, value_name = "N", requires = "assistant")]
+    pub(crate) num_assistant_tokens: Option<usize>,
+    /// A guess less likely than this is the last of its turn
+    #[arg(long, value_name = "P", requires = "assistant")]
+    pub(crate) assistant_confidence_threshold: Option<f64>,
+}
+
+/// What the text must look like; at most one of these.
+#[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Structured output")]
 #[group(multiple = false)]
 pub(crate) struct GrammarArgs {

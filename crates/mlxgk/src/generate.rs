@@ -3,7 +3,8 @@
 use std::{fs, path::Path, time::Duration};
 
 use mlx_genkit::{
-    Generation, GenerationConfig, Model, Request, Seed, TokenStream,
+    Assistant, Generation, GenerationConfig, Model, Request, Seed, TokenStream,
+    decoding_strategies::TokenLogprobs,
     generation_config::{EarlyStopping, Kwargs, OneOrMany, Sources},
     stream,
 };
@@ -22,12 +23,32 @@ const DEFAULT_NEW_TOKENS: usize = 256;
 
 pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     let file = config_file(&args.config)?;
-    let given = flags(args)?;
+    let given = flags(&args.config, &args.grammar)?;
     let prompts = prompts::read(&args.prompt, &args.chat)?;
     let (model, loaded) = load::load(&args.model)?;
     let prompts = prompts::with_chat(prompts, &args.chat, &model)?;
     let flags = with_default_length(given, &file, &model)?;
-    let mut request = Request::batch(prompts).overrides(flags).config(file).seed(seed(args));
+    let assistant = match &args.assistant.assistant {
+        Some(folder) => Some(load::load_beside(folder, &args.model)?),
+        None => None,
+    };
+    let mut request = Request::batch(prompts)
+        .overrides(flags)
+        .config(file)
+        .seed(seed(args))
+        .trim_stop(args.trim_stop)
+        .negative_prompts(args.negative_prompt.iter().map(|it| it.as_str().into()));
+    if let Some(top) = args.logprobs {
+        request = request.logprobs(top);
+    }
+    if let Some(assistant) = &assistant {
+        let own = GenerationConfig {
+            num_assistant_tokens: args.assistant.num_assistant_tokens,
+            assistant_confidence_threshold: args.assistant.assistant_confidence_threshold,
+            ..GenerationConfig::default()
+        };
+        request = request.assistant(Assistant::new(assistant).config(own));
+    }
     let mut steering = args.steering.hook(&model)?;
     if let Some(hook) = &mut steering {
         request = request.hook(hook);
@@ -114,10 +135,10 @@ fn seed(args: &GenerateArgs) -> Seed {
 }
 
 /// The flags as HF's keyword arguments.
-fn flags(args: &GenerateArgs) -> Result<Kwargs> {
-    let named = named(&args.config, &args.grammar)?;
+pub(crate) fn flags(args: &ConfigArgs, grammar: &GrammarArgs) -> Result<Kwargs> {
+    let named = named(args, grammar)?;
     let Value::Object(mut fields) = named.to_json() else { unreachable!("a config is an object") };
-    for (field, value) in &args.config.set {
+    for (field, value) in &args.set {
         if fields.insert(field.clone(), value.clone()).is_some() {
             return Err(Failure::usage(format!("`{field}` is given twice")));
         }
@@ -150,6 +171,9 @@ fn named(args: &ConfigArgs, grammar: &GrammarArgs) -> Result<GenerationConfig> {
         num_beams: args.num_beams,
         length_penalty: args.length_penalty,
         early_stopping: args.early_stopping.then_some(EarlyStopping::WhenFinished),
+        max_time: args.max_time,
+        guidance_scale: args.guidance_scale,
+        prompt_lookup_num_tokens: args.prompt_lookup,
         stop_strings: args.stop.clone().map(OneOrMany::Many),
         frequency_penalty: args.frequency_penalty,
         presence_penalty: args.presence_penalty,
@@ -184,14 +208,18 @@ fn text(path: &Path) -> Result<String> {
         .map_err(|it| Failure::usage(format!("{} cannot be read: {it}", path.display())))
 }
 
-fn config_file(args: &ConfigArgs) -> Result<GenerationConfig> {
+pub(crate) fn config_file(args: &ConfigArgs) -> Result<GenerationConfig> {
     match &args.generation_config {
         None => Ok(GenerationConfig::default()),
         Some(path) => GenerationConfig::from_file(path).map_err(Failure::usage),
     }
 }
 
-fn with_default_length(flags: Kwargs, file: &GenerationConfig, model: &Model) -> Result<Kwargs> {
+pub(crate) fn with_default_length(
+    flags: Kwargs,
+    file: &GenerationConfig,
+    model: &Model,
+) -> Result<Kwargs> {
     let sources = Sources { kwargs: &flags, passed: file, model: model.generation_config() };
     let merged = sources.merge().map_err(Failure::usage)?;
     if merged.config.max_new_tokens.is_some() || !merged.has_default_max_length {
@@ -206,16 +234,23 @@ fn json(generation: &Generation, loaded: Duration) -> Value {
         .sequences
         .iter()
         .map(|it| {
-            json!({
+            let mut sequence = json!({
                 "prompt_index": it.prompt_index,
                 "tokens": it.tokens,
                 "text": it.text,
                 "finish_reason": it.finish_reason.as_str(),
                 "score": it.score,
-            })
+            });
+            if !it.kept.logprobs.is_empty() {
+                let entry = |it: &TokenLogprobs| {
+                    json!({"token": it.token, "logprob": it.logprob, "top": it.top})
+                };
+                sequence["logprobs"] = it.kept.logprobs.iter().map(entry).collect();
+            }
+            sequence
         })
         .collect();
-    json!({
+    let mut document = json!({
         "sequences": sequences,
         "prompt_tokens": generation.prompt_tokens,
         "generated_tokens": generation.generated_tokens(),
@@ -225,7 +260,15 @@ fn json(generation: &Generation, loaded: Duration) -> Value {
             "decode": generation.decode.as_secs_f64(),
         },
         "tokens_per_second": tokens_per_second(generation),
-    })
+    });
+    if let Some(acceptance) = generation.acceptance {
+        document["assistant"] = json!({
+            "guessed": acceptance.guessed,
+            "accepted": acceptance.accepted,
+            "turns": acceptance.turns,
+        });
+    }
+    document
 }
 
 /// Prints the sequences, each under a heading where there are several; as token ids where there is
@@ -248,8 +291,12 @@ fn print_all(generation: &Generation, model: &Model) -> Result<()> {
 }
 
 fn summary(generation: &Generation, loaded: Duration) -> String {
+    let guessed = match generation.acceptance {
+        Some(it) => format!("; {} of {} guesses stood", it.accepted, it.guessed),
+        None => String::new(),
+    };
     format!(
-        "{} tokens, {:.0} tokens/s; load {:.2} s, prefill {:.2} s ({} tokens), decode {:.2} s",
+        "{} tokens, {:.0} tokens/s; load {:.2} s, prefill {:.2} s ({} tokens), decode {:.2} s{guessed}",
         generation.generated_tokens(),
         tokens_per_second(generation),
         loaded.as_secs_f64(),

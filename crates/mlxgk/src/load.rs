@@ -1,6 +1,9 @@
 //! From the model flags to a loaded model.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use mlx_genkit::{ComputeDtype, Model};
 use mlx_rs::{Device, DeviceType};
@@ -15,12 +18,7 @@ use crate::{
 pub(crate) fn load(args: &ModelArgs) -> Result<(Model, Duration)> {
     let begun = Instant::now();
     set_device(args.device)?;
-    let dtype = match args.dtype {
-        DtypeArg::Auto => ComputeDtype::Auto,
-        DtypeArg::Float32 => ComputeDtype::Float32,
-        DtypeArg::Bfloat16 => ComputeDtype::Bfloat16,
-        DtypeArg::Float16 => ComputeDtype::Float16,
-    };
+    let dtype = dtype(args);
     let model = match &args.model {
         Some(folder) => {
             let _spinner = Spinner::new(format!("loading {}", folder.display()));
@@ -29,6 +27,21 @@ pub(crate) fn load(args: &ModelArgs) -> Result<(Model, Duration)> {
         None => Model::bundled(dtype)?,
     };
     Ok((model, begun.elapsed()))
+}
+
+/// Loads a second model, to run where and as precisely as the first.
+pub(crate) fn load_beside(folder: &Path, args: &ModelArgs) -> Result<Model> {
+    let _spinner = Spinner::new(format!("loading {}", folder.display()));
+    Ok(mlx_genkit::load(folder, dtype(args))?)
+}
+
+fn dtype(args: &ModelArgs) -> ComputeDtype {
+    match args.dtype {
+        DtypeArg::Auto => ComputeDtype::Auto,
+        DtypeArg::Float32 => ComputeDtype::Float32,
+        DtypeArg::Bfloat16 => ComputeDtype::Bfloat16,
+        DtypeArg::Float16 => ComputeDtype::Float16,
+    }
 }
 
 fn set_device(wanted: Option<DeviceArg>) -> Result<()> {

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod args;
+mod chat;
 mod failure;
 mod generate;
 mod info;
@@ -31,6 +32,7 @@ fn run() -> Result<()> {
     let Some(cli) = Cli::read()? else { return Ok(()) };
     match &cli.subcommand {
         Subcommand::Generate(args) => generate::run(args),
+        Subcommand::Chat(args) => chat::run(args),
         Subcommand::Score(args) => score::run(args),
         Subcommand::Steer { command } => steer::run(command),
         Subcommand::Validate(args) => validate::run(args),

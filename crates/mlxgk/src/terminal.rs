@@ -40,6 +40,12 @@ pub(crate) fn note(message: &str) {
     }
 }
 
+/// Asks for a line; only for people, so on stderr.
+pub(crate) fn cue(text: &str) {
+    let mut out = stderr();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
 /// Not `eprintln!`, which panics when stderr is closed.
 fn remark(line: impl Display) {
     let _ = writeln!(stderr(), "{line}");

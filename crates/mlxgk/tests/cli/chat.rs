@@ -1,0 +1,58 @@
+//! `mlxgk chat`, its messages coming from a pipe.
+
+use serde_json::{Value, json};
+
+use crate::shared::{mlxgk, mlxgk_with};
+
+#[test]
+fn a_conversation_is_answered_saved_and_reset() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (first, second) = (path("first.json"), path("second.json"));
+    let input = format!(
+        "Hello!\nTell me about the sea.\n/save {first}\n/reset\n\nHello!\n/save {second}\n/dance\n/save\n"
+    );
+    let args = ["chat", "--system", "You are gloomy.", "--temp", "0", "--max-tokens", "8"];
+    let run = mlxgk_with(&args, input.as_bytes());
+    assert_eq!(run.status, Some(0), "{}", run.stderr);
+    assert!(run.stderr.contains("no command /dance"), "{}", run.stderr);
+    assert!(run.stderr.contains("/save needs"), "{}", run.stderr);
+    let read = |path| -> Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
+    let (first, second) = (read(&first), read(&second));
+    let roles: Vec<_> = first.as_array().unwrap().iter().map(|it| it["role"].clone()).collect();
+    assert_eq!(json!(roles), json!(["system", "user", "assistant", "user", "assistant"]));
+    // After the reset, the same message gets the same answer.
+    assert_eq!(second.as_array().unwrap()[..], first.as_array().unwrap()[..3]);
+
+    // What the cache had does not show: `generate` reads the whole conversation anew.
+    let answer = &first[4]["content"];
+    let asked = Value::from(first.as_array().unwrap()[..4].to_vec()).to_string();
+    let args = ["generate", "--messages-json", &asked, "--temp", "0", "--max-tokens", "8"];
+    let run = mlxgk(&[&args[..], &["--format", "json"]].concat());
+    let document: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(&document["sequences"][0]["text"], answer);
+}
+
+#[test]
+fn logprobs_and_guesses_are_in_the_json() {
+    let args = ["generate", "--prompt", "one, two, one, two, one,", "--no-auto-chat"];
+    let more = ["--temp", "0", "--max-tokens", "6", "--format", "json"];
+    let helped = [&args[..], &more, &["--prompt-lookup", "3", "--logprobs", "2"]].concat();
+    let read = |args: &[&str]| -> Value {
+        let run = mlxgk(args);
+        assert_eq!(run.status, Some(0), "{}", run.stderr);
+        serde_json::from_str(&run.stdout).unwrap()
+    };
+    let (plain, helped) = (read(&[&args[..], &more].concat()), read(&helped));
+    assert_eq!(plain["sequences"][0]["tokens"], helped["sequences"][0]["tokens"]);
+    assert!(plain["assistant"].is_null() && plain["sequences"][0]["logprobs"].is_null());
+    assert!(helped["assistant"]["guessed"].as_u64() >= helped["assistant"]["accepted"].as_u64());
+    let tokens = helped["sequences"][0]["tokens"].as_array().unwrap();
+    let logprobs = helped["sequences"][0]["logprobs"].as_array().unwrap();
+    assert_eq!(tokens.len(), logprobs.len());
+    for (token, entry) in tokens.iter().zip(logprobs) {
+        assert_eq!(&entry["token"], token);
+        assert_eq!(&entry["top"][0][0], token, "greedy takes the likeliest");
+        assert_eq!(entry["top"].as_array().unwrap().len(), 2);
+    }
+}
