@@ -197,6 +197,7 @@ pub(crate) struct GenerateArgs {
     pub(crate) grammar: GrammarArgs,
     #[command(flatten)]
     pub(crate) steering: SteerArgs,
+    #[command(flatten)]
     pub(crate) assistant: AssistantArgs,
     /// End the text before the stop string; its tokens stay
     #[arg(long, requires = "stop")]
