@@ -79,9 +79,6 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     for note in results.notes() {
         println!("{note}");
     }
-    if let Some(bus) = results.bus() {
-        println!("{bus}");
-    }
     if quick {
         return Ok(());
     }
@@ -101,8 +98,6 @@ fn build() -> Result<()> {
 
 fn measure(bench: &Bench, effort: &Effort) -> Result<Results> {
     let mut results = Results::default();
-    let bus = bench.run(System::Ours, &json!({"task": "bus", "threads": THREADS}), THREADS)?;
-    results.set_bus(&bus["bytes_per_second"]);
     for round in 0..effort.rounds {
         eprintln!("bench: round {} of {}", round + 1, effort.rounds);
         large_model(bench, effort, round, &mut results)?;

@@ -1,6 +1,5 @@
 #![doc = include_str!("../README.md")]
 
-mod bus;
 mod generation;
 mod grammar;
 mod memory;
@@ -8,7 +7,6 @@ pub mod models;
 pub mod sampling;
 mod task;
 
-pub use self::bus::memory_bandwidth;
 pub use self::generation::{Timed, time};
 pub use self::grammar::Masks;
 pub use self::memory::peak_bytes;

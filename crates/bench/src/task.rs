@@ -9,7 +9,7 @@ use mlx_genkit::{ComputeDtype, Seed, load};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::{Draws, Masks, Result, memory_bandwidth, models, peak_bytes, sampling, time};
+use crate::{Draws, Masks, Result, models, peak_bytes, sampling, time};
 
 /// One thing to measure, in a process of its own.
 #[derive(Debug, Clone, Deserialize)]
@@ -49,11 +49,6 @@ pub enum Task {
         history: Vec<u32>,
         /// How many draws.
         draws: usize,
-    },
-    /// Reads memory.
-    Bus {
-        /// By how many threads.
-        threads: usize,
     },
     /// Masks what a JSON schema does not allow.
     Mask {
@@ -142,7 +137,6 @@ impl Task {
                 let draws = each(10, *draws, || request.step().map(drop))?;
                 Ok(json!({"microseconds": median(draws)}))
             }
-            Self::Bus { threads } => Ok(json!({"bytes_per_second": memory_bandwidth(*threads)})),
             Self::Mask { masks } => {
                 let mut request = Masks::new()?;
                 // Masks differ much from place to place, so it is the average that counts.

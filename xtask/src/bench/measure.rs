@@ -82,8 +82,6 @@ pub(super) struct Results {
     values: BTreeMap<(Measure, System), Vec<f64>>,
     /// Megabytes of the large model's weights as we hold them.
     weights: Option<f64>,
-    /// Megabytes per second that the memory gives.
-    bus: Option<f64>,
     /// Our own tokens per model, which the other systems must have chosen too.
     tokens: BTreeMap<&'static str, Vec<Value>>,
     notes: Vec<String>,
@@ -101,20 +99,6 @@ impl Results {
 
     pub(super) fn set_weights(&mut self, bytes: &Value) {
         self.weights = bytes.as_f64().map(|it| it / 1e6).or(self.weights);
-    }
-
-    pub(super) fn set_bus(&mut self, bytes_per_second: &Value) {
-        self.bus = bytes_per_second.as_f64().map(|it| it / 1e6).or(self.bus);
-    }
-
-    /// How fast decoding reads the weights, beside how fast memory can be read.
-    pub(super) fn bus(&self) -> Option<String> {
-        let rate = self.value(Measure::Decode, System::Ours)? * self.weights?;
-        let (rate, bus) = (rate / 1e3, self.bus? / 1e3);
-        Some(format!(
-            "Decoding reads every weight once per token. At the 0.6B shape in fp32 that makes {rate:.1} GB/s \
-             for us; reading alone, the same number of threads gets {bus:.1} GB/s from this memory."
-        ))
     }
 
     /// Holds a system's greedy tokens against ours: who computes something else is not compared.

@@ -87,7 +87,6 @@ pub(super) fn page(results: &Results, bench: &Bench, machine: &Machine) -> Strin
     if notes.is_empty() {
         notes.push_str("In fp32 all systems chose the same tokens.\n");
     }
-    notes.extend(results.bus().map(|it| format!("\n{it}\n")));
     let (rounds, new_tokens, prefill) = (FULL.rounds, FULL.new_tokens, FULL.prefill);
     let (bundled_tokens, draws) = (FULL.bundled_tokens, FULL.draws);
     format!(
