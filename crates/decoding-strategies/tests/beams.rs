@@ -134,7 +134,7 @@ fn one_beam_without_an_end_token_is_greedy() {
 fn enough_beams_find_the_best_text() {
     let prompt = vec![8, 2];
     let short = Stop { max_new_tokens: 2, eos: vec![] };
-    let (_, beams) = search(&[prompt.clone()], Rule::Greedy, short, options(VOCAB));
+    let (_, beams) = search(std::slice::from_ref(&prompt), Rule::Greedy, short, options(VOCAB));
     let score = |a, b| log_probs(&prompt, &[a, b]).iter().sum::<f64>() / 2.0;
     let all = (0..VOCAB as u32).flat_map(|a| (0..VOCAB as u32).map(move |b| (a, b)));
     let best = all.max_by(|&(a, b), &(c, d)| score(a, b).total_cmp(&score(c, d))).unwrap();

@@ -2,6 +2,8 @@
 //!
 //! `cargo run -p mlx-genkit --example structured -- "A ship that came home late"`
 
+use std::io::{Write, stdout};
+
 use mlx_genkit::{ComputeDtype, GenerationConfig, Message, Model, Request, Seed, generate};
 use serde_json::{Value, json};
 
@@ -28,10 +30,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let chat = vec![Message::new("user", format!("Tell me about {subject}."))];
     let generation = generate(&model, Request::new(chat).config(config).seed(Seed::Fast(7)))?;
+    let mut out = stdout().lock();
     for sequence in &generation.sequences {
         // Every answer parses; there is nothing to repair.
         let form: Value = serde_json::from_str(&sequence.text)?;
-        println!("{:5} {:8} {}", form["stars"], form["mood"], form["headline"]);
+        writeln!(out, "{:5} {:8} {}", form["stars"], form["mood"], form["headline"])?;
     }
     Ok(())
 }

@@ -179,7 +179,7 @@ impl<'a> Job<'a> {
             eos: resolved.special_tokens.eos.clone(),
         };
         let criteria = criteria(&resolved, model, request.criteria, begun)?;
-        let guidance = Guidance::new(&resolved, model, request.negative_prompts, &padded)?;
+        let guidance = Guidance::new(&resolved, model, &request.negative_prompts, &padded)?;
         let job = Self {
             model,
             hook,

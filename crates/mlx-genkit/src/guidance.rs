@@ -17,7 +17,7 @@ impl Guidance {
     pub(crate) fn new(
         resolved: &Resolved,
         model: &Model,
-        negative: Vec<Prompt>,
+        negative: &[Prompt],
         prompts: &LeftPadded,
     ) -> Result<Option<Self>> {
         let Some(scale) = resolved.config.guidance_scale.filter(|it| *it != 1.0) else {

@@ -84,11 +84,12 @@ impl<'a> Strategy<'a> {
 
     /// Waits for the scores of the first token.
     pub(crate) fn wait(&mut self) -> Result<()> {
-        Ok(match self {
+        match self {
             Self::Plain(it) => it.wait()?,
             Self::Guided(it) => it.wait()?,
             Self::Assisted(it) => it.wait()?,
-        })
+        }
+        Ok(())
     }
 
     /// The next tokens, each with its row; a row's are in order.

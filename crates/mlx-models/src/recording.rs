@@ -38,7 +38,7 @@ impl Recording {
             let times = rows / part.dim(0).max(1);
             let indices: Vec<i32> =
                 (0..part.dim(0)).flat_map(|row| std::iter::repeat_n(row, times as usize)).collect();
-            part.take_axis(&Array::from_slice(&indices, &[indices.len() as i32]), 0)
+            part.take_axis(Array::from_slice(&indices, &[indices.len() as i32]), 0)
         };
         let doing = |e| Error::mlx("joining the recorded stream", &e);
         let parts = parts.iter().map(part).collect::<std::result::Result<Vec<_>, _>>();

@@ -31,7 +31,7 @@ pub(crate) struct SteerArgs {
     #[arg(long, value_name = "OP", value_parser = operation, requires = "steer")]
     pub(crate) steer_op: Option<Operation>,
     /// Tokens to steer: all, prompt, generation (the last prompt token and everything after it),
-    /// prompt[A..B], generation[A..B], tokens[ID;ID]; several with commas, a `-` before one excludes it
+    /// `prompt[A..B]`, `generation[A..B]`, `tokens[ID;ID]`; several with commas, a `-` before one excludes it
     #[arg(
         long,
         value_name = "WHERE",

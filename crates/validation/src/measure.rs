@@ -40,7 +40,7 @@ impl Text<'_> {
             let agreed = argmax_axis(&base, -1, false)?.eq(argmax_axis(&steered, -1, false)?)?;
             Ok((kl, agreed.as_type::<f32>()?.sum(false)?))
         };
-        let (kl, agreed) = compare().map_err(failed)?;
+        let (kl, agreed) = compare().map_err(|e| failed(&e))?;
         Ok(Distance { kl: item(&kl)?, agreed: item(&agreed)?, tokens: self.answer.len() })
     }
 
@@ -49,7 +49,7 @@ impl Text<'_> {
         let logprobs = self.logprobs(model, &mut NoHook)?;
         let ids = Array::from_slice(self.answer, &[1, self.answer.len() as i32, 1]);
         let sum = || logprobs.take_along_axis(&ids, -1)?.sum(false)?.negative();
-        item(&sum().map_err(failed)?)
+        item(&sum().map_err(|e| failed(&e))?)
     }
 
     /// Mean projection of the residual stream on a direction over the answer's tokens.
@@ -68,7 +68,7 @@ impl Text<'_> {
         let from = self.prompt.len() as i32;
         let mean =
             || states.try_index((.., from.., ..))?.as_type::<f32>()?.matmul(&unit)?.mean(false);
-        item(&mean().map_err(failed)?)
+        item(&mean().map_err(|e| failed(&e))?)
     }
 
     /// Log-probabilities of everything that could have stood at each place of the answer: fp32
@@ -77,10 +77,10 @@ impl Text<'_> {
         // The last token predicts nothing.
         let hidden = self.hidden(model, hook, self.answer.len() - 1)?;
         let from = self.prompt.len() as i32 - 1;
-        let hidden = hidden.try_index((.., from.., ..)).map_err(failed)?;
+        let hidden = hidden.try_index((.., from.., ..)).map_err(|e| failed(&e))?;
         let logits = model.decoder().logits(&hidden)?;
-        let sum = logsumexp_axis(&logits, -1, true).map_err(failed)?;
-        logits.subtract(sum).map_err(failed)
+        let sum = logsumexp_axis(&logits, -1, true).map_err(|e| failed(&e))?;
+        logits.subtract(sum).map_err(|e| failed(&e))
     }
 
     fn hidden(self, model: &Model, hook: &mut dyn ResidualHook, answered: usize) -> Result<Array> {
@@ -92,8 +92,8 @@ impl Text<'_> {
     }
 }
 
-fn failed(source: Exception) -> mlx_genkit::Error {
-    ModelError::mlx("measuring the steered model", &source).into()
+fn failed(source: &Exception) -> mlx_genkit::Error {
+    ModelError::mlx("measuring the steered model", source).into()
 }
 
 fn item(array: &Array) -> Result<f64> {

@@ -49,6 +49,9 @@ pub struct AssistedDecoding<'a, M> {
     failed: bool,
 }
 
+/// A token, and the logits and processed scores it was chosen by.
+type Said = (u32, Vec<f32>, Vec<f32>);
+
 impl<'a, M: Speculative> AssistedDecoding<'a, M> {
     /// Continues `prompt`, which `model` has been fed, with the help of `generator`.
     pub fn new(
@@ -177,12 +180,7 @@ impl<'a, M: Speculative> AssistedDecoding<'a, M> {
 
     /// What is said from position `len` on: the guesses that stand and one token more. With each
     /// token come the logits and the processed scores, where they are to be kept.
-    fn check(
-        &mut self,
-        before: &[f32],
-        guess: &Candidates,
-        len: usize,
-    ) -> Result<Vec<(u32, Vec<f32>, Vec<f32>)>> {
+    fn check(&mut self, before: &[f32], guess: &Candidates, len: usize) -> Result<Vec<Said>> {
         let vocab = self.model.vocab_size();
         let count = guess.tokens.len();
         let fed = if before.is_empty() || count > 0 { self.model.scores()? } else { &[] };

@@ -54,14 +54,14 @@ impl PromptLookup {
 }
 
 impl CandidateGenerator for PromptLookup {
-    fn candidates(&mut self, turn: &Turn<'_>, _: &mut Rule) -> Result<Candidates> {
+    fn candidates(&mut self, turn: &Turn<'_>, rule: &mut Rule) -> Result<Candidates> {
         if turn.room == 0 {
             return Ok(Candidates::default());
         }
         for found in self.matches(turn.context.tokens) {
             // HF checks what does not fit too, and torch draws for it: so the length is no bound.
             let found = &found[..found.len().min(turn.checkable)];
-            let allowed = allowed(found, turn)?;
+            let allowed = allowed(found, turn, rule)?;
             if allowed == 0 && !found.is_empty() {
                 continue;
             }
@@ -75,11 +75,10 @@ impl CandidateGenerator for PromptLookup {
     fn update(&mut self, _: usize, _: usize) {}
 }
 
-/// How many of the tokens may be said one after the other: HF runs the processors on scores that are
-/// all 1 and looks for bans. Warpers are left out, because they cut by likelihood, and none of these is
-/// likelier than another.
-fn allowed(tokens: &[u32], turn: &Turn<'_>) -> Result<usize> {
-    if turn.processors.is_empty() {
+/// How many of the tokens may be said one after the other: HF runs processors and warpers on scores
+/// that are all 1 and looks for bans. Where a penalty lowers what was said, a top-k bans it.
+fn allowed(tokens: &[u32], turn: &Turn<'_>, rule: &mut Rule) -> Result<usize> {
+    if turn.processors.is_empty() && matches!(rule, Rule::Greedy) {
         return Ok(tokens.len());
     }
     let mut text = turn.context.tokens.to_vec();
@@ -87,7 +86,9 @@ fn allowed(tokens: &[u32], turn: &Turn<'_>) -> Result<usize> {
     for (place, &token) in tokens.iter().enumerate() {
         scores.clear();
         scores.resize(turn.vocab_size, 1.0f32);
-        turn.processors.process(&Context { tokens: &text, ..turn.context }, &mut scores)?;
+        let context = Context { tokens: &text, ..turn.context };
+        turn.processors.process(&context, &mut scores)?;
+        rule.warp(&context, &mut scores)?;
         if matches!(scores[token as usize], f32::NEG_INFINITY | f32::MIN) {
             return Ok(place);
         }
