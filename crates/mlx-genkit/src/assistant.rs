@@ -116,8 +116,7 @@ pub(crate) fn generator<'a>(
     let options = assistant.options()?;
     let padded = LeftPadded::new(&[prompt.to_vec()], 0)?;
     let chunk = config.prefill_chunk_size.unwrap_or(DEFAULT_PREFILL_CHUNK);
-    // A box of nothing: leaking it leaks no memory.
-    let hook = Box::leak(Box::new(NoHook));
-    let session = DecoderSession::prefill(assistant.model.decoder(), &padded, chunk, hook)?;
+    let session =
+        DecoderSession::prefill(assistant.model.decoder(), &padded, chunk, NoHook::leaked())?;
     Ok(Box::new(DraftModel::new(session, prompt, options)))
 }

@@ -55,8 +55,7 @@ impl<'a> Batch<'a> {
     /// # Errors
     /// When the model uses longrope, which reads a row differently beside a longer one.
     pub fn new(model: &'a Model) -> Result<Self> {
-        // A box of nothing: leaking it leaks no memory.
-        let rows = ContinuousBatch::new(model.decoder(), Box::leak(Box::new(NoHook)))?;
+        let rows = ContinuousBatch::new(model.decoder(), NoHook::leaked())?;
         Ok(Self { model, rows, texts: BTreeMap::new() })
     }
 

@@ -155,8 +155,7 @@ impl<'a> Job<'a> {
         let hooked = hook.is_some();
         let hook: &'a mut dyn ResidualHook = match hook {
             Some(hook) => hook,
-            // A box of nothing: leaking it leaks no memory.
-            None => Box::leak(Box::new(NoHook)),
+            None => NoHook::leaked(),
         };
         let prompts = ids(&prompts, model)?;
         let sources =

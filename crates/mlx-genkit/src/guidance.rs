@@ -29,6 +29,10 @@ impl Guidance {
                 }
             };
         };
+        if !scale.is_finite() {
+            let what = format!("`guidance_scale` must be a finite number, but is {scale}");
+            return Err(Error::new(ErrorKind::Request, what));
+        }
         let count = prompts.rows().len();
         if !matches!(negative.len(), 0 | 1) && negative.len() != count {
             let what = format!("{} negative prompts for {count} prompts", negative.len());

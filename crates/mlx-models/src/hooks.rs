@@ -24,6 +24,16 @@ pub enum HookPoint {
     FinalNorm,
 }
 
+impl HookPoint {
+    /// The block it belongs to; `None` after the last.
+    pub fn layer(self) -> Option<usize> {
+        match self {
+            Self::ResidPre(layer) | Self::ResidMid(layer) | Self::ResidPost(layer) => Some(layer),
+            Self::FinalNorm => None,
+        }
+    }
+}
+
 /// `resid_pre.{layer}`, `resid_mid.{layer}`, `resid_post.{layer}` or `final_norm`: the tensor names of
 /// steering files.
 impl std::fmt::Display for HookPoint {
@@ -67,6 +77,13 @@ impl<A: ResidualHook, B: ResidualHook> ResidualHook for (A, B) {
 /// The hook that does nothing.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoHook;
+
+impl NoHook {
+    /// One for whoever needs a hook of any lifetime: a box of nothing, so that leaking it leaks no memory.
+    pub fn leaked() -> &'static mut Self {
+        Box::leak(Box::new(Self))
+    }
+}
 
 impl ResidualHook for NoHook {
     fn apply(&mut self, _: HookPoint, hidden: Array, _: &Step) -> Result<Array> {

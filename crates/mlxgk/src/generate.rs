@@ -8,7 +8,7 @@ use mlx_genkit::{
     generation_config::{EarlyStopping, Kwargs, OneOrMany, Sources},
     stream,
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::{
     args::{ConfigArgs, Format, GenerateArgs, GrammarArgs, RngArg},
@@ -137,13 +137,14 @@ fn seed(args: &GenerateArgs) -> Seed {
 /// The flags as HF's keyword arguments.
 pub(crate) fn flags(args: &ConfigArgs, grammar: &GrammarArgs) -> Result<Kwargs> {
     let named = named(args, grammar)?;
-    let Value::Object(mut fields) = named.to_json() else { unreachable!("a config is an object") };
+    let mut set = Map::new();
     for (field, value) in &args.set {
-        if fields.insert(field.clone(), value.clone()).is_some() {
+        if named.get(field).is_some() || set.insert(field.clone(), value.clone()).is_some() {
             return Err(Failure::usage(format!("`{field}` is given twice")));
         }
     }
-    Kwargs::from_json(&Value::Object(fields)).map_err(Failure::usage)
+    // The others do not pass through JSON, in which a NaN would vanish instead of being refused.
+    Ok(Kwargs::from_json(&Value::Object(set)).map_err(Failure::usage)?.or(named))
 }
 
 /// The fields that have a flag of their own.

@@ -224,7 +224,7 @@ impl Clause {
                 (begin.saturating_add(*from as i64), to)
             }
         };
-        let index = |position: i64| (position - first).clamp(0, count) as usize;
+        let index = |position: i64| position.saturating_sub(first).clamp(0, count) as usize;
         Ok(index(from.max(0))..index(to).max(index(from.max(0))))
     }
 }

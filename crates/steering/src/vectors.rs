@@ -24,11 +24,16 @@ pub struct SteeringVectors {
     metadata: BTreeMap<String, String>,
 }
 
+/// As far as [`Decoder`] reads a model's layers. Formats with a row per layer would else make as many
+/// rows as a file claims.
+const MAX_LAYER: usize = 65_534;
+
 impl SteeringVectors {
     /// Vectors at their places.
     ///
     /// # Errors
-    /// When there is none, one is empty or holds a value that is not finite, or their lengths differ.
+    /// When there is none, one is empty or holds a value that is not finite, their lengths differ, or a
+    /// layer is beyond every model.
     pub fn new(vectors: impl IntoIterator<Item = (HookPoint, Vec<f32>)>) -> Result<Self> {
         let vectors: BTreeMap<_, _> = vectors.into_iter().collect();
         let refuse = |what: String| Err(Error::new(ErrorKind::Vector, what));
@@ -36,6 +41,11 @@ impl SteeringVectors {
             return refuse("there is no vector".to_owned());
         };
         for (point, vector) in &vectors {
+            if point.layer().is_some_and(|it| it > MAX_LAYER) {
+                return refuse(format!(
+                    "{point} is beyond every model; layers go up to {MAX_LAYER}"
+                ));
+            }
             if vector.is_empty() || vector.len() != len {
                 let other = vector.len();
                 return refuse(format!("{point} has {other} values, but {first} has {len}"));
@@ -222,7 +232,9 @@ mod tests {
     fn what_is_wrong_is_named() {
         let one = |values: Vec<f32>| (HookPoint::ResidPost(0), values);
         let two = (HookPoint::FinalNorm, vec![1.0, 2.0]);
+        let far = (HookPoint::ResidPost(usize::MAX), vec![1.0]);
         for (vectors, words) in [
+            (vec![far], "beyond every model"),
             (vec![], "there is no vector"),
             (vec![one(vec![1.0]), two.clone()], "final_norm has 2 values, but resid_post.0 has 1"),
             (vec![one(vec![1.0, f32::NAN]), two], "value 1 of resid_post.0 is NaN"),

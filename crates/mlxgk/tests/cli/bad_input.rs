@@ -454,6 +454,11 @@ fn grammars_and_other_fields() {
     with(&["--temp", "1", "--set", "sampler_order=up"], &["`sampler_order`", "llama_cpp"]);
     with(&["--temp", "1", "--mirostat", "3"], &["`mirostat`", "0, 1 or 2"]);
     with(&["--dry-multiplier", "-1"], &["`dry_multiplier`"]);
+    // No number is dropped because JSON cannot spell it.
+    with(&["--temp", "1", "--top-p", "nan"], &["`top_p`", "NaN"]);
+    with(&["--frequency-penalty", "inf"], &["`frequency_penalty`"]);
+    with(&["--max-time", "nan"], &["`max_time`", "NaN"]);
+    with(&["--guidance-scale", "nan"], &["`guidance_scale`", "NaN"]);
     with(&["--set", "logit_bias={\"9999999\": 1}"], &["9999999"]);
     with(&["--set", "logit_bias={\"a\": 1}"], &["`logit_bias`", "token ids as keys"]);
 }
