@@ -12,18 +12,21 @@ import sys
 import time
 
 
-def main(packages, load, generate, draw, first_token):
+def main(packages, load, generate, draw, first_token, answer=None):
     """Does the task on the command line and prints what was measured.
 
     load(folder, dtype) -> model
     generate(model, ids, new_tokens, on_token): greedy; hands over each token as it is chosen
     draw(task) -> a function that draws one token
     first_token(folder, text) -> the first word of the answer
+    answer(model, fields, prompts) -> the new tokens of a whole request
     """
     task = json.loads(sys.argv[1])
     if task["task"] == "generate":
         model = load(task["model"], task["dtype"])
         measured = measure_generate(task, lambda *request: timed(generate, model, *request))
+    elif task["task"] == "request":
+        measured = measure_request(task, load(task["model"], "float32"), answer)
     elif task["task"] == "draw":
         measured = {"microseconds": measure_draws(draw(task), task["draws"])}
     else:
@@ -49,6 +52,16 @@ def measure_generate(task, request):
         "tokens": tokens,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
     }
+
+
+def measure_request(task, model, answer):
+    answer(model, task["fields"], task["prompts"])
+    rates = []
+    for _ in range(task["repeats"]):
+        begun = time.perf_counter()
+        tokens = answer(model, task["fields"], task["prompts"])
+        rates.append(len(tokens) / (time.perf_counter() - begun))
+    return {"tokens_per_second": statistics.median(rates), "tokens": tokens}
 
 
 def timed(generate, model, ids, new_tokens):

@@ -41,6 +41,12 @@ def generate(model, ids, new_tokens, on_token):
     )
 
 
+def answer(model, fields, prompts):
+    ids = torch.tensor(prompts)
+    output = model.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=0, **fields)
+    return output[:, ids.shape[1] :].flatten().tolist()
+
+
 def draw(task):
     fields = task["fields"]
     processors = LogitsProcessorList()
@@ -78,4 +84,4 @@ def first_token(folder, text):
 
 
 if __name__ == "__main__":
-    _peer.main(["transformers", "torch"], load, generate, draw, first_token)
+    _peer.main(["transformers", "torch"], load, generate, draw, first_token, answer)

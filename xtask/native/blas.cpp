@@ -6,12 +6,14 @@
 //
 // A product with a single row or column goes to OpenBLAS's matrix-vector function: its general
 // product copies the whole matrix into blocks first, which for one row costs more than the product.
-// That is the shape of every weight product while a token is decoded.
+// That is the shape of every weight product while a token is decoded. For the same reason a few rows,
+// a batch or a search with beams, go to a function of our own.
 
 #include <atomic>
 #include <thread>
 
 #include "cblas.h"
+#include "few_rows.h"
 
 namespace {
 
@@ -80,6 +82,11 @@ void cblas_sgemm(CBLAS_ORDER order, CBLAS_TRANSPOSE a_trans, CBLAS_TRANSPOSE b_t
   if (visit.too_late()) return;
   if (one_row_or_column(order, a_trans, b_trans, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc))
     return;
+  const bool by_weights = order == CblasRowMajor && a_trans == CblasNoTrans && b_trans == CblasTrans;
+  if (by_weights && m <= few_rows::kMost && m > 0 && alpha == 1 && beta == 0) {
+    few_rows::multiply(m, n, k, a, lda, b, ldb, c, ldc);
+    return;
+  }
   scipy_cblas_sgemm(order, a_trans, b_trans, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
 

@@ -5,7 +5,9 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use mlx_genkit::{ComputeDtype, Seed, load};
+use mlx_genkit::{
+    ComputeDtype, Generation, Model, Prompt, Request, Seed, generate, generation_config::Kwargs, load,
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -33,6 +35,17 @@ pub enum Task {
         /// A longer prompt, of which the first new token alone is waited for.
         prefill: Vec<u32>,
         /// How often; the medians count.
+        repeats: usize,
+    },
+    /// Answers a request as a whole, in whatever mode its fields ask for.
+    Request {
+        /// The model folder; it is computed in fp32.
+        model: PathBuf,
+        /// Fields of HF's generation config.
+        fields: Value,
+        /// Equally long prompts, one batch.
+        prompts: Vec<Vec<u32>>,
+        /// How often; the median counts.
         repeats: usize,
     },
     /// Draws tokens from given scores.
@@ -125,6 +138,25 @@ impl Task {
                     "peak_bytes": peak_bytes()?,
                 }))
             }
+            Self::Request { model, fields, prompts, repeats } => {
+                let model = load(model, ComputeDtype::Float32)?;
+                answer(&model, fields, prompts)?;
+                let mut rates = Vec::new();
+                let mut last = None;
+                for _ in 0..*repeats {
+                    let begun = Instant::now();
+                    let generation = answer(&model, fields, prompts)?;
+                    let seconds = begun.elapsed().as_secs_f64();
+                    rates.push(generation.generated_tokens() as f64 / seconds);
+                    last = Some(generation);
+                }
+                let sequences = last.iter().flat_map(|it| &it.sequences);
+                Ok(json!({
+                    "tokens_per_second": median(rates),
+                    "tokens": sequences.flat_map(|it| &it.tokens).collect::<Vec<_>>(),
+                    "acceptance": last.and_then(|it| it.acceptance).map(|it| it.rate()),
+                }))
+            }
             Self::Draw { fields, rng, scores, vocab, history, draws } => {
                 let seed = match rng {
                     Generator::Fast => Seed::Fast(0),
@@ -145,6 +177,12 @@ impl Task {
             }
         }
     }
+}
+
+/// Answers `prompts`, one batch, with fields of HF's generation config.
+fn answer(model: &Model, fields: &Value, prompts: &[Vec<u32>]) -> Result<Generation> {
+    let prompts = prompts.iter().map(|ids| Prompt::Ids(ids.clone()));
+    Ok(generate(model, Request::batch(prompts).overrides(Kwargs::from_json(fields)?))?)
 }
 
 /// The microseconds of each of `count` steps, after some that are not counted.

@@ -62,7 +62,8 @@ pub(super) fn build(sources: &Path, wheels: &Wheels, home: &Path, final_path: &P
         let mut command = Command::new("g++");
         command.args(["-std=c++20", "-O2", "-fPIC", "-c"]).arg(file).arg("-o").arg(&object);
         if ours {
-            command.arg("-Wall").arg("-I").arg(wheels.blas_headers());
+            // Loops over registers must be unrolled; vectors are passed to nothing outside a file.
+            command.args(["-O3", "-Wall", "-Wno-psabi"]).arg("-I").arg(wheels.blas_headers());
         } else {
             command.arg("-w").arg("-include").arg(native.join("prelude.h"));
             command.arg("-I").arg(sources).arg("-I").arg(wheels.mlx_headers());

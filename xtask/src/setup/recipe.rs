@@ -20,9 +20,13 @@ const INGREDIENTS: &[&str] = &[
     include_str!("bindings.rs"),
     include_str!("../../native/blas.cpp"),
     include_str!("../../native/clock.cpp"),
+    include_str!("../../native/few_rows.cpp"),
+    include_str!("../../native/few_rows.h"),
     include_str!("../../native/half_types.h"),
     include_str!("../../native/half_types.rs"),
     include_str!("../../native/prelude.h"),
+    include_str!("../../native/workers.cpp"),
+    include_str!("../../native/workers.h"),
 ];
 
 /// What to make, for which machine.

@@ -1,0 +1,96 @@
+#include "workers.h"
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+
+#include "cblas.h"
+
+namespace {
+
+// A thread takes longer to wake than a small product takes, and the next one is never far while text
+// is generated. So it looks out for work this long before it sleeps, and lets others run meanwhile.
+constexpr std::chrono::milliseconds kPatience{2};
+
+// One piece of work at a time, handed out in chunks from the last to the first.
+class Crew {
+ public:
+  Crew() : threads_(scipy_openblas_get_num_threads()) {
+    for (int i = 1; i < threads_; ++i) std::thread([this] { wait_for_work(); }).detach();
+  }
+
+  int threads() const { return threads_; }
+
+  void share(int chunks, void (*work)(const void*, int), const void* context) {
+    const std::unique_lock<std::mutex> alone(in_use_, std::try_to_lock);
+    if (!alone) {
+      for (int chunk = 0; chunk < chunks; ++chunk) work(context, chunk);
+      return;
+    }
+    work_ = work;
+    context_ = context;
+    undone_.store(chunks, std::memory_order_relaxed);
+    const std::uint32_t turn = turn_.load(std::memory_order_relaxed) + 1;
+    left_.store(std::uint64_t{turn} << 32 | static_cast<std::uint32_t>(chunks),
+                std::memory_order_release);
+    turn_.store(turn, std::memory_order_release);
+    turn_.notify_all();
+    take_chunks(turn);
+    while (undone_.load(std::memory_order_acquire) != 0) std::this_thread::yield();
+  }
+
+ private:
+  // A chunk is taken only while the turn is the one that the thread woke for. What belongs to the
+  // turn stays as it is until the chunk is done, since the caller waits for that.
+  void take_chunks(std::uint32_t turn) {
+    std::uint64_t left = left_.load(std::memory_order_acquire);
+    while (left >> 32 == turn && static_cast<std::uint32_t>(left) != 0) {
+      if (!left_.compare_exchange_weak(left, left - 1, std::memory_order_acq_rel)) continue;
+      work_(context_, static_cast<int>(static_cast<std::uint32_t>(left)) - 1);
+      undone_.fetch_sub(1, std::memory_order_release);
+      left = left_.load(std::memory_order_acquire);
+    }
+  }
+
+  void wait_for_work() {
+    std::uint32_t seen = 0;
+    for (;;) {
+      const auto since = std::chrono::steady_clock::now();
+      while (turn_.load(std::memory_order_acquire) == seen &&
+             std::chrono::steady_clock::now() - since < kPatience)
+        std::this_thread::yield();
+      turn_.wait(seen, std::memory_order_acquire);
+      seen = turn_.load(std::memory_order_acquire);
+      take_chunks(seen);
+    }
+  }
+
+  const int threads_;
+  std::mutex in_use_;
+  void (*work_)(const void*, int) = nullptr;
+  const void* context_ = nullptr;
+  // The turn's number above, the chunks not yet taken below.
+  std::atomic<std::uint64_t> left_{0};
+  std::atomic<int> undone_{0};
+  std::atomic<std::uint32_t> turn_{0};
+};
+
+// Never taken down: its threads look at it until the process is gone.
+Crew& crew() {
+  static Crew* const crew = new Crew;
+  return *crew;
+}
+
+}  // namespace
+
+namespace workers {
+
+void share(int chunks, void (*work)(const void* context, int chunk), const void* context) {
+  crew().share(chunks, work, context);
+}
+
+int count() { return crew().threads(); }
+
+}  // namespace workers
