@@ -12,7 +12,7 @@
 #include <atomic>
 #include <thread>
 
-#include "cblas.h"
+#include "blas.h"
 #include "few_rows.h"
 
 namespace {

@@ -21,11 +21,9 @@ class Crew {
     for (int i = 1; i < threads_; ++i) std::thread([this] { wait_for_work(); }).detach();
   }
 
-  int threads() const { return threads_; }
-
   void share(int chunks, void (*work)(const void*, int), const void* context) {
-    const std::unique_lock<std::mutex> alone(in_use_, std::try_to_lock);
-    if (!alone) {
+    std::unique_lock<std::mutex> alone(in_use_, std::defer_lock);
+    if (chunks == 1 || threads_ == 1 || !alone.try_lock()) {
       for (int chunk = 0; chunk < chunks; ++chunk) work(context, chunk);
       return;
     }
@@ -90,7 +88,5 @@ namespace workers {
 void share(int chunks, void (*work)(const void* context, int chunk), const void* context) {
   crew().share(chunks, work, context);
 }
-
-int count() { return crew().threads(); }
 
 }  // namespace workers

@@ -1,4 +1,5 @@
-// Threads that share the chunks of one piece of work with the thread that brings it.
+// Threads that share the chunks of one piece of work with the thread that brings it. There are as
+// many, the caller's among them, as OpenBLAS was told to use.
 
 #pragma once
 
@@ -9,8 +10,5 @@ namespace workers {
 // The caller takes chunks itself, so it never waits for a thread that has yet to wake. While one
 // piece of work is shared, a second caller does all of its own alone.
 void share(int chunks, void (*work)(const void* context, int chunk), const void* context);
-
-// How many threads there are, the caller's among them: as many as OpenBLAS was told to use.
-int count();
 
 }  // namespace workers

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use mlx_genkit::{
-    ComputeDtype, Generation, Model, Prompt, Request, Seed, generate, generation_config::Kwargs, load,
+    ComputeDtype, Generation, Model, Prompt, Request, Seed, generate, generation_config::Kwargs,
+    load,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};

@@ -11,7 +11,7 @@ use mlx_rs::{
     ops::{erf, sigmoid, tanh},
 };
 
-use crate::{Result, config::Config};
+use crate::{Result, backend::Backend, config::Config};
 
 /// An activation under HF's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +37,15 @@ impl Activation {
         }
     }
 
-    pub(crate) fn forward(self, x: &Array) -> MlxResult<Array> {
+    /// `activation(gate) · up`.
+    pub(crate) fn gate(self, gate: &Array, up: &Array, backend: Backend) -> MlxResult<Array> {
+        match (self, backend) {
+            (Self::Silu, Backend::Native(native)) => native.silu_gate(gate, up),
+            _ => self.forward(gate)?.multiply(up),
+        }
+    }
+
+    fn forward(self, x: &Array) -> MlxResult<Array> {
         let number = |it: f32| Array::from_f32(it).as_dtype(x.dtype());
         match self {
             Self::Silu => x.multiply(sigmoid(x)?),

@@ -8,6 +8,8 @@ use mlx_rs::{
 };
 use mlxgk_kv_cache::Mask;
 
+use crate::backend::Backend;
+
 /// Softmax attention with grouped key/value heads.
 ///
 /// `queries` is `[batch, heads, tokens, dim]`, `keys` and `values` `[batch, kv heads, columns, dim]`;
@@ -20,9 +22,12 @@ pub(crate) fn attention(
     scale: f32,
     mask: &Mask,
     soft_cap: Option<f32>,
-    fused: bool,
+    backend: Backend,
 ) -> Result<Array> {
-    if let (None, true) = (soft_cap, fused) {
+    if let Backend::Native(native) = backend {
+        return native.attention(queries, keys, values, scale, mask, soft_cap);
+    }
+    if let (None, Backend::Gpu) = (soft_cap, backend) {
         let mask = match mask {
             Mask::None => None,
             Mask::Causal => Some(ScaledDotProductAttentionMask::Causal),

@@ -1,12 +1,41 @@
 //! What the default device can do.
 
-use mlx_rs::{Device, DeviceType};
+use mlx_rs::{Device, DeviceType, Dtype};
 
-use crate::{Error, Result};
+use crate::{Error, Result, native::Native};
 
-/// Whether rotations, norms and attention are kernels of their own. On the CPU backend MLX puts them
-/// together from a dozen to thirty operations each, and other combinations need fewer.
-pub(crate) fn has_fused_kernels() -> Result<bool> {
+/// How a model's rotations, norms, gates, attention and weight products are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Backend {
+    /// By MLX's kernels.
+    Gpu,
+    /// By operations of our own.
+    Native(Native),
+    /// By MLX's operations, composed so that they are few: on the CPU it has no kernels for these, and
+    /// puts them together from a dozen to thirty operations each.
+    Composed,
+}
+
+impl Backend {
+    /// For a model that computes in `dtype` on the default device.
+    pub(crate) fn new(dtype: Dtype) -> Result<Self> {
+        if is_gpu()? {
+            return Ok(Self::Gpu);
+        }
+        Ok(Native::new(dtype).map_or(Self::Composed, Self::Native))
+    }
+
+    /// The operations of our own, where they are used.
+    pub(crate) fn native(self) -> Option<Native> {
+        match self {
+            Self::Native(native) => Some(native),
+            Self::Gpu | Self::Composed => None,
+        }
+    }
+}
+
+/// Whether the default device has kernels for rotations, norms and attention.
+pub(crate) fn is_gpu() -> Result<bool> {
     let device = Device::try_default().and_then(|it| it.get_type());
     let device = device.map_err(|e| Error::mlx("asking for the default device", &e))?;
     Ok(matches!(device, DeviceType::Gpu))

@@ -13,7 +13,7 @@ use crate::{
     Result,
     activation::Activation,
     attention::attention,
-    backend,
+    backend::Backend,
     config::Dims,
     linear::Linear,
     moe::MixtureOfExperts,
@@ -145,7 +145,7 @@ pub(crate) struct SelfAttention {
     head_dim: i32,
     scale: f32,
     soft_cap: Option<f32>,
-    fused: bool,
+    backend: Backend,
 }
 
 #[derive(Debug)]
@@ -237,7 +237,7 @@ impl SelfAttention {
             head_dim: dims.head_dim as i32,
             scale: options.scale.unwrap_or_else(|| (dims.head_dim as f32).powf(-0.5)),
             soft_cap: options.soft_cap,
-            fused: backend::has_fused_kernels()?,
+            backend: weights.backend(),
         })
     }
 
@@ -263,14 +263,14 @@ impl SelfAttention {
             if tokens == 1 { Ok(x) } else { x.transpose_axes(&[0, 2, 1, 3]) }
         };
         let rotation = pass.rotation(&self.rope)?;
-        let rotate = |x: &Array| rotation.apply(x);
+        let rotate = |x: &Array| rotation.apply(x, self.backend);
         let queries = rotate(&heads(&queries, self.heads, self.query_norm.as_ref())?)?;
         let keys = rotate(&heads(&keys, self.kv_heads, self.key_norm.as_ref())?)?;
         let values = heads(&values, self.kv_heads, None)?;
         let (keys, values) = pass.cache.update(layer, &keys, &values)?;
         let mask = pass.step.mask(self.spec)?;
         let mixed =
-            attention(&queries, &keys, &values, self.scale, mask, self.soft_cap, self.fused)?;
+            attention(&queries, &keys, &values, self.scale, mask, self.soft_cap, self.backend)?;
         let mixed = if tokens == 1 { mixed } else { mixed.transpose_axes(&[0, 2, 1, 3])? };
         let mixed = mixed.reshape(&[batch, tokens, self.heads * self.head_dim])?;
         Ok(self.output.forward(&mixed)?)
@@ -299,6 +299,7 @@ pub(crate) struct GatedMlp {
     gate_up: GateUp,
     down: Linear,
     activation: Activation,
+    backend: Backend,
 }
 
 #[derive(Debug)]
@@ -326,7 +327,7 @@ impl GatedMlp {
             up: weights.linear(&format!("{at}.up_proj"), inner, hidden, bias)?,
         };
         let down = weights.linear(&format!("{at}.down_proj"), hidden, inner, bias)?;
-        Ok(Self { gate_up, down, activation })
+        Ok(Self { gate_up, down, activation, backend: weights.backend() })
     }
 
     /// Loads the layer whose gate and up products are one tensor.
@@ -339,7 +340,8 @@ impl GatedMlp {
         let (hidden, inner) = (dims.hidden, dims.intermediate);
         let fused = weights.linear(&format!("{at}.gate_up_proj"), 2 * inner, hidden, false)?;
         let down = weights.linear(&format!("{at}.down_proj"), hidden, inner, false)?;
-        Ok(Self { gate_up: GateUp::Fused(fused), down, activation })
+        let backend = weights.backend();
+        Ok(Self { gate_up: GateUp::Fused(fused), down, activation, backend })
     }
 
     fn forward(&self, x: &Array) -> Result<Array> {
@@ -350,6 +352,6 @@ impl GatedMlp {
                 (halves[0].clone(), halves[1].clone())
             }
         };
-        Ok(self.down.forward(&self.activation.forward(&gate)?.multiply(up)?)?)
+        Ok(self.down.forward(&self.activation.gate(&gate, &up, self.backend)?)?)
     }
 }

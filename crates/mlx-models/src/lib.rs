@@ -30,6 +30,8 @@ mod families;
 mod hooks;
 mod linear;
 mod moe;
+#[cfg_attr(not(target_os = "linux"), path = "native_absent.rs")]
+mod native;
 mod norm;
 mod recording;
 mod rope;

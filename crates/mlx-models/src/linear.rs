@@ -4,11 +4,13 @@
 //! faster kernel is plugged in here and nowhere else.
 
 use mlx_rs::{
-    Array,
+    Array, Dtype,
     error::Result,
     ops::{addmm, dequantize, gather_mm, gather_qmm, quantized_matmul},
     transforms::eval,
 };
+
+use crate::native::Native;
 
 /// Packed weights as MLX's affine quantization writes them: `w = scale · q + bias` per group.
 #[derive(Debug, Clone)]
@@ -62,28 +64,35 @@ impl Transposed {
 /// `y = x Wᵀ + b`.
 #[derive(Debug, Clone)]
 pub(crate) struct Linear {
-    weight: Weight,
-    bias: Option<Array>,
+    pub(crate) weight: LinearWeight,
+    pub(crate) bias: Option<Array>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum LinearWeight {
+    Plain(Weight),
+    /// bf16 in a model that computes in fp32, `[out, in]`: half the memory to read, the same numbers.
+    Widening(Native, Array),
 }
 
 impl Linear {
-    pub(crate) fn new(weight: Weight, bias: Option<Array>) -> Self {
-        Self { weight, bias }
-    }
-
     pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
-        match (&self.weight, &self.bias) {
-            (Weight::Dense(weight), None) => x.matmul(weight.of(x)),
-            (Weight::Dense(weight), Some(bias)) => addmm(bias, x, weight.of(x), None, None),
-            (Weight::Quantized(packed), bias) => {
-                let y = packed_matmul(x, packed)?;
-                bias.as_ref().map_or(Ok(y.clone()), |bias| y.add(bias))
+        let y = match (&self.weight, &self.bias) {
+            (LinearWeight::Plain(Weight::Dense(weight)), Some(bias)) => {
+                return addmm(bias, x, weight.of(x), None, None);
             }
+            (LinearWeight::Plain(Weight::Dense(weight)), None) => x.matmul(weight.of(x))?,
+            (LinearWeight::Plain(Weight::Quantized(packed)), _) => packed_matmul(x, packed)?,
+            (LinearWeight::Widening(native, weight), _) => native.widening_product(x, weight)?,
+        };
+        match &self.bias {
+            Some(bias) => y.add(bias),
+            None => Ok(y),
         }
     }
 
     pub(crate) fn is_quantized(&self) -> bool {
-        matches!(self.weight, Weight::Quantized(_))
+        matches!(self.weight, LinearWeight::Plain(Weight::Quantized(_)))
     }
 }
 
@@ -125,6 +134,8 @@ pub(crate) enum Embedding {
         table: Array,
         transposed: Transposed,
     },
+    /// bf16 in a model that computes in fp32.
+    Widening(Native, Array),
     Quantized(Packed),
 }
 
@@ -138,6 +149,7 @@ impl Embedding {
     pub(crate) fn forward(&self, tokens: &Array) -> Result<Array> {
         match self {
             Self::Dense { table, .. } => table.take_axis(tokens, 0),
+            Self::Widening(_, table) => table.take_axis(tokens, 0)?.as_dtype(Dtype::Float32),
             Self::Quantized(it) => dequantize(
                 it.weight.take_axis(tokens, 0)?,
                 it.scales.take_axis(tokens, 0)?,
@@ -152,6 +164,7 @@ impl Embedding {
     pub(crate) fn as_linear(&self, x: &Array) -> Result<Array> {
         match self {
             Self::Dense { transposed, .. } => x.matmul(transposed.of(x)),
+            Self::Widening(native, table) => native.widening_product(x, table),
             Self::Quantized(it) => packed_matmul(x, it),
         }
     }

@@ -8,6 +8,7 @@ use mlx_rs::{
 use crate::{
     Result,
     activation::Activation,
+    backend::Backend,
     linear::{Experts, Linear},
     weights::Weights,
 };
@@ -21,6 +22,7 @@ pub(crate) struct MixtureOfExperts {
     down: Experts,
     chosen: i32,
     normalise: bool,
+    backend: Backend,
 }
 
 /// The sizes of a mixture.
@@ -44,7 +46,8 @@ impl MixtureOfExperts {
         let up = stack("up_proj", intermediate, hidden)?;
         let down = stack("down_proj", hidden, intermediate)?;
         let router = weights.linear(&format!("{at}.gate"), experts, hidden, false)?;
-        Ok(Self { router, gate, up, down, chosen: dims.chosen as i32, normalise: dims.normalise })
+        let (chosen, normalise, backend) = (dims.chosen as i32, dims.normalise, weights.backend());
+        Ok(Self { router, gate, up, down, chosen, normalise, backend })
     }
 
     pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
@@ -59,8 +62,8 @@ impl MixtureOfExperts {
         let shares = shares.as_dtype(x.dtype())?.expand_dims(-1)?;
 
         let x = x.expand_dims_axes(&[-2, -3])?;
-        let gate = Activation::Silu.forward(&self.gate.forward(&x, &chosen)?)?;
-        let inner = gate.multiply(self.up.forward(&x, &chosen)?)?;
+        let (gate, up) = (self.gate.forward(&x, &chosen)?, self.up.forward(&x, &chosen)?);
+        let inner = Activation::Silu.gate(&gate, &up, self.backend)?;
         let outputs = self.down.forward(&inner, &chosen)?.squeeze_axes(&[-2])?;
         Ok(outputs.multiply(shares)?.sum_axis(-2, false)?)
     }

@@ -2,13 +2,15 @@
 
 use mlx_rs::{Array, Dtype, error::Result as MlxResult, fast::rms_norm, ops::rsqrt};
 
-use crate::{Result, backend};
+use crate::{Result, backend::Backend, native::Native};
 
 /// `x / sqrt(mean(x²) + ε) · w` over the last axis (Zhang & Sennrich, 2019).
 #[derive(Debug, Clone)]
 pub(crate) enum RmsNorm {
     /// MLX's kernel, with `w`.
     Kernel { weight: Array, eps: f32 },
+    /// Our own, with `w`.
+    Native { native: Native, weight: Array, eps: f32 },
     /// `x / sqrt(sum(x²) + n·ε) · √n·w`: without the mean, and with constants of three axes, which a
     /// single token need not broadcast, 7 graph nodes where MLX's own take 11.
     Composed { weight: Array, eps: Array },
@@ -24,7 +26,12 @@ pub(crate) enum NormWeight {
 }
 
 impl RmsNorm {
-    pub(crate) fn new(weight: Array, eps: f32, stored: NormWeight) -> Result<Self> {
+    pub(crate) fn new(
+        weight: Array,
+        eps: f32,
+        stored: NormWeight,
+        backend: Backend,
+    ) -> Result<Self> {
         let weight = match stored {
             NormWeight::Plain => weight,
             NormWeight::Offset => {
@@ -33,9 +40,10 @@ impl RmsNorm {
                 weight.as_dtype(Dtype::Float32)?.add(one)?.as_dtype(dtype)?
             }
         };
-        Ok(match backend::has_fused_kernels()? {
-            true => Self::Kernel { weight: evaluated(weight)?, eps },
-            false => {
+        Ok(match backend {
+            Backend::Gpu => Self::Kernel { weight: evaluated(weight)?, eps },
+            Backend::Native(native) => Self::Native { native, weight: evaluated(weight)?, eps },
+            Backend::Composed => {
                 let size = weight.dim(-1);
                 let root = Array::from_f32((size as f32).sqrt()).as_dtype(weight.dtype())?;
                 let weight = weight.multiply(root)?.reshape(&[1, 1, size])?;
@@ -48,6 +56,7 @@ impl RmsNorm {
     pub(crate) fn forward(&self, x: &Array) -> MlxResult<Array> {
         match self {
             Self::Kernel { weight, eps } => rms_norm(x, Some(weight), *eps),
+            Self::Native { native, weight, eps } => native.rms_norm(x, weight, *eps),
             Self::Composed { weight, eps } => {
                 let wide = x.as_dtype(Dtype::Float32)?;
                 let norm = wide.square()?.sum_axis(-1, true)?.add(eps)?;

@@ -18,7 +18,11 @@ use mlx_rs::{
 use mlxgk_kv_cache::{Positions, Step};
 use serde_json::Value;
 
-use crate::{Result, backend, config::Config};
+use crate::{
+    Result,
+    backend::{self, Backend},
+    config::Config,
+};
 
 /// One rotary embedding; layers of one kind share it.
 #[derive(Debug, Clone)]
@@ -146,7 +150,7 @@ impl Rope {
                 ));
             }
         };
-        let (attention_scale, fused) = (scale as f32, backend::has_fused_kernels()?);
+        let (attention_scale, fused) = (scale as f32, backend::is_gpu()?);
         Ok(Self(Arc::new(Parts { dims, head_dim, frequencies, attention_scale, fused })))
     }
 
@@ -203,7 +207,7 @@ impl Rope {
 
 impl Rotation {
     /// Rotates `x`, `[batch, heads, tokens, head_dim]`.
-    pub(crate) fn apply(&self, x: &Array) -> MlxResult<Array> {
+    pub(crate) fn apply(&self, x: &Array, backend: Backend) -> MlxResult<Array> {
         match self {
             Self::Kernel { dims, periods, positions, scale } => {
                 let scaled = scale.as_ref().map(|it| x.multiply(it.as_dtype(x.dtype())?));
@@ -217,6 +221,9 @@ impl Rotation {
                 }
             }
             Self::Table { cos, sin } => {
+                if let Backend::Native(native) = backend {
+                    return native.rotate(x, cos, sin);
+                }
                 let (head_dim, half) = (x.dim(3), cos.dim(4));
                 if 2 * half == head_dim {
                     return turn(x, cos, sin);

@@ -7,9 +7,11 @@ use mlx_rs::{Array, Dtype, error::Exception, ops::stack};
 
 use crate::{
     Error, ErrorKind, Result,
+    backend::Backend,
     checkpoint::{Tensors, language_model},
     config::{Config, Dims},
-    linear::{Embedding, Experts, Linear, Packed, Weight},
+    linear::{Embedding, Experts, Linear, LinearWeight, Packed, Weight},
+    native::Native,
     norm::{NormWeight, RmsNorm},
 };
 
@@ -20,6 +22,7 @@ pub(crate) struct Weights {
     name: String,
     tensors: Tensors,
     dtype: Dtype,
+    backend: Backend,
     footprint: Footprint,
 }
 
@@ -48,12 +51,18 @@ impl Weights {
             table.map_or(Dtype::Float32, Array::dtype)
         };
         let dtype = dtype.unwrap_or_else(stored);
-        Ok(Self { name, tensors, dtype, footprint: Footprint::default() })
+        let backend = Backend::new(dtype)?;
+        Ok(Self { name, tensors, dtype, backend, footprint: Footprint::default() })
     }
 
     /// The dtype that floats are converted to.
     pub(crate) fn dtype(&self) -> Dtype {
         self.dtype
+    }
+
+    /// How the model will be computed.
+    pub(crate) fn backend(&self) -> Backend {
+        self.backend
     }
 
     pub(crate) fn has(&self, tensor: &str) -> bool {
@@ -78,6 +87,17 @@ impl Weights {
         let array = self.take_as(tensor, shape, self.dtype)?;
         self.footprint.parameters += array.size();
         Ok(array)
+    }
+
+    /// Takes a weight of two axes as it is stored, if that is bf16 and can be computed with as it is.
+    fn take_narrow(&mut self, tensor: &str, shape: &[usize]) -> Result<Option<(Native, Array)>> {
+        let stored = self.tensors.get(tensor).map(Array::dtype);
+        let Some(native) = self.backend.native().filter(|_| stored == Some(Dtype::Bfloat16)) else {
+            return Ok(None);
+        };
+        let array = self.take_as(tensor, shape, Dtype::Bfloat16)?;
+        self.footprint.parameters += array.size();
+        Ok(Some((native, array)))
     }
 
     fn take_as(&mut self, tensor: &str, shape: &[usize], dtype: Dtype) -> Result<Array> {
@@ -157,9 +177,18 @@ impl Weights {
         columns: usize,
         bias: bool,
     ) -> Result<Linear> {
-        let weight = self.weight(at, &[], rows, columns)?;
+        let name = format!("{at}.weight");
+        let narrow = if self.has(&format!("{at}.scales")) {
+            None
+        } else {
+            self.take_narrow(&name, &[rows, columns])?
+        };
+        let weight = match narrow {
+            Some((native, weight)) => LinearWeight::Widening(native, weight),
+            None => LinearWeight::Plain(self.weight(at, &[], rows, columns)?),
+        };
         let bias = if bias { Some(self.take(&format!("{at}.bias"), &[rows])?) } else { None };
-        Ok(Linear::new(weight, bias))
+        Ok(Linear { weight, bias })
     }
 
     /// Takes one projection of every expert: `{at}.switch_mlp.{name}` as mlx-lm stacks them, or
@@ -188,6 +217,9 @@ impl Weights {
             return self.packed(at, &[], rows, columns).map(Embedding::Quantized);
         }
         let name = format!("{at}.weight");
+        if let Some((native, table)) = self.take_narrow(&name, &[rows, columns])? {
+            return Ok(Embedding::Widening(native, table));
+        }
         let table = self.take(&name, &[rows, columns])?;
         Embedding::dense(table).map_err(|e| self.failed(&name, &e))
     }
@@ -216,7 +248,7 @@ impl Weights {
     ) -> Result<RmsNorm> {
         let name = format!("{at}.weight");
         let weight = self.take(&name, &[size])?;
-        RmsNorm::new(weight, eps, stored)
+        RmsNorm::new(weight, eps, stored, self.backend)
     }
 
     /// The untied head, or `None` where the token table serves. As in HF, a head that is there and

@@ -60,14 +60,16 @@ pub(super) fn build(sources: &Path, wheels: &Wheels, home: &Path, final_path: &P
         let object = objects_folder.join(file.file_name().unwrap_or_default()).with_extension("o");
         let ours = file.starts_with(&native);
         let mut command = Command::new("g++");
-        command.args(["-std=c++20", "-O2", "-fPIC", "-c"]).arg(file).arg("-o").arg(&object);
+        command.args(["-std=c++20", "-fPIC", "-c"]).arg(file).arg("-o").arg(&object);
         if ours {
             // Loops over registers must be unrolled; vectors are passed to nothing outside a file.
-            command.args(["-O3", "-Wall", "-Wno-psabi"]).arg("-I").arg(wheels.blas_headers());
+            command.args(["-O3", "-Wall", "-Wno-psabi", "-Wno-unused-variable"]);
+            command.arg("-I").arg(wheels.blas_headers());
         } else {
-            command.arg("-w").arg("-include").arg(native.join("prelude.h"));
-            command.arg("-I").arg(sources).arg("-I").arg(wheels.mlx_headers());
+            command.args(["-O2", "-w"]);
         }
+        command.arg("-include").arg(native.join("prelude.h"));
+        command.arg("-I").arg(sources).arg("-I").arg(wheels.mlx_headers());
         process::capture(&mut command)?;
         Ok(object)
     };

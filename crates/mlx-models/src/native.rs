@@ -1,0 +1,300 @@
+//! Operations of our own for MLX's CPU backend on Linux, from the library that `cargo xtask setup`
+//! makes (`xtask/native`): each does in one pass over memory, with vectors and threads, what MLX puts
+//! together from several.
+//!
+//! All take and give fp32. They are ordinary operations of the graph: lazy, and differentiable.
+
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, c_char};
+
+use mlx_rs::{
+    Array, Dtype,
+    error::{Exception, Result},
+};
+use mlx_sys::mlx_array;
+use mlxgk_kv_cache::Mask;
+
+unsafe extern "C" {
+    fn mlxgk_attention(
+        result: *mut mlx_array,
+        queries: mlx_array,
+        keys: mlx_array,
+        values: mlx_array,
+        seen: mlx_array,
+        scale: f32,
+        causal: bool,
+        soft_cap: f32,
+    ) -> *const c_char;
+    fn mlxgk_rms_norm(
+        result: *mut mlx_array,
+        x: mlx_array,
+        weight: mlx_array,
+        eps: f32,
+    ) -> *const c_char;
+    fn mlxgk_rotate(
+        result: *mut mlx_array,
+        x: mlx_array,
+        cos: mlx_array,
+        sin: mlx_array,
+    ) -> *const c_char;
+    fn mlxgk_silu_gate(result: *mut mlx_array, gate: mlx_array, up: mlx_array) -> *const c_char;
+    fn mlxgk_widening_product(
+        result: *mut mlx_array,
+        x: mlx_array,
+        weight: mlx_array,
+    ) -> *const c_char;
+}
+
+const EMPTY: mlx_array = mlx_array { ctx: std::ptr::null_mut() };
+
+/// Calls one of the functions above.
+///
+/// # Safety
+/// `call` must hand its argument to such a function as `result`, and live arrays as the others.
+unsafe fn call(call: impl FnOnce(*mut mlx_array) -> *const c_char) -> Result<Array> {
+    let mut result = EMPTY;
+    let wrong = call(&raw mut result);
+    if wrong.is_null() {
+        // SAFETY: without complaint the function has put a fresh array there, which is ours.
+        return Ok(unsafe { Array::from_ptr(result) });
+    }
+    // SAFETY: a complaint is a text of this thread's that stays until its next call.
+    let wrong = unsafe { CStr::from_ptr(wrong) };
+    Err(Exception::custom(wrong.to_string_lossy()))
+}
+
+/// That the operations are there: whoever has one may call them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Native(());
+
+impl Native {
+    /// For a model on the CPU that computes in fp32.
+    pub(crate) fn new(dtype: Dtype) -> Option<Self> {
+        (dtype == Dtype::Float32).then_some(Self(()))
+    }
+
+    /// Attention over `[batch, heads, tokens, dim]`: see [`attention`](crate::attention::attention).
+    /// A mask has four axes, or fewer.
+    pub(crate) fn attention(
+        self,
+        queries: &Array,
+        keys: &Array,
+        values: &Array,
+        scale: f32,
+        mask: &Mask,
+        soft_cap: Option<f32>,
+    ) -> Result<Array> {
+        let (queries, keys, values) = (queries.as_ptr(), keys.as_ptr(), values.as_ptr());
+        let (seen, causal) = match mask {
+            Mask::None => (EMPTY, false),
+            Mask::Causal => (EMPTY, true),
+            Mask::Array(it) => (it.as_ptr(), false),
+        };
+        let soft_cap = soft_cap.unwrap_or(0.0);
+        // SAFETY: the arrays are borrowed for the call, and the mask may be empty.
+        unsafe {
+            call(|result| {
+                mlxgk_attention(result, queries, keys, values, seen, scale, causal, soft_cap)
+            })
+        }
+    }
+
+    /// `x / sqrt(mean(x²) + ε) · weight` over the last axis.
+    pub(crate) fn rms_norm(self, x: &Array, weight: &Array, eps: f32) -> Result<Array> {
+        // SAFETY: the arrays are borrowed for the call.
+        unsafe { call(|result| mlxgk_rms_norm(result, x.as_ptr(), weight.as_ptr(), eps)) }
+    }
+
+    /// Rotates the leading dimensions of `x`, `[batch, heads, tokens, dim]`, by the tables of a
+    /// [`Rotation`](crate::rope::Rotation).
+    pub(crate) fn rotate(self, x: &Array, cos: &Array, sin: &Array) -> Result<Array> {
+        // SAFETY: the arrays are borrowed for the call.
+        unsafe { call(|result| mlxgk_rotate(result, x.as_ptr(), cos.as_ptr(), sin.as_ptr())) }
+    }
+
+    /// `silu(gate) · up`.
+    pub(crate) fn silu_gate(self, gate: &Array, up: &Array) -> Result<Array> {
+        // SAFETY: the arrays are borrowed for the call.
+        unsafe { call(|result| mlxgk_silu_gate(result, gate.as_ptr(), up.as_ptr())) }
+    }
+
+    /// `x Wᵀ` for a bf16 `weight`, `[out, in]`, which must be in memory.
+    pub(crate) fn widening_product(self, x: &Array, weight: &Array) -> Result<Array> {
+        // SAFETY: the arrays are borrowed for the call.
+        unsafe { call(|result| mlxgk_widening_product(result, x.as_ptr(), weight.as_ptr())) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mlx_rs::{
+        ops::{
+            arange, broadcast_to, concatenate, matmul, rsqrt, select, sigmoid, softmax_axis, tanh,
+        },
+        random,
+        transforms::grad,
+    };
+
+    use super::*;
+
+    const NATIVE: Native = Native(());
+
+    fn noise(seed: u64, shape: &[i32]) -> Array {
+        random::normal::<f32>(shape, None, None, &random::key(seed).unwrap()).unwrap()
+    }
+
+    fn assert_close(ours: &Array, theirs: &Array, what: &str) {
+        assert_eq!(ours.shape(), theirs.shape(), "{what}");
+        let worst = ours.subtract(theirs).unwrap().abs().unwrap().max(None).unwrap();
+        let worst = worst.try_item_exact::<f32>().unwrap();
+        assert!(worst < 2e-5, "{what}: off by {worst}");
+    }
+
+    #[test]
+    fn a_product_with_bf16_weights_is_the_product_with_them_widened() {
+        for (rows, columns, length) in
+            [(1, 5, 3), (2, 40, 70), (16, 96, 64), (17, 33, 40), (40, 9, 5000)]
+        {
+            let weight = noise(1, &[columns, length]).multiply(Array::from_f32(0.05)).unwrap();
+            let weight = weight.as_dtype(Dtype::Bfloat16).unwrap();
+            weight.eval().unwrap();
+            let wide = weight.as_dtype(Dtype::Float32).unwrap().t();
+            // Rows behind one another, and rows that are columns of something else.
+            let dense = noise(2, &[1, rows, length]);
+            let strided = noise(3, &[length, rows]).t();
+            for x in [dense, strided] {
+                let ours = NATIVE.widening_product(&x, &weight).unwrap();
+                let what = format!("{rows} x {columns} x {length}");
+                assert_close(&ours, &matmul(&x, &wide).unwrap(), &what);
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_is_the_same_to_the_last_bit_whoever_stands_beside_it() {
+        let weight = noise(1, &[50, 70]).as_dtype(Dtype::Bfloat16).unwrap();
+        weight.eval().unwrap();
+        let x = noise(2, &[16, 70]);
+        let first = |count: i32| {
+            let rows = arange::<i32, i32>(0, count, 1).unwrap();
+            let rows = x.take_axis(&rows, 0).unwrap();
+            NATIVE.widening_product(&rows, &weight).unwrap().try_as_slice::<f32>().unwrap()[..50]
+                .to_vec()
+        };
+        let alone = first(1);
+        for count in 2..=16 {
+            assert_eq!(first(count), alone, "beside {} others", count - 1);
+        }
+    }
+
+    #[test]
+    fn norm_gate_and_rotation_are_what_they_are_made_of() {
+        let (x, up, weight) = (noise(1, &[2, 7, 70]), noise(2, &[2, 7, 70]), noise(3, &[70]));
+        let mean = x.square().unwrap().mean_axis(-1, true).unwrap();
+        let norm = rsqrt(mean.add(Array::from_f32(1e-3)).unwrap()).unwrap();
+        let norm = x.multiply(norm).unwrap().multiply(&weight).unwrap();
+        assert_close(&NATIVE.rms_norm(&x, &weight, 1e-3).unwrap(), &norm, "norm");
+
+        let wide = x.multiply(Array::from_f32(40.0)).unwrap();
+        let gate = wide.multiply(sigmoid(&wide).unwrap()).unwrap().multiply(&up).unwrap();
+        assert_close(&NATIVE.silu_gate(&wide, &up).unwrap(), &gate, "gate");
+
+        for (dim, half) in [(40, 20), (48, 17)] {
+            // As attention has them: heads behind tokens in memory.
+            let x = noise(4, &[2, 5, 3, dim]).swap_axes(1, 2).unwrap();
+            let (cos, sin) = (noise(5, &[2, 1, 5, 1, half]), noise(6, &[2, 1, 5, 2, half]));
+            let parts = x.split_at_indices(&[half, 2 * half], -1).unwrap();
+            let (a, b, rest) = (&parts[0], &parts[1], &parts[2]);
+            let cosines = cos.squeeze_axes(&[3]).unwrap();
+            let sines = sin.split_equal(2, 3).unwrap();
+            let sine = |at: usize| sines[at].squeeze_axes(&[3]).unwrap();
+            let turn = |x: &Array, y: &Array, sine: &Array| {
+                x.multiply(&cosines).unwrap().add(y.multiply(sine).unwrap()).unwrap()
+            };
+            let turned = [turn(a, b, &sine(0)), turn(b, a, &sine(1)), rest.clone()];
+            let turned = concatenate(&turned.iter().collect::<Vec<_>>(), -1).unwrap();
+            assert_close(&NATIVE.rotate(&x, &cos, &sin).unwrap(), &turned, "rotation");
+        }
+    }
+
+    /// Attention as the formula has it, on keys and values repeated for every query head.
+    fn attention(
+        [queries, keys, values]: [&Array; 3],
+        seen: &Array,
+        scale: f32,
+        soft_cap: Option<f32>,
+    ) -> Array {
+        let group = queries.dim(1) / keys.dim(1);
+        let repeated = |x: &Array| {
+            let [batch, heads, columns, dim] = [0, 1, 2, 3].map(|axis| x.dim(axis));
+            let x = x.expand_dims(2).unwrap();
+            let x = broadcast_to(&x, &[batch, heads, group, columns, dim]).unwrap();
+            x.reshape(&[batch, heads * group, columns, dim]).unwrap()
+        };
+        let keys = repeated(keys).swap_axes(-1, -2).unwrap();
+        let mut scores = matmul(queries, &keys).unwrap().multiply(Array::from_f32(scale)).unwrap();
+        if let Some(cap) = soft_cap {
+            let cap = Array::from_f32(cap);
+            scores = tanh(scores.divide(&cap).unwrap()).unwrap().multiply(&cap).unwrap();
+        }
+        let scores = select(seen, &scores, Array::from_f32(f32::NEG_INFINITY)).unwrap();
+        matmul(softmax_axis(&scores, -1, true).unwrap(), repeated(values)).unwrap()
+    }
+
+    #[test]
+    fn attention_is_what_it_is_made_of() {
+        // Few and many queries per key/value head, and heads of awkward widths.
+        for (tokens, columns, group, dim) in
+            [(1, 9, 2, 64), (1, 300, 1, 24), (3, 40, 4, 80), (12, 40, 2, 32), (21, 21, 2, 36)]
+        {
+            let queries = noise(1, &[2, tokens, 3 * group, dim]).swap_axes(1, 2).unwrap();
+            // A cache has room behind its last column.
+            let cached = |seed| {
+                let columns = arange::<i32, i32>(0, columns, 1).unwrap();
+                noise(seed, &[2, 3, 400, dim]).take_axis(&columns, 2).unwrap()
+            };
+            let (keys, values) = (cached(2), cached(3));
+            let last = arange::<i32, i32>(columns - tokens, columns, 1).unwrap();
+            let places = arange::<i32, i32>(0, columns, 1).unwrap();
+            let causal = places.le(last.expand_dims(1).unwrap()).unwrap();
+            let padding = Array::from_slice(&[0_i32, columns / 2], &[2, 1, 1, 1]);
+            let padded = places.ge(&padding).unwrap().logical_and(&causal).unwrap();
+            let all = Array::from_bool(true);
+            for (mask, soft_cap, formula) in [
+                (Mask::None, None, &all),
+                (Mask::Causal, Some(3.0), &causal),
+                (Mask::Array(padded.clone()), None, &padded),
+            ] {
+                // A row of padding alone sees nothing; nobody reads what comes out of it.
+                let blank = tokens > columns - columns / 2;
+                if blank && matches!(mask, Mask::Array(_)) {
+                    continue;
+                }
+                let ours =
+                    NATIVE.attention(&queries, &keys, &values, 0.3, &mask, soft_cap).unwrap();
+                let theirs = attention([&queries, &keys, &values], formula, 0.3, soft_cap);
+                let what = format!("{tokens} tokens, {columns} columns, {mask:?}");
+                assert_close(&ours, &theirs, &what);
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_go_through() {
+        let weight = noise(1, &[6, 40]).as_dtype(Dtype::Bfloat16).unwrap();
+        weight.eval().unwrap();
+        let wide = weight.as_dtype(Dtype::Float32).unwrap().t();
+        let x = noise(2, &[3, 40]);
+        let ours = |x: &Array| NATIVE.widening_product(x, &weight)?.square()?.sum(None);
+        let theirs = |x: &Array| matmul(x, &wide)?.square()?.sum(None);
+        assert_close(&grad(ours)(&x).unwrap(), &grad(theirs)(&x).unwrap(), "gradient");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let (x, weight) = (noise(1, &[2, 3]), noise(2, &[4]));
+        let error = NATIVE.rms_norm(&x, &weight, 1e-6).unwrap_err();
+        assert!(error.what().contains("one fp32 weight per column"), "{error}");
+    }
+}
