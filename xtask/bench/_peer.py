@@ -27,6 +27,8 @@ def main(packages, load, generate, draw, first_token, answer=None):
         measured = measure_generate(task, lambda *request: timed(generate, model, *request))
     elif task["task"] == "request":
         measured = measure_request(task, load(task["model"], "float32"), answer)
+    elif task["task"] == "growth":
+        measured = measure_growth(task, load(task["model"], "float32"), generate)
     elif task["task"] == "draw":
         measured = {"microseconds": measure_draws(draw(task), task["draws"])}
     else:
@@ -62,6 +64,19 @@ def measure_request(task, model, answer):
         tokens = answer(model, task["fields"], task["prompts"])
         rates.append(len(tokens) / (time.perf_counter() - begun))
     return {"tokens_per_second": statistics.median(rates), "tokens": tokens}
+
+
+def measure_growth(task, model, generate):
+    """One point for `every` tokens: tokens so far, microseconds per token."""
+    generate(model, task["prompt"], 2, lambda token: None)
+    times = []
+    generate(model, task["prompt"], task["new_tokens"], lambda _: times.append(time.perf_counter()))
+    every = task["every"]
+    points = [
+        [len(task["prompt"]) + at, (times[at] - times[at - every]) * 1e6 / every]
+        for at in range(every, len(times), every)
+    ]
+    return {"points": points}
 
 
 def timed(generate, model, ids, new_tokens):

@@ -5,6 +5,7 @@
 //! does falls on all of them, and what counts is the median over the rounds.
 
 mod chart;
+mod growth;
 mod machine;
 mod measure;
 mod report;
@@ -102,6 +103,7 @@ fn measure(bench: &Bench, effort: &Effort) -> Result<Results> {
         eprintln!("bench: round {} of {}", round + 1, effort.rounds);
         large_model(bench, effort, round, &mut results)?;
         bundled_model(bench, effort, &mut results)?;
+        requests(bench, effort, &mut results)?;
         draws(bench, effort, &mut results)?;
         // No other system has grammars of its own.
         let task = json!({"task": "mask", "masks": 10 * effort.draws});
@@ -113,7 +115,11 @@ fn measure(bench: &Bench, effort: &Effort) -> Result<Results> {
 
 /// `count` token ids that both models have.
 fn prompt(count: usize) -> Vec<usize> {
-    (0..count).map(|at| (at * 7919 + 13) % 2000).collect()
+    shifted_prompt(count, 0)
+}
+
+fn shifted_prompt(count: usize, shift: usize) -> Vec<usize> {
+    (0..count).map(|at| (at * 7919 + 13 + shift) % 2000).collect()
 }
 
 fn large_model(bench: &Bench, effort: &Effort, round: usize, results: &mut Results) -> Result<()> {
@@ -155,6 +161,49 @@ fn bundled_model(bench: &Bench, effort: &Effort, results: &mut Results) -> Resul
     Ok(())
 }
 
+/// Whole requests, in the modes that do more than one row of work per step.
+fn requests(bench: &Bench, effort: &Effort, results: &mut Results) -> Result<()> {
+    let (bundled, large) = (bench.bundled(), bench.large());
+    let (long, short) = (effort.bundled_tokens, effort.new_tokens);
+    let batch: Vec<_> = (0..8).map(|row| shifted_prompt(32, 101 * row)).collect();
+    let story = bench.run(
+        System::Ours,
+        &request(bundled, &json!({}), &json!([prompt(32)]), 96),
+        THREADS,
+    )?;
+    let story = story["tokens"].as_array().map_or(&[][..], Vec::as_slice);
+    let told = [story, story, story].concat();
+    let told = json!([told]);
+    let (plain, beams) = (json!({}), json!({"num_beams": 4}));
+    let lookup = json!({"prompt_lookup_num_tokens": 10});
+    let batch = json!(batch);
+    for (measure, model, fields, prompts, new_tokens) in [
+        (Measure::Beams, bundled, &beams, &json!([prompt(32)]), long),
+        (Measure::Batch, bundled, &plain, &batch, long),
+        (Measure::BatchLarge, large, &plain, &batch, short),
+        (Measure::Repetitive, bundled, &plain, &told, long),
+        (Measure::Lookup, bundled, &lookup, &told, long),
+    ] {
+        for system in [System::Ours, System::Transformers] {
+            if !bench.systems().contains(&system) {
+                continue;
+            }
+            let task = request(model, fields, prompts, new_tokens);
+            let measured = bench.run(system, &task, THREADS)?;
+            results.add(measure, system, &measured["tokens_per_second"])?;
+            results.compare_tokens(measure.title(), system, &measured["tokens"]);
+        }
+    }
+    Ok(())
+}
+
+fn request(model: &Value, fields: &Value, prompts: &Value, new_tokens: usize) -> Value {
+    let mut fields = fields.clone();
+    fields["do_sample"] = false.into();
+    fields["max_new_tokens"] = new_tokens.into();
+    json!({"task": "request", "model": model, "fields": fields, "prompts": prompts, "repeats": 3})
+}
+
 fn draws(bench: &Bench, effort: &Effort, results: &mut Results) -> Result<()> {
     for (measure, fields, rng) in [
         (Measure::DrawUsual, "usual", "fast"),
@@ -180,7 +229,9 @@ fn megabytes(bytes: &Value) -> Value {
 
 fn write_report(results: &Results, bench: &Bench, machine: &Machine) -> Result<()> {
     let docs = workspace::root().join("docs");
+    let curves = growth::measure(bench)?;
     for (name, text) in [
+        ("growth.svg", growth::draw(&curves)),
         ("benchmarks.md", report::page(results, bench, machine)),
         ("benchmarks.svg", chart::draw(results, bench.systems())),
     ] {

@@ -60,7 +60,7 @@ pub fn random_qwen3(folder: &Path) -> Result<PathBuf> {
     Ok(model)
 }
 
-/// Writes a folder with the bundled model, less its end tokens.
+/// Writes a folder with the bundled model, less its end tokens and with room for long texts.
 ///
 /// # Errors
 /// When it cannot be written.
@@ -74,6 +74,7 @@ pub fn endless_bundled(folder: &Path) -> Result<PathBuf> {
     let mut config: Map<String, Value> =
         serde_json::from_slice(&fs::read(source.join("config.json"))?)?;
     config.remove("eos_token_id");
+    config.insert("max_position_embeddings".into(), 16_384.into());
     write_json(&model.join("config.json"), &config.into())?;
     write_json(&model.join("generation_config.json"), &json!({}))?;
     Ok(model)

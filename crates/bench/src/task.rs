@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use mlx_genkit::{
-    ComputeDtype, Generation, Model, Prompt, Request, Seed, generate, generation_config::Kwargs,
-    load,
+    ComputeDtype, Generation, GenerationConfig, Model, Prompt, Request, Seed, generate,
+    generation_config::Kwargs, load, stream,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -48,6 +48,17 @@ pub enum Task {
         prompts: Vec<Vec<u32>>,
         /// How often; the median counts.
         repeats: usize,
+    },
+    /// Continues a prompt greedily for a long time, and says what a token costs as the text grows.
+    Growth {
+        /// The model folder; it is computed in fp32.
+        model: PathBuf,
+        /// The prompt.
+        prompt: Vec<u32>,
+        /// By how many tokens.
+        new_tokens: usize,
+        /// Tokens per point of the curve.
+        every: usize,
     },
     /// Draws tokens from given scores.
     Draw {
@@ -158,6 +169,11 @@ impl Task {
                     "acceptance": last.and_then(|it| it.acceptance).map(|it| it.rate()),
                 }))
             }
+            Self::Growth { model, prompt, new_tokens, every } => {
+                let model = load(model, ComputeDtype::Float32)?;
+                time(&model, prompt, 2)?;
+                growth(&model, prompt, *new_tokens, *every)
+            }
             Self::Draw { fields, rng, scores, vocab, history, draws } => {
                 let seed = match rng {
                     Generator::Fast => Seed::Fast(0),
@@ -184,6 +200,30 @@ impl Task {
 fn answer(model: &Model, fields: &Value, prompts: &[Vec<u32>]) -> Result<Generation> {
     let prompts = prompts.iter().map(|ids| Prompt::Ids(ids.clone()));
     Ok(generate(model, Request::batch(prompts).overrides(Kwargs::from_json(fields)?))?)
+}
+
+/// One point for `every` tokens: tokens so far, microseconds per token, bytes that MLX holds.
+fn growth(model: &Model, prompt: &[u32], new_tokens: usize, every: usize) -> Result<Value> {
+    let config = GenerationConfig {
+        do_sample: Some(false),
+        max_new_tokens: Some(new_tokens),
+        ..Default::default()
+    };
+    let request = Request::new(prompt.to_vec()).config(config);
+    let (mut points, mut since) = (Vec::new(), Instant::now());
+    for (index, piece) in stream(model, request)?.enumerate() {
+        piece?;
+        if index == 0 {
+            since = Instant::now();
+        } else if index % every == 0 {
+            let tokens = prompt.len() + index;
+            let microseconds = since.elapsed().as_secs_f64() * 1e6 / every as f64;
+            let bytes = mlx_genkit::mlx_rs::memory::active_memory()?;
+            points.push(json!([tokens, microseconds, bytes]));
+            since = Instant::now();
+        }
+    }
+    Ok(json!({"points": points}))
 }
 
 /// The microseconds of each of `count` steps, after some that are not counted.

@@ -13,6 +13,11 @@ pub(super) enum Measure {
     Decode,
     Prefill,
     DecodeBundled,
+    Beams,
+    Batch,
+    BatchLarge,
+    Repetitive,
+    Lookup,
     FirstToken,
     PeakMemory,
     DrawUsual,
@@ -22,10 +27,15 @@ pub(super) enum Measure {
 }
 
 impl Measure {
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 14] = [
         Self::Decode,
         Self::Prefill,
         Self::DecodeBundled,
+        Self::Beams,
+        Self::Batch,
+        Self::BatchLarge,
+        Self::Repetitive,
+        Self::Lookup,
         Self::FirstToken,
         Self::PeakMemory,
         Self::DrawUsual,
@@ -39,6 +49,11 @@ impl Measure {
             Self::Decode => "decoding, 0.6B shape",
             Self::Prefill => "prefill of 256, 0.6B shape",
             Self::DecodeBundled => "decoding, bundled model",
+            Self::Beams => "search with 4 beams, bundled model",
+            Self::Batch => "batch of 8, bundled model",
+            Self::BatchLarge => "batch of 8, 0.6B shape",
+            Self::Repetitive => "repetitive text, bundled model",
+            Self::Lookup => "the same with prompt lookup",
             Self::FirstToken => "first token, bundled model",
             Self::PeakMemory => "peak memory, 0.6B shape",
             Self::DrawUsual => "draw: penalty, n-gram, top-k, top-p",
@@ -50,7 +65,14 @@ impl Measure {
 
     pub(super) fn unit(self) -> &'static str {
         match self {
-            Self::Decode | Self::Prefill | Self::DecodeBundled => "tokens/s",
+            Self::Decode
+            | Self::Prefill
+            | Self::DecodeBundled
+            | Self::Beams
+            | Self::Batch
+            | Self::BatchLarge
+            | Self::Repetitive
+            | Self::Lookup => "tokens/s",
             Self::FirstToken => "ms",
             Self::PeakMemory => "MB",
             Self::DrawUsual | Self::DrawUsualTorch | Self::DrawNucleus | Self::Mask => "µs",
@@ -71,10 +93,15 @@ impl Measure {
             (Self::Prefill, System::MlxLm) => Some(30.0),
             (Self::DecodeBundled, System::Transformers) => Some(1.3),
             (Self::DecodeBundled, System::MlxLm) => Some(1.0),
+            (Self::Beams, System::Transformers) => Some(1.5),
+            (Self::Batch, System::Transformers) => Some(1.2),
             _ => None,
         }
     }
 }
+
+/// How many times as fast as our own plain decoding prompt lookup is meant to be.
+const LOOKUP_GOAL: f64 = 1.5;
 
 /// What was measured so far.
 #[derive(Debug, Default)]
@@ -139,6 +166,12 @@ impl Results {
         Some(if measure.is_rate() { ours / theirs } else { theirs / ours })
     }
 
+    /// How many times as fast as plain decoding we are with prompt lookup.
+    pub(super) fn lookup_gain(&self) -> Option<f64> {
+        let ours = |measure| self.value(measure, System::Ours);
+        Some(ours(Measure::Lookup)? / ours(Measure::Repetitive)?)
+    }
+
     /// The most that our own number may be, where the goal is a number.
     pub(super) fn limit(&self, measure: Measure) -> Option<f64> {
         match measure {
@@ -154,6 +187,11 @@ impl Results {
     /// One sentence per goal that was missed.
     pub(super) fn missed_goals(&self) -> Vec<String> {
         let mut missed = Vec::new();
+        if let Some(gain) = self.lookup_gain().filter(|it| *it < LOOKUP_GOAL) {
+            missed.push(format!(
+                "prompt lookup: {gain:.2} of plain decoding, the goal is {LOOKUP_GOAL}"
+            ));
+        }
         for measure in Measure::ALL {
             let title = measure.title();
             for other in [System::Transformers, System::MlxLm] {

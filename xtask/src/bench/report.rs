@@ -87,6 +87,12 @@ pub(super) fn page(results: &Results, bench: &Bench, machine: &Machine) -> Strin
     if notes.is_empty() {
         notes.push_str("In fp32 all systems chose the same tokens.\n");
     }
+    if let Some(gain) = results.lookup_gain() {
+        notes.push_str(&format!(
+            "\nOn repetitive text prompt lookup is {} times as fast as plain decoding (goal: 1.5).\n",
+            readable(gain)
+        ));
+    }
     let (rounds, new_tokens, prefill) = (FULL.rounds, FULL.new_tokens, FULL.prefill);
     let (bundled_tokens, draws) = (FULL.bundled_tokens, FULL.draws);
     format!(
@@ -98,6 +104,7 @@ pub(super) fn page(results: &Results, bench: &Bench, machine: &Machine) -> Strin
          ![The measurements as bars](benchmarks.svg)\n\n\
          {table}\n\
          {notes}\n\
+         ![What a token costs as the text grows](growth.svg)\n\n\
          \"Against\" says how many times as fast we are; a goal stands behind it in brackets, and a limit on our\n\
          own number in the last column. Numbers are medians over {rounds} rounds.\n\n\
          ## What is measured\n\n\
@@ -108,10 +115,16 @@ pub(super) fn page(results: &Results, bench: &Bench, machine: &Machine) -> Strin
            prompt of 32, greedy, counted from the first new token to the last ({SLOW_TOKENS} tokens and one round\n  \
            for mlx-lm). Prefill is the time from the request to the first new token after {prefill}.\n\
          - **bundled model**: {bundled_tokens} tokens after a prompt of 32, greedy; the end token is taken away.\n\
+         - **4 beams, batch of 8**: whole requests of {bundled_tokens} new tokens per prompt, each prompt of 32; tokens\n  \
+           that are returned, over the time of the request. {new_tokens} new tokens at the 0.6B shape.\n\
+         - **repetitive text**: a story of 96 tokens told three times, continued by {bundled_tokens}; with prompt lookup, at\n  \
+           most 10 tokens are guessed at a time.\n\
+         - **growth**: one text of 8,192 tokens by the bundled model, and what a token cost on the way. The memory is\n  \
+           what MLX holds, the model included.\n\
          - **first token**: from the start of a process, with the interpreter, the libraries, the tokenizer and\n  \
            the model to be loaded, to its end after one token.\n\
          - **peak memory**: the largest resident size of the process that decodes the 0.6B shape. The limit is\n  \
-           1.15 times the weights in fp32, and 150 MB.\n\
+           1.15 times the weights as we hold them, and 150 MB.\n\
          - **draws**: a token from 151,936 scores with 512 tokens of history, {draws} times. Repetition penalty\n  \
            1.1, no n-gram of 3 twice, temperature 0.7, top-k 50, top-p 0.9; then temperature and top-p alone.\n  \
            mlx-lm has no n-gram ban, so it does without. The fast generator draws, and torch's where named.\n\
