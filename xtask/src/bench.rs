@@ -124,7 +124,7 @@ fn shifted_prompt(count: usize, shift: usize) -> Vec<usize> {
 
 fn large_model(bench: &Bench, effort: &Effort, round: usize, results: &mut Results) -> Result<()> {
     for &system in bench.systems() {
-        let is_slow = system == System::MlxLm;
+        let is_slow = matches!(system, System::MlxLm | System::MlxLmBf16);
         if is_slow && round > 0 {
             continue;
         }

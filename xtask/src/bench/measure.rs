@@ -88,9 +88,9 @@ impl Measure {
     pub(super) fn goal_against(self, other: System) -> Option<f64> {
         match (self, other) {
             (Self::Decode, System::Transformers) => Some(1.3),
-            (Self::Decode, System::MlxLm) => Some(15.0),
+            (Self::Decode, System::MlxLmBf16) => Some(15.0),
             (Self::Prefill, System::Transformers) => Some(0.6),
-            (Self::Prefill, System::MlxLm) => Some(30.0),
+            (Self::Prefill, System::MlxLmBf16) => Some(30.0),
             (Self::DecodeBundled, System::Transformers) => Some(1.3),
             (Self::DecodeBundled, System::MlxLm) => Some(1.0),
             (Self::Beams, System::Transformers) => Some(1.5),
@@ -194,7 +194,7 @@ impl Results {
         }
         for measure in Measure::ALL {
             let title = measure.title();
-            for other in [System::Transformers, System::MlxLm] {
+            for other in [System::Transformers, System::MlxLm, System::MlxLmBf16] {
                 let goal = measure.goal_against(other);
                 if let (Some(goal), Some(ratio)) = (goal, self.ratio(measure, other))
                     && ratio < goal

@@ -18,6 +18,8 @@ pub(super) enum System {
     Transformers,
     TransformersBf16,
     MlxLm,
+    /// As it comes: in the checkpoint's own precision.
+    MlxLmBf16,
 }
 
 impl System {
@@ -27,12 +29,16 @@ impl System {
             Self::Transformers => "transformers",
             Self::TransformersBf16 => "transformers, bf16",
             Self::MlxLm => "mlx-lm",
+            Self::MlxLmBf16 => "mlx-lm, bf16",
         }
     }
 
     /// The precision it computes in.
     pub(super) fn dtype(self) -> &'static str {
-        if self == Self::TransformersBf16 { "bfloat16" } else { "float32" }
+        match self {
+            Self::TransformersBf16 | Self::MlxLmBf16 => "bfloat16",
+            Self::Ours | Self::Transformers | Self::MlxLm => "float32",
+        }
     }
 }
 
@@ -68,8 +74,13 @@ impl Bench {
             python::environment("record", "xtask/record/requirements.txt")?,
             python::environment("peers", "xtask/bench/requirements.txt")?,
         );
-        let systems =
-            vec![System::Ours, System::Transformers, System::TransformersBf16, System::MlxLm];
+        let systems = vec![
+            System::Ours,
+            System::Transformers,
+            System::TransformersBf16,
+            System::MlxLm,
+            System::MlxLmBf16,
+        ];
         Ok(Self { systems, binaries, pythons: Some(pythons), prepared, versions })
     }
 
@@ -144,7 +155,7 @@ impl Bench {
             return Err(Failure::new(format!("{} was not installed", system.name())));
         };
         let (python, script) = match system {
-            System::MlxLm => (mlx_lm, "xtask/bench/mlx_lm_peer.py"),
+            System::MlxLm | System::MlxLmBf16 => (mlx_lm, "xtask/bench/mlx_lm_peer.py"),
             _ => (transformers, "xtask/bench/transformers_peer.py"),
         };
         let mut command = Command::new(python);
