@@ -92,7 +92,7 @@ impl<'a> ContinuousBatch<'a> {
     /// are not affected.
     pub fn join(&mut self, row: Joining, chunk: usize) -> Result<usize> {
         let prompt = LeftPadded::new(std::slice::from_ref(&row.prompt), 0)?;
-        let session = DecoderSession::prefill(self.model, &prompt, chunk, self.hook)?;
+        let session = DecoderSession::prefill(self.model, &prompt, chunk, &mut *self.hook)?;
         let (cache, logits) = session.into_state();
         let state = match &self.state {
             None => (cache, logits),

@@ -17,7 +17,8 @@ pub const DEFAULT_PREFILL_CHUNK: usize = 2048;
 pub struct DecoderSession<'a> {
     model: &'a Decoder,
     cache: KvCache,
-    hook: &'a mut dyn ResidualHook,
+    hook: Box<dyn ResidualHook + 'a>,
+    use_cache: bool,
     /// fp32 `[rows, vocabulary]`: what follows the last token fed.
     logits: Pending,
 }
@@ -32,7 +33,7 @@ impl<'a> DecoderSession<'a> {
         model: &'a Decoder,
         prompts: &LeftPadded,
         chunk: usize,
-        hook: &'a mut dyn ResidualHook,
+        hook: impl ResidualHook + 'a,
     ) -> Result<Self> {
         let mut cache = model.new_padded_cache(prompts.padding());
         cache.plan(prompts.width());
@@ -49,7 +50,7 @@ impl<'a> DecoderSession<'a> {
         mut cache: KvCache,
         rows: &[&[u32]],
         chunk: usize,
-        hook: &'a mut dyn ResidualHook,
+        mut hook: impl ResidualHook + 'a,
     ) -> Result<Self> {
         let width = rows.first().map_or(0, |row| row.len());
         if width == 0 {
@@ -61,7 +62,7 @@ impl<'a> DecoderSession<'a> {
             let end = width.min(start.saturating_add(chunk.max(1)));
             let part: Vec<&[u32]> =
                 rows.iter().map(|row| row.get(start..end).unwrap_or_default()).collect();
-            hidden = Some(model.hidden(&part, &mut cache, hook)?);
+            hidden = Some(model.hidden(&part, &mut cache, &mut hook)?);
             if end < width {
                 // A pass ends here, so that its activations are freed before the next begins.
                 eval(cache.arrays())?;
@@ -70,7 +71,7 @@ impl<'a> DecoderSession<'a> {
         let Some(hidden) = hidden else { unreachable!("width is above 0") };
         let logits = last_logits(model, &hidden)?;
         async_eval([&logits])?;
-        Ok(Self { model, cache, hook, logits: Pending(logits) })
+        Ok(Self { model, cache, hook: Box::new(hook), use_cache: true, logits: Pending(logits) })
     }
 
     /// Feeds one prompt after as much of it as `cache` already holds: what a conversation does, of
@@ -83,7 +84,7 @@ impl<'a> DecoderSession<'a> {
         mut cache: KvCache,
         prompt: &[u32],
         chunk: usize,
-        hook: &'a mut dyn ResidualHook,
+        hook: impl ResidualHook + 'a,
     ) -> Result<Self> {
         if cache.batch() != 1 || prompt.is_empty() {
             let what = "a cache can be gone on with for one row, and one token at least";
@@ -102,6 +103,13 @@ impl<'a> DecoderSession<'a> {
         let rest = &prompt[cache.len()..];
         cache.plan(prompt.len());
         Self::extend(model, cache, &[rest], chunk, hook)
+    }
+
+    /// From here on reads the whole text anew for each token (HF `use_cache=False`): the same tokens
+    /// for more work, to compare with.
+    #[must_use]
+    pub fn without_cache(self) -> Self {
+        Self { use_cache: false, ..self }
     }
 
     /// Repeats every row `times` in succession, sharing the work done so far.
@@ -171,7 +179,11 @@ impl LanguageModel for DecoderSession<'_> {
 
     fn feed(&mut self, tokens: &[u32]) -> Result<()> {
         let rows: Vec<&[u32]> = tokens.chunks(1).collect();
-        let hidden = self.model.hidden(&rows, &mut self.cache, self.hook)?;
+        let hidden = if self.use_cache {
+            self.model.hidden(&rows, &mut self.cache, &mut *self.hook)?
+        } else {
+            self.model.hidden_anew(&rows, &mut self.cache, &mut *self.hook)?
+        };
         self.logits.0 = last_logits(self.model, &hidden)?;
         Ok(async_eval([&self.logits.0])?)
     }
@@ -194,7 +206,7 @@ impl Reorder for DecoderSession<'_> {
 
 impl Speculative for DecoderSession<'_> {
     fn feed_several(&mut self, tokens: &[u32]) -> Result<()> {
-        let hidden = self.model.hidden(&[tokens], &mut self.cache, self.hook)?;
+        let hidden = self.model.hidden(&[tokens], &mut self.cache, &mut *self.hook)?;
         self.logits.0 = self.model.logits(&hidden)?.squeeze_axes(&[0])?;
         Ok(async_eval([&self.logits.0])?)
     }
@@ -219,7 +231,7 @@ impl Speculative for DecoderSession<'_> {
             self.cache.set_prompt_end(column);
         }
         if !text.is_empty() {
-            self.model.hidden(&[&text], &mut self.cache, self.hook)?;
+            self.model.hidden(&[&text], &mut self.cache, &mut *self.hook)?;
         }
         Ok(())
     }

@@ -26,15 +26,17 @@ const NOT_YET: &[Refusal] = &[
         "contrastive search",
     ),
     ("token_healing", |it| off(it.token_healing), "token healing"),
-    ("use_cache", |it| it.use_cache != Some(false), "generation without a cache"),
     (
         "cache_implementation",
         |it| matches!(it.cache_implementation.as_deref(), None | Some("dynamic")),
         "this kind of cache",
     ),
     ("cache_config", |it| it.cache_config.is_none(), "a configurable cache"),
-    ("output_attentions", |it| off(it.output_attentions), "returning attention weights"),
-    ("output_hidden_states", |it| off(it.output_hidden_states), "returning hidden states"),
+    (
+        "output_attentions",
+        |it| off(it.output_attentions),
+        "returning attention weights, which the fused attention never holds,",
+    ),
     ("compile_config", |it| it.compile_config.is_none(), "compilation"),
     (
         "continuous_batching_config",

@@ -54,8 +54,9 @@ fn what_is_missing_is_refused_by_name_and_value() {
             "`token_healing` is true, but token healing is not implemented yet",
         ),
         (
-            json!({"use_cache": false}),
-            "`use_cache` is false, but generation without a cache is not implemented yet",
+            json!({"output_attentions": true}),
+            "`output_attentions` is true, but returning attention weights, which the fused \
+             attention never holds, is not implemented yet",
         ),
     ] {
         let error = from_kwargs(&kwargs).resolve(3, None).unwrap_err();

@@ -14,6 +14,7 @@ use crate::{Error, LayerSpec, Result};
 pub struct Step {
     start: usize,
     count: usize,
+    again: usize,
     padding: Vec<usize>,
     prompt_end: Option<usize>,
     tokens: Option<Array>,
@@ -62,7 +63,7 @@ impl Step {
             }
         }
         let padding = padding.to_vec();
-        Self { start, count, padding, prompt_end, tokens: None, positions, masks }
+        Self { start, count, again: 0, padding, prompt_end, tokens: None, positions, masks }
     }
 
     /// The column of the first token: how many columns the cache held before this step.
@@ -90,6 +91,19 @@ impl Step {
     #[must_use]
     pub fn with_tokens(self, tokens: &Array) -> Self {
         Self { tokens: Some(tokens.clone()), ..self }
+    }
+
+    /// Says that the first `again` tokens of the step are read a second time.
+    #[must_use]
+    pub fn reading_again(self, again: usize) -> Self {
+        Self { again, ..self }
+    }
+
+    /// How many of the step's first tokens went through the model before. Only where a text is read
+    /// anew so that it can go on: beyond the original context of longrope, or without a cache. A hook
+    /// that keeps what it sees need not keep it twice.
+    pub fn again(&self) -> usize {
+        self.again
     }
 
     /// The ids of the step's tokens, `[batch, count]`, perhaps still on the device.

@@ -8,7 +8,11 @@ use mlxgk_decoding_strategies::{
 use mlxgk_generation_config::GenerationMode;
 use mlxgk_mlx_models::NoHook;
 
-use crate::{Error, ErrorKind, Model, Request, Result, generate::Job, stream::RowText};
+use crate::{
+    Error, ErrorKind, Model, Request, Result,
+    generate::{Job, uses_cache},
+    stream::RowText,
+};
 
 /// One request's next token.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +74,10 @@ impl<'a> Batch<'a> {
             matches!(job.resolved.mode, GenerationMode::GreedySearch | GenerationMode::Sample);
         let alone = job.padded.rows().len() * job.copies == 1;
         let bare = job.guidance.is_none() && job.cache.is_none() && !job.hooked;
+        if !uses_cache(&job.resolved) {
+            let what = "`use_cache` is false, but a batch that requests join is one cache";
+            return Err(Error::new(ErrorKind::Request, what));
+        }
         if !(plain && alone && bare && job.keep == Keep::default()) {
             let what = "a batch takes requests of one prompt and one sequence, greedy or drawn, \
                         without guidance, hook, cache or scores to keep";

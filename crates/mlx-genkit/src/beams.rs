@@ -35,6 +35,7 @@ pub(crate) fn generate(job: Job<'_>) -> Result<Generation> {
                 score: Some(beam.score),
                 beam_indices: Some(beam.beam_indices),
                 kept: Kept::default(),
+                hidden_states: None,
             })
         })
         .collect::<Result<Vec<_>>>()?;

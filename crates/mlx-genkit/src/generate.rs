@@ -13,8 +13,10 @@ use mlxgk_mlx_models::{NoHook, ResidualHook};
 use mlxgk_samplers::Streams;
 
 use crate::{
-    Assistant, Error, ErrorKind, Model, Prompt, Request, Result, Seed, TokenStream, beams,
+    Assistant, Error, ErrorKind, HiddenStates, Model, Prompt, Request, Result, Seed, TokenStream,
+    beams,
     guidance::Guidance,
+    hidden::HiddenRecorder,
     stopping::{criteria, trims},
     text_processors::text_processors,
 };
@@ -42,6 +44,8 @@ pub struct Sequence {
     pub beam_indices: Option<Vec<usize>>,
     /// What else was to be kept of each token: HF's `scores` and `logits`, and log-probabilities.
     pub kept: Kept,
+    /// HF's `hidden_states`, where they were asked for (`output_hidden_states`).
+    pub hidden_states: Option<HiddenStates>,
 }
 
 impl Sequence {
@@ -127,7 +131,7 @@ pub fn stream<'a, 'hook: 'a>(model: &'a Model, request: Request<'hook>) -> Resul
 /// device has not begun.
 pub(crate) struct Job<'a> {
     pub(crate) model: &'a Model,
-    pub(crate) hook: &'a mut dyn ResidualHook,
+    pub(crate) hook: Box<dyn ResidualHook + 'a>,
     pub(crate) resolved: Resolved,
     pub(crate) prompt_tokens: Vec<usize>,
     pub(crate) padded: LeftPadded,
@@ -140,6 +144,7 @@ pub(crate) struct Job<'a> {
     /// Strings that the text is to end before, where it is stopped at them.
     pub(crate) trimmed: Vec<String>,
     pub(crate) keep: Keep,
+    pub(crate) hidden: Option<HiddenRecorder>,
     /// Whether a hook looks on, for which rows must stay where they are.
     pub(crate) hooked: bool,
     pub(crate) assistant: Option<Assistant<'a>>,
@@ -152,17 +157,15 @@ impl<'a> Job<'a> {
     pub(crate) fn new<'hook: 'a>(model: &'a Model, request: Request<'hook>) -> Result<Self> {
         let begun = Instant::now();
         let Request { prompts, overrides, config, processors, seed, hook, .. } = request;
-        let hooked = hook.is_some();
-        let hook: &'a mut dyn ResidualHook = match hook {
-            Some(hook) => hook,
-            None => NoHook::leaked(),
-        };
         let prompts = ids(&prompts, model)?;
         let sources =
             Sources { kwargs: &overrides, passed: &config, model: model.generation_config() };
         let width = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let merged = sources.merge()?;
         let mut resolved = merged.resolve(width, Some(model.decoder().max_positions()))?;
+        // A generation has room for all of these; HF's asks for another field to return them.
+        let returned = ["output_scores", "output_logits", "output_hidden_states"];
+        resolved.warnings.retain(|it| !returned.contains(&it.field()));
         resolved.mode = resolved.config.generation_mode(request.assistant.is_some());
         let (copies, field) = if resolved.mode.streams() {
             (resolved.num_return_sequences, "num_return_sequences")
@@ -179,9 +182,19 @@ impl<'a> Job<'a> {
         };
         let criteria = criteria(&resolved, model, request.criteria, begun)?;
         let guidance = Guidance::new(&resolved, model, &request.negative_prompts, &padded)?;
+        let hidden = HiddenRecorder::new(request.hidden_states, &resolved, model.decoder())?;
+        let hooked = hook.is_some() || hidden.is_some();
+        let hook: Box<dyn ResidualHook + 'a> = match hook {
+            Some(hook) => Box::new(hook),
+            None => Box::new(NoHook),
+        };
         let job = Self {
             model,
-            hook,
+            hook: match &hidden {
+                Some(hidden) => hidden.behind(hook),
+                None => hook,
+            },
+            hidden,
             prompt_tokens: prompts.iter().map(Vec::len).collect(),
             padded,
             pad,
@@ -227,6 +240,19 @@ impl<'a> Job<'a> {
         }
         let plain =
             mode.streams() && mode != GenerationMode::AssistedGeneration && self.guidance.is_none();
+        if !uses_cache(&self.resolved) {
+            if mode == GenerationMode::AssistedGeneration {
+                return refuse(
+                    "`use_cache` is false, but an assistant or prompt lookup takes back what the \
+                     model was fed, for which it needs the cache",
+                );
+            }
+            if self.cache.is_some() {
+                return refuse(
+                    "`use_cache` is false, but a cache is to be gone on with: set it to true",
+                );
+            }
+        }
         if self.cache.is_some() && !(plain && self.padded.rows().len() * self.copies == 1) {
             return refuse(
                 "a cache can be gone on with for one prompt and one sequence, without \
@@ -243,8 +269,10 @@ impl<'a> Job<'a> {
             if self.guidance.is_some() {
                 return refuse("`guidance_scale` does not go with beams");
             }
-            if self.keep != Keep::default() {
-                return refuse("scores, logits and log-probabilities are not kept of beams");
+            if self.keep != Keep::default() || self.hidden.is_some() {
+                return refuse(
+                    "scores, logits, log-probabilities and hidden states are not kept of beams",
+                );
             }
         }
         Ok(())
@@ -262,12 +290,17 @@ pub(crate) fn prefill<'a>(
     resolved: &Resolved,
     padded: &LeftPadded,
     copies: usize,
-    hook: &'a mut dyn ResidualHook,
+    hook: impl ResidualHook + 'a,
 ) -> Result<DecoderSession<'a>> {
     let chunk = resolved.prefill_chunk_size.unwrap_or(DEFAULT_PREFILL_CHUNK);
     let mut session = DecoderSession::prefill(model.decoder(), padded, chunk, hook)?;
     session.repeat(copies)?;
-    Ok(session)
+    Ok(if uses_cache(resolved) { session } else { session.without_cache() })
+}
+
+/// Whether keys and values are kept from token to token.
+pub(crate) fn uses_cache(resolved: &Resolved) -> bool {
+    resolved.config.use_cache != Some(false)
 }
 
 /// The prompts' token ids; where there are several, an error says which is wrong.

@@ -41,6 +41,7 @@ pub struct Request<'a> {
     pub(crate) cache: Option<KvCache>,
     pub(crate) trim_stop: bool,
     pub(crate) logprobs: Option<usize>,
+    pub(crate) hidden_states: Option<Vec<usize>>,
 }
 
 impl<'a> Request<'a> {
@@ -64,6 +65,7 @@ impl<'a> Request<'a> {
             cache: None,
             trim_stop: false,
             logprobs: None,
+            hidden_states: None,
         }
     }
 
@@ -219,6 +221,28 @@ impl<'a> Request<'a> {
     #[must_use]
     pub fn logprobs(self, top: usize) -> Self {
         Self { logprobs: Some(top), ..self }
+    }
+
+    /// Keeps the residual stream behind these layers (HF's `output_hidden_states`, which keeps all of
+    /// them), numbered as in [`HiddenStates`](crate::HiddenStates). A layer takes four bytes per
+    /// token and unit of the stream's width.
+    ///
+    /// ```
+    /// use mlx_genkit::{ComputeDtype, Model, Request, generate};
+    ///
+    /// let model = Model::bundled(ComputeDtype::Auto)?;
+    /// let request = Request::new("Once upon a time").hidden_states([3]);
+    /// let sequence = &generate(&model, request)?.sequences[0];
+    /// let hidden = sequence.hidden_states.as_ref().unwrap();
+    /// assert_eq!(hidden.steps.len(), sequence.tokens.len());
+    /// // The first token was chosen from the whole prompt, the next from one token more.
+    /// assert_eq!(hidden.steps[0][0].len(), 4 * hidden.hidden_size);
+    /// assert_eq!(hidden.steps[1][0].len(), hidden.hidden_size);
+    /// # Ok::<(), mlx_genkit::Error>(())
+    /// ```
+    #[must_use]
+    pub fn hidden_states(self, layers: impl IntoIterator<Item = usize>) -> Self {
+        Self { hidden_states: Some(layers.into_iter().collect()), ..self }
     }
 }
 

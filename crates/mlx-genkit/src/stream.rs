@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Instant};
 
-use mlxgk_decoding_strategies::FinishReason;
+use mlxgk_decoding_strategies::{FinishReason, LeftPadded};
 use mlxgk_generation_config::Warning;
 use mlxgk_kv_cache::KvCache;
 use mlxgk_tokenizer_bridge::{StopTrim, StreamDecoder};
@@ -10,6 +10,7 @@ use mlxgk_tokenizer_bridge::{StopTrim, StreamDecoder};
 use crate::{
     Error, ErrorKind, Generation, Model, Result, Sequence,
     generate::{Job, text},
+    hidden::HiddenRecorder,
     strategy::{Outcome, Strategy},
 };
 
@@ -31,6 +32,7 @@ pub struct TokenStream<'a> {
     text: Vec<RowText<'a>>,
     ready: VecDeque<Piece>,
     copies: usize,
+    hidden: Option<Hidden>,
     prompt_tokens: Vec<usize>,
     warnings: Vec<Warning>,
     begun: Instant,
@@ -50,12 +52,19 @@ impl<'a> TokenStream<'a> {
             .collect::<Result<_>>()?;
         let (begun, prompt_tokens) = (job.begun, job.prompt_tokens.clone());
         let warnings = job.resolved.warnings.clone();
+        let hidden = job.hidden.clone().map(|recorder| Hidden {
+            recorder,
+            // With guidance, the rows that have their prompts come first.
+            rows: padded.rows().len() * if job.guidance.is_some() { 2 } else { 1 },
+            prompts: job.guidance.as_ref().map_or(&job.padded, |it| &it.rows).clone(),
+        });
         Ok(Self {
             model,
             strategy: Strategy::start(job, &padded)?,
             text,
             ready: VecDeque::new(),
             copies,
+            hidden,
             prompt_tokens,
             warnings,
             begun,
@@ -125,8 +134,15 @@ impl<'a> TokenStream<'a> {
             .zip(self.text)
             .enumerate()
             .map(|(index, (row, shown))| {
+                let prompt_index = index / self.copies;
+                let states = |it: &Hidden| {
+                    let prompts = &it.prompts;
+                    let (padding, width) = (prompts.padding()[prompt_index], prompts.width());
+                    it.recorder.states((index, it.rows), padding, width, row.tokens.len())
+                };
                 Ok(Sequence {
-                    prompt_index: index / self.copies,
+                    prompt_index,
+                    hidden_states: self.hidden.as_ref().map(states).transpose()?,
                     text: shown.finish(self.model, &row.tokens)?,
                     tokens: row.tokens,
                     finish_reason: row.finish_reason.unwrap_or(FinishReason::Length),
@@ -192,6 +208,15 @@ impl std::fmt::Debug for TokenStream<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("TokenStream").field("strategy", &self.strategy).finish_non_exhaustive()
     }
+}
+
+/// Where the hidden states of a request are found.
+struct Hidden {
+    recorder: HiddenRecorder,
+    /// Rows that the model runs.
+    rows: usize,
+    /// What it was fed first.
+    prompts: LeftPadded,
 }
 
 /// The text of one row as it grows.

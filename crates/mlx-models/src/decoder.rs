@@ -6,7 +6,7 @@ use mlx_rs::{
     Array, Device, DeviceType, Dtype,
     ops::{concatenate, indexing::TryIndexOp, tanh},
 };
-use mlxgk_kv_cache::{KvCache, LayerSpec};
+use mlxgk_kv_cache::{KvCache, LayerSpec, Step};
 
 use crate::{
     Error, ErrorKind, Result,
@@ -200,6 +200,36 @@ impl Decoder {
         cache: &mut KvCache,
         hook: &mut dyn ResidualHook,
     ) -> Result<Array> {
+        self.check(tokens, cache)?;
+        let (held, all) = (cache.len(), cache.len() + tokens.dim(1) as usize);
+        if held > cache.least_padding() && !self.is_long(held, cache) && self.is_long(all, cache) {
+            // Longrope rotates all keys differently from here on (HF drops its cache at the same
+            // place).
+            return self.reread(tokens, cache, hook);
+        }
+        self.advance(tokens, 0, cache, hook)
+    }
+
+    /// As [`hidden`](Self::hidden), but reads the whole text anew instead of going on from what the
+    /// cache holds of it: HF's `use_cache=False`. The states are those of the new tokens alone.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), and when the cache does not know the [ids](KvCache::record) of
+    /// all that it holds.
+    pub fn hidden_anew(
+        &self,
+        rows: &[&[u32]],
+        cache: &mut KvCache,
+        hook: &mut dyn ResidualHook,
+    ) -> Result<Array> {
+        let tokens = self.tokens(rows)?;
+        self.check(&tokens, cache)?;
+        let hidden = self.reread(&tokens, cache, hook)?;
+        cache.record(rows)?;
+        Ok(hidden)
+    }
+
+    fn check(&self, tokens: &Array, cache: &KvCache) -> Result<()> {
         if tokens.ndim() != 2 || tokens.dim(0) as usize != cache.batch() {
             return Err(Error::new(
                 ErrorKind::Tokens,
@@ -209,36 +239,35 @@ impl Decoder {
         if !cache.layers().eq(self.layers.iter().copied()) {
             return Err(Error::new(ErrorKind::Cache, "the cache was made for another model"));
         }
-        let count = tokens.dim(1) as usize;
-        let Some(limit) = self.options.original_context else {
-            return self.advance(tokens, false, cache, hook);
-        };
-        let padding = cache.least_padding();
-        let is_long = |columns: usize| columns.max(cache.planned()) - padding > limit;
-        let held = cache.len();
-        if held > padding && !is_long(held) && is_long(held + count) {
-            return self.refeed(tokens, cache, hook);
-        }
-        let long = held + count > padding && is_long(held + count);
-        self.advance(tokens, long, cache, hook)
+        Ok(())
     }
 
-    /// Runs the loop and counts the new columns as held.
+    /// Whether a text of so many columns is read with longrope's long factors.
+    fn is_long(&self, columns: usize, cache: &KvCache) -> bool {
+        let tokens = columns.max(cache.planned()).saturating_sub(cache.least_padding());
+        self.options.original_context.is_some_and(|limit| tokens > limit)
+    }
+
+    /// Runs the loop on tokens of which the first `again` are read a second time, and counts the new
+    /// columns as held.
     fn advance(
         &self,
         tokens: &Array,
-        long: bool,
+        again: usize,
         cache: &mut KvCache,
         hook: &mut dyn ResidualHook,
     ) -> Result<Array> {
-        let hidden = self.run(tokens, long, cache, hook)?;
-        cache.advance(tokens.dim(1) as usize);
+        let count = tokens.dim(1) as usize;
+        let columns = cache.len() + count;
+        let long = columns > cache.least_padding() && self.is_long(columns, cache);
+        let step = cache.step(count).with_tokens(tokens).reading_again(again);
+        let hidden = self.run(tokens, &step, long, cache, hook)?;
+        cache.advance(count);
         Ok(hidden)
     }
 
-    /// Feeds everything again, because longrope rotates all keys differently from here on (HF
-    /// drops its cache at the same place).
-    fn refeed(
+    /// Feeds everything again that the cache holds, and the new tokens behind it.
+    fn reread(
         &self,
         tokens: &Array,
         cache: &mut KvCache,
@@ -247,7 +276,7 @@ impl Decoder {
         let (held, count) = (cache.len(), tokens.dim(1));
         let rows: Vec<&[u32]> = (0..cache.batch()).map(|row| cache.tokens(row)).collect();
         if rows.iter().any(|row| row.len() != held) {
-            let what = "the cache must hold every token's id to pass the original context";
+            let what = "the cache must hold every token's id where a text is read anew";
             return Err(Error::new(ErrorKind::Cache, what));
         }
         let doing = |e| Error::mlx("feeding the context again", &e);
@@ -259,7 +288,7 @@ impl Decoder {
         if let Some(column) = cache.prompt_end() {
             fresh.set_prompt_end(column);
         }
-        let hidden = self.advance(&all, true, &mut fresh, hook)?;
+        let hidden = self.advance(&all, held, &mut fresh, hook)?;
         fresh.record(&rows)?;
         *cache = fresh;
         hidden.try_index((.., held as i32.., ..)).map_err(doing)
@@ -269,28 +298,28 @@ impl Decoder {
     fn run(
         &self,
         tokens: &Array,
+        step: &Step,
         long: bool,
         cache: &mut KvCache,
         hook: &mut dyn ResidualHook,
     ) -> Result<Array> {
-        let step = cache.step(tokens.dim(1) as usize).with_tokens(tokens);
-        let mut pass = Pass { step: &step, long, cache, rotations: Vec::new() };
+        let mut pass = Pass { step, long, cache, rotations: Vec::new() };
         let mut hidden = self.embed(tokens)?;
         for (layer, block) in self.blocks.iter().enumerate() {
             let shape = hidden.shape().to_vec();
             let failed = |half: &str, e: Error| {
                 e.during(format_args!("{half} of layer {layer} on {shape:?}"))
             };
-            hidden = hook.apply(HookPoint::ResidPre(layer), hidden, &step)?;
+            hidden = hook.apply(HookPoint::ResidPre(layer), hidden, step)?;
             let mixed = block.mix(layer, &hidden, &mut pass).map_err(|e| failed("attention", e))?;
             hidden = hidden.add(mixed)?;
-            hidden = hook.apply(HookPoint::ResidMid(layer), hidden, &step)?;
+            hidden = hook.apply(HookPoint::ResidMid(layer), hidden, step)?;
             let fed = block.feed_forward(&hidden).map_err(|e| failed("feed-forward", e))?;
             hidden = hidden.add(fed)?;
-            hidden = hook.apply(HookPoint::ResidPost(layer), hidden, &step)?;
+            hidden = hook.apply(HookPoint::ResidPost(layer), hidden, step)?;
         }
         let hidden = self.norm.forward(&hidden)?;
-        hook.apply(HookPoint::FinalNorm, hidden, &step)
+        hook.apply(HookPoint::FinalNorm, hidden, step)
     }
 
     fn embed(&self, tokens: &Array) -> Result<Array> {

@@ -3,7 +3,7 @@
 //! The decoder loop calls the hook and nothing else does, so whatever drives the loop (a batch,
 //! beams, a draft, a chunked prompt) is hooked in the same way.
 
-use std::collections::BTreeMap;
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
 use mlx_rs::Array;
 use mlxgk_kv_cache::Step;
@@ -63,6 +63,19 @@ pub trait ResidualHook {
 impl<H: ResidualHook + ?Sized> ResidualHook for &mut H {
     fn apply(&mut self, point: HookPoint, hidden: Array, step: &Step) -> Result<Array> {
         (**self).apply(point, hidden, step)
+    }
+}
+
+impl<H: ResidualHook + ?Sized> ResidualHook for Box<H> {
+    fn apply(&mut self, point: HookPoint, hidden: Array, step: &Step) -> Result<Array> {
+        (**self).apply(point, hidden, step)
+    }
+}
+
+/// A hook that its owner looks into while something else drives it.
+impl<H: ResidualHook> ResidualHook for Rc<RefCell<H>> {
+    fn apply(&mut self, point: HookPoint, hidden: Array, step: &Step) -> Result<Array> {
+        self.borrow_mut().apply(point, hidden, step)
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use mlx_rs::{Array, ops::concatenate, ops::indexing::TryIndexOp};
+use mlx_rs::{Array, Dtype, ops::concatenate, ops::indexing::TryIndexOp};
 use mlxgk_kv_cache::Step;
 
-use crate::{Error, HookPoint, ResidualHook, Result};
+use crate::{Error, ErrorKind, HookPoint, ResidualHook, Result};
 
 /// Keeps the residual stream at chosen points for every token that was fed: HF's `hidden_states`.
 ///
@@ -45,12 +45,38 @@ impl Recording {
         let parts = parts.map_err(doing)?;
         concatenate(&parts, 1).map(Some).map_err(doing)
     }
+
+    /// One row of the stream at a point, as fp32 `[positions, hidden]` row after row, and the position
+    /// of its first: above 0 where a cache held the text before it. `rows` says how many rows the
+    /// answers are, of which a part with fewer was the prompts', each repeated in succession.
+    ///
+    /// # Errors
+    /// When the point was not kept, or MLX fails.
+    pub fn row(&self, point: HookPoint, row: usize, rows: usize) -> Result<(usize, Vec<f32>)> {
+        let doing = |e| Error::mlx("reading the recorded stream", &e);
+        let Some(parts) = self.points.get(&point) else {
+            return Err(Error::new(ErrorKind::Hook, format!("{point} was not recorded")));
+        };
+        let mut values = Vec::new();
+        for (_, part) in parts {
+            let times = (rows / part.dim(0).max(1) as usize).max(1);
+            let part = part.try_index((row as i32 / times as i32, .., ..)).map_err(doing)?;
+            let part = part.as_dtype(Dtype::Float32).map_err(doing)?;
+            let part = part.contiguous().map_err(doing)?;
+            let unreadable = |e| Error::new(ErrorKind::Hook, format!("the recorded stream: {e}"));
+            values.extend_from_slice(part.try_as_slice::<f32>().map_err(unreadable)?);
+        }
+        Ok((parts.first().map_or(0, |(start, _)| *start), values))
+    }
 }
 
 impl ResidualHook for Recording {
     fn apply(&mut self, point: HookPoint, hidden: Array, step: &Step) -> Result<Array> {
         let Some(parts) = self.points.get_mut(&point) else { return Ok(hidden) };
-        let start = step.start();
+        // What is read again was recorded when it was new.
+        let again = step.again() as i32;
+        let new = if again == 0 { hidden.clone() } else { hidden.try_index((.., again.., ..))? };
+        let start = step.start() + step.again();
         while let Some((from, part)) = parts.pop() {
             if from >= start {
                 continue;
@@ -59,7 +85,7 @@ impl ResidualHook for Recording {
             parts.push((from, part.try_index((.., ..kept, ..))?));
             break;
         }
-        parts.push((start, hidden.clone()));
+        parts.push((start, new));
         Ok(hidden)
     }
 }

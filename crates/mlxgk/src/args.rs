@@ -205,6 +205,10 @@ pub(crate) struct GenerateArgs {
     /// Put into the JSON how likely each token was, and the N likeliest beside it
     #[arg(long, value_name = "N")]
     pub(crate) logprobs: Option<usize>,
+    /// Put into the JSON the residual stream that each token was chosen from: `all` layers, or e.g.
+    /// 0,4,8; 0 is the embeddings, the last what the final norm makes of it (output_hidden_states)
+    #[arg(long, value_name = "LAYERS", value_parser = layers)]
+    pub(crate) hidden_states: Option<Layers>,
     /// What --guidance-scale moves away from; without it, the prompt's last token
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) negative_prompt: Option<String>,
@@ -217,6 +221,25 @@ pub(crate) struct GenerateArgs {
     /// What to print
     #[arg(long, value_enum, default_value = "text")]
     pub(crate) format: Format,
+}
+
+/// Layers whose hidden states are wanted.
+#[derive(Debug, Clone)]
+pub(crate) enum Layers {
+    All,
+    Only(Vec<usize>),
+}
+
+fn layers(text: &str) -> Result<Layers, String> {
+    if text == "all" {
+        return Ok(Layers::All);
+    }
+    let layer = |it: &str| it.trim().parse();
+    text.split(',')
+        .map(layer)
+        .collect::<Result<_, _>>()
+        .map(Layers::Only)
+        .map_err(|_| "layers are `all`, or numbers such as 0,4,8".to_owned())
 }
 
 #[derive(Debug, Args)]

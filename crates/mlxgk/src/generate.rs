@@ -3,7 +3,7 @@
 use std::{fs, path::Path, time::Duration};
 
 use mlx_genkit::{
-    Assistant, Generation, GenerationConfig, Model, Request, Seed, TokenStream,
+    Assistant, Generation, GenerationConfig, HiddenStates, Model, Request, Seed, TokenStream,
     decoding_strategies::TokenLogprobs,
     generation_config::{EarlyStopping, Kwargs, OneOrMany, Sources},
     stream,
@@ -11,7 +11,7 @@ use mlx_genkit::{
 use serde_json::{Map, Value, json};
 
 use crate::{
-    args::{ConfigArgs, Format, GenerateArgs, GrammarArgs, RngArg},
+    args::{ConfigArgs, Format, GenerateArgs, GrammarArgs, Layers, RngArg},
     failure::{Failure, Result},
     load,
     progress::{Spinner, TokenBar},
@@ -28,6 +28,12 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     let (model, loaded) = load::load(&args.model)?;
     let prompts = prompts::with_chat(prompts, &args.chat, &model)?;
     let flags = with_default_length(given, &file, &model)?;
+    let sources = Sources { kwargs: &flags, passed: &file, model: model.generation_config() };
+    let merged = sources.merge().map_err(Failure::usage)?.config;
+    let hidden = args.hidden_states.is_some() || merged.output_hidden_states == Some(true);
+    if hidden && args.format == Format::Text {
+        return Err(Failure::usage("hidden states are put into the JSON: add `--format json`"));
+    }
     let assistant = match &args.assistant.assistant {
         Some(folder) => Some(load::load_beside(folder, &args.model)?),
         None => None,
@@ -40,6 +46,11 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
         .negative_prompts(args.negative_prompt.iter().map(|it| it.as_str().into()));
     if let Some(top) = args.logprobs {
         request = request.logprobs(top);
+    }
+    match &args.hidden_states {
+        Some(Layers::Only(layers)) => request = request.hidden_states(layers.iter().copied()),
+        Some(Layers::All) => request = request.hidden_states(0..=model.decoder().layers().len()),
+        None => {}
     }
     if let Some(assistant) = &assistant {
         let own = GenerationConfig {
@@ -248,6 +259,9 @@ fn json(generation: &Generation, loaded: Duration) -> Value {
                 };
                 sequence["logprobs"] = it.kept.logprobs.iter().map(entry).collect();
             }
+            if let Some(hidden) = &it.hidden_states {
+                sequence["hidden_states"] = hidden_json(hidden);
+            }
             sequence
         })
         .collect();
@@ -270,6 +284,14 @@ fn json(generation: &Generation, loaded: Duration) -> Value {
         });
     }
     document
+}
+
+/// By token, layer and position: the layers' numbers beside them.
+fn hidden_json(hidden: &HiddenStates) -> Value {
+    let positions = |layer: &Vec<f32>| -> Value { layer.chunks(hidden.hidden_size).collect() };
+    let layers = |step: &Vec<Vec<f32>>| -> Value { step.iter().map(positions).collect() };
+    let steps: Value = hidden.steps.iter().map(layers).collect();
+    json!({"layers": hidden.layers, "steps": steps})
 }
 
 /// Prints the sequences, each under a heading where there are several; as token ids where there is

@@ -6,6 +6,8 @@
 
 #[cfg(feature = "generate")]
 pub mod assisted;
+#[cfg(feature = "generate")]
+mod cases;
 #[cfg(feature = "config")]
 pub mod config;
 #[cfg(any(
@@ -21,6 +23,8 @@ mod files;
 pub mod generate;
 #[cfg(feature = "models")]
 pub mod models;
+#[cfg(feature = "generate")]
+pub mod outputs;
 #[cfg(feature = "processors")]
 pub mod processors;
 mod report;

@@ -22,6 +22,8 @@ const AREAS: &[(&str, Check)] = &[
     ("generate", mlxgk_parity::generate::check),
     #[cfg(feature = "models")]
     ("models", mlxgk_parity::models::check),
+    #[cfg(feature = "generate")]
+    ("outputs", mlxgk_parity::outputs::check),
     #[cfg(feature = "processors")]
     ("processors", mlxgk_parity::processors::check),
     #[cfg(feature = "samplers")]

@@ -367,7 +367,7 @@ fn generation_configs() {
         (r#"{"bad_words_ids": [[999]]}"#, vec!["`bad_words_ids` names token 999"]),
         (r#"{"sequence_bias": [[[999], 1.0]]}"#, vec!["`sequence_bias` names token 999"]),
         (r#"{"prefill_chunk_size": 0}"#, vec!["`prefill_chunk_size` must be at least 1"]),
-        (r#"{"use_cache": false}"#, vec!["`use_cache`", "not implemented yet"]),
+        (r#"{"output_attentions": true}"#, vec!["`output_attentions`", "not implemented yet"]),
         (r#"{"penalty_alpha": 0.6}"#, vec!["`penalty_alpha`", "not implemented yet"]),
         (r#"{"token_healing": true}"#, vec!["`token_healing`", "not implemented yet"]),
         (

@@ -56,3 +56,24 @@ fn logprobs_and_guesses_are_in_the_json() {
         assert_eq!(entry["top"].as_array().unwrap().len(), 2);
     }
 }
+
+#[test]
+fn hidden_states_are_in_the_json_or_refused() {
+    let args = ["generate", "--prompt", "one, two,", "--no-auto-chat", "--max-tokens", "3"];
+    let run = mlxgk(&[&args[..], &["--hidden-states", "0,5", "--format", "json"]].concat());
+    assert_eq!(run.status, Some(0), "{}", run.stderr);
+    let document: Value = serde_json::from_str(&run.stdout).unwrap();
+    let hidden = &document["sequences"][0]["hidden_states"];
+    assert_eq!(hidden["layers"], json!([0, 5]));
+    let len = |it: &Value| it.as_array().unwrap().len();
+    let (steps, prompt) = (&hidden["steps"], document["prompt_tokens"][0].as_u64().unwrap());
+    assert_eq!(len(steps), len(&document["sequences"][0]["tokens"]));
+    assert_eq!((len(&steps[0]), len(&steps[0][1])), (2, prompt as usize));
+    assert_eq!((len(&steps[1][1]), len(&steps[1][1][0])), (1, 256));
+
+    for more in [["--hidden-states", "all"], ["--set", "output_hidden_states=true"]] {
+        let run = mlxgk(&[&args[..], &more].concat());
+        assert_eq!(run.status, Some(2), "{}", run.stderr);
+        assert!(run.stderr.contains("--format json"), "{}", run.stderr);
+    }
+}

@@ -1,0 +1,126 @@
+//! Hidden states: what they are is for the parity suite; here it is that no way of getting to the
+//! same tokens changes them.
+
+#![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
+
+use std::path::Path;
+
+use mlx_genkit::{
+    ComputeDtype, ErrorKind, GenerationConfig, HiddenStates, Model, Request, generate,
+    generation_config::OneOrMany, load, stream,
+};
+
+fn tiny(name: &str) -> Model {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name);
+    load(folder, ComputeDtype::Float32).unwrap()
+}
+
+fn greedy() -> GenerationConfig {
+    GenerationConfig {
+        max_new_tokens: Some(12),
+        do_sample: Some(false),
+        eos_token_id: Some(OneOrMany::Many(Vec::new())),
+        output_hidden_states: Some(true),
+        ..GenerationConfig::default()
+    }
+}
+
+fn prompt() -> Vec<u32> {
+    [5, 90, 33, 7].repeat(3)
+}
+
+fn states(model: &Model, request: Request<'_>) -> Vec<HiddenStates> {
+    let sequences = generate(model, request).unwrap().sequences;
+    sequences.into_iter().map(|it| it.hidden_states.unwrap()).collect()
+}
+
+fn assert_near(ours: &HiddenStates, theirs: &HiddenStates) {
+    assert_eq!((&ours.layers, ours.steps.len()), (&theirs.layers, theirs.steps.len()));
+    for (token, (ours, theirs)) in ours.steps.iter().zip(&theirs.steps).enumerate() {
+        for (layer, (ours, theirs)) in ours.iter().zip(theirs).enumerate() {
+            assert_eq!(ours.len(), theirs.len(), "token {token}, layer {layer}");
+            let worst = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst < 1e-3, "token {token}, layer {layer}: {worst}");
+        }
+    }
+}
+
+#[test]
+fn helpers_chunks_and_neighbours_leave_them_alone() {
+    for name in ["gemma3", "phi3-longrope-5x", "mistral"] {
+        let model = tiny(name);
+        let plain = states(&model, Request::new(prompt()).config(greedy())).remove(0);
+        let layers = model.decoder().layers().len() + 1;
+        assert_eq!(plain.layers, (0..layers).collect::<Vec<_>>());
+        assert_eq!(plain.steps[0][0].len(), prompt().len() * plain.hidden_size);
+
+        let lookup = GenerationConfig { prompt_lookup_num_tokens: Some(4), ..greedy() };
+        let chunks = GenerationConfig { prefill_chunk_size: Some(5), ..greedy() };
+        for config in [lookup, chunks] {
+            assert_near(&states(&model, Request::new(prompt()).config(config))[0], &plain);
+        }
+        // Longrope reads a batch as its longest row demands.
+        let other = if name == "phi3-longrope-5x" { vec![9, 3] } else { (3..40).collect() };
+        let prompts = [prompt().into(), other.into()];
+        let batch = states(&model, Request::batch(prompts.clone()).config(greedy()));
+        assert_near(&batch[0], &plain);
+
+        // With guidance, the rows that have their prompts are shown.
+        let guided = GenerationConfig { guidance_scale: Some(1e-9 + 1.0), ..greedy() };
+        if name != "phi3-longrope-5x" {
+            assert_near(&states(&model, Request::batch(prompts).config(guided))[0], &plain);
+        }
+    }
+}
+
+#[test]
+fn chosen_layers_are_those_of_all() {
+    let model = tiny("qwen3");
+    let all = states(&model, Request::new(prompt()).config(greedy())).remove(0);
+    let last = all.layers.len() - 1;
+    let some = Request::new(prompt()).config(greedy()).hidden_states([last, 1]);
+    let some = states(&model, some).remove(0);
+    assert_eq!(some.layers, [last, 1]);
+    for (some, all) in some.steps.iter().zip(&all.steps) {
+        assert_eq!([&some[0], &some[1]], [&all[last], &all[1]]);
+    }
+}
+
+#[test]
+fn a_cache_that_holds_the_prompt_leaves_its_end() {
+    let model = tiny("qwen3");
+    let plain = states(&model, Request::new(prompt()).config(greedy())).remove(0);
+    let mut cache = model.decoder().new_cache(1);
+    for held in [0, 7] {
+        let prompt = if held == 0 { prompt()[..7].to_vec() } else { prompt() };
+        let mut stream =
+            stream(&model, Request::new(prompt).config(greedy()).cache(cache)).unwrap();
+        stream.by_ref().for_each(|it| drop(it.unwrap()));
+        let (generation, left) = stream.finish_with_cache().unwrap();
+        cache = left;
+        if held > 0 {
+            let mut expected = plain.clone();
+            expected.steps[0].iter_mut().for_each(|it| drop(it.drain(..held * plain.hidden_size)));
+            assert_near(generation.sequences[0].hidden_states.as_ref().unwrap(), &expected);
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_had_is_refused() {
+    let model = tiny("llama");
+    let refused = |request: Request<'_>| {
+        let error = generate(&model, request).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Request, "{error}");
+        error.to_string()
+    };
+    let beams = GenerationConfig { num_beams: Some(2), ..greedy() };
+    assert!(refused(Request::new(prompt()).config(beams)).contains("not kept of beams"));
+    let layer = refused(Request::new(prompt()).config(greedy()).hidden_states([99]));
+    assert!(layer.contains("layer 99"), "{layer}");
+    let uncached = || GenerationConfig { use_cache: Some(false), ..greedy() };
+    let lookup = GenerationConfig { prompt_lookup_num_tokens: Some(2), ..uncached() };
+    assert!(refused(Request::new(prompt()).config(lookup)).contains("`use_cache` is false"));
+    let cache = Request::new(prompt()).config(uncached()).cache(model.decoder().new_cache(1));
+    assert!(refused(cache).contains("`use_cache` is false"));
+}
