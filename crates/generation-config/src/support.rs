@@ -25,7 +25,6 @@ const NOT_YET: &[Refusal] = &[
         |it| it.generation_mode(false) != GenerationMode::ContrastiveSearch,
         "contrastive search",
     ),
-    ("token_healing", |it| off(it.token_healing), "token healing"),
     (
         "cache_implementation",
         |it| matches!(it.cache_implementation.as_deref(), None | Some("dynamic")),
@@ -57,10 +56,10 @@ impl GenerationConfig {
     /// ```
     /// use mlxgk_generation_config::GenerationConfig;
     ///
-    /// let config = GenerationConfig { token_healing: Some(true), ..Default::default() };
+    /// let config = GenerationConfig { use_mtp: Some(true), ..Default::default() };
     /// assert_eq!(
     ///     config.refuse_unsupported().unwrap_err().to_string(),
-    ///     "`token_healing` is true, but token healing is not implemented yet",
+    ///     "`use_mtp` is true, but assisted generation is not implemented yet",
     /// );
     /// ```
     pub fn refuse_unsupported(&self) -> Result<()> {

@@ -50,10 +50,6 @@ fn what_is_missing_is_refused_by_name_and_value() {
             r#"`cache_implementation` is "static", but this kind of cache is not implemented yet"#,
         ),
         (
-            json!({"token_healing": true}),
-            "`token_healing` is true, but token healing is not implemented yet",
-        ),
-        (
             json!({"output_attentions": true}),
             "`output_attentions` is true, but returning attention weights, which the fused \
              attention never holds, is not implemented yet",

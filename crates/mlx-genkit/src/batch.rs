@@ -11,6 +11,7 @@ use mlxgk_mlx_models::NoHook;
 use crate::{
     Error, ErrorKind, Model, Request, Result,
     generate::{Job, uses_cache},
+    healing::beyond,
     stream::RowText,
 };
 
@@ -85,7 +86,7 @@ impl<'a> Batch<'a> {
         }
         let chunk = job.resolved.prefill_chunk_size.unwrap_or(DEFAULT_PREFILL_CHUNK);
         let prompt = job.padded.rows()[0].clone();
-        let text = RowText::new(self.model, &prompt, &job.trimmed)?;
+        let text = RowText::new(self.model, &prompt, beyond(&job.healed, 0), &job.trimmed)?;
         let (processors, rule, stopping) = (job.processors, job.rule, job.stopping);
         let id = self.rows.join(Joining { prompt, processors, rule, stopping }, chunk)?;
         self.texts.insert(id, text);

@@ -8,11 +8,12 @@ use mlxgk_generation_config as fields;
 use crate::{
     Generation, Result, Sequence,
     generate::{Job, prefill, text},
+    healing::beyond,
 };
 
 /// Runs the search to its end.
 pub(crate) fn generate(job: Job<'_>) -> Result<Generation> {
-    let Job { model, resolved, padded, .. } = job;
+    let Job { model, resolved, padded, healed, .. } = job;
     let session = prefill(model, &resolved, &padded, job.copies, job.hook)?;
     let (rows, padding, options) = (padded.rows(), padded.padding(), options(&resolved));
     let (processors, rule, stop) = (job.processors, job.rule, job.stopping.stop().clone());
@@ -29,7 +30,7 @@ pub(crate) fn generate(job: Job<'_>) -> Result<Generation> {
         .map(|beam| {
             Ok(Sequence {
                 prompt_index: beam.prompt_index,
-                text: text(model, &beam.tokens)?,
+                text: beyond(&healed, beam.prompt_index).to_owned() + &text(model, &beam.tokens)?,
                 tokens: beam.tokens,
                 finish_reason: beam.finish_reason,
                 score: Some(beam.score),
@@ -46,6 +47,7 @@ pub(crate) fn generate(job: Job<'_>) -> Result<Generation> {
         decode: end - prefilled,
         warnings: resolved.warnings,
         acceptance: None,
+        healed_prompts: healed.into_iter().map(|it| it.ids).collect(),
     })
 }
 

@@ -16,6 +16,7 @@ use crate::{
     Assistant, Error, ErrorKind, HiddenStates, Model, Prompt, Request, Result, Seed, TokenStream,
     beams,
     guidance::Guidance,
+    healing::{Healed, heal},
     hidden::HiddenRecorder,
     stopping::{criteria, trims},
     text_processors::text_processors,
@@ -87,6 +88,9 @@ pub struct Generation {
     pub warnings: Vec<Warning>,
     /// How well guesses did, where there was an assistant or prompt lookup.
     pub acceptance: Option<Acceptance>,
+    /// What `token_healing` made of the prompts; empty where it was not asked for. Where a last token
+    /// became a longer one, the text of the prompt's sequences begins with what that says more.
+    pub healed_prompts: Vec<Vec<u32>>,
 }
 
 impl Generation {
@@ -145,6 +149,8 @@ pub(crate) struct Job<'a> {
     pub(crate) trimmed: Vec<String>,
     pub(crate) keep: Keep,
     pub(crate) hidden: Option<HiddenRecorder>,
+    /// The prompts, where they were healed.
+    pub(crate) healed: Vec<Healed>,
     /// Whether a hook looks on, for which rows must stay where they are.
     pub(crate) hooked: bool,
     pub(crate) assistant: Option<Assistant<'a>>,
@@ -157,11 +163,17 @@ impl<'a> Job<'a> {
     pub(crate) fn new<'hook: 'a>(model: &'a Model, request: Request<'hook>) -> Result<Self> {
         let begun = Instant::now();
         let Request { prompts, overrides, config, processors, seed, hook, .. } = request;
-        let prompts = ids(&prompts, model)?;
         let sources =
             Sources { kwargs: &overrides, passed: &config, model: model.generation_config() };
-        let width = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let merged = sources.merge()?;
+        let mut given = ids(&prompts, model)?;
+        let mut healed = Vec::new();
+        if merged.config.token_healing == Some(true) {
+            healed = heal(model, &prompts)?;
+            given = healed.iter().map(|it| it.ids.clone()).collect();
+        }
+        let prompts = given;
+        let width = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let mut resolved = merged.resolve(width, Some(model.decoder().max_positions()))?;
         // A generation has room for all of these; HF's asks for another field to return them.
         let returned = ["output_scores", "output_logits", "output_hidden_states"];
@@ -195,6 +207,7 @@ impl<'a> Job<'a> {
                 None => hook,
             },
             hidden,
+            healed,
             prompt_tokens: prompts.iter().map(Vec::len).collect(),
             padded,
             pad,

@@ -8,6 +8,7 @@ mod bundled;
 mod error;
 mod generate;
 mod guidance;
+mod healing;
 mod hidden;
 mod model;
 mod pairs;

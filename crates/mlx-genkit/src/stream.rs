@@ -10,6 +10,7 @@ use mlxgk_tokenizer_bridge::{StopTrim, StreamDecoder};
 use crate::{
     Error, ErrorKind, Generation, Model, Result, Sequence,
     generate::{Job, text},
+    healing::beyond,
     hidden::HiddenRecorder,
     strategy::{Outcome, Strategy},
 };
@@ -34,6 +35,7 @@ pub struct TokenStream<'a> {
     copies: usize,
     hidden: Option<Hidden>,
     prompt_tokens: Vec<usize>,
+    healed_prompts: Vec<Vec<u32>>,
     warnings: Vec<Warning>,
     begun: Instant,
     prefilled: Option<Instant>,
@@ -48,7 +50,10 @@ impl<'a> TokenStream<'a> {
         let text = padded
             .rows()
             .iter()
-            .map(|prompt| RowText::new(model, prompt, &job.trimmed))
+            .enumerate()
+            .map(|(row, prompt)| {
+                RowText::new(model, prompt, beyond(&job.healed, row / copies), &job.trimmed)
+            })
             .collect::<Result<_>>()?;
         let (begun, prompt_tokens) = (job.begun, job.prompt_tokens.clone());
         let warnings = job.resolved.warnings.clone();
@@ -60,13 +65,14 @@ impl<'a> TokenStream<'a> {
         });
         Ok(Self {
             model,
-            strategy: Strategy::start(job, &padded)?,
             text,
             ready: VecDeque::new(),
             copies,
             hidden,
             prompt_tokens,
+            healed_prompts: job.healed.iter().map(|it| it.ids.clone()).collect(),
             warnings,
+            strategy: Strategy::start(job, &padded)?,
             begun,
             prefilled: None,
             done: false,
@@ -159,6 +165,7 @@ impl<'a> TokenStream<'a> {
             decode: end - prefilled,
             warnings: self.warnings,
             acceptance,
+            healed_prompts: self.healed_prompts,
         };
         Ok((generation, cache))
     }
@@ -222,6 +229,10 @@ struct Hidden {
 /// The text of one row as it grows.
 pub(crate) struct RowText<'a> {
     decoder: Option<StreamDecoder<'a>>,
+    /// What the text begins with: the rest of a healed prompt.
+    begin: String,
+    /// Whether that was shown.
+    begun: bool,
     /// Where the text is to end before a stop string.
     trim: Option<Trimmed>,
 }
@@ -232,9 +243,15 @@ struct Trimmed {
 }
 
 impl<'a> RowText<'a> {
-    pub(crate) fn new(model: &'a Model, prompt: &[u32], trimmed: &[String]) -> Result<Self> {
+    pub(crate) fn new(
+        model: &'a Model,
+        prompt: &[u32],
+        begin: &str,
+        trimmed: &[String],
+    ) -> Result<Self> {
+        let (begin, begun) = (begin.to_owned(), false);
         let Ok(tokenizer) = model.tokenizer() else {
-            return Ok(Self { decoder: None, trim: None });
+            return Ok(Self { decoder: None, begin, begun, trim: None });
         };
         let trim = match trimmed.iter().map(String::len).max() {
             None => None,
@@ -245,23 +262,27 @@ impl<'a> RowText<'a> {
                 Some(Trimmed { trim, shown: String::new() })
             }
         };
-        Ok(Self { decoder: Some(tokenizer.stream(true)), trim })
+        Ok(Self { decoder: Some(tokenizer.stream(true)), begin, begun, trim })
     }
 
     /// What can be shown with the next token; with the last one, all that is left.
     pub(crate) fn push(&mut self, token: u32, ends: bool) -> Result<String> {
         let Some(decoder) = &mut self.decoder else { return Ok(String::new()) };
+        let begin = if self.begun { "" } else { self.begin.as_str() };
+        self.begun = true;
         let mut text = decoder.push(token)?.to_owned();
         if ends {
             text += decoder.flush()?;
         }
-        let Some(Trimmed { trim, shown }) = &mut self.trim else { return Ok(text) };
+        let Some(Trimmed { trim, shown }) = &mut self.trim else {
+            return Ok(begin.to_owned() + &text);
+        };
         let mut text = trim.push(&text);
         if ends {
             text += &trim.finish();
         }
         shown.push_str(&text);
-        Ok(text)
+        Ok(begin.to_owned() + &text)
     }
 
     /// The whole text.
@@ -270,9 +291,9 @@ impl<'a> RowText<'a> {
             (Some(Trimmed { mut trim, mut shown }), Some(mut decoder)) => {
                 shown += &trim.push(decoder.flush()?);
                 shown += &trim.finish();
-                Ok(shown)
+                Ok(self.begin + &shown)
             }
-            _ => text(model, tokens),
+            _ => Ok(self.begin + &text(model, tokens)?),
         }
     }
 }

@@ -124,3 +124,47 @@ fn what_cannot_be_had_is_refused() {
     let cache = Request::new(prompt()).config(uncached()).cache(model.decoder().new_cache(1));
     assert!(refused(cache).contains("`use_cache` is false"));
 }
+
+#[cfg(feature = "bundled")]
+#[test]
+fn a_healed_prompt_and_the_text_make_one_text() {
+    let model = Model::bundled(ComputeDtype::Float32).unwrap();
+    let healing = |config: GenerationConfig| GenerationConfig {
+        token_healing: Some(true),
+        output_hidden_states: None,
+        ..config
+    };
+    let tokenizer = model.tokenizer().unwrap();
+    let texts = ["Once upon a ti", "Tell me a stor", "The weather is wonderfu", "Hello"];
+    let mut changed = 0;
+    for text in texts {
+        let generation = generate(&model, Request::new(text).config(healing(greedy()))).unwrap();
+        let (prompt, sequence) = (&generation.healed_prompts[0], &generation.sequences[0]);
+        let whole = [&prompt[..], &sequence.tokens].concat();
+        assert_eq!(tokenizer.decode(&whole, true).unwrap(), text.to_owned() + &sequence.text);
+        changed += usize::from(prompt != &tokenizer.encode(text, true).unwrap());
+
+        let mut stream = stream(&model, Request::new(text).config(healing(greedy()))).unwrap();
+        let pieces: String = stream.by_ref().map(|it| it.unwrap().text).collect();
+        assert_eq!(pieces, sequence.text);
+        let beams = GenerationConfig { num_beams: Some(2), ..healing(greedy()) };
+        let beams = generate(&model, Request::new(text).config(beams)).unwrap();
+        assert_eq!(beams.healed_prompts, generation.healed_prompts);
+    }
+    assert!(changed >= 2, "{changed} prompts were healed");
+
+    let batch = texts.map(Into::into);
+    let batch = generate(&model, Request::batch(batch).config(healing(greedy()))).unwrap();
+    for (text, row) in texts.iter().zip(&batch.sequences) {
+        let alone = generate(&model, Request::new(*text).config(healing(greedy()))).unwrap();
+        assert_eq!(row.text, alone.sequences[0].text);
+    }
+}
+
+#[test]
+fn healing_needs_a_text() {
+    let model = tiny("llama");
+    let config = GenerationConfig { token_healing: Some(true), ..greedy() };
+    let error = generate(&model, Request::new(prompt()).config(config)).unwrap_err();
+    assert!(error.to_string().contains("no tokenizer.json"), "{error}");
+}

@@ -3,7 +3,8 @@
 use std::{fs, path::Path, time::Duration};
 
 use mlx_genkit::{
-    Assistant, Generation, GenerationConfig, HiddenStates, Model, Request, Seed, TokenStream,
+    Assistant, Generation, GenerationConfig, HiddenStates, Model, Prompt, Request, Seed,
+    TokenStream,
     decoding_strategies::TokenLogprobs,
     generation_config::{EarlyStopping, Kwargs, OneOrMany, Sources},
     stream,
@@ -33,6 +34,12 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     let hidden = args.hidden_states.is_some() || merged.output_hidden_states == Some(true);
     if hidden && args.format == Format::Text {
         return Err(Failure::usage("hidden states are put into the JSON: add `--format json`"));
+    }
+    let templated = prompts.iter().any(|it| matches!(it, Prompt::Messages(_)));
+    if merged.token_healing == Some(true) && templated {
+        let what = "`token_healing` goes on with the last word of a text, which the chat template has \
+                    closed: add `--no-auto-chat`";
+        return Err(Failure::usage(what));
     }
     let assistant = match &args.assistant.assistant {
         Some(folder) => Some(load::load_beside(folder, &args.model)?),
@@ -276,6 +283,9 @@ fn json(generation: &Generation, loaded: Duration) -> Value {
         },
         "tokens_per_second": tokens_per_second(generation),
     });
+    if !generation.healed_prompts.is_empty() {
+        document["healed_prompts"] = json!(generation.healed_prompts);
+    }
     if let Some(acceptance) = generation.acceptance {
         document["assistant"] = json!({
             "guessed": acceptance.guessed,

@@ -21,6 +21,8 @@ pub mod config;
 mod files;
 #[cfg(feature = "generate")]
 pub mod generate;
+#[cfg(feature = "generate")]
+pub mod healing;
 #[cfg(feature = "models")]
 pub mod models;
 #[cfg(feature = "generate")]

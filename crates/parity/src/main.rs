@@ -20,6 +20,8 @@ const AREAS: &[(&str, Check)] = &[
     ("config", mlxgk_parity::config::check),
     #[cfg(feature = "generate")]
     ("generate", mlxgk_parity::generate::check),
+    #[cfg(feature = "generate")]
+    ("healing", mlxgk_parity::healing::check),
     #[cfg(feature = "models")]
     ("models", mlxgk_parity::models::check),
     #[cfg(feature = "generate")]

@@ -369,7 +369,7 @@ fn generation_configs() {
         (r#"{"prefill_chunk_size": 0}"#, vec!["`prefill_chunk_size` must be at least 1"]),
         (r#"{"output_attentions": true}"#, vec!["`output_attentions`", "not implemented yet"]),
         (r#"{"penalty_alpha": 0.6}"#, vec!["`penalty_alpha`", "not implemented yet"]),
-        (r#"{"token_healing": true}"#, vec!["`token_healing`", "not implemented yet"]),
+        (r#"{"use_mtp": true}"#, vec!["`use_mtp`", "not implemented yet"]),
         (
             r#"{"do_sample": true, "num_return_sequences": 2, "pad_token_id": 999}"#,
             vec!["`pad_token_id`", "999", "vocabulary of 151"],

@@ -1,0 +1,51 @@
+//! Token healing: what prompts become, and what is said after them; see `xtask/record/healing.py`.
+
+use std::path::Path;
+
+use mlx_genkit::{ComputeDtype, Model};
+use serde::Deserialize;
+
+use crate::{
+    Report,
+    cases::{self, Asked},
+};
+
+/// Compares with every `*.json` of `folder` and the model folders they name.
+///
+/// # Errors
+/// When `folder` has no fixture or one is not what the recorder writes.
+pub fn check(folder: &Path) -> Result<Report, String> {
+    cases::suites(folder, |suite, fixture: Fixture, report| {
+        let model = mlx_genkit::load(folder.join(&fixture.model), ComputeDtype::Float32)
+            .map_err(|e| e.to_string())?;
+        cases::book(report, suite, &fixture.cases, |it| &it.asked, |it| it.check(&model));
+        Ok(())
+    })
+}
+
+#[derive(Deserialize)]
+struct Fixture {
+    /// Relative to the fixture's folder.
+    model: String,
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    #[serde(flatten)]
+    asked: Asked,
+    /// The prompts as they became.
+    healed: Vec<Vec<u32>>,
+}
+
+impl Case {
+    fn check(&self, model: &Model) -> Result<f64, String> {
+        let request = self.asked.request(self.asked.config()?);
+        let ours = mlx_genkit::generate(model, request).map_err(|e| e.to_string())?;
+        if ours.healed_prompts != self.healed {
+            let ours = ours.healed_prompts;
+            return Err(format!("prompts became {ours:?} instead of {:?}", self.healed));
+        }
+        self.asked.compare(&ours.sequences).map(|()| 0.0)
+    }
+}
