@@ -52,20 +52,6 @@ impl GrammarProcessor {
         Ok(Self { fresh, kind: grammar.kind, eos, states: Mutex::new(Vec::new()) })
     }
 
-    /// Tokens that must follow whatever the model thinks, in order: a strategy may append them
-    /// without asking the model. Empty where the grammar leaves a choice, and for a vocabulary
-    /// without an encoder.
-    ///
-    /// # Errors
-    /// When the generated tokens do not fit the grammar.
-    pub fn forced_tokens(&self, context: &Context<'_>) -> Result<Vec<u32>> {
-        let generated = generated(context);
-        if generated.iter().any(|id| self.eos.contains(id)) {
-            return Ok(Vec::new());
-        }
-        self.with_matcher(generated, |matcher| Ok(matcher.compute_ff_tokens()))
-    }
-
     /// Whether the generated tokens are a complete text of the grammar.
     ///
     /// # Errors
@@ -148,6 +134,16 @@ impl LogitsProcessor for GrammarProcessor {
             apply(&mask, scores);
             Ok(())
         })
+    }
+
+    /// The text that the grammar leaves no choice of, as the tokenizer spells it; nothing for a
+    /// vocabulary without an encoder.
+    fn forced_tokens(&self, context: &Context<'_>) -> Result<Vec<u32>> {
+        let generated = generated(context);
+        if generated.iter().any(|id| self.eos.contains(id)) {
+            return Ok(Vec::new());
+        }
+        self.with_matcher(generated, |matcher| Ok(matcher.compute_ff_tokens()))
     }
 }
 

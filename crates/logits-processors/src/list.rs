@@ -143,6 +143,16 @@ impl LogitsProcessor for ProcessorList {
     fn process_rows(&self, rows: &mut [Row<'_>]) -> Result<()> {
         self.0.iter().try_for_each(|it| it.process_rows(rows))
     }
+
+    fn forced_tokens(&self, context: &Context<'_>) -> Result<Vec<u32>> {
+        for it in &self.0 {
+            let forced = it.forced_tokens(context)?;
+            if !forced.is_empty() {
+                return Ok(forced);
+            }
+        }
+        Ok(Vec::new())
+    }
 }
 
 impl fmt::Debug for ProcessorList {

@@ -75,4 +75,17 @@ pub trait LogitsProcessor: fmt::Debug + Send + Sync {
         }
         Ok(())
     }
+
+    /// Tokens that follow the context whatever the model thinks, in order, as far as the processor
+    /// knows: a loop that checks several tokens in one pass need not ask the model for each. Empty
+    /// where there is a choice, which is what most processors leave.
+    ///
+    /// They are the likely spelling of a text without choice; where the vocabulary can spell it
+    /// otherwise, the model may.
+    ///
+    /// # Errors
+    /// When the context is one that the processor does not allow.
+    fn forced_tokens(&self, _context: &Context<'_>) -> Result<Vec<u32>> {
+        Ok(Vec::new())
+    }
 }

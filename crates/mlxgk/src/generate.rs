@@ -290,6 +290,7 @@ fn json(generation: &Generation, loaded: Duration) -> Value {
         document["assistant"] = json!({
             "guessed": acceptance.guessed,
             "accepted": acceptance.accepted,
+            "forced": acceptance.forced,
             "turns": acceptance.turns,
         });
     }

@@ -15,6 +15,9 @@ pub struct Acceptance {
     pub guessed: usize,
     /// Those that stood.
     pub accepted: usize,
+    /// Tokens that a grammar left no choice of and that were checked several at a time; they count as
+    /// no guesses.
+    pub forced: usize,
     /// Turns: passes of the model after the prompt's, and the one token that the prompt's gave.
     pub turns: usize,
 }
@@ -122,7 +125,9 @@ impl<'a, M: Speculative> AssistedDecoding<'a, M> {
 
     fn turn(&mut self) -> Result<Vec<u32>> {
         let len = self.text.len();
-        let guess = self.guess()?;
+        let forced = self.forced()?;
+        let is_forced = !forced.tokens.is_empty();
+        let guess = if is_forced { forced } else { self.guess()? };
         // What the prompt's pass left: the scores behind the last token fed. After any later turn
         // the last token is still to be fed.
         let before = if self.fed == len { self.model.scores()?.to_vec() } else { Vec::new() };
@@ -156,22 +161,41 @@ impl<'a, M: Speculative> AssistedDecoding<'a, M> {
             self.fed = held;
         }
         let accepted = (added.len() - 1).min(guess.tokens.len());
-        self.acceptance.guessed += guess.tokens.len();
-        self.acceptance.accepted += accepted;
         self.acceptance.turns += 1;
-        self.generator.update(guess.tokens.len(), accepted);
+        if is_forced {
+            self.acceptance.forced += accepted;
+        } else {
+            self.acceptance.guessed += guess.tokens.len();
+            self.acceptance.accepted += accepted;
+            self.generator.update(guess.tokens.len(), accepted);
+        }
         Ok(added)
     }
 
+    /// What processors leave no choice of, to be checked like a guess.
+    fn forced(&self) -> Result<Candidates> {
+        let mut tokens =
+            self.processors.forced_tokens(&Context::new(&self.text, self.prompt_len))?;
+        tokens.truncate(self.room().min(self.checkable()));
+        Ok(Candidates { tokens, scores: Vec::new() })
+    }
+
+    /// How many tokens are worth guessing: with one more from the model the row is full.
+    fn room(&self) -> usize {
+        self.stopping.stop().max_new_tokens - self.row.tokens.len() - 1
+    }
+
+    /// How many tokens the model can check in one pass.
+    fn checkable(&self) -> usize {
+        self.model.room().saturating_sub(self.text.len() - self.fed)
+    }
+
     fn guess(&mut self) -> Result<Candidates> {
-        let stop = self.stopping.stop();
-        let unfed = self.text.len() - self.fed;
-        let left = stop.max_new_tokens - self.row.tokens.len();
         let turn = Turn {
             context: Context::new(&self.text, self.prompt_len),
-            room: left - 1,
-            checkable: self.model.room().saturating_sub(unfed),
-            eos: &stop.eos,
+            room: self.room(),
+            checkable: self.checkable(),
+            eos: &self.stopping.stop().eos,
             processors: &self.processors,
             vocab_size: self.model.vocab_size(),
         };
