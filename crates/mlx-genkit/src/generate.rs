@@ -251,8 +251,7 @@ impl<'a> Job<'a> {
         } else if self.assistant.is_some() {
             return refuse("an assistant helps greedy decoding and sampling only");
         }
-        let plain =
-            mode.streams() && mode != GenerationMode::AssistedGeneration && self.guidance.is_none();
+        let plain = mode.streams() && self.guidance.is_none();
         if !uses_cache(&self.resolved) {
             if mode == GenerationMode::AssistedGeneration {
                 return refuse(
@@ -269,7 +268,7 @@ impl<'a> Job<'a> {
         if self.cache.is_some() && !(plain && self.padded.rows().len() * self.copies == 1) {
             return refuse(
                 "a cache can be gone on with for one prompt and one sequence, without \
-                           beams, guidance or an assistant",
+                           beams or guidance",
             );
         }
         if !mode.streams() {
@@ -309,6 +308,18 @@ pub(crate) fn prefill<'a>(
     let mut session = DecoderSession::prefill(model.decoder(), padded, chunk, hook)?;
     session.repeat(copies)?;
     Ok(if uses_cache(resolved) { session } else { session.without_cache() })
+}
+
+/// Feeds what of a prompt the cache does not hold.
+pub(crate) fn resume<'a>(
+    model: &'a Model,
+    resolved: &Resolved,
+    cache: KvCache,
+    prompt: &[u32],
+    hook: impl ResidualHook + 'a,
+) -> Result<DecoderSession<'a>> {
+    let chunk = resolved.prefill_chunk_size.unwrap_or(DEFAULT_PREFILL_CHUNK);
+    Ok(DecoderSession::resume(model.decoder(), cache, prompt, chunk, hook)?)
 }
 
 /// Whether keys and values are kept from token to token.

@@ -1,8 +1,7 @@
 //! The loops that hand out tokens as they are made, behind one face.
 
 use mlxgk_decoding_strategies::{
-    Acceptance, AssistedDecoding, DEFAULT_PREFILL_CHUNK, Decoded, DecoderSession, Decoding, Guided,
-    LeftPadded, Stopping,
+    Acceptance, AssistedDecoding, Decoded, DecoderSession, Decoding, Guided, LeftPadded, Stopping,
 };
 use mlxgk_generation_config::GenerationMode;
 use mlxgk_kv_cache::KvCache;
@@ -10,7 +9,7 @@ use mlxgk_kv_cache::KvCache;
 use crate::{
     Error, Result,
     assistant::generator,
-    generate::{Job, prefill},
+    generate::{Job, prefill, resume},
 };
 
 /// A loop under way.
@@ -39,7 +38,10 @@ impl<'a> Strategy<'a> {
         if resolved.mode == GenerationMode::AssistedGeneration {
             let prompt = &padded.rows()[0];
             let generator = generator(&resolved, model, job.assistant, prompt)?;
-            let session = prefill(model, &resolved, &padded, 1, job.hook)?;
+            let session = match job.cache {
+                Some(cache) => resume(model, &resolved, cache, prompt, job.hook)?,
+                None => prefill(model, &resolved, &padded, 1, job.hook)?,
+            };
             let weight = resolved.config.assistant_ensemble_weight;
             let decoding =
                 AssistedDecoding::new(session, generator, prompt, processors, rule, stopping);
@@ -54,10 +56,7 @@ impl<'a> Strategy<'a> {
             return Ok(Self::Guided(if hooked { decoding.keep_ended_rows() } else { decoding }));
         }
         let session = match job.cache {
-            Some(cache) => {
-                let chunk = resolved.prefill_chunk_size.unwrap_or(DEFAULT_PREFILL_CHUNK);
-                DecoderSession::resume(model.decoder(), cache, &prompts[0], chunk, job.hook)?
-            }
+            Some(cache) => resume(model, &resolved, cache, &prompts[0], job.hook)?,
             None => prefill(model, &resolved, &padded, copies, job.hook)?,
         };
         let decoding =

@@ -130,6 +130,9 @@ fn a_cache_goes_on_where_it_was_left() {
             let config = greedy(9);
             let whole = Request::new(text.clone()).config(config.clone());
             let whole = generate(&model, whole).unwrap();
+            // Every other turn with a helper.
+            let lookup = (turn % 2 == 1).then_some(3);
+            let config = GenerationConfig { prompt_lookup_num_tokens: lookup, ..config };
             let request = Request::new(text.clone()).config(config).cache(cache);
             let mut stream = stream(&model, request).unwrap();
             stream.by_ref().for_each(|it| assert!(it.is_ok()));

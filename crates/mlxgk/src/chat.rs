@@ -14,8 +14,11 @@ use std::{
 };
 
 use mlx_genkit::{
-    GenerationConfig, Message, Model, Request, Seed, generation_config::Kwargs, kv_cache::KvCache,
-    logits_processors::Context, stream,
+    GenerationConfig, Message, Model, Request, Seed,
+    generation_config::{Kwargs, Sources},
+    kv_cache::KvCache,
+    logits_processors::Context,
+    stream,
 };
 
 use crate::{
@@ -35,21 +38,30 @@ pub(crate) fn run(args: &TalkArgs) -> Result<()> {
     model.tokenizer()?;
     model.chat_template()?;
     let flags = with_default_length(given, &file, &model)?;
+    let keeps_cache = check(&flags, &file, &model)?;
     let mut conversation =
-        Conversation::new(&model, args.system.as_deref(), flags, file, args.seed);
-    let interrupted = on_interrupt()?;
+        Conversation::new(&model, args.system.as_deref(), flags, file, args.seed, keeps_cache);
+    let answering = on_interrupt()?;
     terminal::note(COMMANDS);
     let mut lines = stdin().lock().lines();
     loop {
         if stdin().is_terminal() {
             terminal::cue("> ");
         }
-        let Some(line) = lines.next() else { return Ok(()) };
+        let Some(line) = lines.next() else {
+            if stdin().is_terminal() {
+                terminal::cue("\n");
+            }
+            return Ok(());
+        };
         let line =
             line.map_err(|e| Failure::usage(format_args!("the message cannot be read: {e}")))?;
         match line.trim() {
             "" => {}
-            "/reset" => conversation.reset(),
+            "/reset" => {
+                conversation.reset();
+                terminal::note("forgotten");
+            }
             "/help" => terminal::line(COMMANDS)?,
             other => match other.strip_prefix("/save").map(str::trim) {
                 Some("") => terminal::error("/save needs the name of a file"),
@@ -57,17 +69,42 @@ pub(crate) fn run(args: &TalkArgs) -> Result<()> {
                 None if other.starts_with('/') => {
                     terminal::error(&format!("there is no command {other}; {COMMANDS}"));
                 }
-                None => conversation.say(other, &interrupted)?,
+                None => conversation.say(other, &answering)?,
             },
         }
     }
 }
 
-/// A flag that Ctrl-C raises from now on, in place of ending the program.
+/// What a conversation cannot do is said before the first message. Returns whether the cache is kept
+/// between turns; where it cannot be, each turn reads the conversation anew.
+fn check(flags: &Kwargs, file: &GenerationConfig, model: &Model) -> Result<bool> {
+    let sources = Sources { kwargs: flags, passed: file, model: model.generation_config() };
+    let config = sources.merge().map_err(Failure::usage)?.config;
+    if !config.generation_mode(false).streams() || config.num_return_sequences > Some(1) {
+        let what = "a conversation has one answer, shown as it is made: leave out beams and \
+                    `num_return_sequences`";
+        return Err(Failure::usage(what));
+    }
+    if config.token_healing == Some(true) {
+        return Err(Failure::usage(
+            "`token_healing` goes on with the last word of a text, which the chat template closes",
+        ));
+    }
+    let guided = config.guidance_scale.is_some_and(|it| it != 1.0);
+    Ok(!guided && config.use_cache != Some(false))
+}
+
+/// A flag that Ctrl-C lowers from now on, in place of ending the program; it is up while an answer is
+/// made. At other times Ctrl-C drops the line that was begun.
 fn on_interrupt() -> Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
-    let raised = Arc::clone(&flag);
-    ctrlc::set_handler(move || raised.store(true, Ordering::Relaxed))
+    let answering = Arc::clone(&flag);
+    let handler = move || {
+        if !answering.swap(false, Ordering::Relaxed) && stdin().is_terminal() {
+            terminal::cue("\n> ");
+        }
+    };
+    ctrlc::set_handler(handler)
         .map_err(|e| Failure::other(format_args!("Ctrl-C cannot be caught: {e}")))?;
     Ok(flag)
 }
@@ -81,6 +118,9 @@ struct Conversation<'a> {
     file: GenerationConfig,
     seed: Option<u64>,
     cache: Option<KvCache>,
+    keeps_cache: bool,
+    /// Whether what is odd about the settings was said.
+    warned: bool,
 }
 
 impl<'a> Conversation<'a> {
@@ -90,9 +130,11 @@ impl<'a> Conversation<'a> {
         flags: Kwargs,
         file: GenerationConfig,
         seed: Option<u64>,
+        keeps_cache: bool,
     ) -> Self {
         let system = system.map(|it| Message::new("system", it));
-        Self { model, system, messages: Vec::new(), flags, file, seed, cache: None }
+        let (messages, cache, warned) = (Vec::new(), None, false);
+        Self { model, system, messages, flags, file, seed, cache, keeps_cache, warned }
     }
 
     fn reset(&mut self) {
@@ -106,10 +148,12 @@ impl<'a> Conversation<'a> {
 
     /// Answers a message, printing the answer as it is made. A message that cannot be answered, such
     /// as one too long, is reported and forgotten.
-    fn say(&mut self, text: &str, interrupted: &Arc<AtomicBool>) -> Result<()> {
+    fn say(&mut self, text: &str, answering: &Arc<AtomicBool>) -> Result<()> {
         self.messages.push(Message::new("user", text));
-        interrupted.store(false, Ordering::Relaxed);
-        match self.answer(interrupted) {
+        answering.store(true, Ordering::Relaxed);
+        let answer = self.answer(answering);
+        answering.store(false, Ordering::Relaxed);
+        match answer {
             Ok(answer) => {
                 terminal::line("")?;
                 self.messages.push(Message::new("assistant", answer));
@@ -126,21 +170,32 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    fn answer(&mut self, interrupted: &Arc<AtomicBool>) -> Result<String> {
-        let stop = Arc::clone(interrupted);
-        let cache = self.cache.take().unwrap_or_else(|| self.model.decoder().new_cache(1));
-        let request = Request::new(self.all())
+    fn answer(&mut self, answering: &Arc<AtomicBool>) -> Result<String> {
+        let answering = Arc::clone(answering);
+        let mut request = Request::new(self.all())
             .overrides(self.flags.clone())
             .config(self.file.clone())
             .seed(self.seed.map_or_else(Seed::random, Seed::Fast))
-            .stop_when(move |_: &Context<'_>| stop.load(Ordering::Relaxed))
-            .cache(cache);
+            .stop_when(move |_: &Context<'_>| !answering.load(Ordering::Relaxed));
+        if self.keeps_cache {
+            let cache = self.cache.take();
+            request = request.cache(cache.unwrap_or_else(|| self.model.decoder().new_cache(1)));
+        }
         let mut stream = stream(self.model, request)?;
+        if !self.warned {
+            stream.warnings().iter().for_each(|it| terminal::warning(&it.to_string()));
+            self.warned = true;
+        }
         for piece in stream.by_ref() {
             terminal::piece(&piece?.text)?;
         }
-        let (mut generation, cache) = stream.finish_with_cache()?;
-        self.cache = Some(cache);
+        let mut generation = if self.keeps_cache {
+            let (generation, cache) = stream.finish_with_cache()?;
+            self.cache = Some(cache);
+            generation
+        } else {
+            stream.finish()?
+        };
         Ok(generation.sequences.swap_remove(0).text)
     }
 

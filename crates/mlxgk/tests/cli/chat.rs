@@ -34,6 +34,28 @@ fn a_conversation_is_answered_saved_and_reset() {
 }
 
 #[test]
+fn settings_for_other_ways_of_decoding_serve_a_conversation_or_are_refused() {
+    let input = b"Hello!\nTell me about the sea.\n";
+    let talk = |more: &[&str]| {
+        let args = ["chat", "--max-tokens", "8", "--set", "do_sample=false"];
+        mlxgk_with(&[&args[..], more].concat(), input)
+    };
+    let plain = talk(&[]);
+    for more in ["prompt_lookup_num_tokens=3", "use_cache=false"] {
+        let run = talk(&["--set", more]);
+        assert_eq!((run.status, &run.stdout), (Some(0), &plain.stdout), "{more}: {}", run.stderr);
+    }
+    let guided = talk(&["--set", "guidance_scale=2"]);
+    assert_eq!((guided.status, guided.stdout.lines().count()), (Some(0), 2), "{}", guided.stderr);
+    let odd = talk(&["--top-p", "0.5"]);
+    assert_eq!(odd.stderr.matches("`top_p` is 0.5").count(), 1, "{}", odd.stderr);
+    for more in ["num_beams=2", "token_healing=true"] {
+        let run = talk(&["--set", more]);
+        assert_eq!((run.status, run.stdout.as_str()), (Some(2), ""), "{more}: {}", run.stderr);
+    }
+}
+
+#[test]
 fn logprobs_and_guesses_are_in_the_json() {
     let args = ["generate", "--prompt", "one, two, one, two, one,", "--no-auto-chat"];
     let more = ["--temp", "0", "--max-tokens", "6", "--format", "json"];
