@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use mlx_genkit::{GenerationConfig, Request, Seed, Sequence};
+use mlx_genkit::{Generation, GenerationConfig, Model, Request, Seed, Sequence};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -25,10 +25,15 @@ impl Asked {
         GenerationConfig::from_json(&self.config).map_err(|e| e.to_string())
     }
 
-    pub(crate) fn request(&self, config: GenerationConfig) -> Request<'static> {
+    pub(crate) fn request<'a>(&self, config: GenerationConfig) -> Request<'a> {
         Request::batch(self.prompts.iter().map(|it| it.clone().into()))
             .config(config)
             .seed(Seed::Torch(self.seed.unwrap_or(0)))
+    }
+
+    /// Serves the request as it was recorded.
+    pub(crate) fn run(&self, model: &Model) -> Result<Generation, String> {
+        mlx_genkit::generate(model, self.request(self.config()?)).map_err(|e| e.to_string())
     }
 
     /// Compares tokens and finish reasons.

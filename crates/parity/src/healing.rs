@@ -40,8 +40,7 @@ struct Case {
 
 impl Case {
     fn check(&self, model: &Model) -> Result<f64, String> {
-        let request = self.asked.request(self.asked.config()?);
-        let ours = mlx_genkit::generate(model, request).map_err(|e| e.to_string())?;
+        let ours = self.asked.run(model)?;
         if ours.healed_prompts != self.healed {
             let ours = ours.healed_prompts;
             return Err(format!("prompts became {ours:?} instead of {:?}", self.healed));
