@@ -6,19 +6,17 @@ Where a case names a draft model, it is the model itself or a copy with noise on
 some guesses fail by.
 """
 
-import contextlib
 import pathlib
 import shutil
 
 import numpy
 import torch
 from transformers import GenerationConfig
-from transformers.utils import logging
 
 import _fixture
 import _tiny
 import models
-from generate import ATTEMPTS, EXPERT_GAP, GREEDY, MODELS, SAMPLE, noisy
+from _cases import GREEDY, SAMPLE, ended, ends_of, record_models, settled, until_settled
 
 NEW_TOKENS = 28
 # Models with a noisy copy: full attention, sliding windows. The noise is a share of each tensor's
@@ -88,23 +86,19 @@ FAITHFUL = ("lookup", "draft")
 
 
 def record(out: pathlib.Path) -> None:
-    torch.set_num_threads(1)
-    logging.set_verbosity_error()
-    folder = out.parent / "models"
-    for name in MODELS:
-        model = _tiny.load(folder / name)
-        draft, assistant = _tiny.load(folder / name), f"../models/{name}"
-        if name in DRAFTS:
-            draft, assistant = noisy_copy(folder / name, out / f"{name}-draft", DRAFTS[name]), f"{name}-draft"
-        # Guidance reads the two texts in one batch, which longrope makes another reading.
-        wanted = CASES if name != LONGROPE else [it for it in CASES if "guidance_scale" not in it[2]([1] * 99)] + [*CROSSING]
-        recorded = {
-            "made_by": _fixture.made_by("torch", "transformers"),
-            "model": f"../models/{name}",
-            "assistant": assistant,
-            "cases": [record_case(model, draft, index, *case) for index, case in enumerate(wanted)],
-        }
-        _fixture.write_json(out / f"{name}.json", recorded, lines_to=2)
+    record_models(out, lambda model, name: recorded(model, name, out))
+
+
+def recorded(model, name: str, out: pathlib.Path) -> dict:
+    source, assistant = out.parent / "models" / name, f"../models/{name}"
+    if name in DRAFTS:
+        draft, assistant = noisy_copy(source, out / f"{name}-draft", DRAFTS[name]), f"{name}-draft"
+    else:
+        draft = _tiny.load(source)
+    # Guidance reads the two texts in one batch, which longrope makes another reading.
+    guides = lambda case: "guidance_scale" in case[2]([1] * 99)
+    wanted = CASES if name != LONGROPE else [it for it in CASES if not guides(it)] + [*CROSSING]
+    return {"assistant": assistant, "cases": [record_case(model, draft, *it) for it in enumerate(wanted)]}
 
 
 def noisy_copy(source: pathlib.Path, folder: pathlib.Path, share: float):
@@ -120,13 +114,9 @@ def noisy_copy(source: pathlib.Path, folder: pathlib.Path, share: float):
     return _tiny.load(folder)
 
 
-def record_case(model, draft, index: int, name: str, *case) -> dict:
-    for attempt in range(ATTEMPTS):
-        try:
-            return try_case(model, draft, [77, index, attempt], name, *case)
-        except models.TooClose as reason:
-            last = reason
-    raise SystemExit(f"{model.config.model_type}, {name}: {last}, {ATTEMPTS} times")
+def record_case(model, draft, index: int, case: tuple) -> dict:
+    return until_settled(
+        f"{model.config.model_type}, {case[0]}", lambda attempt: try_case(model, draft, [77, index, attempt], *case))
 
 
 def draw_prompts(rng, kind: str, vocab: int, before: int) -> tuple[list[list[int]], list[list[int]] | None]:
@@ -153,15 +143,7 @@ def try_case(model, draft, draw: list[int], name: str, kind: str, config_of, ass
     helpless = {key: it for key, it in config.items() if key != "prompt_lookup_num_tokens"}
     helper = None if assistant is None or crosses else (draft, assistant)
     ran = helpless if crosses else config
-    with models.expert_gaps() as gaps:
-        case = generate(model, prompts, seed, ran, helper, negative)
-    if gaps and min(gaps) < EXPERT_GAP:
-        raise models.TooClose("two experts too near")
-    with contextlib.ExitStack() as stack:
-        for it in (model, draft):
-            stack.enter_context(noisy(it, rng))
-        if generate(model, prompts, seed, ran, helper, negative)["tokens"] != case["tokens"]:
-            raise models.TooClose("tokens that rounding could change")
+    case = settled(lambda: generate(model, prompts, seed, ran, helper, negative), rng, model, draft)
     if not config["do_sample"] and name.startswith(FAITHFUL):
         if generate(model, prompts, seed, helpless)["tokens"] != case["tokens"]:
             raise models.TooClose("a helper that changes the tokens")
@@ -190,19 +172,16 @@ def generate(model, prompts, seed: int, config: dict, helper=None, negative=None
     outputs = model.generate(
         ids, attention_mask=mask, generation_config=GenerationConfig(**config), return_dict_in_generate=True,
         output_scores=True, output_logits=True, **kwargs)  # fmt: skip
-    ends = config.get("eos_token_id", [])
-    ends = ends if isinstance(ends, list) else [ends]
     new = outputs.sequences[:, ids.shape[1] :]
-    tokens = [models.until_end(row, ends) for row in new.tolist()]
+    found = ended(new.tolist(), ends_of(config))
     score = lambda normalize: model.compute_transition_scores(
         outputs.sequences, outputs.scores, normalize_logits=normalize)
-    logits = torch.stack(outputs.logits, 1)[: len(tokens)].gather(2, new[..., None])[..., 0]
+    logits = torch.stack(outputs.logits, 1)[: len(new)].gather(2, new[..., None])[..., 0]
     # JSON has no infinity: null stands for the score of a token that was banned and yet stood.
     plain = lambda it: None if it == -numpy.inf else _fixture.rounded(it)
-    cut = lambda rows: [[plain(it) for it in row[: len(said)]] for row, said in zip(rows.tolist(), tokens)]
+    cut = lambda rows: [[plain(it) for it in row[: len(said)]] for row, said in zip(rows.tolist(), found["tokens"])]
     return {
-        "tokens": tokens,
-        "finish_reasons": ["eos" if row[-1] in ends else "length" for row in tokens],
+        **found,
         "transition_scores": cut(score(False)),
         "normalized_scores": cut(score(True)),
         "logits": cut(logits),

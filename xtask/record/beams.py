@@ -9,12 +9,10 @@ import pathlib
 import numpy
 import torch
 from transformers import GenerationConfig
-from transformers.utils import logging
 
 import _fixture
-import _tiny
 import models
-from generate import ATTEMPTS, EXPERT_GAP, MODELS, noisy
+from _cases import ends_of, record_models, settled, until_settled
 
 NEW_TOKENS = 18
 ONE, SHORT, LONG = (13,), (1,), (37,)
@@ -104,28 +102,11 @@ CASES = (
 
 
 def record(out: pathlib.Path) -> None:
-    torch.set_num_threads(1)
-    logging.set_verbosity_error()
-    folder = out.parent / "models"
-    for name in MODELS:
-        if not (folder / name).is_dir():
-            raise SystemExit(f"{folder / name} is missing; record the area models first")
-        model = _tiny.load(folder / name)
-        recorded = {
-            "made_by": _fixture.made_by("torch", "transformers"),
-            "model": f"../models/{name}",
-            "cases": [record_case(model, index, *case) for index, case in enumerate(CASES)],
-        }
-        _fixture.write_json(out / f"{name}.json", recorded, lines_to=2)
+    record_models(out, lambda model, name: {"cases": [record_case(model, *it) for it in enumerate(CASES)]})
 
 
-def record_case(model, index: int, name: str, lengths: tuple[int, ...], config_of) -> dict:
-    for attempt in range(ATTEMPTS):
-        try:
-            return try_case(model, [index, attempt], name, lengths, config_of)
-        except models.TooClose as reason:
-            last = reason
-    raise SystemExit(f"{model.config.model_type}, {name}: {last}, {ATTEMPTS} times")
+def record_case(model, index: int, case: tuple) -> dict:
+    return until_settled(f"{model.config.model_type}, {case[0]}", lambda attempt: try_case(model, [index, attempt], *case))
 
 
 def try_case(model, draw: list[int], name: str, lengths: tuple[int, ...], config_of) -> dict:
@@ -139,13 +120,7 @@ def try_case(model, draw: list[int], name: str, lengths: tuple[int, ...], config
         raise models.TooClose("a plain search that repeats itself")
 
     config = {"max_new_tokens": NEW_TOKENS, **config_of(said)}
-    with models.expert_gaps() as gaps:
-        found = generate(model, prompts, seed, config)
-    if gaps and min(gaps) < EXPERT_GAP:
-        raise models.TooClose("two experts too near")
-    with noisy(model, rng):
-        if generate(model, prompts, seed, config)["tokens"] != found["tokens"]:
-            raise models.TooClose("tokens that rounding could change")
+    found = settled(lambda: generate(model, prompts, seed, config), rng, model)
     bare = {key: config[key] for key in BARE if key in config}
     if not name.endswith("*") and generate(model, prompts, seed, bare)["tokens"] == found["tokens"]:
         raise models.TooClose("a config without effect")
@@ -167,12 +142,6 @@ def generate(model, prompts: list[list[int]], seed: int, config: dict) -> dict:
         output_scores=True,
     )  # fmt: skip
     return described(out, ids.shape[1], ends_of(config))
-
-
-def ends_of(config: dict) -> list[int]:
-    """The end tokens of a config."""
-    ends = config.get("eos_token_id", [])
-    return ends if isinstance(ends, list) else [ends]
 
 
 def described(out, prompt_len: int, ends: list[int]) -> dict:

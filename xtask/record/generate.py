@@ -11,27 +11,13 @@ import pathlib
 import numpy
 import torch
 from transformers import GenerationConfig
-from transformers.utils import logging
 
-import _fixture
-import _tiny
 import models
+from _cases import GREEDY, SAMPLE, ended, ends_of, record_models, settled, until_settled
 
-MODELS = (
-    "llama", "mistral", "qwen2", "qwen3", "qwen3-moe", "gemma", "gemma2", "gemma3", "phi3", "phi3-longrope-5x",
-)  # fmt: skip
 NEW_TOKENS = 40
-# Tokens must not change when every logit moves by up to this much. Implementations differ by a
-# tenth of it at most.
-NOISE = 1e-4
-EXPERT_GAP = 1e-5
-# With a choice among many tokens, some draws come out the same whatever the config.
-ATTEMPTS = 40
-
 ONE, SHORT, LONG = (13,), (1,), (37,)
 BATCH = (5, 37, 13)
-SAMPLE = {"do_sample": True}
-GREEDY = {"do_sample": False}
 
 # Name, lengths of the prompts, and the config, given the ids of a plain run in the order said.
 # A config that is meant to leave the tokens as they are has a name that ends in "*".
@@ -98,29 +84,11 @@ CASES = (
 
 
 def record(out: pathlib.Path) -> None:
-    torch.set_num_threads(1)
-    logging.set_verbosity_error()
-    folder = out.parent / "models"
-    for name in MODELS:
-        if not (folder / name).is_dir():
-            raise SystemExit(f"{folder / name} is missing; record the area models first")
-        model = _tiny.load(folder / name)
-        cases = [record_case(model, index, *case) for index, case in enumerate(CASES)]
-        recorded = {
-            "made_by": _fixture.made_by("torch", "transformers"),
-            "model": f"../models/{name}",
-            "cases": cases,
-        }
-        _fixture.write_json(out / f"{name}.json", recorded, lines_to=2)
+    record_models(out, lambda model, name: {"cases": [record_case(model, *it) for it in enumerate(CASES)]})
 
 
-def record_case(model, index: int, name: str, lengths: tuple[int, ...], config_of) -> dict:
-    for attempt in range(ATTEMPTS):
-        try:
-            return try_case(model, [index, attempt], name, lengths, config_of)
-        except models.TooClose as reason:
-            last = reason
-    raise SystemExit(f"{model.config.model_type}, {name}: {last}, {ATTEMPTS} times")
+def record_case(model, index: int, case: tuple) -> dict:
+    return until_settled(f"{model.config.model_type}, {case[0]}", lambda attempt: try_case(model, [index, attempt], *case))
 
 
 def try_case(model, draw: list[int], name: str, lengths: tuple[int, ...], config_of) -> dict:
@@ -128,56 +96,30 @@ def try_case(model, draw: list[int], name: str, lengths: tuple[int, ...], config
     prompts = [rng.integers(3, model.config.vocab_size, length).tolist() for length in lengths]
     seed = int(rng.integers(0, 2**32))
     plain_of = GREEDY if name.startswith("greedy") else SAMPLE
-    plain = generate(model, prompts, seed, {**plain_of, "max_new_tokens": NEW_TOKENS})
+    plain = generate(model, prompts, seed, {**plain_of, "max_new_tokens": NEW_TOKENS})["rows"]
     said = [token for row in plain for token in row]
     if len(set(said[:24])) < 8:
         raise models.TooClose("a plain run that repeats itself")
 
     config = {"max_new_tokens": NEW_TOKENS, **config_of(said)}
     config = {key: value for key, value in config.items() if value is not None}
-    with models.expert_gaps() as gaps:
-        rows = generate(model, prompts, seed, config)
-    if gaps and min(gaps) < EXPERT_GAP:
-        raise models.TooClose("two experts too near")
-    with noisy(model, rng):
-        if generate(model, prompts, seed, config) != rows:
-            raise models.TooClose("tokens that rounding could change")
-    ends = config.get("eos_token_id", [])
-    ends = ends if isinstance(ends, list) else [ends]
-    tokens = [models.until_end(row, ends) for row in rows]
-    if not name.endswith("*") and tokens == plain:
+    found = settled(lambda: generate(model, prompts, seed, config), rng, model)
+    if not name.endswith("*") and found["tokens"] == plain:
         raise models.TooClose("a config without effect")
     return {
         "name": name.rstrip("*"),
         "config": config,
         "seed": seed if config["do_sample"] else None,
         "prompts": prompts,
-        "tokens": tokens,
-        "finish_reasons": ["eos" if row[-1] in ends else "length" for row in tokens],
+        "tokens": found["tokens"],
+        "finish_reasons": found["finish_reasons"],
     }
 
 
-def generate(model, prompts: list[list[int]], seed: int, config: dict) -> list[list[int]]:
-    """The new tokens of every returned sequence, padding included."""
+def generate(model, prompts: list[list[int]], seed: int, config: dict) -> dict:
+    """The new tokens of every returned sequence, with padding (`rows`) and up to their ends."""
     ids, mask = models.left_padded(prompts, config.get("pad_token_id", 0))
     torch.manual_seed(seed)
     sequences = model.generate(ids, attention_mask=mask, generation_config=GenerationConfig(**config))
-    return sequences[:, ids.shape[1] :].tolist()
-
-
-class noisy:
-    """While open, every logit of the model is off by a little."""
-
-    def __init__(self, model, rng):
-        self.model, self.rng = model, rng
-
-    def __enter__(self):
-        self.handle = self.model.register_forward_hook(self.shake)
-
-    def __exit__(self, *_):
-        self.handle.remove()
-
-    def shake(self, _module, _inputs, output):
-        noise = self.rng.uniform(-NOISE, NOISE, tuple(output.logits.shape))
-        output.logits = output.logits + torch.from_numpy(noise.astype(numpy.float32))
-        return output
+    rows = sequences[:, ids.shape[1] :].tolist()
+    return {"rows": rows, **ended(rows, ends_of(config))}

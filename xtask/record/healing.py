@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 import _fixture
 import models
-from generate import noisy
+from _cases import ended, noisy
 from stopping import BUNDLED
 
 NEW_TOKENS = 12
@@ -85,10 +85,5 @@ def generate(model, tokenizer, prompts, seed: int, config: dict) -> dict:
     sequences = model.generate(
         ids, attention_mask=mask, tokenizer=tokenizer, generation_config=GenerationConfig(**config, token_healing=True))
     copies, width = len(sequences) // len(prompts), ids.shape[1]
-    tokens = [models.until_end(row, [2]) for row in sequences[:, width:].tolist()]
     healed = [row[width - len(prompt) : width] for row, prompt in zip(sequences[::copies].tolist(), prompts)]
-    return {
-        "healed": healed,
-        "tokens": tokens,
-        "finish_reasons": ["eos" if row[-1] == 2 else "length" for row in tokens],
-    }
+    return {"healed": healed, **ended(sequences[:, width:].tolist(), [2])}

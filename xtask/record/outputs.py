@@ -8,13 +8,10 @@ import pathlib
 import numpy
 import torch
 from transformers import GenerationConfig
-from transformers.utils import logging
 
 import _fixture
-import _tiny
 import models
-from beams import ends_of
-from generate import ATTEMPTS, EXPERT_GAP, GREEDY, MODELS, SAMPLE, noisy
+from _cases import GREEDY, SAMPLE, ended, ends_of, record_models, settled, until_settled
 
 NEW_TOKENS = 10
 # Of each state, every so many values.
@@ -37,27 +34,13 @@ CASES = (
 
 
 def record(out: pathlib.Path) -> None:
-    torch.set_num_threads(1)
-    logging.set_verbosity_error()
-    folder = out.parent / "models"
-    for name in MODELS:
-        model = _tiny.load(folder / name)
-        recorded = {
-            "made_by": _fixture.made_by("torch", "transformers"),
-            "model": f"../models/{name}",
-            "stride": STRIDE,
-            "cases": [record_case(model, index, *case) for index, case in enumerate(CASES)],
-        }
-        _fixture.write_json(out / f"{name}.json", recorded, lines_to=2)
+    record_models(out, lambda model, name: {
+        "stride": STRIDE, "cases": [record_case(model, *it) for it in enumerate(CASES)]})  # fmt: skip
 
 
-def record_case(model, index: int, name: str, *case) -> dict:
-    for attempt in range(ATTEMPTS):
-        try:
-            return try_case(model, [55, index, attempt], name, *case)
-        except models.TooClose as reason:
-            last = reason
-    raise SystemExit(f"{model.config.model_type}, {name}: {last}, {ATTEMPTS} times")
+def record_case(model, index: int, case: tuple) -> dict:
+    return until_settled(
+        f"{model.config.model_type}, {case[0]}", lambda attempt: try_case(model, [55, index, attempt], *case))
 
 
 def try_case(model, draw: list[int], name: str, lengths: tuple[int, ...], config_of) -> dict:
@@ -67,13 +50,7 @@ def try_case(model, draw: list[int], name: str, lengths: tuple[int, ...], config
     plain_of = {"do_sample": config_of([1] * 99)["do_sample"], "max_new_tokens": NEW_TOKENS}
     said = [token for row in generate(model, prompts, seed, plain_of)["tokens"] for token in row]
     config = {"max_new_tokens": NEW_TOKENS, **config_of(said)}
-    with models.expert_gaps() as gaps:
-        case = generate(model, prompts, seed, config)
-    if gaps and min(gaps) < EXPERT_GAP:
-        raise models.TooClose("two experts too near")
-    with noisy(model, rng):
-        if generate(model, prompts, seed, config)["tokens"] != case["tokens"]:
-            raise models.TooClose("tokens that rounding could change")
+    case = settled(lambda: generate(model, prompts, seed, config), rng, model)
     if len(set(case["tokens"][0])) < 3:
         raise models.TooClose("a row that repeats itself")
     return {"name": name, "config": config, "seed": seed if config["do_sample"] else None, "prompts": prompts, **case}
@@ -86,14 +63,12 @@ def generate(model, prompts, seed: int, config: dict) -> dict:
     outputs = model.generate(
         ids, attention_mask=mask, generation_config=GenerationConfig(**config), return_dict_in_generate=True,
         output_hidden_states=True)  # fmt: skip
-    ends = ends_of(config)
-    tokens = [models.until_end(row, ends) for row in outputs.sequences[:, ids.shape[1] :].tolist()]
-    copies = len(tokens) // len(prompts)
-    found = {"tokens": tokens, "finish_reasons": ["eos" if row[-1] in ends else "length" for row in tokens]}
+    found = ended(outputs.sequences[:, ids.shape[1] :].tolist(), ends_of(config))
+    copies = len(found["tokens"]) // len(prompts)
     if "num_beams" not in config:
         found["hidden"] = [
             row_states(outputs.hidden_states[: len(said)], row, ids.shape[1] - len(prompts[row // copies]))
-            for row, said in enumerate(tokens)
+            for row, said in enumerate(found["tokens"])
         ]
     return found
 

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 import _fixture
 import models
-from generate import noisy
+from _cases import noisy
 
 BUNDLED = pathlib.Path(__file__).resolve().parent.parent.parent / "crates/mlx-genkit/bundled"
 TOKENIZERS = ("byte-level", "gemma", "llama2", "unigram")
