@@ -248,8 +248,10 @@ impl<'a> Job<'a> {
             if self.guidance.is_some() {
                 return refuse("`guidance_scale` does not go with an assistant or prompt lookup");
             }
-        } else if self.assistant.is_some() {
-            return refuse("an assistant helps greedy decoding and sampling only");
+        } else if self.assistant.is_some()
+            || self.resolved.config.prompt_lookup_num_tokens.is_some()
+        {
+            return refuse("an assistant or prompt lookup helps greedy decoding and sampling only");
         }
         let plain = mode.streams() && self.guidance.is_none();
         if !uses_cache(&self.resolved) {

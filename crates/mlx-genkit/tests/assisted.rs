@@ -204,6 +204,7 @@ fn what_does_not_go_together_is_refused() {
     check_refused(request(lookup(several)), "`num_return_sequences`");
     let beams = GenerationConfig { num_beams: Some(2), ..greedy(4) };
     check_refused(request(beams.clone()).assistant(&same), "greedy decoding and sampling");
+    check_refused(request(lookup(beams.clone())), "greedy decoding and sampling");
     let weight = GenerationConfig { assistant_ensemble_weight: Some(0.5), ..greedy(4) };
     check_refused(request(lookup(weight)), "`assistant_ensemble_weight`");
     let guided = GenerationConfig { guidance_scale: Some(2.0), ..greedy(4) };

@@ -266,6 +266,13 @@ fn json(generation: &Generation, loaded: Duration) -> Value {
                 };
                 sequence["logprobs"] = it.kept.logprobs.iter().map(entry).collect();
             }
+            if let Ok(Some(scores)) = it.transition_scores(false) {
+                // JSON has no infinity: null is the score of a token that was banned and yet stood.
+                sequence["transition_scores"] = json!(scores);
+            }
+            if let Some(beams) = &it.beam_indices {
+                sequence["beam_indices"] = json!(beams);
+            }
             if let Some(hidden) = &it.hidden_states {
                 sequence["hidden_states"] = hidden_json(hidden);
             }

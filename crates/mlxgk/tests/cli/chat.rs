@@ -59,7 +59,8 @@ fn settings_for_other_ways_of_decoding_serve_a_conversation_or_are_refused() {
 fn logprobs_and_guesses_are_in_the_json() {
     let args = ["generate", "--prompt", "one, two, one, two, one,", "--no-auto-chat"];
     let more = ["--temp", "0", "--max-tokens", "6", "--format", "json"];
-    let helped = [&args[..], &more, &["--prompt-lookup", "3", "--logprobs", "2"]].concat();
+    let keep = ["--logprobs", "2", "--set", "output_scores=true"];
+    let helped = [&args[..], &more, &["--prompt-lookup", "3"], &keep].concat();
     let read = |args: &[&str]| -> Value {
         let run = mlxgk(args);
         assert_eq!(run.status, Some(0), "{}", run.stderr);
@@ -70,6 +71,10 @@ fn logprobs_and_guesses_are_in_the_json() {
     assert!(plain["assistant"].is_null() && plain["sequences"][0]["logprobs"].is_null());
     assert!(helped["assistant"]["guessed"].as_u64() >= helped["assistant"]["accepted"].as_u64());
     let tokens = helped["sequences"][0]["tokens"].as_array().unwrap();
+    let scores = helped["sequences"][0]["transition_scores"].as_array().unwrap();
+    assert!(scores.len() == tokens.len() && scores.iter().all(Value::is_number), "{scores:?}");
+    let beams = read(&[&args[..], &more, &["--num-beams", "2"]].concat());
+    assert_eq!(beams["sequences"][0]["beam_indices"][0], 0, "{beams}");
     let logprobs = helped["sequences"][0]["logprobs"].as_array().unwrap();
     assert_eq!(tokens.len(), logprobs.len());
     for (token, entry) in tokens.iter().zip(logprobs) {
