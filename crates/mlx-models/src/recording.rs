@@ -57,16 +57,19 @@ impl Recording {
         let Some(parts) = self.points.get(&point) else {
             return Err(Error::new(ErrorKind::Hook, format!("{point} was not recorded")));
         };
-        let mut values = Vec::new();
-        for (_, part) in parts {
-            let times = (rows / part.dim(0).max(1) as usize).max(1);
-            let part = part.try_index((row as i32 / times as i32, .., ..)).map_err(doing)?;
-            let part = part.as_dtype(Dtype::Float32).map_err(doing)?;
-            let part = part.contiguous().map_err(doing)?;
-            let unreadable = |e| Error::new(ErrorKind::Hook, format!("the recorded stream: {e}"));
-            values.extend_from_slice(part.try_as_slice::<f32>().map_err(unreadable)?);
+        if parts.is_empty() {
+            return Ok((0, Vec::new()));
         }
-        Ok((parts.first().map_or(0, |(start, _)| *start), values))
+        let of_row = |(_, part): &(usize, Array)| {
+            let times = (rows / part.dim(0).max(1) as usize).max(1);
+            part.try_index(((row / times) as i32, .., ..))
+        };
+        let parts_of_row = parts.iter().map(of_row).collect::<std::result::Result<Vec<_>, _>>();
+        let whole = concatenate(&parts_of_row.map_err(doing)?, 0).map_err(doing)?;
+        let whole = whole.as_dtype(Dtype::Float32).and_then(|it| it.contiguous()).map_err(doing)?;
+        let unreadable = |e| Error::new(ErrorKind::Hook, format!("the recorded stream: {e}"));
+        let values = whole.try_as_slice::<f32>().map_err(unreadable)?.to_vec();
+        Ok((parts[0].0, values))
     }
 }
 
