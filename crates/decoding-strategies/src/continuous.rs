@@ -11,7 +11,7 @@ use mlxgk_mlx_models::{Decoder, ResidualHook};
 
 use crate::{
     DecoderSession, Error, ErrorKind, FinishReason, LeftPadded, Result, Rule, Stopping,
-    session::Pending,
+    budget::within_budget, session::Pending,
 };
 
 /// A row to be: a prompt and how it is continued.
@@ -155,8 +155,11 @@ impl<'a> ContinuousBatch<'a> {
         if let Some((cache, logits)) = &mut self.state {
             let fed: Vec<u32> = places.iter().map(|&it| events[it].token).collect();
             let tokens: Vec<&[u32]> = fed.chunks(1).collect();
-            let hidden = self.model.hidden(&tokens, cache, self.hook)?;
-            logits.0 = self.model.logits(&hidden)?.squeeze_axes(&[1])?;
+            let model = self.model;
+            logits.0 = within_budget(cache, self.hook, 1, &mut |cache, hook| {
+                let hidden = model.hidden(&tokens, cache, hook)?;
+                Ok(model.logits(&hidden)?.squeeze_axes(&[1])?)
+            })?;
             async_eval([&logits.0])?;
         }
         Ok(events)

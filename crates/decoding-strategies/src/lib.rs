@@ -54,6 +54,7 @@
 
 mod assisted;
 mod beam;
+mod budget;
 mod continuous;
 mod decoding;
 mod error;

@@ -13,10 +13,16 @@ const CHUNK: usize = 128;
 /// fp32, `tokens.len() - 1` values.
 ///
 /// # Errors
-/// When there is no token, one is outside the vocabulary, or the model fails.
+/// When there is no token, one is outside the vocabulary, the hook has a
+/// [budget](ResidualHook::budget), or the model fails.
 pub fn score(model: &Decoder, tokens: &[u32], hook: &mut dyn ResidualHook) -> Result<Vec<f32>> {
     if tokens.is_empty() {
         return Err(Error::new(ErrorKind::Prompt, "there is no token to score"));
+    }
+    if hook.budget().is_some() {
+        let what =
+            "a KL budget is kept where tokens are chosen; a given text is scored without one";
+        return Err(Error::new(ErrorKind::Prompt, what));
     }
     check_vocabulary(model, tokens)?;
     let mut cache = model.new_cache(1);

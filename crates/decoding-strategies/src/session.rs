@@ -2,13 +2,16 @@
 
 use mlx_rs::{
     Array,
-    ops::indexing::TryIndexOp,
+    ops::{concatenate, indexing::TryIndexOp},
     transforms::{async_eval, eval},
 };
 use mlxgk_kv_cache::KvCache;
 use mlxgk_mlx_models::{Decoder, ResidualHook};
 
-use crate::{Error, ErrorKind, LanguageModel, LeftPadded, Reorder, Result, Speculative};
+use crate::{
+    Error, ErrorKind, LanguageModel, LeftPadded, Reorder, Result, Speculative,
+    budget::within_budget,
+};
 
 /// Prompt tokens fed per pass where nothing else is asked for (mlx-lm's step).
 pub const DEFAULT_PREFILL_CHUNK: usize = 2048;
@@ -57,19 +60,10 @@ impl<'a> DecoderSession<'a> {
             return Err(Error::new(ErrorKind::Prompt, "there is no token to feed"));
         }
         cache.set_prompt_end(cache.len() + width);
-        let mut hidden = None;
-        for start in (0..width).step_by(chunk.max(1)) {
-            let end = width.min(start.saturating_add(chunk.max(1)));
-            let part: Vec<&[u32]> =
-                rows.iter().map(|row| row.get(start..end).unwrap_or_default()).collect();
-            hidden = Some(model.hidden(&part, &mut cache, &mut hook)?);
-            if end < width {
-                // A pass ends here, so that its activations are freed before the next begins.
-                eval(cache.arrays())?;
-            }
-        }
-        let Some(hidden) = hidden else { unreachable!("width is above 0") };
-        let logits = last_logits(model, &hidden)?;
+        let logits = within_budget(&mut cache, &mut hook, width, &mut |cache, hook| {
+            let hidden = feed_in_parts(model, cache, rows, chunk, hook)?;
+            last_logits(model, &hidden)
+        })?;
         async_eval([&logits])?;
         Ok(Self { model, cache, hook: Box::new(hook), use_cache: true, logits: Pending(logits) })
     }
@@ -164,6 +158,30 @@ impl Drop for Pending {
     }
 }
 
+/// Feeds rows of one length, not 0, in passes of at most `chunk` tokens; returns what the last pass
+/// left after the final norm, `[rows, tokens, hidden]`.
+fn feed_in_parts(
+    model: &Decoder,
+    cache: &mut KvCache,
+    rows: &[&[u32]],
+    chunk: usize,
+    hook: &mut dyn ResidualHook,
+) -> Result<Array> {
+    let width = rows.first().map_or(0, |row| row.len());
+    let mut hidden = None;
+    for start in (0..width).step_by(chunk.max(1)) {
+        let end = width.min(start.saturating_add(chunk.max(1)));
+        let part: Vec<&[u32]> =
+            rows.iter().map(|row| row.get(start..end).unwrap_or_default()).collect();
+        hidden = Some(model.hidden(&part, cache, hook)?);
+        if end < width {
+            // A pass ends here, so that its activations are freed before the next begins.
+            eval(cache.arrays())?;
+        }
+    }
+    hidden.ok_or_else(|| Error::new(ErrorKind::Prompt, "there is no token to feed"))
+}
+
 /// The head on the last position alone: `[rows, tokens, hidden]` to `[rows, vocabulary]`.
 fn last_logits(model: &Decoder, hidden: &Array) -> Result<Array> {
     let tokens = hidden.dim(1);
@@ -179,12 +197,15 @@ impl LanguageModel for DecoderSession<'_> {
 
     fn feed(&mut self, tokens: &[u32]) -> Result<()> {
         let rows: Vec<&[u32]> = tokens.chunks(1).collect();
-        let hidden = if self.use_cache {
-            self.model.hidden(&rows, &mut self.cache, &mut *self.hook)?
-        } else {
-            self.model.hidden_anew(&rows, &mut self.cache, &mut *self.hook)?
-        };
-        self.logits.0 = last_logits(self.model, &hidden)?;
+        let (model, use_cache) = (self.model, self.use_cache);
+        self.logits.0 = within_budget(&mut self.cache, &mut *self.hook, 1, &mut |cache, hook| {
+            let hidden = if use_cache {
+                model.hidden(&rows, cache, hook)?
+            } else {
+                model.hidden_anew(&rows, cache, hook)?
+            };
+            last_logits(model, &hidden)
+        })?;
         Ok(async_eval([&self.logits.0])?)
     }
 
@@ -206,6 +227,16 @@ impl Reorder for DecoderSession<'_> {
 
 impl Speculative for DecoderSession<'_> {
     fn feed_several(&mut self, tokens: &[u32]) -> Result<()> {
+        if self.hook.budget().is_some() {
+            // How strongly a token is steered follows from what those before it left.
+            let one = |token: &u32| {
+                self.feed(std::slice::from_ref(token))?;
+                Ok(self.logits.0.clone())
+            };
+            let scores = tokens.iter().map(one).collect::<Result<Vec<_>>>()?;
+            self.logits.0 = concatenate(&scores, 0)?;
+            return Ok(async_eval([&self.logits.0])?);
+        }
         let hidden = self.model.hidden(&[tokens], &mut self.cache, &mut *self.hook)?;
         self.logits.0 = self.model.logits(&hidden)?.squeeze_axes(&[0])?;
         Ok(async_eval([&self.logits.0])?)
@@ -225,11 +256,7 @@ impl Speculative for DecoderSession<'_> {
         }
         // What would come back into view was dropped, or rotated for a longer text: read it anew.
         let text = self.cache.tokens(0)[..left].to_vec();
-        let prompt_end = self.cache.prompt_end();
-        self.cache.clear();
-        if let Some(column) = prompt_end {
-            self.cache.set_prompt_end(column);
-        }
+        self.cache.rewind();
         if !text.is_empty() {
             self.model.hidden(&[&text], &mut self.cache, &mut *self.hook)?;
         }

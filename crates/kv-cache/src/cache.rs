@@ -1,11 +1,13 @@
 //! The cache of one request or one left-padded batch.
 
+use std::sync::Arc;
+
 use mlx_rs::Array;
 
 use crate::{
     Error, Result,
     buffer::{Buffer, ROLLBACK, Room},
-    step::Step,
+    step::{Marks, Step},
 };
 
 /// What one decoder layer keeps of the past.
@@ -43,10 +45,26 @@ pub struct KvCache {
     pub(crate) layers: Vec<(LayerSpec, Buffer)>,
     pub(crate) len: usize,
     pub(crate) planned: usize,
-    pub(crate) prompt_end: Option<usize>,
     pub(crate) padding: Vec<usize>,
     least_padding: usize,
     pub(crate) tokens: Vec<Vec<u32>>,
+    /// By row, as are the strengths.
+    pub(crate) prompt_ends: Vec<Option<usize>>,
+    /// By row and column, as far as they were set.
+    pub(crate) strengths: Vec<Vec<f32>>,
+    pub(crate) steering: Filled,
+}
+
+/// What hook the held columns went through.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) enum Filled {
+    /// None that names itself.
+    #[default]
+    Bare,
+    /// The one of this name.
+    Under(Arc<str>),
+    /// Whichever comes next is taken as theirs.
+    Any,
 }
 
 impl KvCache {
@@ -62,10 +80,12 @@ impl KvCache {
             layers: layers.iter().map(|&spec| (spec, Buffer::new())).collect(),
             len: 0,
             planned: 0,
-            prompt_end: None,
             padding: padding.to_vec(),
             least_padding: padding.iter().copied().min().unwrap_or(0),
             tokens: vec![Vec::new(); padding.len()],
+            prompt_ends: vec![None; padding.len()],
+            strengths: vec![Vec::new(); padding.len()],
+            steering: Filled::Bare,
         }
     }
 
@@ -94,16 +114,78 @@ impl KvCache {
         self.planned
     }
 
-    /// Says in which column generation begins: the prompt's width. What depends on how far an answer
-    /// has come (steering) counts from there. In a conversation the prompt of a turn is everything
-    /// before its answer.
+    /// Says in which column generation begins: the prompt's width, the same for every row. What
+    /// depends on how far an answer has come (steering) counts from there. In a conversation the
+    /// prompt of a turn is everything before its answer.
     pub fn set_prompt_end(&mut self, column: usize) {
-        self.prompt_end = Some(column);
+        self.prompt_ends.fill(Some(column));
     }
 
-    /// The column in which generation begins, where it is known.
-    pub fn prompt_end(&self) -> Option<usize> {
-        self.prompt_end
+    /// The column in which a row's generation begins, where it is known. Rows that
+    /// [joined](Self::join) begin at columns of their own.
+    ///
+    /// # Panics
+    /// When `row` is not below [`batch`](Self::batch).
+    pub fn prompt_end(&self, row: usize) -> Option<usize> {
+        self.prompt_ends[row]
+    }
+
+    /// Says how strongly the hook is to act on the next `columns` columns: a factor per row, 1 for a
+    /// hook's full effect. The cache remembers them, because a text that has to be
+    /// [read anew](Self::rewind) has to be read as it was.
+    ///
+    /// # Errors
+    /// When there is not one factor per row.
+    pub fn set_strengths(&mut self, columns: usize, strengths: &[f32]) -> Result<()> {
+        if strengths.len() != self.batch() {
+            let (count, rows) = (strengths.len(), self.batch());
+            return Err(Error::argument(format!("{count} strengths for a cache of {rows} rows")));
+        }
+        for (held, &strength) in self.strengths.iter_mut().zip(strengths) {
+            held.resize(self.len, 1.0);
+            held.resize(self.len + columns, strength);
+        }
+        Ok(())
+    }
+
+    /// The name of the steering that the held columns went through; `None` for none.
+    pub fn steering(&self) -> Option<&str> {
+        match &self.steering {
+            Filled::Under(name) if !self.is_empty() => Some(name),
+            _ => None,
+        }
+    }
+
+    /// Refuses a pass under another steering than the one that the held columns went through: their
+    /// keys and values keep what it did to them, so the text would be read as by neither.
+    ///
+    /// # Errors
+    /// When the steerings differ; the sentence names both.
+    pub fn check_steering(&self, name: Option<&str>) -> Result<()> {
+        if self.is_empty() || self.steering == Filled::Any || self.steering() == name {
+            return Ok(());
+        }
+        let named = |it: Option<&str>| match it {
+            Some(name) => format!("under the steering `{name}`"),
+            None => "without steering".to_owned(),
+        };
+        Err(Error::steering(format!(
+            "the cache was filled {} and cannot be gone on with {}: start a fresh one, or call \
+             `allow_other_steering` where the two are meant to mix",
+            named(self.steering()),
+            named(name)
+        )))
+    }
+
+    /// Notes the steering that a pass went through.
+    pub fn set_steering(&mut self, name: Option<Arc<str>>) {
+        self.steering = name.map_or(Filled::Bare, Filled::Under);
+    }
+
+    /// Lets the next pass be under any steering, whose cache this is from then on: for a prefix that
+    /// is meant to be read in one way and gone on with in another.
+    pub fn allow_other_steering(&mut self) {
+        self.steering = Filled::Any;
     }
 
     /// Rows in the batch.
@@ -139,7 +221,12 @@ impl KvCache {
 
     /// Positions and masks for the next `count` tokens of every row.
     pub fn step(&self, count: usize) -> Step {
-        Step::new(self.len, count, &self.padding, self.prompt_end, self.layers())
+        let strengths = || -> Option<Vec<f32>> {
+            let columns = |row: &Vec<f32>| row.get(self.len..self.len + count).map(<[f32]>::to_vec);
+            self.strengths.iter().map(columns).collect::<Option<Vec<_>>>().map(|it| it.concat())
+        };
+        let marks = Marks { prompt_ends: self.prompt_ends.clone(), strengths: strengths() };
+        Step::new(self.len, count, &self.padding, marks, self.layers())
     }
 
     /// Writes a layer's new keys and values, `[batch, kv heads, count, head dimension]`, and returns
@@ -230,17 +317,24 @@ impl KvCache {
             }
         }
         self.len = len;
-        for row in &mut self.tokens {
-            row.truncate(len);
-        }
+        self.tokens.iter_mut().for_each(|row| row.truncate(len));
+        self.strengths.iter_mut().for_each(|row| row.truncate(len));
         Ok(())
     }
 
     /// Forgets everything but the rows and their padding.
     pub fn clear(&mut self) {
+        self.rewind();
+        self.prompt_ends.fill(None);
+        self.strengths.iter_mut().for_each(Vec::clear);
+    }
+
+    /// Forgets what was fed, but not where prompts end and how strongly each column was steered: for
+    /// reading the same text anew.
+    pub fn rewind(&mut self) {
         self.len = 0;
         self.planned = 0;
-        self.prompt_end = None;
+        self.steering = Filled::Bare;
         self.tokens.iter_mut().for_each(Vec::clear);
         self.layers.iter_mut().for_each(|(_, buffer)| *buffer = Buffer::new());
     }
@@ -267,6 +361,8 @@ impl KvCache {
         self.layers = layers;
         self.padding = rows.iter().map(|&row| self.padding[row]).collect();
         self.tokens = rows.iter().map(|&row| self.tokens[row].clone()).collect();
+        self.prompt_ends = rows.iter().map(|&row| self.prompt_ends[row]).collect();
+        self.strengths = rows.iter().map(|&row| self.strengths[row].clone()).collect();
         Ok(())
     }
 

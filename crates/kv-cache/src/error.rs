@@ -12,6 +12,8 @@ pub enum ErrorKind {
     Argument,
     /// The cache no longer holds what the operation needs.
     Dropped,
+    /// What is held went through another steering.
+    Steering,
     /// MLX refused an operation.
     Mlx,
 }
@@ -33,6 +35,10 @@ impl Error {
 
     pub(crate) fn dropped(message: impl Into<String>) -> Self {
         Self { kind: ErrorKind::Dropped, message: message.into() }
+    }
+
+    pub(crate) fn steering(message: impl Into<String>) -> Self {
+        Self { kind: ErrorKind::Steering, message: message.into() }
     }
 
     /// Puts what the cache was doing in front of MLX's own words.

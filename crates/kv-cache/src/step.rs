@@ -16,10 +16,19 @@ pub struct Step {
     count: usize,
     again: usize,
     padding: Vec<usize>,
-    prompt_end: Option<usize>,
+    marks: Marks,
     tokens: Option<Array>,
     positions: Positions,
     masks: Vec<(LayerSpec, OnceCell<Mask>)>,
+}
+
+/// What the caller said of the rows.
+#[derive(Debug)]
+pub(crate) struct Marks {
+    /// By row.
+    pub(crate) prompt_ends: Vec<Option<usize>>,
+    /// Row after row, one per token.
+    pub(crate) strengths: Option<Vec<f32>>,
 }
 
 /// The position of a step's first token, for rotary embeddings.
@@ -47,7 +56,7 @@ impl Step {
         start: usize,
         count: usize,
         padding: &[usize],
-        prompt_end: Option<usize>,
+        marks: Marks,
         specs: impl Iterator<Item = LayerSpec>,
     ) -> Self {
         let positions = if padding.iter().all(|&it| it == padding[0]) {
@@ -63,7 +72,7 @@ impl Step {
             }
         }
         let padding = padding.to_vec();
-        Self { start, count, again: 0, padding, prompt_end, tokens: None, positions, masks }
+        Self { start, count, again: 0, padding, marks, tokens: None, positions, masks }
     }
 
     /// The column of the first token: how many columns the cache held before this step.
@@ -81,10 +90,19 @@ impl Step {
         &self.padding
     }
 
-    /// The column after the prompt's last token, the same in every row, where the caller
+    /// The column after the last token of a row's prompt, where the caller
     /// [said so](crate::KvCache::set_prompt_end).
-    pub fn prompt_end(&self) -> Option<usize> {
-        self.prompt_end
+    ///
+    /// # Panics
+    /// When there is no such row.
+    pub fn prompt_end(&self, row: usize) -> Option<usize> {
+        self.marks.prompt_ends[row]
+    }
+
+    /// How strongly a hook is to act on each token, row after row, where the caller
+    /// [said so](crate::KvCache::set_strengths).
+    pub fn strengths(&self) -> Option<&[f32]> {
+        self.marks.strengths.as_deref()
     }
 
     /// Attaches the ids of the step's tokens, `[batch, count]`, for hooks that look at them.

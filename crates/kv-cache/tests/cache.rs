@@ -202,3 +202,71 @@ fn wrong_shapes_layers_and_counts_are_refused() {
     cache.clear();
     assert!(cache.is_empty());
 }
+
+#[test]
+fn prompts_end_where_they_did_whichever_rows_come_and_go() {
+    let mut cache = KvCache::left_padded(&[LayerSpec::Full], &[1, 0]);
+    cache.set_prompt_end(3);
+    feed(&mut cache, 4);
+    let mut other = KvCache::new(&[LayerSpec::Full], 1);
+    other.set_prompt_end(6);
+    feed(&mut other, 6);
+    cache.join(&other).unwrap();
+    let ends = |it: &KvCache| (0..it.batch()).map(|row| it.prompt_end(row)).collect::<Vec<_>>();
+    assert_eq!((cache.padding(), ends(&cache)), (&[3, 2, 0][..], vec![Some(5), Some(5), Some(6)]));
+    assert_eq!((0..3).map(|row| cache.step(1).prompt_end(row)).collect::<Vec<_>>(), ends(&cache));
+    cache.select(&[1, 0]).unwrap();
+    cache.join(&other).unwrap();
+    // Padding that all rows have in common goes.
+    cache.select(&[0]).unwrap();
+    let mut short = KvCache::new(&[LayerSpec::Full], 1);
+    feed(&mut short, 1);
+    cache.join(&short).unwrap();
+    assert_eq!((cache.len(), cache.padding(), ends(&cache)), (4, &[0, 3][..], vec![Some(3), None]));
+}
+
+#[test]
+fn strengths_belong_to_columns() {
+    let mut cache = KvCache::new(&[LayerSpec::Full], 2);
+    feed(&mut cache, 1);
+    assert_eq!(cache.step(2).strengths(), None);
+    cache.set_strengths(2, &[0.5, 0.25]).unwrap();
+    assert_eq!(cache.step(2).strengths(), Some(&[0.5, 0.5, 0.25, 0.25][..]));
+    // A longer step is not covered.
+    assert_eq!(cache.step(3).strengths(), None);
+    feed(&mut cache, 2);
+    cache.reorder(&[1, 0]).unwrap();
+    cache.trim(1).unwrap();
+    cache.set_strengths(1, &[0.75, 0.0]).unwrap();
+    feed(&mut cache, 1);
+    cache.rewind();
+    let all = [1.0, 0.25, 0.75, 1.0, 0.5, 0.0];
+    assert_eq!(cache.step(3).strengths(), Some(&all[..]));
+    assert!(cache.set_strengths(1, &[1.0]).unwrap_err().to_string().contains("1 strengths"));
+    cache.clear();
+    assert_eq!(cache.step(1).strengths(), None);
+}
+
+#[test]
+fn a_cache_knows_what_it_was_filled_under() {
+    let mut cache = KvCache::new(&[LayerSpec::Full], 1);
+    cache.check_steering(Some("joy")).unwrap();
+    feed(&mut cache, 2);
+    cache.set_steering(Some("joy".into()));
+    assert_eq!(cache.fork().steering(), Some("joy"));
+    cache.check_steering(Some("joy")).unwrap();
+    let error = cache.check_steering(Some("woe")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Steering);
+    let error = error.to_string();
+    assert!(error.contains("`joy`") && error.contains("`woe`"), "{error}");
+    let mut bare = KvCache::new(&[LayerSpec::Full], 1);
+    feed(&mut bare, 1);
+    assert!(bare.join(&cache).unwrap_err().to_string().contains("filled under"));
+    assert_eq!(bare.batch(), 1);
+    let mut mixed = cache.fork();
+    mixed.allow_other_steering();
+    mixed.check_steering(None).unwrap();
+    assert_eq!(mixed.steering(), None);
+    cache.trim(2).unwrap();
+    cache.check_steering(None).unwrap();
+}

@@ -6,7 +6,7 @@ use mlxgk_decoding_strategies::{
     ContinuousBatch, DEFAULT_PREFILL_CHUNK, FinishReason, Joining, Keep,
 };
 use mlxgk_generation_config::GenerationMode;
-use mlxgk_mlx_models::NoHook;
+use mlxgk_mlx_models::{NoHook, ResidualHook};
 
 use crate::{
     Error, ErrorKind, Model, Request, Result,
@@ -60,7 +60,15 @@ impl<'a> Batch<'a> {
     /// # Errors
     /// When the model uses longrope, which reads a row differently beside a longer one.
     pub fn new(model: &'a Model) -> Result<Self> {
-        let rows = ContinuousBatch::new(model.decoder(), NoHook::leaked())?;
+        Self::hooked(model, NoHook::leaked())
+    }
+
+    /// An empty batch with a hook, such as steering, that all its requests share.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn hooked(model: &'a Model, hook: &'a mut dyn ResidualHook) -> Result<Self> {
+        let rows = ContinuousBatch::new(model.decoder(), hook)?;
         Ok(Self { model, rows, texts: BTreeMap::new() })
     }
 
@@ -81,7 +89,7 @@ impl<'a> Batch<'a> {
         }
         if !(plain && alone && bare && job.keep == Keep::default()) {
             let what = "a batch takes requests of one prompt and one sequence, greedy or drawn, \
-                        without guidance, hook, cache or scores to keep";
+                        without guidance, a hook of their own, a cache or scores to keep";
             return Err(Error::new(ErrorKind::Request, what));
         }
         let chunk = job.resolved.prefill_chunk_size.unwrap_or(DEFAULT_PREFILL_CHUNK);

@@ -273,6 +273,16 @@ impl<'a> Job<'a> {
                            beams or guidance",
             );
         }
+        if let Some(cache) = &self.cache {
+            let named = |e: mlxgk_kv_cache::Error| Error::new(ErrorKind::Request, e.to_string());
+            cache.check_steering(self.hook.name().as_deref()).map_err(named)?;
+        }
+        if self.guidance.is_some() && self.hook.budget().is_some() {
+            return refuse(
+                "a KL budget does not go with `guidance_scale`: it bounds the scores of each pass, \
+                 not what guidance makes of two",
+            );
+        }
         if !mode.streams() {
             if self.stopping.has_criteria() {
                 return refuse(

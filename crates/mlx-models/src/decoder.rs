@@ -200,7 +200,7 @@ impl Decoder {
         cache: &mut KvCache,
         hook: &mut dyn ResidualHook,
     ) -> Result<Array> {
-        self.check(tokens, cache)?;
+        self.check(tokens, cache, hook)?;
         let (held, all) = (cache.len(), cache.len() + tokens.dim(1) as usize);
         if held > cache.least_padding() && !self.is_long(held, cache) && self.is_long(all, cache) {
             // Longrope rotates all keys differently from here on (HF drops its cache at the same
@@ -223,13 +223,13 @@ impl Decoder {
         hook: &mut dyn ResidualHook,
     ) -> Result<Array> {
         let tokens = self.tokens(rows)?;
-        self.check(&tokens, cache)?;
+        self.check(&tokens, cache, hook)?;
         let hidden = self.reread(&tokens, cache, hook)?;
         cache.record(rows)?;
         Ok(hidden)
     }
 
-    fn check(&self, tokens: &Array, cache: &KvCache) -> Result<()> {
+    fn check(&self, tokens: &Array, cache: &KvCache, hook: &dyn ResidualHook) -> Result<()> {
         if tokens.ndim() != 2 || tokens.dim(0) as usize != cache.batch() {
             return Err(Error::new(
                 ErrorKind::Tokens,
@@ -239,7 +239,7 @@ impl Decoder {
         if !cache.layers().eq(self.layers.iter().copied()) {
             return Err(Error::new(ErrorKind::Cache, "the cache was made for another model"));
         }
-        Ok(())
+        Ok(cache.check_steering(hook.name().as_deref())?)
     }
 
     /// Whether a text of so many columns is read with longrope's long factors.
@@ -263,6 +263,7 @@ impl Decoder {
         let step = cache.step(count).with_tokens(tokens).reading_again(again);
         let hidden = self.run(tokens, &step, long, cache, hook)?;
         cache.advance(count);
+        cache.set_steering(hook.name());
         Ok(hidden)
     }
 
@@ -283,11 +284,8 @@ impl Decoder {
         let tokens = tokens.as_type::<u32>().map_err(doing)?;
         let all = concatenate(&[&self.tokens(&rows)?, &tokens], 1).map_err(doing)?;
         let mut fresh = cache.fork();
-        fresh.clear();
+        fresh.rewind();
         fresh.plan(held + count as usize);
-        if let Some(column) = cache.prompt_end() {
-            fresh.set_prompt_end(column);
-        }
         let hidden = self.advance(&all, held, &mut fresh, hook)?;
         fresh.record(&rows)?;
         *cache = fresh;
@@ -336,10 +334,7 @@ impl Decoder {
     /// # Errors
     /// When MLX fails.
     pub fn logits(&self, hidden: &Array) -> Result<Array> {
-        let logits = match &self.head {
-            Some(head) => head.forward(hidden)?,
-            None => self.embedding.as_linear(hidden)?,
-        };
+        let logits = self.unembed(hidden)?;
         let logits = match self.options.logit_cap {
             None => logits,
             Some(cap) => {
@@ -348,6 +343,17 @@ impl Decoder {
             }
         };
         Ok(logits.as_dtype(Dtype::Float32)?)
+    }
+
+    /// The head without its soft cap, in the weights' dtype.
+    ///
+    /// # Errors
+    /// When MLX fails.
+    pub fn unembed(&self, hidden: &Array) -> Result<Array> {
+        Ok(match &self.head {
+            Some(head) => head.forward(hidden)?,
+            None => self.embedding.as_linear(hidden)?,
+        })
     }
 
     /// Logits and the residual stream after chosen blocks, from one pass without a cache:

@@ -3,7 +3,7 @@
 //! The decoder loop calls the hook and nothing else does, so whatever drives the loop (a batch,
 //! beams, a draft, a chunked prompt) is hooked in the same way.
 
-use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc, sync::Arc};
 
 use mlx_rs::Array;
 use mlxgk_kv_cache::Step;
@@ -58,17 +58,48 @@ pub trait ResidualHook {
     /// # Errors
     /// A hook's error ends the forward pass; the cache is as it was before it.
     fn apply(&mut self, point: HookPoint, hidden: Array, step: &Step) -> Result<Array>;
+
+    /// What the hook does to the stream, as a name; `None` for one that only looks on. A cache
+    /// remembers it, and a pass under another name is refused
+    /// ([`KvCache::check_steering`](mlxgk_kv_cache::KvCache::check_steering)).
+    fn name(&self) -> Option<Arc<str>> {
+        None
+    }
+
+    /// How far the hook may move the choice of a token: the most that KL(hooked ‖ unhooked) may be,
+    /// in nats. A loop that chooses tokens keeps to it by scaling the hook down with
+    /// [`KvCache::set_strengths`](mlxgk_kv_cache::KvCache::set_strengths), for which `apply` has to
+    /// heed [`Step::strengths`].
+    fn budget(&self) -> Option<f64> {
+        None
+    }
 }
 
 impl<H: ResidualHook + ?Sized> ResidualHook for &mut H {
     fn apply(&mut self, point: HookPoint, hidden: Array, step: &Step) -> Result<Array> {
         (**self).apply(point, hidden, step)
     }
+
+    fn name(&self) -> Option<Arc<str>> {
+        (**self).name()
+    }
+
+    fn budget(&self) -> Option<f64> {
+        (**self).budget()
+    }
 }
 
 impl<H: ResidualHook + ?Sized> ResidualHook for Box<H> {
     fn apply(&mut self, point: HookPoint, hidden: Array, step: &Step) -> Result<Array> {
         (**self).apply(point, hidden, step)
+    }
+
+    fn name(&self) -> Option<Arc<str>> {
+        (**self).name()
+    }
+
+    fn budget(&self) -> Option<f64> {
+        (**self).budget()
     }
 }
 
@@ -77,6 +108,14 @@ impl<H: ResidualHook> ResidualHook for Rc<RefCell<H>> {
     fn apply(&mut self, point: HookPoint, hidden: Array, step: &Step) -> Result<Array> {
         self.borrow_mut().apply(point, hidden, step)
     }
+
+    fn name(&self) -> Option<Arc<str>> {
+        self.borrow().name()
+    }
+
+    fn budget(&self) -> Option<f64> {
+        self.borrow().budget()
+    }
 }
 
 /// Two hooks in succession: the second sees what the first returned.
@@ -84,6 +123,20 @@ impl<A: ResidualHook, B: ResidualHook> ResidualHook for (A, B) {
     fn apply(&mut self, point: HookPoint, hidden: Array, step: &Step) -> Result<Array> {
         let hidden = self.0.apply(point, hidden, step)?;
         self.1.apply(point, hidden, step)
+    }
+
+    fn name(&self) -> Option<Arc<str>> {
+        match (self.0.name(), self.1.name()) {
+            (Some(a), Some(b)) => Some(format!("{a}; {b}").into()),
+            (one, other) => one.or(other),
+        }
+    }
+
+    fn budget(&self) -> Option<f64> {
+        match (self.0.budget(), self.1.budget()) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (one, other) => one.or(other),
+        }
     }
 }
 

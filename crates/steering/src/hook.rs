@@ -1,6 +1,6 @@
 //! Steering as a residual hook: on the device, without waiting for it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use mlx_rs::{Array, Dtype, ops::select};
 use mlxgk_kv_cache::Step;
@@ -9,6 +9,7 @@ use mlxgk_mlx_models::{HookPoint, ResidualHook};
 use crate::{
     Conflict, Error, ErrorKind, Injection, Positions, Result, Schedule, Steering, SteeringVectors,
     effect::{Change, Effect},
+    fingerprint::fingerprint,
     positions::{Selection, prompt_end},
 };
 
@@ -23,6 +24,9 @@ pub struct SteeringHook {
     /// By injection.
     rules: Vec<(Positions, Schedule)>,
     conflict: Conflict,
+    /// `None` where nothing is steered.
+    name: Option<Arc<str>>,
+    budget: Option<f64>,
 }
 
 impl SteeringHook {
@@ -39,7 +43,9 @@ impl SteeringHook {
         }
         let rule = |it: &Injection| (it.positions.clone(), it.schedule.clone());
         let rules = steering.injections.iter().map(rule).collect();
-        Ok(Self { places, rules, conflict: steering.conflict })
+        let name = (!places.is_empty()).then(|| fingerprint(steering).into());
+        let budget = steering.budget.filter(|_| name.is_some());
+        Ok(Self { places, rules, conflict: steering.conflict, name, budget })
     }
 }
 
@@ -60,8 +66,21 @@ impl ResidualHook for SteeringHook {
         step: &Step,
     ) -> mlxgk_mlx_models::Result<Array> {
         let Some(effects) = self.places.get(&point) else { return Ok(hidden) };
+        if self.budget.is_some() && step.strengths().is_none() {
+            let what = "a KL budget is kept where tokens are chosen; a pass of one's own has to set \
+                        the cache's strengths";
+            return Err(Error::new(ErrorKind::Run, what).into());
+        }
         let steered = steer(effects, &self.rules, self.conflict, hidden, step);
         Ok(steered.map_err(|it| it.of(format_args!("steering at {point}")))?)
+    }
+
+    fn name(&self) -> Option<Arc<str>> {
+        self.name.clone()
+    }
+
+    fn budget(&self) -> Option<f64> {
+        self.budget
     }
 }
 
@@ -137,22 +156,13 @@ pub(crate) enum Amount {
 impl Amount {
     /// `None` where nothing is steered.
     fn new(selection: &Selection, schedule: &Schedule, step: &Step) -> Result<Option<Self>> {
-        let count = step.count();
-        let factors = if *schedule == Schedule::Constant {
-            vec![1.0; count]
-        } else {
-            // The column that the last prompt token stands in, the same in every row.
-            let zero = prompt_end(step)?.saturating_sub(1);
-            let columns = step.start()..step.start() + count;
-            columns.map(|column| schedule.factor(column.saturating_sub(zero))).collect()
-        };
-        let shape = [step.padding().len() as i32, count as i32, 1];
+        let factors = factors(schedule, step)?;
+        let shape = [step.padding().len() as i32, step.count() as i32, 1];
         Ok(match selection {
             Selection::Known(selected) => {
-                let factor = |(at, &selected): (usize, &bool)| {
-                    if selected { factors[at % count] } else { 0.0 }
-                };
-                let factors: Vec<f64> = selected.iter().enumerate().map(factor).collect();
+                let chosen = selected.iter().zip(factors);
+                let factors: Vec<f64> =
+                    chosen.map(|(&selected, it)| if selected { it } else { 0.0 }).collect();
                 let first = factors.first().copied().unwrap_or(0.0);
                 if factors.iter().any(|&it| it != first) {
                     Some(Self::Each { factors, shape, tokens: None })
@@ -160,8 +170,8 @@ impl Amount {
                     (first != 0.0).then_some(Self::Same(first))
                 }
             }
+            Selection::ByToken(_) if factors.iter().all(|it| *it == 0.0) => None,
             Selection::ByToken(mask) => {
-                let factors = (0..shape[0]).flat_map(|_| factors.iter().copied()).collect();
                 Some(Self::Each { factors, shape, tokens: Some(mask.expand_dims(-1)?) })
             }
         })
@@ -192,4 +202,25 @@ impl Amount {
             Some(mask) => selected.logical_and(mask)?,
         }))
     }
+}
+
+/// The schedule's factor of each token, row after row, times the strength that was set for it.
+fn factors(schedule: &Schedule, step: &Step) -> Result<Vec<f64>> {
+    let (rows, count) = (step.padding().len(), step.count());
+    let mut factors = vec![1.0; rows * count];
+    if *schedule != Schedule::Constant {
+        for (row, factors) in factors.chunks_exact_mut(count).enumerate() {
+            // The column that the last prompt token stands in.
+            let zero = prompt_end(step, row)?.saturating_sub(1);
+            for (column, factor) in (step.start()..).zip(factors) {
+                *factor = schedule.factor(column.saturating_sub(zero));
+            }
+        }
+    }
+    if let Some(strengths) = step.strengths() {
+        for (factor, &strength) in factors.iter_mut().zip(strengths) {
+            *factor *= f64::from(strength);
+        }
+    }
+    Ok(factors)
 }

@@ -100,6 +100,22 @@ impl Positions {
         Ok(())
     }
 
+    /// Whether the token with this id, at this position after a prompt of `prompt` tokens, is
+    /// selected.
+    pub(crate) fn selects(&self, id: u32, position: usize, prompt: usize) -> Result<bool> {
+        let any = |clauses: &[Clause]| -> Result<bool> {
+            for clause in clauses {
+                let by_id = matches!(clause, Clause::Tokens(ids) if ids.contains(&id));
+                let place = clause.among(position as i64, 1, &|| Ok(prompt as i64))?;
+                if by_id || !place.is_empty() {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        };
+        Ok(any(&self.include)? && !any(&self.exclude)?)
+    }
+
     /// Which of a step's tokens are selected, as far as their positions say, and what their ids add.
     pub(crate) fn select(&self, step: &Step) -> Result<Selection> {
         let (batch, count) = (step.padding().len(), step.count());
@@ -204,10 +220,19 @@ fn ids(clauses: &[Clause], step: &Step) -> Result<Option<Array>> {
 impl Clause {
     /// The selected indices of a step's tokens in one row, as far as positions decide.
     fn places(&self, step: &Step, row: usize) -> Result<Range<usize>> {
-        let first = step.start() as i64 - step.padding()[row] as i64;
-        let count = step.count() as i64;
+        let padding = step.padding()[row] as i64;
+        let prompt = || Ok(prompt_end(step, row)? as i64 - padding);
+        self.among(step.start() as i64 - padding, step.count() as i64, &prompt)
+    }
+
+    /// The selected indices of `count` tokens from position `first` on, after a prompt of so many.
+    fn among(
+        &self,
+        first: i64,
+        count: i64,
+        prompt: &dyn Fn() -> Result<i64>,
+    ) -> Result<Range<usize>> {
         let everything = (first, first + count);
-        let prompt = || Ok::<_, Error>(prompt_end(step)? as i64 - step.padding()[row] as i64);
         let (from, to) = match self {
             Self::All => everything,
             Self::Tokens(_) => return Ok(0..0),
@@ -229,9 +254,9 @@ impl Clause {
     }
 }
 
-/// The column in which generation begins.
-pub(crate) fn prompt_end(step: &Step) -> Result<usize> {
-    step.prompt_end().ok_or_else(|| {
+/// The column in which a row's generation begins.
+pub(crate) fn prompt_end(step: &Step, row: usize) -> Result<usize> {
+    step.prompt_end(row).ok_or_else(|| {
         let what = "steering that depends on the prompt's end needs to know it; tell the cache with \
                     `set_prompt_end`";
         Error::new(ErrorKind::Run, what)

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use mlxgk_mlx_models::{Decoder, HookPoint};
 
 use crate::{
-    Error, ErrorKind, Operation, Positions, Result, Schedule, SteeringHook, SteeringVectors,
+    Error, ErrorKind, LogitBias, Operation, Positions, Result, Schedule, SteeringHook,
+    SteeringVectors,
 };
 
 /// One change to the residual stream.
@@ -144,18 +145,19 @@ pub enum Conflict {
 pub struct Steering {
     pub(crate) injections: Vec<Injection>,
     pub(crate) conflict: Conflict,
+    pub(crate) budget: Option<f64>,
 }
 
 impl From<Injection> for Steering {
     fn from(injection: Injection) -> Self {
-        Self { injections: vec![injection], conflict: Conflict::default() }
+        Self::new(vec![injection], Conflict::default())
     }
 }
 
 impl Steering {
     /// Several injections, and what happens where they meet.
     pub fn new(injections: Vec<Injection>, conflict: Conflict) -> Self {
-        Self { injections, conflict }
+        Self { injections, conflict, budget: None }
     }
 
     /// Adds one.
@@ -163,6 +165,18 @@ impl Steering {
     pub fn with(mut self, injection: Injection) -> Self {
         self.injections.push(injection);
         self
+    }
+
+    /// Bounds how far each choice of a token is moved: KL(steered ‖ base) ≤ `nats`, where both see
+    /// the same text and the same cache, and base is not steered at this step.
+    ///
+    /// Whatever the schedule says is multiplied, at each step and in each row, by the largest factor
+    /// k/64 up to which the bound holds. A step is a new token, or the prompt: its tokens share the
+    /// factor that keeps the first choice within the bound. A step costs two passes where the bound
+    /// holds anyway, else about five.
+    #[must_use]
+    pub fn budget(self, nats: f64) -> Self {
+        Self { budget: Some(nats), ..self }
     }
 
     /// Whether there is none.
@@ -207,6 +221,20 @@ impl Steering {
     /// wrong.
     pub fn hook(&self, model: &Decoder) -> Result<SteeringHook> {
         self.injections.iter().try_for_each(|it| it.check(model))?;
+        if let Some(budget) = self.budget.filter(|it| !(it.is_finite() && *it > 0.0)) {
+            let what = format!("the KL budget must be a finite number above 0, but is {budget}");
+            return Err(Error::parameter(what));
+        }
         SteeringHook::new(self, model.dtype())
+    }
+
+    /// What adding these vectors after the final norm does to the scores, for scores that no hook
+    /// reaches; of each file the vector that [`for_logits`](SteeringVectors::for_logits) takes.
+    ///
+    /// # Errors
+    /// As [`hook`](Self::hook), and when something other than adding is asked for.
+    pub fn logit_bias(&self, model: &Decoder) -> Result<LogitBias> {
+        self.injections.iter().try_for_each(|it| it.check(model))?;
+        LogitBias::new(self, model)
     }
 }

@@ -6,7 +6,8 @@ use std::{collections::BTreeMap, path::Path};
 
 use mlx_rs::Array;
 use mlxgk_kv_cache::KvCache;
-use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook, ResidualHook};
+use mlxgk_logits_processors::{Context, LogitsProcessor};
+use mlxgk_mlx_models::{ComputeDtype, Decoder, ResidualHook};
 use mlxgk_steering::{
     Clause, Conflict, ErrorKind, HookPoint, Injection, Operation, Schedule, Steering,
     SteeringVectors,
@@ -151,23 +152,125 @@ fn several_injections_add_up_or_give_way_or_are_refused() {
     assert_eq!(cache.len(), 0);
 }
 
+/// A steering per operation, the affine map and the subspace of two vectors among them.
+fn every_operation(model: &Decoder, alpha: f64, positions: &str) -> Vec<(String, Steering)> {
+    let width = model.hidden_size();
+    let mut shift = vec![0.0; width * width];
+    (0..width).for_each(|row| shift[row * width + (row + 1) % width] = 1.0);
+    let mut all = vec![
+        Injection::affine(BTreeMap::from([(POINT, shift)]), vectors(9, width)),
+        Injection::subspace(vec![vectors(1, width), vectors(2, width)]),
+    ];
+    all.extend(
+        Operation::names()
+            .map(|name| Injection::new(vectors(1, width), 1.0).operation(name.parse().unwrap())),
+    );
+    let named = ["affine", "a subspace"].into_iter().chain(Operation::names());
+    let steering = all.into_iter().map(|it| it.positions(positions.parse().unwrap()));
+    let scaled = steering.map(|it| Steering::from(it).scaled(alpha));
+    named.map(str::to_owned).zip(scaled).collect()
+}
+
 #[test]
-fn alpha_0_changes_no_bit() {
+fn alpha_0_changes_no_bit_and_a_hook_that_is_gone_leaves_none_changed() {
     for name in ["llama", "gemma2", "qwen3-q8"] {
         let model = model(name);
         let plain = values(&model.logits_of(&[&PROMPT]).unwrap());
-        for operation in Operation::names() {
-            let operation: Operation = operation.parse().unwrap();
-            if matches!(operation, Operation::Clamp | Operation::CapMax | Operation::CapMin) {
-                continue; // There 0 is a goal.
-            }
-            let injection = Injection::new(vectors(1, model.hidden_size()), 0.0);
-            let steering = Steering::from(injection.operation(operation));
+        let through = |steering: &Steering| {
             let mut hook = steering.hook(&model).unwrap();
             let mut cache = model.new_cache(1);
-            let steered = model.forward(&[&PROMPT], &mut cache, &mut hook).unwrap();
-            assert_eq!(values(&steered), plain, "{name}, {operation}");
+            values(&model.forward(&[&PROMPT], &mut cache, &mut hook).unwrap())
+        };
+        for (operation, steering) in every_operation(&model, 0.0, "all") {
+            // For these 0 is a goal.
+            if !["clamp", "cap-max", "cap-min"].contains(&operation.as_str()) {
+                assert_eq!(through(&steering), plain, "{name}, {operation}");
+            }
         }
+        for (operation, steering) in every_operation(&model, 0.7, "all") {
+            // A cap may have nothing to do on one side.
+            let other = steering.scaled(-100.0);
+            let moved = [steering, other].map(|it| worst(&through(&it), &plain));
+            assert!(moved[0].max(moved[1]) > 1e-3, "{name}, {operation}: {moved:?}");
+            let after = values(&model.logits_of(&[&PROMPT]).unwrap());
+            assert_eq!(after, plain, "{name}, {operation}");
+        }
+        // Nor does one that no token meets.
+        for (operation, steering) in every_operation(&model, 0.7, "tokens[99]") {
+            assert_eq!(through(&steering), plain, "{name}, {operation}");
+        }
+    }
+}
+
+#[test]
+fn a_logit_bias_equals_adding_after_the_final_norm() {
+    let heads: Vec<_> = ["llama", "gemma2", "qwen2", "qwen3-q8", "llama-q4", "gemma3-q4"]
+        .map(|name| {
+            let model = model(name);
+            let parts = model.components();
+            let mut tokens = PROMPT.to_vec();
+            for (schedule, positions) in [
+                ("constant", "all"),
+                ("ramp:0:4", "generation"),
+                ("points:0=1,3=-1", "generation[1..5]"),
+                ("constant", "all,-tokens[8]"),
+                ("warmup:3", "prompt[-1..],tokens[4;8]"),
+            ] {
+                let at = |seed, alpha| {
+                    let one = SteeringVectors::new([(
+                        HookPoint::FinalNorm,
+                        noise(seed, model.hidden_size()),
+                    )]);
+                    Injection::new(one.unwrap(), alpha)
+                        .schedule(schedule.parse().unwrap())
+                        .positions(positions.parse().unwrap())
+                };
+                let unit = at(2, -0.5).operation(Operation::AddUnit);
+                let steering = Steering::from(at(1, 0.3)).with(unit);
+                let mut hook = steering.hook(&model).unwrap();
+                let bias = steering.logit_bias(&model).unwrap();
+                tokens.truncate(PROMPT.len());
+                for next in [3, 8, 4, 8, 11] {
+                    let mut cache = model.new_cache(1);
+                    cache.set_prompt_end(PROMPT.len());
+                    let hooked = model.forward(&[&tokens], &mut cache, &mut hook).unwrap();
+                    let vocab = model.vocab_size();
+                    let hooked = values(&hooked);
+                    let plain = values(&model.logits_of(&[&tokens]).unwrap());
+                    let last = (tokens.len() - 1) * vocab;
+                    let mut biased = plain[last..].to_vec();
+                    let context = Context::new(&tokens, PROMPT.len());
+                    bias.process(&context, &mut biased).unwrap();
+                    let error = worst(&biased, &hooked[last..]);
+                    let size = hooked[last..].iter().fold(1.0_f32, |most, it| most.max(it.abs()));
+                    assert!(error < 4e-6 * size, "{name} {schedule} {positions}: {error}");
+                    tokens.push(next);
+                }
+            }
+            (parts.tied_head, parts.quantized, parts.logit_cap.is_some())
+        })
+        .into();
+    for head in [(true, false, true), (false, false, false), (true, true, false)] {
+        assert!(heads.contains(&head), "{head:?} is missing among {heads:?}");
+    }
+    assert!(heads.contains(&(false, true, false)), "{heads:?}");
+}
+
+#[test]
+fn what_scores_cannot_show_is_refused() {
+    let model = model("llama");
+    let injection = Injection::new(vectors(1, model.hidden_size()), 1.0);
+    for (steering, words) in [
+        (Steering::from(injection.clone().operation(Operation::Clamp)), "clamp needs a hook"),
+        (Steering::from(injection.clone()).budget(0.1), "a KL budget needs a hook"),
+        (
+            Steering::new(vec![injection.clone(), injection], Conflict::Priority),
+            "priorities need a hook",
+        ),
+    ] {
+        let error = steering.logit_bias(&model).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Conflict);
+        assert!(error.to_string().contains(words), "{error}");
     }
 }
 
@@ -267,18 +370,6 @@ fn half_precision_keeps_its_dtype_and_its_norms() {
             assert!((norm(&new) / (500.0 * (width as f64).sqrt()) - 1.0).abs() < 2e-3);
         }
     }
-}
-
-#[test]
-fn a_hook_that_is_gone_leaves_nothing_behind() {
-    let model = model("qwen2");
-    let before = values(&model.logits_of(&[&PROMPT]).unwrap());
-    let steering = Steering::from(Injection::new(vectors(1, model.hidden_size()), 3.0));
-    let mut hook = steering.hook(&model).unwrap();
-    let steered = values(&model.forward(&[&PROMPT], &mut model.new_cache(1), &mut hook).unwrap());
-    assert!(worst(&steered, &before) > 1e-2);
-    let after = model.forward(&[&PROMPT], &mut model.new_cache(1), &mut NoHook).unwrap();
-    assert_eq!(values(&after), before);
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use mlx_genkit::{
     Capture, HookPoint, Model, NoHook, ResidualHook, Result,
+    decoding_strategies::{DEFAULT_PREFILL_CHUNK, DecoderSession, LanguageModel, LeftPadded},
+    kv_cache::KvCache,
     mlx_models::{Error as ModelError, ErrorKind as ModelErrorKind},
 };
 use mlx_rs::{
@@ -86,9 +88,29 @@ impl Text<'_> {
     fn hidden(self, model: &Model, hook: &mut dyn ResidualHook, answered: usize) -> Result<Array> {
         let tokens = [self.prompt, &self.answer[..answered]].concat();
         let mut cache = model.decoder().new_cache(1);
+        if hook.budget().is_some() {
+            // Read as it would have been generated, for how strongly each token is steered.
+            cache = self.read_by_token(model, hook, answered)?;
+            cache.rewind();
+        }
         cache.plan(tokens.len());
         cache.set_prompt_end(self.prompt.len());
         Ok(model.decoder().hidden(&[&tokens], &mut cache, hook)?)
+    }
+
+    fn read_by_token(
+        self,
+        model: &Model,
+        hook: &mut dyn ResidualHook,
+        answered: usize,
+    ) -> Result<KvCache> {
+        let prompt = LeftPadded::new(&[self.prompt.to_vec()], 0)?;
+        let chunk = DEFAULT_PREFILL_CHUNK;
+        let mut session = DecoderSession::prefill(model.decoder(), &prompt, chunk, hook)?;
+        for token in &self.answer[..answered] {
+            session.feed(std::slice::from_ref(token))?;
+        }
+        Ok(session.into_cache())
     }
 }
 

@@ -1,0 +1,163 @@
+//! A bound on how far a hook moves each choice: KL(hooked ‖ unhooked) of the next token.
+//!
+//! Both are read from one cache, so the hook's earlier doings are common to both and the bound is on
+//! this step alone. How strongly the hook acts at each step goes into the cache, which has it again
+//! where a text is read anew.
+
+use mlx_rs::{Array, ops::logsumexp_axis, transforms::eval};
+use mlxgk_kv_cache::KvCache;
+use mlxgk_mlx_models::ResidualHook;
+
+use crate::{Error, ErrorKind, Result};
+
+/// Strengths are multiples of 1/64: fine enough, and what is found does not depend on the way there.
+const STEPS: usize = 64;
+
+/// Feeds `columns` tokens per row by `read`, which returns the scores of the next one, fp32
+/// `[rows, vocabulary]`: at full strength where the hook has no [budget](ResidualHook::budget), else
+/// with each row as strong as the budget allows.
+pub(crate) fn within_budget(
+    cache: &mut KvCache,
+    hook: &mut dyn ResidualHook,
+    columns: usize,
+    read: &mut dyn FnMut(&mut KvCache, &mut dyn ResidualHook) -> Result<Array>,
+) -> Result<Array> {
+    let Some(budget) = hook.budget() else { return read(cache, hook) };
+    let mut attempt = |cache: &mut KvCache, steps: &[usize]| {
+        let strengths: Vec<f32> = steps.iter().map(|&it| it as f32 / STEPS as f32).collect();
+        cache.set_strengths(columns, &strengths)?;
+        read(cache, hook)
+    };
+    let rows = cache.batch();
+    let base = log_softmax(&attempt(&mut cache.fork(), &vec![0; rows])?)?;
+    let mut whole = cache.fork();
+    let full = attempt(&mut whole, &vec![STEPS; rows])?;
+    let divergence = divergences(&full, &base)?;
+    if divergence.iter().all(|it| *it <= budget) {
+        *cache = whole;
+        return Ok(full);
+    }
+    drop(whole);
+    let mut searches: Vec<Search> = divergence.iter().map(|&it| Search::new(it, budget)).collect();
+    for round in 0.. {
+        if searches.iter().all(Search::is_over) {
+            break;
+        }
+        let steps: Vec<usize> = searches.iter().map(|it| it.next(round)).collect();
+        let scores = attempt(&mut cache.fork(), &steps)?;
+        let divergence = divergences(&scores, &base)?;
+        for ((search, step), divergence) in searches.iter_mut().zip(steps).zip(divergence) {
+            search.learn(step, divergence);
+        }
+    }
+    let found: Vec<usize> = searches.iter().map(|it| it.below.0).collect();
+    attempt(cache, &found)
+}
+
+/// Looks for the largest strength within the budget, between one that is and one that is not.
+#[derive(Debug)]
+struct Search {
+    /// √budget. Distances are roots, because KL grows about as the square of the strength.
+    goal: f64,
+    /// Strength and distance.
+    below: (usize, f64),
+    above: (usize, f64),
+}
+
+impl Search {
+    fn new(full: f64, budget: f64) -> Self {
+        let goal = budget.sqrt();
+        let within = full <= budget;
+        Self {
+            goal,
+            below: (if within { STEPS } else { 0 }, 0.0),
+            above: (if within { STEPS + 1 } else { STEPS }, distance(full)),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.below.0 + 1 == self.above.0
+    }
+
+    /// The strength to try: where a straight line meets the goal, and in every other round the
+    /// middle, lest a bent curve takes long.
+    fn next(&self, round: usize) -> usize {
+        let ((low, near), (high, far)) = (self.below, self.above);
+        if self.is_over() {
+            return low;
+        }
+        let share = (self.goal - near) / (far - near);
+        // Not so for a share that is no number.
+        let by_line = round.is_multiple_of(2) && (0.0..1.0).contains(&share);
+        let step =
+            if by_line { low + ((high - low) as f64 * share) as usize } else { (low + high) / 2 };
+        step.clamp(low + 1, high - 1)
+    }
+
+    fn learn(&mut self, step: usize, divergence: f64) {
+        if self.is_over() {
+            return;
+        }
+        let distance = distance(divergence);
+        if distance <= self.goal {
+            self.below = (step, distance);
+        } else {
+            self.above = (step, distance);
+        }
+    }
+}
+
+/// The root of a divergence; what is no number is over any budget.
+fn distance(divergence: f64) -> f64 {
+    if divergence.is_nan() { f64::INFINITY } else { divergence.max(0.0).sqrt() }
+}
+
+fn log_softmax(scores: &Array) -> Result<Array> {
+    Ok(scores.subtract(logsumexp_axis(scores, -1, true)?)?)
+}
+
+/// KL(scores ‖ base) per row, in nats.
+fn divergences(scores: &Array, base: &Array) -> Result<Vec<f64>> {
+    let hooked = log_softmax(scores)?;
+    let sum = hooked.exp()?.multiply(hooked.subtract(base)?)?.sum_axis(-1, false)?;
+    eval([&sum])?;
+    let values = sum
+        .try_as_slice::<f32>()
+        .map_err(|e| Error::new(ErrorKind::Model, format!("a divergence cannot be read: {e}")))?;
+    Ok(values.iter().map(|&it| f64::from(it)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The strength found, and the rounds it took.
+    fn search(budget: f64, divergence: impl Fn(f64) -> f64) -> (usize, usize) {
+        let mut search = Search::new(divergence(1.0), budget);
+        let mut rounds = 0;
+        while !search.is_over() {
+            let step = search.next(rounds);
+            search.learn(step, divergence(step as f64 / 64.0));
+            rounds += 1;
+        }
+        (search.below.0, rounds)
+    }
+
+    #[test]
+    fn the_largest_strength_is_found_whatever_the_curve() {
+        for budget in [1e-9, 0.001, 0.1, 0.5, 0.999, 2.0] {
+            for (power, most) in [(2.0, 3), (1.0, 9), (4.0, 9), (0.2, 12)] {
+                let curve = |it: f64| it.powf(power);
+                let expected = (0..=64).rev().find(|&it| curve(f64::from(it) / 64.0) <= budget);
+                let (found, rounds) = search(budget, curve);
+                assert_eq!(found, expected.unwrap() as usize, "{budget} {power}");
+                assert!(rounds <= most, "{budget} {power}: {rounds}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_is_not_used() {
+        assert_eq!(search(0.1, |it| if it > 0.3 { f64::NAN } else { 0.0 }).0, 19);
+    }
+}

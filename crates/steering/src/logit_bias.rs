@@ -1,0 +1,110 @@
+//! Steering of scores that no hook reaches: W·v, computed once, as a logits processor.
+
+use mlx_rs::{Array, Dtype};
+use mlxgk_logits_processors::{
+    Context, Error as ProcessorError, ErrorKind as ProcessorErrorKind, LogitsProcessor,
+};
+use mlxgk_mlx_models::{Decoder, HookPoint};
+
+use crate::{Conflict, Error, ErrorKind, Operation, Positions, Result, Schedule, Steering};
+
+/// Adds alpha · W v to the scores, `W` being the model's head: what a steering at the final norm does,
+/// where scores come from elsewhere than this crate's hook, such as a server or a compiled graph.
+///
+/// Positions and schedules mean what they mean to a hook: the token in question is the last one of
+/// the text, whose scores these are. Where the model caps its logits (Gemma 2), the cap is undone
+/// before and applied after, so that the bias comes in where it would under a hook.
+///
+/// A hook at the final norm is cheaper, `hidden` additions per token beside one per vocabulary entry,
+/// and comes before all processors: prefer [`Steering::hook`] where the model takes one.
+#[derive(Debug, Clone)]
+pub struct LogitBias {
+    parts: Vec<Part>,
+    cap: Option<f32>,
+}
+
+#[derive(Debug, Clone)]
+struct Part {
+    /// alpha · W v.
+    bias: Vec<f32>,
+    positions: Positions,
+    schedule: Schedule,
+}
+
+impl LogitBias {
+    pub(crate) fn new(steering: &Steering, model: &Decoder) -> Result<Self> {
+        let refuse = |what: String| Err(Error::new(ErrorKind::Conflict, what));
+        if steering.budget.is_some() {
+            return refuse("a KL budget needs a hook; scores alone cannot be steered by it".into());
+        }
+        if steering.conflict != Conflict::Sum && steering.injections.len() > 1 {
+            return refuse("steered scores add up; priorities need a hook".into());
+        }
+        let mut parts = Vec::new();
+        for injection in &steering.injections {
+            if !matches!(injection.operation, Operation::Add | Operation::AddUnit) {
+                let operation = injection.operation;
+                return refuse(format!("{operation} needs a hook; scores can only be added to"));
+            }
+            for vectors in &injection.vectors {
+                let vector = vectors.for_logits();
+                let unit = match injection.operation {
+                    Operation::AddUnit => vector.norm(HookPoint::FinalNorm).recip(),
+                    _ => 1.0,
+                };
+                let values = vector.get(HookPoint::FinalNorm).unwrap_or_default();
+                let scale = (injection.alpha * unit) as f32;
+                let scaled: Vec<f32> = values.iter().map(|it| it * scale).collect();
+                let scaled = Array::from_slice(&scaled, &[1, values.len() as i32]);
+                let bias = model.unembed(&scaled.as_dtype(model.dtype())?)?;
+                let bias = bias.as_dtype(Dtype::Float32)?.contiguous()?;
+                let bias = bias.try_as_slice().map_err(|e| {
+                    Error::new(ErrorKind::Run, format!("the bias cannot be read: {e}"))
+                })?;
+                parts.push(Part {
+                    bias: bias.to_vec(),
+                    positions: injection.positions.clone(),
+                    schedule: injection.schedule.clone(),
+                });
+            }
+        }
+        Ok(Self { parts, cap: model.components().logit_cap })
+    }
+}
+
+impl LogitsProcessor for LogitBias {
+    fn name(&self) -> &'static str {
+        "LogitBias"
+    }
+
+    fn process(&self, context: &Context<'_>, scores: &mut [f32]) -> Result<(), ProcessorError> {
+        let Context { tokens, prompt_len, padding, .. } = *context;
+        let Some(&last) = tokens.last() else { return Ok(()) };
+        let (position, prompt) = (tokens.len() - 1 - padding, prompt_len - padding);
+        let mut factors = Vec::with_capacity(self.parts.len());
+        for part in &self.parts {
+            if part.bias.len() != scores.len() {
+                let (bias, scores) = (part.bias.len(), scores.len());
+                let what = format!("a steered head of {bias} tokens for {scores} scores");
+                return Err(ProcessorError::new(ProcessorErrorKind::Parameter, what));
+            }
+            let selected = part.positions.selects(last, position, prompt);
+            let selected = selected
+                .map_err(|e| ProcessorError::new(ProcessorErrorKind::Parameter, e.to_string()))?;
+            let t = tokens.len() - prompt_len;
+            factors.push(if selected { part.schedule.factor(t) as f32 } else { 0.0 });
+        }
+        if factors.iter().all(|it| *it == 0.0) {
+            return Ok(());
+        }
+        for (id, score) in scores.iter_mut().enumerate() {
+            let parts = self.parts.iter().zip(&factors);
+            let bias: f32 = parts.map(|(part, factor)| factor * part.bias[id]).sum();
+            *score = match self.cap {
+                None => *score + bias,
+                Some(cap) => cap * (((*score / cap).atanh() * cap + bias) / cap).tanh(),
+            };
+        }
+        Ok(())
+    }
+}
