@@ -86,11 +86,15 @@ then the model's generation_config.json, then the defaults.")]
 Examples:
   mlxgk chat
   mlxgk chat --model ./qwen3 --system \"You are brief.\" --temp 0.7
+  mlxgk chat --steer joy.safetensors:1.5 --steer-layers 1-3
 
 Within the conversation:
-  /reset        forget what was said
-  /save FILE    write the messages as JSON, as `generate --messages-json` takes them
-  /help         list these commands
+  /reset                 forget what was said
+  /save FILE             write the messages as JSON, as `generate --messages-json` takes them
+  /steer                 show the steering
+  /steer FILE [ALPHA]    steer by this file alone from now on, as the other --steer flags say
+  /steer off             steer no more
+  /help                  list these commands
 Ctrl-C stops an answer, Ctrl-D ends the conversation.")]
     Chat(Box<TalkArgs>),
     /// Log-probability of each token of a given text
@@ -251,6 +255,8 @@ pub(crate) struct TalkArgs {
     pub(crate) system: Option<String>,
     #[command(flatten)]
     pub(crate) config: ConfigArgs,
+    #[command(flatten)]
+    pub(crate) steering: SteerArgs,
     /// Seed of the random numbers; without it, every run differs
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,

@@ -14,10 +14,11 @@ use std::{
 };
 
 use mlx_genkit::{
-    GenerationConfig, Message, Model, Request, Seed,
+    GenerationConfig, Message, Model, Request, ResidualHook, Seed,
     generation_config::{Kwargs, Sources},
     kv_cache::KvCache,
     logits_processors::Context,
+    steering::SteeringHook,
     stream,
 };
 
@@ -25,10 +26,13 @@ use crate::{
     args::{GrammarArgs, TalkArgs},
     failure::{Failure, Result},
     generate::{config_file, flags, with_default_length},
-    load, terminal,
+    load,
+    steering::{SteerArgs, typed_dose},
+    terminal,
 };
 
-const COMMANDS: &str = "/reset forgets what was said, /save FILE writes the messages as JSON; Ctrl-C \
+const COMMANDS: &str = "/reset forgets what was said, /save FILE writes the messages as JSON, /steer \
+                        shows the steering, /steer FILE [ALPHA] sets it, /steer off ends it; Ctrl-C \
                         stops an answer, Ctrl-D ends the conversation";
 
 pub(crate) fn run(args: &TalkArgs) -> Result<()> {
@@ -39,8 +43,10 @@ pub(crate) fn run(args: &TalkArgs) -> Result<()> {
     model.chat_template()?;
     let flags = with_default_length(given, &file, &model)?;
     let keeps_cache = check(&flags, &file, &model)?;
+    let steering = args.steering.hook(&model)?;
+    let system = args.system.as_deref();
     let mut conversation =
-        Conversation::new(&model, args.system.as_deref(), flags, file, args.seed, keeps_cache);
+        Conversation::new(&model, system, flags, file, args.seed, keeps_cache, steering);
     let answering = on_interrupt()?;
     terminal::note(COMMANDS);
     let mut lines = stdin().lock().lines();
@@ -56,23 +62,35 @@ pub(crate) fn run(args: &TalkArgs) -> Result<()> {
         };
         let line =
             line.map_err(|e| Failure::usage(format_args!("the message cannot be read: {e}")))?;
-        match line.trim() {
-            "" => {}
-            "/reset" => {
+        let line = line.trim();
+        let (command, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        match (command, rest.trim()) {
+            ("", _) => {}
+            ("/reset", "") => {
                 conversation.reset();
                 terminal::note("forgotten");
             }
-            "/help" => terminal::line(COMMANDS)?,
-            other => match other.strip_prefix("/save").map(str::trim) {
-                Some("") => terminal::error("/save needs the name of a file"),
-                Some(path) => conversation.save(path.as_ref()),
-                None if other.starts_with('/') => {
-                    terminal::error(&format!("there is no command {other}; {COMMANDS}"));
-                }
-                None => conversation.say(other, &answering)?,
+            ("/help", "") => terminal::line(COMMANDS)?,
+            ("/save", "") => terminal::error("/save needs the name of a file"),
+            ("/save", path) => conversation.save(path.as_ref()),
+            ("/steer", "") => terminal::line(conversation.steering())?,
+            ("/steer", "off") => conversation.steer(None),
+            ("/steer", file) => match hook(file, &args.steering, &model) {
+                Ok(hook) => conversation.steer(hook),
+                Err(Failure::Usage(what) | Failure::Other(what)) => terminal::error(&what),
+                Err(other) => return Err(other),
             },
+            _ if line.starts_with('/') => {
+                terminal::error(&format!("there is no command {line}; {COMMANDS}"));
+            }
+            _ => conversation.say(line, &answering)?,
         }
     }
+}
+
+/// The steering by a file that was typed, and otherwise as the flags say.
+fn hook(file: &str, flags: &SteerArgs, model: &Model) -> Result<Option<SteeringHook>> {
+    flags.with_file(typed_dose(file).map_err(Failure::usage)?).hook(model)
 }
 
 /// What a conversation cannot do is said before the first message. Returns whether the cache is kept
@@ -117,6 +135,7 @@ struct Conversation<'a> {
     flags: Kwargs,
     file: GenerationConfig,
     seed: Option<u64>,
+    steering: Option<SteeringHook>,
     cache: Option<KvCache>,
     keeps_cache: bool,
     /// Whether what is odd about the settings was said.
@@ -131,15 +150,31 @@ impl<'a> Conversation<'a> {
         file: GenerationConfig,
         seed: Option<u64>,
         keeps_cache: bool,
+        steering: Option<SteeringHook>,
     ) -> Self {
         let system = system.map(|it| Message::new("system", it));
         let (messages, cache, warned) = (Vec::new(), None, false);
-        Self { model, system, messages, flags, file, seed, cache, keeps_cache, warned }
+        Self { model, system, messages, flags, file, seed, steering, cache, keeps_cache, warned }
     }
 
     fn reset(&mut self) {
         self.messages.clear();
         self.cache = None;
+    }
+
+    /// Steers otherwise from now on. What was said stays, and is read anew with the next message: the
+    /// cache holds it as the former steering left it.
+    fn steer(&mut self, steering: Option<SteeringHook>) {
+        self.steering = steering;
+        self.cache = None;
+        terminal::note(&self.steering());
+    }
+
+    fn steering(&self) -> String {
+        match self.steering.as_ref().and_then(ResidualHook::name) {
+            Some(name) => format!("steering: {name}"),
+            None => "no steering".to_owned(),
+        }
     }
 
     fn all(&self) -> Vec<Message> {
@@ -180,6 +215,9 @@ impl<'a> Conversation<'a> {
         if self.keeps_cache {
             let cache = self.cache.take();
             request = request.cache(cache.unwrap_or_else(|| self.model.decoder().new_cache(1)));
+        }
+        if let Some(hook) = &mut self.steering {
+            request = request.hook(hook);
         }
         let mut stream = stream(self.model, request)?;
         if !self.warned {

@@ -16,8 +16,8 @@ use crate::{
     terminal,
 };
 
-/// Steering of `generate`, `score` and `validate`.
-#[derive(Debug, Args)]
+/// Steering of `generate`, `chat`, `score` and `validate`.
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Steering")]
 pub(crate) struct SteerArgs {
     /// Steering file and strength (default 1); repeatable, later ones add to earlier ones
@@ -47,6 +47,9 @@ pub(crate) struct SteerArgs {
     /// Steer the logits instead of a layer: adds ALPHA · W v to them
     #[arg(long, value_name = "FILE[:ALPHA]", value_parser = dose)]
     pub(crate) steer_logits: Vec<Dose>,
+    /// Steer each choice of a token only as far as KL(steered ‖ base) stays within this many nats
+    #[arg(long, value_name = "NATS", value_parser = budget)]
+    pub(crate) steer_kl: Option<f64>,
 }
 
 /// A file and how much of it.
@@ -79,10 +82,23 @@ impl SteerArgs {
             steering =
                 steering.with(Injection::new(vectors, dose.alpha).schedule(schedule.clone()));
         }
-        if self.steer_schedule.is_some() && steering.is_empty() {
-            return Err(Failure::usage("--steer-schedule needs --steer or --steer-logits"));
+        for (given, flag) in [
+            (self.steer_schedule.is_some(), "--steer-schedule"),
+            (self.steer_kl.is_some(), "--steer-kl"),
+        ] {
+            if given && steering.is_empty() {
+                return Err(Failure::usage(format_args!("{flag} needs --steer or --steer-logits")));
+            }
         }
-        Ok(steering)
+        Ok(match self.steer_kl {
+            Some(nats) => steering.budget(nats),
+            None => steering,
+        })
+    }
+
+    /// The same flags with one file in place of all.
+    pub(crate) fn with_file(&self, dose: Dose) -> Self {
+        Self { steer: vec![dose], steer_logits: Vec::new(), ..self.clone() }
     }
 
     fn schedule(&self) -> Schedule {
@@ -176,7 +192,7 @@ pub(crate) fn failure(error: mlx_genkit::steering::Error) -> Failure {
 }
 
 /// `FILE` or `FILE:ALPHA`; a colon before anything that is no number belongs to the name.
-fn dose(text: &str) -> Result<Dose, String> {
+pub(crate) fn dose(text: &str) -> Result<Dose, String> {
     let with = |file: &str, alpha| Ok(Dose { file: file.into(), alpha });
     match text.rsplit_once(':') {
         _ if text.is_empty() => Err("a file is needed".to_owned()),
@@ -191,6 +207,23 @@ fn dose(text: &str) -> Result<Dose, String> {
             }
         }
         _ => with(text, 1.0),
+    }
+}
+
+/// `FILE`, `FILE:ALPHA` or, as people type it, `FILE ALPHA`.
+pub(crate) fn typed_dose(text: &str) -> Result<Dose, String> {
+    match text.rsplit_once(char::is_whitespace) {
+        Some((file, alpha)) if !Path::new(text).exists() => {
+            dose(&format!("{}:{alpha}", file.trim()))
+        }
+        _ => dose(text),
+    }
+}
+
+fn budget(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(nats) if f64::is_finite(nats) && nats > 0.0 => Ok(nats),
+        _ => Err("must be a number above 0".to_owned()),
     }
 }
 
@@ -234,6 +267,9 @@ mod tests {
         assert_eq!(of("a:b/joy.safetensors"), Ok(("a:b/joy.safetensors".into(), 1.0)));
         assert_eq!(of("a:b:2e0"), Ok(("a:b".into(), 2.0)));
         assert!(of("joy.safetensors:inf").is_err());
+        let typed = |text| typed_dose(text).map(|it| (it.file.display().to_string(), it.alpha));
+        assert_eq!(typed("joy.safetensors"), Ok(("joy.safetensors".into(), 1.0)));
+        assert_eq!(typed("my joy.safetensors  -1.5"), Ok(("my joy.safetensors".into(), -1.5)));
         assert!(of("").is_err());
     }
 
