@@ -12,6 +12,7 @@ use mlx_genkit::{
     load,
     logits_processors::log_softmax,
     mlx_rs::{Array, ops::indexing::TryIndexOp},
+    score,
     steering::{Injection, Operation, Steering, SteeringHook, SteeringVectors},
     stream,
 };
@@ -140,8 +141,12 @@ fn every_way_to_feed_gives_the_same_tokens_under_every_schedule() {
     let mut moved = 0;
     for (row, schedule) in SCHEDULES.iter().enumerate() {
         for (column, positions) in POSITIONS.iter().enumerate() {
+            // Half of the pairs will do; each schedule and each kind of position is among them.
+            if (row + column) % 2 == 1 {
+                continue;
+            }
             let operation = [Operation::Add, Operation::Clamp, Operation::NormPreserve];
-            let operation = operation[(row + column) % 3];
+            let operation = operation[(row + column) / 2 % 3];
             let injection = injection(&model, operation)
                 .schedule(schedule.parse().unwrap())
                 .positions(positions.parse().unwrap());
@@ -150,7 +155,7 @@ fn every_way_to_feed_gives_the_same_tokens_under_every_schedule() {
             moved += usize::from(run(&model, &mut hook(&model, &steering), config()) != bare);
         }
     }
-    assert!(moved > 35, "steering that changes nothing tests nothing: {moved} of 49");
+    assert!(moved > 18, "steering that changes nothing tests nothing: {moved} of 25");
 }
 
 #[test]
@@ -365,4 +370,138 @@ fn a_cache_is_not_gone_on_with_under_another_steering() {
     empty.clear();
     assert_eq!(empty.steering(), None);
     generate(&model, ask(empty)).unwrap();
+}
+
+/// What the bundled model holds of a cheerful text, less what it holds of a gloomy one.
+fn joy(model: &Model) -> SteeringVectors {
+    let mean = |text: &str| -> Vec<f32> {
+        let ids = Prompt::from(text).ids(model).unwrap();
+        let (_, hidden) = model.decoder().forward_with_hidden(&[&ids], &[2]).unwrap();
+        hidden[0].mean_axes(&[0, 1], false).unwrap().to_vec_exact().unwrap()
+    };
+    let (glad, sad) = (mean("Oh, it is such fun, wonderful!"), mean("Alas, I sigh, it is lonely."));
+    let difference = glad.iter().zip(&sad).map(|(a, b)| a - b).collect();
+    SteeringVectors::new([(HookPoint::ResidPost(2), difference)]).unwrap()
+}
+
+fn ask_bundled<'a>(config: GenerationConfig) -> Request<'a> {
+    let config = GenerationConfig { do_sample: Some(false), ..config };
+    let prompts = ["How is the harbour?", "Tell me about the rain of today, please."];
+    Request::batch(prompts.map(Prompt::from)).config(config).seed(Seed::Fast(3))
+}
+
+/// Every kind of request, each without and with steering: what is asked for holds in both, and the
+/// steering shows.
+#[test]
+fn steering_goes_with_everything_else_in_one_call() {
+    let model = Model::bundled(ComputeDtype::Float32).unwrap();
+    let steering = Steering::from(
+        Injection::new(joy(&model), 1.5)
+            .positions("generation".parse().unwrap())
+            .schedule("warmup:2".parse().unwrap()),
+    );
+    let base = GenerationConfig { max_new_tokens: Some(24), ..GenerationConfig::default() };
+    let stop = GenerationConfig {
+        stop_strings: Some(OneOrMany::Many(vec![".".to_owned(), "!".to_owned()])),
+        ..base.clone()
+    };
+    let banned = Prompt::from("Hello wonderful fun").ids(&model).unwrap();
+    let without = GenerationConfig {
+        suppress_tokens: Some(banned.iter().map(|&it| it.into()).collect()),
+        no_repeat_ngram_size: Some(2),
+        ..base.clone()
+    };
+    let mut requests = vec![
+        ("stop strings", stop),
+        ("banned tokens", without.clone()),
+        ("beams", GenerationConfig { num_beams: Some(3), ..without.clone() }),
+        ("guidance", GenerationConfig { guidance_scale: Some(1.3), ..without.clone() }),
+        ("samples", GenerationConfig { num_return_sequences: Some(3), ..without }),
+    ];
+    if cfg!(feature = "grammars") {
+        let regex = Some("(It|I|The)[a-z ]{8,24}[.!]".to_owned());
+        let plain = GenerationConfig { regex, max_new_tokens: Some(40), ..base };
+        requests.push(("a grammar", plain.clone()));
+        requests.push(("a grammar and beams", GenerationConfig { num_beams: Some(2), ..plain }));
+    }
+    for (what, config) in requests {
+        let drawn = what == "samples";
+        let run = |hook: Option<&mut SteeringHook>| {
+            let mut request = ask_bundled(config.clone());
+            if drawn {
+                let config = GenerationConfig { do_sample: Some(true), ..config.clone() };
+                request = request.config(config);
+            }
+            generate(&model, hook.into_iter().fold(request, |it, hook| it.hook(hook))).unwrap()
+        };
+        let mut steered = hook(&model, &steering);
+        let (plain, steered) = (run(None).sequences, run(Some(&mut steered)).sequences);
+        assert_ne!(plain, steered, "{what}: the steering does not show");
+        assert_eq!(steered.len(), if drawn { 6 } else { 2 });
+        for sequence in plain.iter().chain(&steered) {
+            let (text, tokens) = (&sequence.text, &sequence.tokens);
+            match what {
+                "stop strings" => {
+                    assert_eq!(text.matches(['.', '!']).count(), 1, "{text}");
+                    assert!(text.ends_with(['.', '!']), "{text}");
+                }
+                "a grammar" | "a grammar and beams" => {
+                    let inner = text.strip_suffix(['.', '!']).unwrap();
+                    assert!(["It", "I", "The"].iter().any(|it| inner.starts_with(it)), "{text}");
+                    let small =
+                        inner.chars().skip(1).all(|it| it == ' ' || it.is_ascii_lowercase());
+                    assert!(small, "{text}");
+                }
+                _ => assert!(!tokens.iter().any(|it| banned.contains(it)), "{what}: {text}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_under_guidance_and_steering_do_not_know_of_each_other() {
+    let model = tiny("llama");
+    let injection = injection(&model, Operation::Add)
+        .schedule("ramp:0:4".parse().unwrap())
+        .positions("prompt[1..],generation".parse().unwrap());
+    let mut hook = hook(&model, &injection.into());
+    let config = GenerationConfig { guidance_scale: Some(1.4), ..config() };
+    let prompts = [PROMPT.to_vec(), (1..14).collect(), vec![30, 2, 7]];
+    let mut run = |prompts: &[Vec<u32>]| -> Vec<Vec<u32>> {
+        let prompts = prompts.iter().map(|it| Prompt::from(it.clone()));
+        let request = Request::batch(prompts).config(config.clone()).hook(&mut hook);
+        generate(&model, request).unwrap().sequences.into_iter().map(|it| it.tokens).collect()
+    };
+    let together = run(&prompts);
+    for (prompt, together) in prompts.into_iter().zip(together) {
+        assert_eq!(run(&[prompt])[0], together);
+    }
+}
+
+#[test]
+fn what_steering_does_not_go_with_is_refused_in_a_sentence() {
+    let model = tiny("llama");
+    let steering = Steering::from(injection(&model, Operation::Add)).budget(0.1);
+    let mut bounded = hook(&model, &steering);
+    let guided = GenerationConfig { guidance_scale: Some(2.0), ..config() };
+    let request = Request::new(PROMPT.to_vec()).config(guided).hook(&mut bounded);
+    let error = generate(&model, request).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Request);
+    assert!(error.to_string().contains("a KL budget does not go with `guidance_scale`"), "{error}");
+
+    let error = score(&model, &Prompt::from(PROMPT.to_vec()), &mut bounded).unwrap_err();
+    assert!(error.to_string().contains("a given text is scored without one"), "{error}");
+
+    // A pass of one's own that does not set strengths would not keep to the budget.
+    let mut cache = model.decoder().new_cache(1);
+    let error = model.decoder().forward(&[&PROMPT], &mut cache, &mut bounded).unwrap_err();
+    assert!(error.to_string().contains("a KL budget is kept where tokens are chosen"), "{error}");
+
+    let mut batch = Batch::new(&model).unwrap();
+    let error = batch.join(Request::new(PROMPT.to_vec()).hook(&mut bounded)).unwrap_err();
+    assert!(error.to_string().contains("a hook of their own"), "{error}");
+    for budget in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        let error = steering.clone().budget(budget).hook(model.decoder()).unwrap_err();
+        assert!(error.to_string().contains("must be a finite number above 0"), "{error}");
+    }
 }

@@ -99,3 +99,53 @@ fn damaged_and_foreign_files_are_named() {
     let error = Format::of(Path::new("joy.bin")).unwrap_err().to_string();
     assert!(error.contains("joy.bin tells no format"), "{error}");
 }
+
+/// Cut short at every byte, and with bytes changed: read, or refused in one sentence.
+#[test]
+fn damaged_files_are_refused_in_a_sentence() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("damaged");
+    let row = |layer: usize| (0..5).map(|it| (100 * layer + it) as f32).collect::<Vec<_>>();
+    let own = [1, 3].map(|it| (HookPoint::ResidPost(it), row(it)));
+    let own = SteeringVectors::new(own).unwrap();
+    Format::Persona.export(&own, "", &path).unwrap();
+    let persona = fs::read(&path).unwrap();
+    let read = |name: &str| fs::read(fixture(name)).unwrap();
+    let sentence = |error: String| {
+        assert!(!error.contains('\n') && !error.ends_with('.') && !error.is_empty(), "{error}");
+    };
+    let mut refused = 0;
+    for (format, whole) in [
+        (Some(Format::Gguf), read("repeng.gguf")),
+        (Some(Format::Persona), read("persona.npz")),
+        (Some(Format::Persona), read("compressed.npz")),
+        (Some(Format::Persona), read("persona.npy")),
+        (Some(Format::Persona), persona),
+        (Some(Format::Svec), read("cast.svec").trim_ascii_end().to_vec()),
+        (None, own.to_bytes().unwrap()),
+    ] {
+        let mut check = |bytes: &[u8], is_short: bool| {
+            let result = match format {
+                None => SteeringVectors::from_bytes(bytes),
+                Some(format) => {
+                    fs::write(&path, bytes).unwrap();
+                    format.import(&path)
+                }
+            };
+            refused += usize::from(result.is_err());
+            match result {
+                Ok(it) => assert!(!is_short, "{format:?}: {} bytes give {it:?}", bytes.len()),
+                Err(e) => sentence(e.to_string()),
+            }
+        };
+        for len in 0..whole.len() {
+            check(&whole[..len], true);
+        }
+        for at in 0..whole.len() {
+            let mut changed = whole.clone();
+            changed[at] = [0, 0xff, whole[at] ^ 1, whole[at] ^ 0x80][at % 4];
+            check(&changed, false);
+        }
+    }
+    assert!(refused > 1500, "{refused}");
+}

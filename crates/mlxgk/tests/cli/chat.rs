@@ -1,5 +1,6 @@
 //! `mlxgk chat`, its messages coming from a pipe.
 
+use mlx_genkit::{HookPoint, steering::SteeringVectors};
 use serde_json::{Value, json};
 
 use crate::shared::{mlxgk, mlxgk_with};
@@ -53,6 +54,45 @@ fn settings_for_other_ways_of_decoding_serve_a_conversation_or_are_refused() {
         let run = talk(&["--set", more]);
         assert_eq!((run.status, run.stdout.as_str()), (Some(2), ""), "{more}: {}", run.stderr);
     }
+}
+
+#[test]
+fn a_conversation_is_steered_and_the_cache_follows() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (file, saved) = (path("joy.safetensors"), path("saved.json"));
+    let vector: Vec<f32> = (0..256).map(|it| 0.3 - (it % 5) as f32 / 4.0).collect();
+    SteeringVectors::new([(HookPoint::ResidPost(2), vector)]).unwrap().save(file.as_ref()).unwrap();
+    let question = "Tell me about the sea.";
+    let input = format!(
+        "Hello!\n/steer\n/steer {file} -12\n/steer\n{question}\n/steer off\n{question}\n/save {saved}\n\
+         /steer nowhere.safetensors\n/steer {file}:inf\n/steer\n"
+    );
+    let flags = ["--steer-layers", "0-3", "--temp", "0", "--max-tokens", "8"];
+    let begin = format!("{file}:3");
+    let run = mlxgk_with(&[&["chat", "--steer", &begin][..], &flags].concat(), input.as_bytes());
+    assert_eq!(run.status, Some(0), "{}", run.stderr);
+    let shown: Vec<&str> = run.stdout.lines().filter(|it| it.contains("steering")).collect();
+    let [first, second, last] = shown[..] else { panic!("{shown:?}") };
+    assert!(first.starts_with("steering: add 3 at resid_post.2, all, constant"), "{first}");
+    assert!(second.starts_with("steering: add -12 at resid_post.2"), "{second}");
+    assert_eq!(last, "no steering");
+    assert!(run.stderr.contains("cannot read nowhere.safetensors"), "{}", run.stderr);
+    assert!(run.stderr.contains("ALPHA must be finite"), "{}", run.stderr);
+
+    // Each answer is that to the whole conversation under the steering of its turn.
+    let saved: Vec<Value> = serde_json::from_slice(&std::fs::read(saved).unwrap()).unwrap();
+    let mut answers = Vec::new();
+    for (turn, alpha) in [3, -12, 0].into_iter().enumerate() {
+        let asked = Value::from(saved[..2 * turn + 1].to_vec()).to_string();
+        let dose = format!("{file}:{alpha}");
+        let args = ["generate", "--messages-json", &asked, "--format", "json", "--steer", &dose];
+        let run = mlxgk(&[&args[..], &flags].concat());
+        let document: Value = serde_json::from_str(&run.stdout).unwrap();
+        assert_eq!(document["sequences"][0]["text"], saved[2 * turn + 1]["content"], "{turn}");
+        answers.push(saved[2 * turn + 1]["content"].clone());
+    }
+    assert_ne!(answers[1], answers[2]);
 }
 
 #[test]

@@ -59,9 +59,13 @@ fn flags_steer_and_alpha_0_does_not() {
         ["--steer-op", "clamp"],
         ["--steer-positions", "generation"],
         ["--steer-schedule", "ramp:0:6"],
+        ["--steer-kl", "0.01"],
     ] {
         assert_ne!(tokens(&[&["--steer", &dose("3")], &other[..]].concat()), steered, "{other:?}");
     }
+    // A budget that nothing exceeds changes nothing, and one that allows nothing steers nothing.
+    assert_eq!(tokens(&["--steer", &dose("3"), "--steer-kl", "1000"]), steered);
+    assert_eq!(tokens(&["--steer", &dose("3"), "--steer-kl", "1e-12"]), plain);
     // Steering the logits is adding after the final norm.
     let logits = tokens(&["--steer-logits", &format!("{norm}:2")]);
     assert_eq!(tokens(&["--steer", &format!("{norm}:2")]), logits);
@@ -191,6 +195,10 @@ fn what_is_wrong_is_one_sentence() {
     let narrow = vectors(path, "narrow.safetensors", 7, &[HookPoint::ResidPost(1)]);
     let deep = vectors(path, "deep.safetensors", 32, &[HookPoint::ResidPost(9)]);
     let junk = write(path, "junk.safetensors", "junk");
+    let header = br#"{"__metadata__":{"format":"mlxgk-steering","version":"1"},"resid_post.1":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
+    let length = (header.len() as u64).to_le_bytes();
+    let values = [1.0, f32::NAN].map(f32::to_le_bytes).concat();
+    let nan = write(path, "nan.safetensors", [&length[..], header, &values].concat());
     let generate = |extra: &[&str]| {
         mlxgk(
             &[&["generate", "--model", model, "--prompt-ids", "5", "--max-tokens", "2"], extra]
@@ -212,6 +220,28 @@ fn what_is_wrong_is_one_sentence() {
         (vec!["--steer", &good, "--steer-positions", "prompt[3..3]"], 2, vec!["empty"]),
         (vec!["--steer", &good, "--steer-positions", "somewhere"], 2, vec!["no position"]),
         (vec!["--steer", &good, "--steer-schedule", "later"], 2, vec!["\"later\" is no schedule"]),
+        (
+            vec!["--steer", &good, "--steer-schedule", "warmup:-3"],
+            2,
+            vec!["\"warmup:-3\" is no schedule"],
+        ),
+        (vec!["--steer", &good, "--steer-schedule", "pulse:0:0.5"], 2, vec!["at least 1 step"]),
+        (vec!["--steer", &good, "--steer-schedule", "decay:nan"], 2, vec!["finite tau"]),
+        (vec!["--steer", &good, "--steer-positions", "tokens[]"], 2, vec!["no position"]),
+        (vec!["--steer", &good, "--steer-positions", ""], 2, vec!["no position"]),
+        (vec!["--steer", &good, "--steer-positions", "all,-all"], 2, vec!["empty"]),
+        (vec!["--steer", &good, "--steer-layers", "2-1"], 2, vec!["\"2-1\" is neither layers"]),
+        (vec!["--steer", &format!("{good}:nan")], 2, vec!["ALPHA must be finite"]),
+        (vec!["--steer", &format!("{good}:much")], 2, vec!["ALPHA must be a number"]),
+        (vec!["--steer", &nan], 2, vec!["nan.safetensors", "value 1 of resid_post.1 is NaN"]),
+        (vec!["--steer", &good, "--steer-kl", "0"], 2, vec!["--steer-kl", "a number above 0"]),
+        (vec!["--steer-kl", "0.1"], 2, vec!["--steer-kl needs --steer"]),
+        (
+            vec!["--steer", &good, "--steer-kl", "0.1", "--guidance-scale", "2"],
+            2,
+            vec!["a KL budget does not go with `guidance_scale`"],
+        ),
+        (vec!["--steer-logits", &narrow], 2, vec!["narrow.safetensors", "7 values"]),
         (vec!["--steer-schedule", "constant"], 2, vec!["--steer-schedule needs --steer"]),
         (vec!["--steer-op", "add"], 2, vec!["--steer"]),
     ] {
@@ -239,6 +269,25 @@ fn what_is_wrong_is_one_sentence() {
     refused(&run, 1, &["junk.safetensors", "no GGUF file"]);
     let run = mlxgk(&["steer", "import", &junk, "--from", "gguff", "--out", out]);
     refused(&run, 2, &["\"gguff\" is no format"]);
+    let nameless = write(path, "joy.bin", "junk");
+    let run = mlxgk(&["steer", "import", &nameless, "--out", out]);
+    refused(&run, 1, &["joy.bin tells no format", ".gguf"]);
+    let run = mlxgk(&["steer", "export", &good, "--to", "pickle", "--out", out]);
+    refused(&run, 2, &["\"pickle\" is no format"]);
+    let run = mlxgk(&["steer", "show", &nan]);
+    refused(&run, 2, &["nan.safetensors", "value 1 of resid_post.1 is NaN"]);
+    let run = mlxgk(&[
+        "score",
+        "--model",
+        model,
+        "--prompt-ids",
+        "5,6",
+        "--steer",
+        &good,
+        "--steer-kl",
+        "1",
+    ]);
+    refused(&run, 2, &["a given text is scored without one"]);
     refused(&mlxgk(&["validate"]), 2, &["no steering to validate"]);
     assert!(!Path::new(out).exists());
 }
