@@ -186,6 +186,34 @@ fn log_prob(model: &Model, hook: &mut SteeringHook, prompt: &[u32], new: &[u32])
     new.iter().enumerate().map(|(at, &it)| row(prompt.len() - 1 + at)[it as usize]).sum()
 }
 
+/// Three beams for each prompt, after a check that a prompt's are the same without the others.
+fn alone_as_together(
+    model: &Model,
+    hook: &mut SteeringHook,
+    prompts: &[Vec<u32>],
+    label: &str,
+) -> Vec<Sequence> {
+    let config = GenerationConfig {
+        num_beams: Some(3),
+        num_return_sequences: Some(3),
+        length_penalty: Some(0.0),
+        ..config()
+    };
+    let mut search = |prompts: &[Vec<u32>]| -> Vec<Sequence> {
+        let prompts = prompts.iter().map(|it| Prompt::from(it.clone()));
+        let request = Request::batch(prompts).config(config.clone()).hook(hook);
+        generate(model, request).unwrap().sequences
+    };
+    let together = search(prompts);
+    for (prompt, together) in prompts.iter().zip(together.chunks(3)) {
+        let alone = search(std::slice::from_ref(prompt));
+        for (alone, together) in alone.iter().zip(together) {
+            assert_eq!(alone.tokens, together.tokens, "{label}");
+        }
+    }
+    together
+}
+
 #[test]
 fn beams_are_steered_as_single_texts_are() {
     let prompts = [PROMPT.to_vec(), (1..14).collect(), vec![30, 2, 7]];
@@ -195,30 +223,16 @@ fn beams_are_steered_as_single_texts_are() {
             let injection = injection(&model, Operation::Add)
                 .schedule(schedule.parse().unwrap())
                 .positions(positions.parse().unwrap());
-            let mut hook = hook(&model, &injection.into());
-            let config = GenerationConfig {
-                num_beams: Some(3),
-                num_return_sequences: Some(3),
-                length_penalty: Some(0.0),
-                ..config()
-            };
-            let mut search = |prompts: &[Vec<u32>]| -> Vec<Sequence> {
-                let prompts = prompts.iter().map(|it| Prompt::from(it.clone()));
-                let request = Request::batch(prompts).config(config.clone()).hook(&mut hook);
-                generate(&model, request).unwrap().sequences
-            };
-            let together = search(&prompts);
-            for (prompt, together) in prompts.iter().zip(together.chunks(3)) {
-                let alone = search(std::slice::from_ref(prompt));
-                for (alone, together) in alone.iter().zip(together) {
-                    assert_eq!(alone.tokens, together.tokens, "{name} {schedule} {positions}");
-                }
-            }
-            for sequence in together {
+            let steering = Steering::from(injection);
+            let label = format!("{name} {schedule} {positions}");
+            let bounded = steering.clone().budget(0.02);
+            alone_as_together(&model, &mut hook(&model, &bounded), &prompts, &label);
+            let mut hook = hook(&model, &steering);
+            for sequence in alone_as_together(&model, &mut hook, &prompts, &label) {
                 let prompt = &prompts[sequence.prompt_index];
                 let expected = log_prob(&model, &mut hook, prompt, &sequence.tokens);
                 let error = (sequence.score.unwrap() - expected).abs();
-                assert!(error < 1e-3, "{name} {schedule} {positions}: {error}");
+                assert!(error < 1e-3, "{label}: {error}");
             }
         }
     }

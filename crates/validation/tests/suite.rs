@@ -58,6 +58,22 @@ fn distance_grows_with_strength() {
 }
 
 #[test]
+fn a_budget_is_measured_as_it_is_kept() {
+    let options = Options { alphas: vec![12.0], controls: false, ..options(2) };
+    let model = model();
+    let distance = |steering: Steering| {
+        let report = validate(&model, &steering, &options, |_| ()).unwrap();
+        assert_eq!(report.cells[1].same, 1.0, "{report}");
+        report.cells[1].kl.unwrap()
+    };
+    let (free, bounded) = (distance(steering(1.0)), distance(steering(1.0).budget(0.01)));
+    // Not of one step from a common cache, but of whole texts.
+    assert!(bounded > 0.0 && bounded < 0.02 && free > 3.0 * bounded, "{free} and {bounded}");
+    let same = distance(steering(1.0).budget(1e6));
+    assert!((same - free).abs() < 1e-4 * free, "{same} and {free}");
+}
+
+#[test]
 fn an_answer_equal_to_the_base_is_drawn_once_more() {
     let model = model();
     let prompts: Vec<Prompt> = news_prompts().into_iter().take(2).collect();
