@@ -59,7 +59,8 @@ fn distance_grows_with_strength() {
 
 #[test]
 fn a_budget_is_measured_as_it_is_kept() {
-    let options = Options { alphas: vec![12.0], controls: false, ..options(2) };
+    let mut options = Options { alphas: vec![12.0], controls: false, ..options(1) };
+    options.config.max_new_tokens = Some(6);
     let model = model();
     let distance = |steering: Steering| {
         let report = validate(&model, &steering, &options, |_| ()).unwrap();
