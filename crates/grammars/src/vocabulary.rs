@@ -27,8 +27,9 @@ impl Vocabulary {
     /// The tokens of a `tokenizer.json`: byte-level, or with byte fallback.
     ///
     /// `encode` is the tokenizer's own encoding of a text without special tokens. It is what makes
-    /// [`forced_tokens`](crate::GrammarProcessor::forced_tokens) possible: text that a grammar forces
-    /// has many spellings in tokens, and only the tokenizer's own is one the model knows.
+    /// [`forced_tokens`](mlxgk_logits_processors::LogitsProcessor::forced_tokens) possible: text that
+    /// a grammar forces has many spellings in tokens, and only the tokenizer's own is one the model
+    /// knows.
     ///
     /// # Errors
     /// When the file's tokens cannot be read as bytes, and as [`new`](Self::new).
