@@ -333,7 +333,9 @@ fn info_says_what_a_model_is() {
     let layers = it["components"]["layers"].as_u64().unwrap() as usize;
     assert_eq!(it["windows"].as_array().unwrap().len(), layers);
     assert_eq!(it["windows"][0], 9);
-    assert_eq!(it["bytes"].as_u64().unwrap(), 4 * it["parameters"].as_u64().unwrap());
+    // bf16 weights may stay as they are.
+    let parameters = it["parameters"].as_u64().unwrap();
+    assert!((2 * parameters..=4 * parameters).contains(&it["bytes"].as_u64().unwrap()), "{it}");
 
     let text = succeeded(mlxgk(&["info"]));
     for row in ["the bundled model", "qwen3", "per token", "chat template  yes"] {
