@@ -131,11 +131,10 @@ impl<M: Reorder> Decoding<M> {
         }
         if !self.is_done() {
             self.drop_ended_rows()?;
-            let token = |row: &usize| match self.rows[*row].finish_reason {
-                None => chosen[*row].unwrap_or(self.pad),
-                Some(_) => self.pad,
-            };
-            let fed: Vec<u32> = self.live.iter().map(token).collect();
+            // As in HF a row is fed its end token too: what reads all rows at once, as DoLa does,
+            // depends on it.
+            let fed: Vec<u32> =
+                self.live.iter().map(|&row| chosen[row].unwrap_or(self.pad)).collect();
             self.model.feed(&fed)?;
         }
         Ok(chosen)

@@ -12,6 +12,8 @@ pub enum ErrorKind {
     Model,
     /// A processor cannot use a parameter or token it was given.
     Processor,
+    /// A constraint cannot be used, or was not met.
+    Constraint,
     /// Nothing may be said next, or the scores are NaN.
     NoToken,
 }

@@ -56,7 +56,9 @@ mod assisted;
 mod beam;
 mod budget;
 mod continuous;
+mod contrastive;
 mod decoding;
+mod dola;
 mod error;
 mod guided;
 mod keep;
@@ -66,14 +68,19 @@ mod sampling;
 mod score;
 mod session;
 mod stopping;
+mod top_k;
 
 pub use self::assisted::{
     Acceptance, AssistantOptions, AssistedDecoding, CandidateGenerator, Candidates, DraftModel,
     PromptLookup, Schedule, Speculative, Turn,
 };
-pub use self::beam::{Beam, BeamOptions, BeamSearch, EarlyStopping};
+pub use self::beam::{
+    Beam, BeamOptions, BeamSearch, Constraint, EarlyStopping, HeapBeamSearch, Variant,
+};
 pub use self::continuous::{ContinuousBatch, Event, Joining};
+pub use self::contrastive::{Contrast, ContrastiveSearch, ContrastiveSession, Rehearse};
 pub use self::decoding::{Decoded, Decoding};
+pub use self::dola::{DolaLayers, DolaSession};
 pub use self::error::{Error, ErrorKind, Result};
 pub use self::guided::Guided;
 pub use self::keep::{Keep, Kept, TokenLogprobs};

@@ -56,12 +56,8 @@ impl<'a> DecoderSession<'a> {
         mut hook: impl ResidualHook + 'a,
     ) -> Result<Self> {
         let width = rows.first().map_or(0, |row| row.len());
-        if width == 0 {
-            return Err(Error::new(ErrorKind::Prompt, "there is no token to feed"));
-        }
-        cache.set_prompt_end(cache.len() + width);
         let logits = within_budget(&mut cache, &mut hook, width, &mut |cache, hook| {
-            let hidden = feed_in_parts(model, cache, rows, chunk, hook)?;
+            let hidden = feed_in_parts(model, cache, rows, chunk, hook, &mut |_| Ok(()))?;
             last_logits(model, &hidden)
         })?;
         async_eval([&logits])?;
@@ -143,11 +139,11 @@ impl<'a> DecoderSession<'a> {
 pub(crate) struct Pending(pub(crate) Array);
 
 impl Pending {
-    /// The values, once they are there.
+    /// The values, fp32, once they are there.
     pub(crate) fn read(&mut self) -> Result<&[f32]> {
         self.0
             .try_as_slice()
-            .map_err(|e| Error::new(ErrorKind::Model, format!("the logits cannot be read: {e}")))
+            .map_err(|e| Error::new(ErrorKind::Model, format!("the scores cannot be read: {e}")))
     }
 }
 
@@ -158,22 +154,27 @@ impl Drop for Pending {
     }
 }
 
-/// Feeds rows of one length, not 0, in passes of at most `chunk` tokens; returns what the last pass
-/// left after the final norm, `[rows, tokens, hidden]`.
-fn feed_in_parts(
+/// Feeds rows of one length, with which the prompt ends, in passes of at most `chunk` tokens. Returns
+/// what the last pass left after the final norm, `[rows, tokens, hidden]`; `each` sees that of every
+/// pass.
+pub(crate) fn feed_in_parts(
     model: &Decoder,
     cache: &mut KvCache,
     rows: &[&[u32]],
     chunk: usize,
     hook: &mut dyn ResidualHook,
+    each: &mut dyn FnMut(&Array) -> Result<()>,
 ) -> Result<Array> {
     let width = rows.first().map_or(0, |row| row.len());
+    cache.set_prompt_end(cache.len() + width);
     let mut hidden = None;
     for start in (0..width).step_by(chunk.max(1)) {
         let end = width.min(start.saturating_add(chunk.max(1)));
         let part: Vec<&[u32]> =
             rows.iter().map(|row| row.get(start..end).unwrap_or_default()).collect();
-        hidden = Some(model.hidden(&part, cache, hook)?);
+        let left = model.hidden(&part, cache, hook)?;
+        each(&left)?;
+        hidden = Some(left);
         if end < width {
             // A pass ends here, so that its activations are freed before the next begins.
             eval(cache.arrays())?;
@@ -182,12 +183,21 @@ fn feed_in_parts(
     hidden.ok_or_else(|| Error::new(ErrorKind::Prompt, "there is no token to feed"))
 }
 
-/// The head on the last position alone: `[rows, tokens, hidden]` to `[rows, vocabulary]`.
-fn last_logits(model: &Decoder, hidden: &Array) -> Result<Array> {
+/// The last position: `[rows, tokens, hidden]` to `[rows, 1, hidden]`.
+pub(crate) fn last_position(hidden: &Array) -> Result<Array> {
     let tokens = hidden.dim(1);
-    let last =
-        if tokens == 1 { hidden.clone() } else { hidden.try_index((.., tokens - 1.., ..))? };
-    Ok(model.logits(&last)?.squeeze_axes(&[1])?)
+    Ok(if tokens == 1 { hidden.clone() } else { hidden.try_index((.., tokens - 1.., ..))? })
+}
+
+/// The head on the last position alone: `[rows, tokens, hidden]` to `[rows, vocabulary]`.
+pub(crate) fn last_logits(model: &Decoder, hidden: &Array) -> Result<Array> {
+    Ok(model.logits(&last_position(hidden)?)?.squeeze_axes(&[1])?)
+}
+
+/// Rows as MLX indexes them.
+pub(crate) fn indices(rows: &[usize]) -> Array {
+    let indices: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
+    Array::from_slice(&indices, &[indices.len() as i32])
 }
 
 impl LanguageModel for DecoderSession<'_> {
@@ -217,10 +227,8 @@ impl LanguageModel for DecoderSession<'_> {
 impl Reorder for DecoderSession<'_> {
     fn reorder(&mut self, rows: &[usize]) -> Result<()> {
         self.cache.select(rows)?;
-        let indices: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
-        let indices = Array::from_slice(&indices, &[indices.len() as i32]);
         // Not evaluated: where a token is fed next, nobody asks for these scores again.
-        self.logits.0 = self.logits.0.take_axis(&indices, 0)?;
+        self.logits.0 = self.logits.0.take_axis(indices(rows), 0)?;
         Ok(())
     }
 }

@@ -54,7 +54,8 @@ impl FinishReason {
 pub trait StoppingCriterion {
     /// Why the row ends with the last of `context.tokens`; `None` where it goes on.
     ///
-    /// Asked once per new token and row, in order, as long as the row has not ended.
+    /// Asked once per new token and row, in order, as long as the row has not ended; by a beam search
+    /// of every continuation it chooses among, `context.row` being the prompt.
     ///
     /// # Errors
     /// When it cannot tell; the error ends the whole batch.

@@ -2,72 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
 
+mod table;
+
 use mlxgk_decoding_strategies::{
-    Beam, BeamOptions, BeamSearch, Decoding, EarlyStopping, ErrorKind, FinishReason, LanguageModel,
-    Reorder, Result, Rule, Sampling, Stop,
+    Beam, BeamOptions, BeamSearch, Decoding, EarlyStopping, ErrorKind, FinishReason, Result, Rule,
+    Sampling, Stop, Stopping,
 };
-use mlxgk_logits_processors::{ProcessorList, SuppressTokens};
+use mlxgk_logits_processors::{Context, ProcessorList, SuppressTokens};
 use mlxgk_samplers::{SamplerChain, Streams};
 
-const VOCAB: usize = 31;
-
-/// Scores that depend on all that was fed, so that a row mistaken for another shows.
-#[derive(Clone)]
-struct Table {
-    rows: Vec<Vec<u32>>,
-    scores: Vec<f32>,
-    /// Rows fed so far.
-    work: usize,
-}
-
-impl Table {
-    fn new(prompts: &[Vec<u32>], copies: usize) -> Self {
-        let rows = prompts.iter().flat_map(|it| std::iter::repeat_n(it.clone(), copies)).collect();
-        let mut table = Self { rows, scores: Vec::new(), work: 0 };
-        table.fill();
-        table
-    }
-
-    fn fill(&mut self) {
-        self.scores = self.rows.iter().flat_map(|row| logits(row)).collect();
-    }
-}
-
-/// Numbers in -2..2, no two alike in a row.
-fn logits(row: &[u32]) -> impl Iterator<Item = f32> + use<> {
-    let mix = |sum: u32, it: &u32| sum.wrapping_mul(31).wrapping_add(it + 1);
-    let seed = row.iter().fold(7_u32, mix);
-    (0..VOCAB as u32).map(move |id| {
-        let hash = (seed ^ id.wrapping_mul(0x9e37_79b9)).wrapping_mul(0x85eb_ca6b);
-        ((hash ^ hash >> 15) % 4001) as f32 / 1000.0 - 2.0
-    })
-}
-
-impl LanguageModel for Table {
-    fn vocab_size(&self) -> usize {
-        VOCAB
-    }
-
-    fn feed(&mut self, tokens: &[u32]) -> Result<()> {
-        assert_eq!(tokens.len(), self.rows.len());
-        self.rows.iter_mut().zip(tokens).for_each(|(row, token)| row.push(*token));
-        self.work += tokens.len();
-        self.fill();
-        Ok(())
-    }
-
-    fn scores(&mut self) -> Result<&[f32]> {
-        Ok(&self.scores)
-    }
-}
-
-impl Reorder for Table {
-    fn reorder(&mut self, rows: &[usize]) -> Result<()> {
-        self.rows = rows.iter().map(|&row| self.rows[row].clone()).collect();
-        self.fill();
-        Ok(())
-    }
-}
+use table::{Table, VOCAB, log_probs};
 
 fn options(num_beams: usize) -> BeamOptions {
     BeamOptions {
@@ -90,7 +34,7 @@ fn draws() -> Rule {
 fn search(
     prompts: &[Vec<u32>],
     rule: Rule,
-    stop: Stop,
+    stop: impl Into<Stopping>,
     options: BeamOptions,
 ) -> (Table, Vec<Beam>) {
     let model = Table::new(prompts, options.num_beams);
@@ -100,20 +44,29 @@ fn search(
     search.finish().unwrap()
 }
 
-/// Log-probabilities of `tokens` after `prompt`.
-fn log_probs(prompt: &[u32], tokens: &[u32]) -> Vec<f64> {
-    let mut row = prompt.to_vec();
-    let log_prob = |&token: &u32| {
-        let scores: Vec<f64> = logits(&row).map(f64::from).collect();
-        row.push(token);
-        let sum: f64 = scores.iter().map(|it| it.exp()).sum();
-        scores[token as usize] - sum.ln()
-    };
-    tokens.iter().map(log_prob).collect()
-}
-
 fn prompts() -> Vec<Vec<u32>> {
     vec![vec![3, 1], vec![4, 1], vec![5, 9]]
+}
+
+/// With one end token or none as many continuations are in the choice, so both ways must agree.
+#[test]
+fn a_criterion_ends_beams_as_an_end_token_does() {
+    for early_stopping in [EarlyStopping::Heuristic, EarlyStopping::WhenFinished] {
+        for token in 0..VOCAB as u32 {
+            for rule in [|| Rule::Greedy, draws] {
+                let options = BeamOptions { early_stopping, ..options(4) };
+                let (_, expected) = search(&prompts(), rule(), stop(&[token]), options);
+                let says = move |it: &Context<'_>| it.generated().last() == Some(&token);
+                let stopping = Stopping::new(stop(&[]), vec![Box::new(says)]);
+                let (_, beams) = search(&prompts(), rule(), stopping, options);
+                for (beam, expected) in beams.iter().zip(&expected) {
+                    assert_eq!((&beam.tokens, beam.score), (&expected.tokens, expected.score));
+                    let ended = expected.finish_reason == FinishReason::Eos;
+                    assert_eq!(beam.finish_reason == FinishReason::Criterion, ended);
+                }
+            }
+        }
+    }
 }
 
 #[test]

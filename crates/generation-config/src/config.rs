@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use crate::value::{EarlyStopping, FieldType, Mismatch, OneOrMany, TokenId};
+use crate::value::{
+    DolaLayers, EarlyStopping, FieldType, ForcedWord, Mismatch, OneOrMany, TokenId,
+};
 use crate::watermarking::Watermarking;
 
 macro_rules! key {
@@ -278,15 +280,16 @@ generation_config! {
     /// Weight of the degeneration penalty in contrastive search (Su et al., arXiv 2202.06417).
     penalty_alpha: f64,
     /// Layers that DoLa contrasts: `low`, `high` or a list (Chuang et al., arXiv 2309.03883).
-    dola_layers: Value,
+    dola_layers: DolaLayers,
     /// Penalty on tokens that another group of beams has chosen; 0.0 by default.
     diversity_penalty: f64,
     /// Groups of beams; 1 by default.
     num_beam_groups: usize,
     /// What a sequence has to contain.
     constraints: Value,
-    /// Words that a sequence has to contain.
-    force_words_ids: Value,
+    /// Words that a sequence has to contain, which takes beams. In JSON each is a list of token ids,
+    /// or a list of such lists of which one is enough.
+    force_words_ids: Vec<ForcedWord>,
     /// Tokens of the prompt that go through the model at a time; unset, all of them.
     prefill_chunk_size: usize,
 

@@ -23,6 +23,6 @@ pub use self::merge::{Kwargs, Merged, Sources, default_generation_params};
 pub use self::mode::GenerationMode;
 pub use self::pipeline::Pipeline;
 pub use self::resolve::{Lengths, Resolved, SpecialTokens};
-pub use self::value::{EarlyStopping, OneOrMany, TokenId};
+pub use self::value::{DolaLayers, EarlyStopping, ForcedWord, OneOrMany, TokenId};
 pub use self::warning::{Warning, WarningKind};
 pub use self::watermarking::Watermarking;

@@ -86,20 +86,56 @@ impl Merged {
         })
     }
 
-    /// What HF refuses where a beam search begins.
+    /// What HF refuses where a search with beams begins.
     fn check_beams(&self) -> Result<()> {
         let config = &self.config;
         if config.num_beams == Some(0) {
             let message = "`num_beams` must be at least 1, but is 0";
             return Err(Error::of(ErrorKind::Value, "num_beams", message));
         }
-        let mode = config.generation_mode(false);
-        let searches = matches!(mode, GenerationMode::BeamSearch | GenerationMode::BeamSample);
-        if searches && config.low_memory == Some(true) {
-            let message = "`low_memory` is true, but beam search has no such mode any more";
-            return Err(Error::of(ErrorKind::Value, "low_memory", message));
+        let low_memory = config.low_memory == Some(true);
+        let wrong = match config.generation_mode(false) {
+            GenerationMode::BeamSearch | GenerationMode::BeamSample => {
+                low_memory.then_some(("low_memory", "beam search has no such mode any more"))
+            }
+            GenerationMode::GroupBeamSearch => self.wrong_of_groups(),
+            GenerationMode::ConstrainedBeamSearch => self.wrong_of_forced_words(),
+            _ => None,
+        };
+        let Some((field, what)) = wrong else { return Ok(()) };
+        let value = config.get(field).unwrap_or_default();
+        let message = format!("`{field}` is {value}, but {what}");
+        Err(Error::of(ErrorKind::Value, field, message))
+    }
+
+    /// A field, and what is wrong with it.
+    fn wrong_of_groups(&self) -> Option<(&'static str, &'static str)> {
+        let config = &self.config;
+        let (beams, groups) = (config.num_beams.unwrap_or(1), config.num_beam_groups.unwrap_or(1));
+        if !beams.is_multiple_of(groups) {
+            return Some(("num_beam_groups", "it must divide `num_beams`"));
         }
-        Ok(())
+        if config.diversity_penalty.is_none_or(|it| it <= 0.0) {
+            return Some(("diversity_penalty", "it must be above 0, or all groups are the same"));
+        }
+        let drawn = config.do_sample == Some(true);
+        drawn.then_some(("do_sample", "groups of beams are searched, not drawn"))
+    }
+
+    fn wrong_of_forced_words(&self) -> Option<(&'static str, &'static str)> {
+        let config = &self.config;
+        if config.num_beams.is_none_or(|it| it == 1) {
+            let what = "forced words take beams: set `num_beams` to 2 or more";
+            return Some(("force_words_ids", what));
+        }
+        if config.num_beam_groups.is_some_and(|it| it > 1) {
+            return Some(("num_beam_groups", "forced words take beams without groups"));
+        }
+        if config.force_words_ids.as_ref().is_some_and(Vec::is_empty) {
+            return Some(("force_words_ids", "it must hold at least one word"));
+        }
+        let drawn = config.do_sample == Some(true);
+        drawn.then_some(("do_sample", "forced words are searched, not drawn"))
     }
 
     /// The ids that the loop looks at: HF's `_prepare_special_tokens`.

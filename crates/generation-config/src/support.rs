@@ -1,30 +1,22 @@
 //! What is not implemented yet, in one table, so that it is refused and never ignored.
 //!
-//! Whoever implements a line deletes it. Fields without a line work, or change nothing outside a
-//! mode that is refused below (`num_assistant_tokens` without an assistant, `length_penalty`
-//! without beams): those HF ignores too.
+//! Whoever implements a line deletes it. Fields without a line work, or change nothing outside their
+//! mode (`num_assistant_tokens` without an assistant, `length_penalty` without beams): those HF
+//! ignores too.
 
 use serde_json::Value;
 
-use crate::{Error, ErrorKind, GenerationConfig, GenerationMode, Result};
+use crate::{Error, ErrorKind, GenerationConfig, Result};
 
 /// A field, when its value asks for nothing that is missing, and what is missing.
 type Refusal = (&'static str, fn(&GenerationConfig) -> bool, &'static str);
 
 const NOT_YET: &[Refusal] = &[
-    ("constraints", |it| it.constraints.is_none(), "constrained beam search"),
-    ("force_words_ids", |it| it.force_words_ids.is_none(), "constrained beam search"),
-    ("num_beam_groups", |it| at_most(it.num_beam_groups, 1), "group beam search"),
+    ("constraints", |it| it.constraints.is_none(), "a constraint other than `force_words_ids`"),
     ("use_mtp", |it| off(it.use_mtp), "assisted generation"),
     ("is_assistant", |it| off(it.is_assistant), "assisted generation"),
     ("assistant_early_exit", |it| it.assistant_early_exit.is_none(), "assisted generation"),
     ("speculation_type", |it| it.speculation_type.is_none(), "assisted generation"),
-    ("dola_layers", |it| it.dola_layers.is_none(), "DoLa"),
-    (
-        "penalty_alpha",
-        |it| it.generation_mode(false) != GenerationMode::ContrastiveSearch,
-        "contrastive search",
-    ),
     (
         "cache_implementation",
         |it| matches!(it.cache_implementation.as_deref(), None | Some("dynamic")),
@@ -76,10 +68,6 @@ impl GenerationConfig {
 
 fn off(switch: Option<bool>) -> bool {
     switch != Some(true)
-}
-
-fn at_most(number: Option<usize>, most: usize) -> bool {
-    number.is_none_or(|it| it <= most)
 }
 
 #[cfg(test)]

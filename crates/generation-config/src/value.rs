@@ -44,6 +44,36 @@ impl<T> From<Vec<T>> for OneOrMany<T> {
     }
 }
 
+/// A word that a sequence has to contain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ForcedWord {
+    /// These tokens, one after the other.
+    Phrase(Vec<TokenId>),
+    /// One of these phrases, such as the forms of a verb.
+    AnyOf(Vec<Vec<TokenId>>),
+}
+
+impl ForcedWord {
+    /// The phrases of which one is enough.
+    pub fn alternatives(&self) -> &[Vec<TokenId>] {
+        match self {
+            Self::Phrase(phrase) => std::slice::from_ref(phrase),
+            Self::AnyOf(phrases) => phrases,
+        }
+    }
+}
+
+/// The layers that DoLa contrasts with the last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DolaLayers {
+    /// Every other layer of the lower half.
+    Low,
+    /// Every other layer of the upper half.
+    High,
+    /// These; 0 is the embedding.
+    Listed(Vec<usize>),
+}
+
 /// When beam search stops: HF's `False`, `True` and `"never"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EarlyStopping {
@@ -239,6 +269,42 @@ impl<T: FieldType> FieldType for OneOrMany<T> {
         match self {
             Self::One(value) => value.write(),
             Self::Many(values) => values.write(),
+        }
+    }
+}
+
+impl FieldType for DolaLayers {
+    fn read(value: &Value) -> Result<Self, Mismatch> {
+        match value {
+            Value::String(it) if it == "low" => Ok(Self::Low),
+            Value::String(it) if it == "high" => Ok(Self::High),
+            Value::Array(_) => Vec::read(value).map(Self::Listed),
+            _ => Err(Mismatch::new("\"low\", \"high\" or a list of layers", value)),
+        }
+    }
+
+    fn write(&self) -> Value {
+        match self {
+            Self::Low => Value::from("low"),
+            Self::High => Value::from("high"),
+            Self::Listed(layers) => layers.write(),
+        }
+    }
+}
+
+impl FieldType for ForcedWord {
+    fn read(value: &Value) -> Result<Self, Mismatch> {
+        match value.as_array().map(|it| it.first()) {
+            Some(Some(first)) if first.is_array() => Vec::read(value).map(Self::AnyOf),
+            Some(_) => Vec::read(value).map(Self::Phrase),
+            None => Err(Mismatch::new("a list of token ids, or of such lists", value)),
+        }
+    }
+
+    fn write(&self) -> Value {
+        match self {
+            Self::Phrase(phrase) => phrase.write(),
+            Self::AnyOf(phrases) => phrases.write(),
         }
     }
 }

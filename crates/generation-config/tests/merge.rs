@@ -42,10 +42,6 @@ fn the_largest_number_is_no_overflow() {
 fn what_is_missing_is_refused_by_name_and_value() {
     for (kwargs, expected) in [
         (
-            json!({"penalty_alpha": 0.6}),
-            "`penalty_alpha` is 0.6, but contrastive search is not implemented yet",
-        ),
-        (
             json!({"cache_implementation": "static"}),
             r#"`cache_implementation` is "static", but this kind of cache is not implemented yet"#,
         ),

@@ -115,6 +115,15 @@ impl ProcessorList {
         self.0.insert(at.map_or(0, |it| it + 1), processor);
     }
 
+    /// Keeps the first `at` processors and returns the others: for one that acts between them.
+    ///
+    /// # Panics
+    /// When there are fewer than `at`.
+    #[must_use]
+    pub fn split_off(&mut self, at: usize) -> Self {
+        Self(self.0.split_off(at))
+    }
+
     /// How many processors there are.
     pub fn len(&self) -> usize {
         self.0.len()

@@ -65,7 +65,7 @@ impl From<mlxgk_decoding_strategies::Error> for Error {
     fn from(source: mlxgk_decoding_strategies::Error) -> Self {
         use mlxgk_decoding_strategies::ErrorKind as Kind;
         let kind = match source.kind() {
-            Kind::Prompt | Kind::Processor => ErrorKind::Request,
+            Kind::Prompt | Kind::Processor | Kind::Constraint => ErrorKind::Request,
             _ => ErrorKind::Run,
         };
         Self::new(kind, source.to_string())

@@ -43,6 +43,9 @@ pub struct Sequence {
     /// HF's `beam_indices`: for each token, the row (prompt · `num_beams` + beam) whose scores it was
     /// chosen from. `None` outside beam search.
     pub beam_indices: Option<Vec<usize>>,
+    /// What each token added to the sum in `score`: its processed log-probability. `None` outside beam
+    /// search.
+    pub beam_scores: Option<Vec<f32>>,
     /// What else was to be kept of each token: HF's `scores` and `logits`, and log-probabilities.
     pub kept: Kept,
     /// HF's `hidden_states`, where they were asked for (`output_hidden_states`).
@@ -51,13 +54,17 @@ pub struct Sequence {
 
 impl Sequence {
     /// The score that each token was chosen by, from the [kept](Self::kept) scores: HF's
-    /// `compute_transition_scores`. With `normalize`, its log-probability among them.
+    /// `compute_transition_scores`. With `normalize`, its log-probability among them. Of beams, whose
+    /// scores are log-probabilities from the start, these are the [`beam_scores`](Self::beam_scores).
     ///
     /// `None` where scores were not kept (`output_scores`).
     ///
     /// # Errors
     /// When there is nothing to normalize, because all tokens were banned.
     pub fn transition_scores(&self, normalize: bool) -> Result<Option<Vec<f32>>> {
+        if let Some(scores) = &self.beam_scores {
+            return Ok((!normalize).then(|| scores.clone()));
+        }
         if self.kept.scores.len() != self.tokens.len() {
             return Ok(None);
         }
@@ -245,16 +252,35 @@ impl<'a> Job<'a> {
             if self.padded.rows().len() > 1 {
                 return refuse("an assistant or prompt lookup serves one prompt at a time");
             }
-            if self.guidance.is_some() {
-                return refuse("`guidance_scale` does not go with an assistant or prompt lookup");
-            }
         } else if self.assistant.is_some()
             || self.resolved.config.prompt_lookup_num_tokens.is_some()
         {
             return refuse("an assistant or prompt lookup helps greedy decoding and sampling only");
         }
-        let plain = mode.streams() && self.guidance.is_none();
+        let plain = matches!(mode, GenerationMode::GreedySearch | GenerationMode::Sample);
+        if self.guidance.is_some() && !plain {
+            return refuse(
+                "`guidance_scale` goes with greedy decoding and sampling only, without \
+                           beams, an assistant, prompt lookup, contrastive search or DoLa",
+            );
+        }
+        if self.resolved.config.dola_layers.is_some() && mode != GenerationMode::DolaGeneration {
+            return refuse(
+                "`dola_layers` goes with greedy decoding and sampling only, without beams, an \
+                           assistant, prompt lookup or contrastive search",
+            );
+        }
+        let contrasts =
+            matches!(mode, GenerationMode::ContrastiveSearch | GenerationMode::DolaGeneration);
+        if contrasts && self.hidden.is_some() {
+            return refuse("hidden states are not kept of contrastive search and DoLa");
+        }
         if !uses_cache(&self.resolved) {
+            if contrasts {
+                return refuse(
+                    "`use_cache` is false, but contrastive search and DoLa need the cache",
+                );
+            }
             if mode == GenerationMode::AssistedGeneration {
                 return refuse(
                     "`use_cache` is false, but an assistant or prompt lookup takes back what the \
@@ -267,10 +293,12 @@ impl<'a> Job<'a> {
                 );
             }
         }
-        if self.cache.is_some() && !(plain && self.padded.rows().len() * self.copies == 1) {
+        let resumes = plain || mode == GenerationMode::AssistedGeneration;
+        let alone = self.padded.rows().len() * self.copies == 1;
+        if self.cache.is_some() && !(resumes && self.guidance.is_none() && alone) {
             return refuse(
                 "a cache can be gone on with for one prompt and one sequence, without \
-                           beams or guidance",
+                           beams, guidance, contrastive search or DoLa",
             );
         }
         if let Some(cache) = &self.cache {
@@ -284,14 +312,12 @@ impl<'a> Job<'a> {
             );
         }
         if !mode.streams() {
-            if self.stopping.has_criteria() {
+            let moved = !matches!(mode, GenerationMode::BeamSearch | GenerationMode::BeamSample);
+            if moved && self.stopping.has_criteria() {
                 return refuse(
-                    "beams end at end tokens and the length only: leave out stop strings, \
-                               `max_time` and criteria",
+                    "groups of beams and forced words end at end tokens and the length only: \
+                               leave out stop strings, `max_time` and criteria",
                 );
-            }
-            if self.guidance.is_some() {
-                return refuse("`guidance_scale` does not go with beams");
             }
             if self.keep != Keep::default() || self.hidden.is_some() {
                 return refuse(
@@ -316,8 +342,7 @@ pub(crate) fn prefill<'a>(
     copies: usize,
     hook: impl ResidualHook + 'a,
 ) -> Result<DecoderSession<'a>> {
-    let chunk = resolved.prefill_chunk_size.unwrap_or(DEFAULT_PREFILL_CHUNK);
-    let mut session = DecoderSession::prefill(model.decoder(), padded, chunk, hook)?;
+    let mut session = DecoderSession::prefill(model.decoder(), padded, chunk(resolved), hook)?;
     session.repeat(copies)?;
     Ok(if uses_cache(resolved) { session } else { session.without_cache() })
 }
@@ -330,13 +355,17 @@ pub(crate) fn resume<'a>(
     prompt: &[u32],
     hook: impl ResidualHook + 'a,
 ) -> Result<DecoderSession<'a>> {
-    let chunk = resolved.prefill_chunk_size.unwrap_or(DEFAULT_PREFILL_CHUNK);
-    Ok(DecoderSession::resume(model.decoder(), cache, prompt, chunk, hook)?)
+    Ok(DecoderSession::resume(model.decoder(), cache, prompt, chunk(resolved), hook)?)
 }
 
 /// Whether keys and values are kept from token to token.
 pub(crate) fn uses_cache(resolved: &Resolved) -> bool {
     resolved.config.use_cache != Some(false)
+}
+
+/// How many tokens of a prompt go through the model at a time.
+pub(crate) fn chunk(resolved: &Resolved) -> usize {
+    resolved.prefill_chunk_size.unwrap_or(DEFAULT_PREFILL_CHUNK)
 }
 
 /// The prompts' token ids; where there are several, an error says which is wrong.

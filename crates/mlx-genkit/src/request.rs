@@ -190,8 +190,8 @@ impl<'a> Request<'a> {
     }
 
     /// A cache of earlier requests to the same model: as much of the prompt as it holds is not fed
-    /// again. For one prompt, without beams, guidance or an assistant, and under the steering that
-    /// filled it ([`KvCache::steering`]).
+    /// again. For one prompt, without beams, guidance, contrastive search or DoLa, and under the
+    /// steering that filled it ([`KvCache::steering`]).
     /// [`TokenStream::finish_with_cache`](crate::TokenStream::finish_with_cache) gives it back.
     ///
     /// ```

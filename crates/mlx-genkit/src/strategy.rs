@@ -1,15 +1,16 @@
 //! The loops that hand out tokens as they are made, behind one face.
 
 use mlxgk_decoding_strategies::{
-    Acceptance, AssistedDecoding, Decoded, DecoderSession, Decoding, Guided, LeftPadded, Stopping,
+    Acceptance, AssistedDecoding, Contrast, ContrastiveSearch, ContrastiveSession, Decoded,
+    DecoderSession, Decoding, DolaLayers, DolaSession, Guided, LeftPadded, Stopping,
 };
-use mlxgk_generation_config::GenerationMode;
+use mlxgk_generation_config::{self as fields, GenerationMode};
 use mlxgk_kv_cache::KvCache;
 
 use crate::{
     Error, Result,
     assistant::generator,
-    generate::{Job, prefill, resume},
+    generate::{Job, chunk, prefill, resume},
 };
 
 /// A loop under way.
@@ -18,6 +19,8 @@ pub(crate) enum Strategy<'a> {
     Plain(Decoding<DecoderSession<'a>>),
     Guided(Decoding<Guided<DecoderSession<'a>>>),
     Assisted(Box<AssistedDecoding<'a, DecoderSession<'a>>>),
+    Dola(Decoding<DolaSession<'a>>),
+    Contrastive(Box<ContrastiveSearch<ContrastiveSession<'a>>>),
 }
 
 /// What a loop leaves.
@@ -26,27 +29,76 @@ pub(crate) struct Outcome {
     pub(crate) rows: Vec<Decoded>,
     /// How well guesses did.
     pub(crate) acceptance: Option<Acceptance>,
-    /// What the model was fed; none where the rows ran twice.
+    /// What the model was fed, where that is all that a loop reads.
     pub(crate) cache: Option<KvCache>,
+}
+
+impl Outcome {
+    fn of(rows: Vec<Decoded>) -> Self {
+        Self { rows, acceptance: None, cache: None }
+    }
 }
 
 impl<'a> Strategy<'a> {
     /// Feeds the prompt and starts the loop; `rows` are the prompts, each repeated for its copies.
     pub(crate) fn start(job: Job<'a>, rows: &LeftPadded) -> Result<Self> {
+        match job.resolved.mode {
+            GenerationMode::AssistedGeneration => Self::assisted(job),
+            GenerationMode::ContrastiveSearch => Self::contrastive(job),
+            GenerationMode::DolaGeneration => Self::dola(job, rows),
+            _ => Self::plain(job, rows),
+        }
+    }
+
+    fn assisted(job: Job<'a>) -> Result<Self> {
+        let prompt = &job.padded.rows()[0];
+        let generator = generator(&job.resolved, job.model, job.assistant, prompt)?;
+        let session = match job.cache {
+            Some(cache) => resume(job.model, &job.resolved, cache, prompt, job.hook)?,
+            None => prefill(job.model, &job.resolved, &job.padded, 1, job.hook)?,
+        };
+        let weight = job.resolved.config.assistant_ensemble_weight;
+        let (processors, rule, stopping) = (job.processors, job.rule, job.stopping);
+        let decoding =
+            AssistedDecoding::new(session, generator, prompt, processors, rule, stopping);
+        Ok(Self::Assisted(Box::new(decoding.keep(job.keep).ensemble_weight(weight))))
+    }
+
+    fn contrastive(job: Job<'a>) -> Result<Self> {
+        let (chunk, rows) = (chunk(&job.resolved), &job.padded);
+        let session = ContrastiveSession::prefill(job.model.decoder(), rows, chunk, job.hook)?;
+        let contrast = Contrast {
+            penalty_alpha: job.resolved.config.penalty_alpha.unwrap_or(0.0),
+            top_k: job.resolved.config.top_k.unwrap_or(1),
+        };
+        let (prompts, padding) = (rows.rows(), rows.padding());
+        let (processors, stopping) = (job.processors, job.stopping);
+        let search = ContrastiveSearch::new(
+            session, prompts, padding, processors, contrast, stopping, job.pad,
+        );
+        Ok(Self::Contrastive(Box::new(search.keep(job.keep))))
+    }
+
+    fn dola(job: Job<'a>, rows: &LeftPadded) -> Result<Self> {
+        let (model, chunk) = (job.model.decoder(), chunk(&job.resolved));
+        let layers = match job.resolved.config.dola_layers {
+            None | Some(fields::DolaLayers::Low) => DolaLayers::Low,
+            Some(fields::DolaLayers::High) => DolaLayers::High,
+            Some(fields::DolaLayers::Listed(layers)) => DolaLayers::Listed(layers),
+        };
+        let mut session = DolaSession::prefill(model, &job.padded, chunk, job.hook, &layers)?;
+        session.repeat(job.copies)?;
+        let (prompts, padding) = (rows.rows(), rows.padding());
+        let (processors, rule, stopping) = (job.processors, job.rule, job.stopping);
+        let decoding =
+            Decoding::new(session, prompts, padding, processors, rule, stopping, job.pad);
+        // Of several layers all rows choose one, those that have ended included.
+        Ok(Self::Dola(decoding.keep(job.keep).keep_ended_rows()))
+    }
+
+    fn plain(job: Job<'a>, rows: &LeftPadded) -> Result<Self> {
         let Job { model, resolved, padded, pad, copies, keep, hooked, .. } = job;
         let (processors, rule, stopping) = (job.processors, job.rule, job.stopping);
-        if resolved.mode == GenerationMode::AssistedGeneration {
-            let prompt = &padded.rows()[0];
-            let generator = generator(&resolved, model, job.assistant, prompt)?;
-            let session = match job.cache {
-                Some(cache) => resume(model, &resolved, cache, prompt, job.hook)?,
-                None => prefill(model, &resolved, &padded, 1, job.hook)?,
-            };
-            let weight = resolved.config.assistant_ensemble_weight;
-            let decoding =
-                AssistedDecoding::new(session, generator, prompt, processors, rule, stopping);
-            return Ok(Self::Assisted(Box::new(decoding.keep(keep).ensemble_weight(weight))));
-        }
         let (prompts, padding) = (rows.rows(), rows.padding());
         if let Some(guidance) = job.guidance {
             let session = prefill(model, &resolved, &guidance.rows, copies, job.hook)?;
@@ -68,6 +120,8 @@ impl<'a> Strategy<'a> {
         match self {
             Self::Plain(it) => it.stopping(),
             Self::Guided(it) => it.stopping(),
+            Self::Dola(it) => it.stopping(),
+            Self::Contrastive(it) => it.stopping(),
             Self::Assisted(it) => it.stopping(),
         }
     }
@@ -76,6 +130,8 @@ impl<'a> Strategy<'a> {
         let row = match self {
             Self::Plain(it) => &it.rows()[row],
             Self::Guided(it) => &it.rows()[row],
+            Self::Dola(it) => &it.rows()[row],
+            Self::Contrastive(it) => &it.rows()[row],
             Self::Assisted(it) => it.row(),
         };
         row.finish_reason.is_some()
@@ -86,6 +142,8 @@ impl<'a> Strategy<'a> {
         match self {
             Self::Plain(it) => it.wait()?,
             Self::Guided(it) => it.wait()?,
+            Self::Dola(it) => it.wait()?,
+            Self::Contrastive(it) => it.wait()?,
             Self::Assisted(it) => it.wait()?,
         }
         Ok(())
@@ -100,6 +158,8 @@ impl<'a> Strategy<'a> {
         match self {
             Self::Plain(it) => it.next().map(|it| it.map(step).map_err(Error::from)),
             Self::Guided(it) => it.next().map(|it| it.map(step).map_err(Error::from)),
+            Self::Dola(it) => it.next().map(|it| it.map(step).map_err(Error::from)),
+            Self::Contrastive(it) => it.next().map(|it| it.map(step).map_err(Error::from)),
             Self::Assisted(it) => it.next().map(|it| it.map(turn).map_err(Error::from)),
         }
     }
@@ -111,7 +171,9 @@ impl<'a> Strategy<'a> {
                 let (session, rows) = it.into_parts();
                 Outcome { rows, acceptance: None, cache: Some(session.into_cache()) }
             }
-            Self::Guided(it) => Outcome { rows: it.into_parts().1, acceptance: None, cache: None },
+            Self::Guided(it) => Outcome::of(it.into_parts().1),
+            Self::Dola(it) => Outcome::of(it.into_parts().1),
+            Self::Contrastive(it) => Outcome::of(it.into_parts().1),
             Self::Assisted(it) => {
                 let acceptance = Some(it.acceptance());
                 let (session, row) = it.into_parts();

@@ -118,14 +118,15 @@ impl<'a> TokenStream<'a> {
     /// gone on with in [`Request::cache`](crate::Request::cache).
     ///
     /// # Errors
-    /// When the tokens cannot be decoded, or the request was one with guidance, of which there is no
-    /// cache to go on with.
+    /// When the tokens cannot be decoded, or the request was one with guidance, DoLa or contrastive
+    /// search, of which there is no cache to go on with.
     pub fn finish_with_cache(self) -> Result<(Generation, KvCache)> {
         let (generation, cache) = self.gather()?;
         match cache {
             Some(cache) => Ok((generation, cache)),
             None => {
-                let what = "a request with guidance leaves no cache that could be gone on with";
+                let what = "a request with guidance, DoLa or contrastive search leaves no cache that could be \
+                            gone on with";
                 Err(Error::new(ErrorKind::Request, what))
             }
         }
@@ -154,6 +155,7 @@ impl<'a> TokenStream<'a> {
                     finish_reason: row.finish_reason.unwrap_or(FinishReason::Length),
                     score: None,
                     beam_indices: None,
+                    beam_scores: None,
                     kept: row.kept,
                 })
             })
@@ -283,6 +285,15 @@ impl<'a> RowText<'a> {
         }
         shown.push_str(&text);
         Ok(begin.to_owned() + &text)
+    }
+
+    /// The text of all tokens at once.
+    pub(crate) fn whole(mut self, tokens: &[u32]) -> Result<String> {
+        let mut text = String::new();
+        for (at, &token) in tokens.iter().enumerate() {
+            text += &self.push(token, at + 1 == tokens.len())?;
+        }
+        Ok(text)
     }
 
     /// The whole text.

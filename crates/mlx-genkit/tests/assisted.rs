@@ -6,8 +6,11 @@ use std::path::Path;
 
 use mlx_genkit::{
     Assistant, ComputeDtype, ErrorKind, Generation, GenerationConfig, HookPoint, Model, Prompt,
-    Recording, Request, Seed, generate, generation_config::OneOrMany, load,
-    logits_processors::Context, stream,
+    Recording, Request, Seed, generate,
+    generation_config::{ForcedWord, OneOrMany},
+    load,
+    logits_processors::Context,
+    stream,
 };
 
 const FAMILIES: [&str; 10] = [
@@ -211,7 +214,10 @@ fn what_does_not_go_together_is_refused() {
     check_refused(request(lookup(guided.clone())), "`guidance_scale`");
     check_refused(request(guided).cache(same.decoder().new_cache(1)), "a cache");
     check_refused(request(greedy(4)).negative_prompts([vec![5].into()]), "`guidance_scale`");
-    check_refused(request(beams).stop_when(|_: &Context<'_>| true), "beams end at end tokens");
+    let words = Some(vec![ForcedWord::Phrase(vec![9])]);
+    let words = GenerationConfig { force_words_ids: words, ..beams };
+    let stopped = request(words).stop_when(|_: &Context<'_>| true);
+    check_refused(stopped, "forced words end at end tokens");
     let schedule = GenerationConfig {
         num_assistant_tokens_schedule: Some("sometimes".to_owned()),
         ..default()

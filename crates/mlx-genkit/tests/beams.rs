@@ -6,7 +6,15 @@ use std::path::Path;
 
 use mlx_genkit::{
     ComputeDtype, ErrorKind, GenerationConfig, Model, NoHook, Prompt, Request, Seed, Sequence,
-    generate, generation_config::OneOrMany, load, score, stream,
+    decoding_strategies::{
+        BeamOptions, BeamSearch, DecoderSession, EarlyStopping, HeapBeamSearch, LeftPadded, Rule,
+        Stop, Variant,
+    },
+    generate,
+    generation_config::OneOrMany,
+    load,
+    logits_processors::ProcessorList,
+    score, stream,
 };
 
 const FAMILIES: [&str; 9] =
@@ -85,6 +93,42 @@ fn one_beam_is_greedy() {
     let none = run(&model, &prompts(), GenerationConfig { num_beams: None, ..beams(1, &[30]) });
     assert_eq!(one, none);
     assert!(one.iter().all(|it| it.score.is_none()));
+}
+
+/// The search itself with one beam, where no end token lets it weigh lengths.
+#[test]
+fn a_search_with_one_beam_is_greedy() {
+    for name in FAMILIES {
+        let model = tiny(name);
+        let greedy = GenerationConfig { num_beams: None, ..beams(1, &[]) };
+        for prompt in prompts() {
+            let greedy = run(&model, std::slice::from_ref(&prompt), greedy.clone());
+            let options = BeamOptions {
+                num_beams: 1,
+                num_return_sequences: 1,
+                length_penalty: 1.0,
+                early_stopping: EarlyStopping::Heuristic,
+            };
+            let (none, stop) = (ProcessorList::default, Stop { max_new_tokens: 12, eos: vec![] });
+            let prompts = LeftPadded::new(std::slice::from_ref(&prompt), 0).unwrap();
+            let (rows, padding) = (prompts.rows(), prompts.padding());
+            let session = || {
+                DecoderSession::prefill(model.decoder(), &prompts, 64, NoHook::leaked()).unwrap()
+            };
+            let rule = Rule::Greedy;
+            let mut search =
+                BeamSearch::new(session(), rows, padding, none(), rule, stop.clone(), options)
+                    .unwrap();
+            search.by_ref().for_each(|step| step.unwrap());
+            assert_eq!(search.finish().unwrap().1[0].tokens, greedy[0].tokens, "{name}");
+            let variant = Variant::Groups { groups: 1, diversity_penalty: 0.0 };
+            let mut search =
+                HeapBeamSearch::new(session(), rows, padding, none(), stop, 0, options, variant)
+                    .unwrap();
+            search.by_ref().for_each(|step| step.unwrap());
+            assert_eq!(search.finish().unwrap().1[0].tokens, greedy[0].tokens, "{name}");
+        }
+    }
 }
 
 #[test]

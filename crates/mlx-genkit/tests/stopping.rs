@@ -103,6 +103,32 @@ fn time_and_criteria() {
 }
 
 #[test]
+fn beams_stop_at_strings_too() {
+    let model = bundled();
+    // Short texts win, so that one that was stopped is among the best.
+    let beams =
+        |config| GenerationConfig { num_beams: Some(3), length_penalty: Some(-1.0), ..config };
+    let whole = one(&model, Request::new(STORY).config(beams(greedy(24)))).text;
+    let start = (9..).find(|&it| whole.is_char_boundary(it)).unwrap();
+    let string: String = whole[start..].chars().take(5).collect();
+    let config = GenerationConfig { num_return_sequences: Some(3), ..beams(at(&[&string], 24)) };
+    let kept = generate(&model, Request::new(STORY).config(config.clone())).unwrap().sequences;
+    let trimmed = Request::new(STORY).config(config).trim_stop(true);
+    let trimmed = generate(&model, trimmed).unwrap().sequences;
+    assert!(kept.iter().any(|it| it.finish_reason == FinishReason::StopString), "{kept:?}");
+    for (kept, trimmed) in kept.iter().zip(trimmed) {
+        let stopped = kept.finish_reason == FinishReason::StopString;
+        assert_eq!(kept.text.contains(&string), stopped, "{kept:?}");
+        assert_eq!(kept.tokens, trimmed.tokens);
+        assert_eq!(trimmed.text, kept.text.split(&string).next().unwrap());
+    }
+    // A clock that has run out ends every beam with its first token.
+    let config = GenerationConfig { max_time: Some(0.0), ..beams(greedy(24)) };
+    let sequence = one(&model, Request::new(STORY).config(config));
+    assert_eq!((sequence.finish_reason, sequence.tokens.len()), (FinishReason::Time, 1));
+}
+
+#[test]
 fn what_cannot_be_stopped_at_is_refused() {
     let model = bundled();
     for (config, words) in [

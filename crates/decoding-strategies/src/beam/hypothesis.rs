@@ -1,5 +1,7 @@
 //! A beam: the tokens so far, and how they came about.
 
+use mlxgk_logits_processors::Context;
+
 use super::Beam;
 use crate::FinishReason;
 
@@ -43,6 +45,22 @@ impl Hypothesis {
             score: if beam == 0 { 0.0 } else { OUT },
         };
         (0..num_beams).map(beam).collect()
+    }
+
+    /// What processors get to see; `None` for a beam that has lost for good.
+    pub(super) fn context(
+        &self,
+        prompt: usize,
+        prompt_len: usize,
+        padding: usize,
+    ) -> Option<Context<'_>> {
+        let tokens = &self.tokens;
+        (self.score > f32::NEG_INFINITY).then_some(Context {
+            tokens,
+            prompt_len,
+            padding,
+            row: prompt,
+        })
     }
 
     /// This beam, row `row` of the batch, continued by `candidate`, with the given score.

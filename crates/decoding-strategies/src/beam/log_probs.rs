@@ -15,15 +15,8 @@ pub(super) struct LogProbs {
 }
 
 impl LogProbs {
-    /// Takes the logits of all rows. `contexts[i]` is row *i*'s history, or `None` for a row that
-    /// lost already and is spared the processors, which may not know what to do with it.
-    pub(super) fn load(
-        &mut self,
-        logits: &[f32],
-        vocab: usize,
-        contexts: &[Option<Context<'_>>],
-        processors: &ProcessorList,
-    ) -> Result<()> {
+    /// Takes the logits of all rows.
+    pub(super) fn load(&mut self, logits: &[f32], vocab: usize) -> Result<()> {
         self.vocab = vocab;
         self.scores.clear();
         self.scores.extend_from_slice(logits);
@@ -35,10 +28,21 @@ impl LogProbs {
                 return Err(Error::new(ErrorKind::NoToken, what));
             }
         }
+        Ok(())
+    }
+
+    /// Lets processors work on the rows from `first_row` on, each with its history. A row without
+    /// one has lost already and is spared: processors may not know what to do with it.
+    pub(super) fn process(
+        &mut self,
+        first_row: usize,
+        contexts: &[Option<Context<'_>>],
+        processors: &ProcessorList,
+    ) -> Result<()> {
         if processors.is_empty() {
             return Ok(());
         }
-        let rows = self.scores.chunks_exact_mut(vocab).zip(contexts);
+        let rows = self.scores.chunks_exact_mut(self.vocab).skip(first_row).zip(contexts);
         let mut rows: Vec<Row<'_>> = rows
             .filter_map(|(scores, context)| context.map(|context| Row { context, scores }))
             .collect();

@@ -1,17 +1,23 @@
 //! Beam search: several continuations of each prompt at once, of which the likeliest are kept.
 //!
-//! [`BeamSearch`] is transformers 5's vectorised search, which also draws. Its parts:
-//! `log_probs` makes of logits what a token adds to a beam's score, `top_k` finds the best
-//! continuations among all beams, `hypothesis` is a beam with its history.
+//! [`BeamSearch`] is transformers 5's vectorised search, which also draws. [`HeapBeamSearch`] has
+//! what transformers 5 moved out: groups of beams, and words that have to occur. Their common parts:
+//! `log_probs` makes of logits what a token adds to a beam's score, `hypothesis` is a beam with its
+//! history.
 
+mod constrained;
+mod constraint;
+mod heap;
+mod heap_search;
 mod hypothesis;
 mod log_probs;
 mod search;
-mod top_k;
 
+pub use self::constraint::Constraint;
+pub use self::heap_search::{HeapBeamSearch, Variant};
 pub use self::search::BeamSearch;
 
-use crate::FinishReason;
+use crate::{Error, ErrorKind, FinishReason, Result};
 
 /// When the search for one prompt is over, apart from the length: HF's `early_stopping`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -38,6 +44,19 @@ pub struct BeamOptions {
     pub length_penalty: f64,
     /// When the search is over.
     pub early_stopping: EarlyStopping,
+}
+
+impl BeamOptions {
+    /// # Errors
+    /// When there are no beams, or fewer than sequences to return.
+    fn check(&self) -> Result<()> {
+        let (beams, sequences) = (self.num_beams, self.num_return_sequences);
+        if beams == 0 || sequences > beams {
+            let what = format!("{beams} beams are too few for {sequences} sequences");
+            return Err(Error::new(ErrorKind::Prompt, what));
+        }
+        Ok(())
+    }
 }
 
 /// One sequence that a search returns.

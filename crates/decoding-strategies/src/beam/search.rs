@@ -7,9 +7,8 @@ use super::{
     Beam, BeamOptions, EarlyStopping,
     hypothesis::{Candidate, Hypothesis, OUT, length_divisor},
     log_probs::LogProbs,
-    top_k::TopK,
 };
-use crate::{Error, ErrorKind, FinishReason, Reorder, Result, Rule, Stop};
+use crate::{Error, ErrorKind, FinishReason, Reorder, Result, Rule, Stop, Stopping, top_k::TopK};
 
 /// A beam search under way, for a batch of prompts.
 ///
@@ -25,7 +24,7 @@ pub struct BeamSearch<M> {
     model: M,
     processors: ProcessorList,
     rule: Rule,
-    stop: Stop,
+    stopping: Stopping,
     options: BeamOptions,
     prompt_len: usize,
     padding: Vec<usize>,
@@ -33,6 +32,8 @@ pub struct BeamSearch<M> {
     log_probs: LogProbs,
     /// The scores of all beams of a prompt, to draw among.
     flat: Vec<f32>,
+    /// A continuation as a whole, for criteria to look at.
+    text: Vec<u32>,
     failed: bool,
 }
 
@@ -51,7 +52,7 @@ impl<M: Reorder> BeamSearch<M> {
     /// *i* being padding. `model` has been fed each prompt `num_beams` times in succession.
     ///
     /// `rule` draws or takes the best. One row's [`Sampling`](crate::Sampling) is enough: it serves
-    /// all beams.
+    /// all beams. A criterion is asked of every continuation in the choice.
     ///
     /// # Errors
     /// When there are no beams, or fewer than sequences to return.
@@ -61,14 +62,15 @@ impl<M: Reorder> BeamSearch<M> {
         padding: &[usize],
         processors: ProcessorList,
         rule: Rule,
-        stop: Stop,
+        stopping: impl Into<Stopping>,
         options: BeamOptions,
     ) -> Result<Self> {
         options.check()?;
+        let stopping = stopping.into();
         let search = |prompt: &Vec<u32>| Search {
             running: Hypothesis::start(prompt, options.num_beams),
             finished: Vec::new(),
-            over: stop.max_new_tokens == 0,
+            over: stopping.stop().max_new_tokens == 0,
         };
         Ok(Self {
             prompt_len: prompts.first().map_or(0, Vec::len),
@@ -76,18 +78,19 @@ impl<M: Reorder> BeamSearch<M> {
             padding: padding.to_vec(),
             log_probs: LogProbs::default(),
             flat: Vec::new(),
+            text: Vec::new(),
             failed: false,
             model,
             processors,
             rule,
-            stop,
+            stopping,
             options,
         })
     }
 
     /// When sequences end.
-    pub fn stop(&self) -> &Stop {
-        &self.stop
+    pub fn stopping(&self) -> &Stopping {
+        &self.stopping
     }
 
     /// Waits until the scores of the next token are there: the end of the prefill, when called
@@ -140,7 +143,8 @@ impl<M: Reorder> BeamSearch<M> {
             let candidates = self.candidates(prompt, first_row)?;
             let search = &mut self.searches[prompt];
             let go_on = search.retain(prompt * beams, &candidates, &self.options);
-            search.over = search.is_over(&self.options, &self.stop, self.prompt_len);
+            let stuck = candidates.iter().all(|it| it.end.is_some());
+            search.over = stuck || search.is_over(&self.options, self.stopping.stop());
             if !search.over {
                 rows.extend(go_on.iter().map(|it| first_row + it.beam));
                 tokens.extend(go_on.iter().map(|it| it.token));
@@ -160,18 +164,12 @@ impl<M: Reorder> BeamSearch<M> {
     fn score(&mut self) -> Result<()> {
         let running = self.searches.iter().enumerate().filter(|(_, it)| !it.over);
         let contexts: Vec<Option<Context<'_>>> = running
-            .flat_map(|(row, search)| search.running.iter().map(move |beam| (row, beam)))
-            .map(|(row, beam)| {
-                (beam.score > f32::NEG_INFINITY).then(|| Context {
-                    tokens: &beam.tokens,
-                    prompt_len: self.prompt_len,
-                    padding: self.padding[row],
-                    row,
-                })
-            })
+            .flat_map(|(prompt, search)| search.running.iter().map(move |beam| (prompt, beam)))
+            .map(|(prompt, beam)| beam.context(prompt, self.prompt_len, self.padding[prompt]))
             .collect();
         let vocab = self.model.vocab_size();
-        self.log_probs.load(self.model.scores()?, vocab, &contexts, &self.processors)?;
+        self.log_probs.load(self.model.scores()?, vocab)?;
+        self.log_probs.process(0, &contexts, &self.processors)?;
         if let Rule::Sample(sampling) = &mut self.rule {
             for (row, context) in contexts.iter().enumerate() {
                 if let Some(context) = context {
@@ -187,21 +185,15 @@ impl<M: Reorder> BeamSearch<M> {
     fn candidates(&mut self, prompt: usize, first_row: usize) -> Result<Vec<Candidate>> {
         let (beams, vocab) = (self.options.num_beams, self.model.vocab_size());
         let search = &self.searches[prompt];
-        let count = (1 + self.stop.eos.len()).max(2) * beams;
-        let ends_by_length =
-            search.running[0].tokens.len() - self.prompt_len + 1 >= self.stop.max_new_tokens;
+        let count = (1 + self.stopping.stop().eos.len()).max(2) * beams;
         let candidate = |place: usize| {
             let (beam, token) = (place / vocab, (place % vocab) as u32);
             let log_prob = self.log_probs.row(first_row + beam)[token as usize];
-            let end = match () {
-                () if self.stop.eos.contains(&token) => Some(FinishReason::Eos),
-                () if ends_by_length => Some(FinishReason::Length),
-                () => None,
-            };
-            Candidate { beam, token, log_prob, score: log_prob + search.running[beam].score, end }
+            let score = log_prob + search.running[beam].score;
+            Candidate { beam, token, log_prob, score, end: None }
         };
         let rows = search.running.iter().zip(first_row..);
-        Ok(match &mut self.rule {
+        let mut candidates: Vec<Candidate> = match &mut self.rule {
             Rule::Greedy => {
                 let mut best = TopK::new(count);
                 rows.for_each(|(beam, row)| best.offer(self.log_probs.row(row), beam.score));
@@ -215,7 +207,16 @@ impl<M: Reorder> BeamSearch<M> {
                 let drawn = sampling.draw_among(prompt, &self.flat, count)?;
                 filled_up(drawn, count, self.flat.len()).into_iter().map(candidate).collect()
             }
-        })
+        };
+        for it in &mut candidates {
+            self.text.clear();
+            self.text.extend_from_slice(&search.running[it.beam].tokens);
+            self.text.push(it.token);
+            let (prompt_len, padding) = (self.prompt_len, self.padding[prompt]);
+            let context = Context { tokens: &self.text, prompt_len, padding, row: prompt };
+            it.end = self.stopping.check(&context)?;
+        }
+        Ok(candidates)
     }
 }
 
@@ -277,12 +278,10 @@ impl Search {
     }
 
     /// Whether nothing can change any more, as HF estimates.
-    fn is_over(&self, options: &BeamOptions, stop: &Stop, prompt_len: usize) -> bool {
+    fn is_over(&self, options: &BeamOptions, stop: &Stop) -> bool {
         let full = self.finished.len() == options.num_beams;
-        let new_tokens = self.running[0].tokens.len() - prompt_len;
-        if new_tokens >= stop.max_new_tokens
-            || full && options.early_stopping == EarlyStopping::WhenFinished
-        {
+        let new_tokens = self.running[0].transition_scores.len();
+        if full && options.early_stopping == EarlyStopping::WhenFinished {
             return true;
         }
         let hopeful = options.early_stopping == EarlyStopping::Never;
@@ -290,17 +289,6 @@ impl Search {
             if hopeful && options.length_penalty > 0.0 { stop.max_new_tokens } else { new_tokens };
         let best = self.running[0].score / length_divisor(length, options.length_penalty);
         best <= self.worst_finished(options)
-    }
-}
-
-impl BeamOptions {
-    fn check(&self) -> Result<()> {
-        let (beams, sequences) = (self.num_beams, self.num_return_sequences);
-        if beams == 0 || sequences > beams {
-            let what = format!("{beams} beams are too few for {sequences} sequences");
-            return Err(Error::new(ErrorKind::Prompt, what));
-        }
-        Ok(())
     }
 }
 

@@ -323,7 +323,7 @@ fn command_lines() {
         (vec!["--max-time", "-1"], "`max_time` must be a number of seconds"),
         (vec!["--prompt-lookup", "0"], "`prompt_lookup_num_tokens`"),
         (vec!["--prompt-lookup", "3", "--temp", "1", "--num-return-sequences", "2"], "has to be 1"),
-        (vec!["--prompt-lookup", "3", "--guidance-scale", "2"], "`guidance_scale` does not go"),
+        (vec!["--prompt-lookup", "3", "--guidance-scale", "2"], "`guidance_scale` goes with"),
         (vec!["--negative-prompt", "no"], "need a `guidance_scale`"),
         (vec!["--num-assistant-tokens", "3"], "--assistant"),
         (vec!["--seed", "x"], "'x' for '--seed <N>'"),
@@ -368,8 +368,13 @@ fn generation_configs() {
         (r#"{"sequence_bias": [[[999], 1.0]]}"#, vec!["`sequence_bias` names token 999"]),
         (r#"{"prefill_chunk_size": 0}"#, vec!["`prefill_chunk_size` must be at least 1"]),
         (r#"{"output_attentions": true}"#, vec!["`output_attentions`", "not implemented yet"]),
-        (r#"{"penalty_alpha": 0.6}"#, vec!["`penalty_alpha`", "not implemented yet"]),
         (r#"{"use_mtp": true}"#, vec!["`use_mtp`", "not implemented yet"]),
+        (r#"{"force_words_ids": [[5]]}"#, vec!["`force_words_ids`", "set `num_beams`"]),
+        (
+            r#"{"force_words_ids": [[[5, 6], [5]]], "num_beams": 2}"#,
+            vec!["[5] is the beginning of [5, 6]"],
+        ),
+        (r#"{"num_beams": 4, "num_beam_groups": 3}"#, vec!["`num_beam_groups`"]),
         (
             r#"{"do_sample": true, "num_return_sequences": 2, "pad_token_id": 999}"#,
             vec!["`pad_token_id`", "999", "vocabulary of 151"],

@@ -11,7 +11,7 @@ const BLOCK: usize = 64;
 
 /// The `k` highest of the scores offered.
 #[derive(Debug, Clone)]
-pub(super) struct TopK {
+pub(crate) struct TopK {
     k: usize,
     /// A heap, once it holds `k` entries, with the lowest on top.
     heap: Vec<Entry>,
@@ -21,18 +21,18 @@ pub(super) struct TopK {
 
 /// A score and its place among those offered.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Entry {
-    pub(super) score: f32,
-    pub(super) place: usize,
+pub(crate) struct Entry {
+    pub(crate) score: f32,
+    pub(crate) place: usize,
 }
 
 impl TopK {
-    pub(super) fn new(k: usize) -> Self {
+    pub(crate) fn new(k: usize) -> Self {
         Self { k, heap: Vec::with_capacity(k), offered: 0 }
     }
 
     /// Offers each of `scores`, with `plus` added to it. None is NaN.
-    pub(super) fn offer(&mut self, scores: &[f32], plus: f32) {
+    pub(crate) fn offer(&mut self, scores: &[f32], plus: f32) {
         let first = (self.k - self.heap.len()).min(scores.len());
         let (head, rest) = scores.split_at(first);
         for &score in head {
@@ -58,7 +58,7 @@ impl TopK {
     }
 
     /// The highest scores, best first; fewer than `k` where fewer were offered.
-    pub(super) fn finish(mut self) -> Vec<Entry> {
+    pub(crate) fn finish(mut self) -> Vec<Entry> {
         if self.heap.len() < self.k {
             self.make_heap();
         }

@@ -1,0 +1,386 @@
+//! The searches that transformers 5 has moved out: beams in groups that avoid one another, and
+//! beams that have to say given words.
+//!
+//! Both are written on the older loop (`_group_beam_search` and `_constrained_beam_search` of 4.46),
+//! in which each prompt or group keeps a heap of finished sequences and stops for itself.
+
+use mlxgk_logits_processors::{Context, ProcessorList, Stage};
+
+use super::{
+    Beam, BeamOptions,
+    constrained::with_advancing,
+    constraint::{Constraint, Progress},
+    heap::{Finished, Heap},
+    hypothesis::{Candidate, Hypothesis},
+    log_probs::LogProbs,
+};
+use crate::{Error, ErrorKind, FinishReason, Reorder, Result, Stop, top_k::TopK};
+
+/// What sets a search apart.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Variant {
+    /// Diverse beam search (Vijayakumar et al., arXiv 1610.02424): in every step the groups choose
+    /// one after the other, and a token that earlier groups have chosen in it costs
+    /// `diversity_penalty` for each time.
+    Groups {
+        /// How many groups the beams are divided into.
+        groups: usize,
+        /// Taken from a token's log-probability.
+        diversity_penalty: f64,
+    },
+    /// Constrained beam search (Post and Vilar, arXiv 1804.06609): every sequence returned meets
+    /// every constraint, with its own tokens or the prompt's.
+    Words(Vec<Constraint>),
+}
+
+/// A search in groups or for given words, under way; an iterator over steps like
+/// [`BeamSearch`](crate::BeamSearch).
+///
+/// Sequences that end with any of several end tokens are returned with the first of them, as in HF.
+#[derive(Debug)]
+pub struct HeapBeamSearch<M> {
+    model: M,
+    /// Up to HF's place for the diversity penalty, and after it.
+    processors: [ProcessorList; 2],
+    diversity_penalty: f64,
+    constraints: Vec<Constraint>,
+    stop: Stop,
+    pad: u32,
+    options: BeamOptions,
+    prompt_len: usize,
+    padding: Vec<usize>,
+    /// Of each prompt.
+    searches: Vec<Vec<Group>>,
+    log_probs: LogProbs,
+    steps: usize,
+    failed: bool,
+}
+
+/// Some beams of one prompt that compete with one another.
+#[derive(Debug)]
+struct Group {
+    running: Vec<Hypothesis>,
+    /// Of each beam, with the constraints.
+    progress: Vec<Progress>,
+    heap: Heap,
+    done: bool,
+}
+
+impl<M: Reorder> HeapBeamSearch<M> {
+    /// Continues `prompts` as [`BeamSearch::new`](crate::BeamSearch::new) does. `pad` is what HF
+    /// feeds to a group that is done; other groups of the prompt avoid it like its other tokens.
+    ///
+    /// # Errors
+    /// When there are no beams, or fewer than sequences to return; when groups do not divide the
+    /// beams; when the constraints need more tokens than there may be.
+    #[allow(clippy::too_many_arguments, reason = "the arguments of BeamSearch::new and two more")]
+    pub fn new(
+        model: M,
+        prompts: &[Vec<u32>],
+        padding: &[usize],
+        processors: ProcessorList,
+        stop: Stop,
+        pad: u32,
+        options: BeamOptions,
+        variant: Variant,
+    ) -> Result<Self> {
+        options.check()?;
+        let (groups, diversity_penalty, constraints) = match variant {
+            Variant::Groups { groups, diversity_penalty } => (groups, diversity_penalty, vec![]),
+            Variant::Words(constraints) => (1, 0.0, constraints),
+        };
+        if groups == 0 || !options.num_beams.is_multiple_of(groups) {
+            let what =
+                format!("{} beams cannot be divided into {groups} groups", options.num_beams);
+            return Err(Error::new(ErrorKind::Prompt, what));
+        }
+        let size = options.num_beams / groups;
+        let mut searches = Vec::with_capacity(prompts.len());
+        for (index, prompt) in prompts.iter().enumerate() {
+            let progress = Progress::after(prompt, &constraints);
+            check_room(index, progress.missing(&constraints), &stop)?;
+            let group = || Group {
+                running: Hypothesis::start(prompt, size),
+                progress: vec![progress.clone(); size],
+                heap: Heap::new(size),
+                done: false,
+            };
+            searches.push((0..groups).map(|_| group()).collect());
+        }
+        let mut before = processors;
+        let place = before.iter().take_while(|it| it.stage() <= Stage::SequenceBias).count();
+        let after = before.split_off(place);
+        Ok(Self {
+            model,
+            processors: [before, after],
+            diversity_penalty,
+            constraints,
+            stop,
+            pad,
+            options,
+            prompt_len: prompts.first().map_or(0, Vec::len),
+            padding: padding.to_vec(),
+            searches,
+            log_probs: LogProbs::default(),
+            steps: 0,
+            failed: false,
+        })
+    }
+
+    /// When sequences end.
+    pub fn stop(&self) -> &Stop {
+        &self.stop
+    }
+
+    /// Waits until the scores of the next token are there.
+    ///
+    /// # Errors
+    /// When the model fails.
+    pub fn wait(&mut self) -> Result<()> {
+        self.model.scores().map(|_| ())
+    }
+
+    /// Gives up the model, and the best sequences of each prompt, best first.
+    ///
+    /// # Errors
+    /// When too few sequences of a prompt meet the constraints; the message names one that is
+    /// missing.
+    pub fn finish(self) -> Result<(M, Vec<Beam>)> {
+        let mut beams = Vec::new();
+        for (prompt, groups) in self.searches.into_iter().enumerate() {
+            let mut found: Vec<Finished> = Vec::new();
+            let mut unmet = None;
+            for mut group in groups {
+                unmet = unmet.or(group.unmet(&self.constraints).cloned());
+                if !group.done {
+                    group.close(self.steps, &self.options);
+                }
+                found.extend(group.heap.entries);
+            }
+            let wanted = self.options.num_return_sequences;
+            if found.len() < wanted {
+                return Err(too_few(prompt, found.len(), wanted, unmet.as_ref(), self.steps));
+            }
+            // The last of equals comes first, as from the end of a list that Python has sorted.
+            found.reverse();
+            found.sort_by(|a, b| b.score.total_cmp(&a.score));
+            beams.extend(found.into_iter().take(wanted).map(|it| {
+                let hypothesis = Hypothesis { score: it.score as f32, ..it.hypothesis };
+                hypothesis.into_beam(prompt, self.prompt_len, it.finish_reason)
+            }));
+        }
+        Ok((self.model, beams))
+    }
+
+    fn is_done(&self) -> bool {
+        self.failed
+            || self.steps >= self.stop.max_new_tokens
+            || self.searches.iter().flatten().all(|it| it.done)
+    }
+
+    fn step(&mut self) -> Result<()> {
+        let vocab = self.model.vocab_size();
+        self.log_probs.load(self.model.scores()?, vocab)?;
+        self.steps += 1;
+        let (mut rows, mut tokens) = (Vec::new(), Vec::new());
+        let mut first_row = 0;
+        for prompt in 0..self.searches.len() {
+            // What the groups of this prompt have chosen in this step.
+            let mut chosen = Vec::new();
+            for at in 0..self.searches[prompt].len() {
+                let size = self.searches[prompt][at].running.len();
+                if self.searches[prompt][at].done {
+                    chosen.extend(std::iter::repeat_n(self.pad, size));
+                    continue;
+                }
+                let go_on = self.advance(prompt, at, first_row, &chosen)?;
+                chosen.extend(go_on.iter().map(|it| it.token));
+                if !self.searches[prompt][at].done {
+                    rows.extend(go_on.iter().map(|it| first_row + it.beam));
+                    tokens.extend(go_on.iter().map(|it| it.token));
+                }
+                first_row += size;
+            }
+        }
+        if self.is_done() {
+            return Ok(());
+        }
+        if !rows.iter().copied().eq(0..first_row) {
+            self.model.reorder(&rows)?;
+        }
+        self.model.feed(&tokens)
+    }
+
+    /// Gives every beam of a group, the rows from `first_row` on, its next token.
+    fn advance(
+        &mut self,
+        prompt: usize,
+        at: usize,
+        first_row: usize,
+        chosen: &[u32],
+    ) -> Result<Vec<Candidate>> {
+        let group = &self.searches[prompt][at];
+        let contexts: Vec<Option<Context<'_>>> = group
+            .running
+            .iter()
+            .map(|beam| beam.context(prompt, self.prompt_len, self.padding[prompt]))
+            .collect();
+        let rows = first_row..first_row + group.running.len();
+        self.log_probs.process(first_row, &contexts, &self.processors[0])?;
+        for row in rows.clone() {
+            avoid(self.log_probs.row_mut(row), chosen, self.diversity_penalty);
+        }
+        self.log_probs.process(first_row, &contexts, &self.processors[1])?;
+
+        let vocab = self.model.vocab_size();
+        let mut best = TopK::new((1 + self.stop.eos.len()).max(2) * group.running.len());
+        for (beam, row) in group.running.iter().zip(rows) {
+            best.offer(self.log_probs.row(row), beam.score);
+        }
+        let candidate = |beam: usize, token: u32| {
+            let log_prob = self.log_probs.row(first_row + beam)[token as usize];
+            let end = self.stop.eos.contains(&token).then_some(FinishReason::Eos);
+            Candidate { beam, token, log_prob, score: log_prob + group.running[beam].score, end }
+        };
+        let places = best.finish().into_iter().map(|it| it.place);
+        let candidates: Vec<Candidate> =
+            places.map(|place| candidate(place / vocab, (place % vocab) as u32)).collect();
+
+        // Where the beams would stand if nothing had left the batch.
+        let whole_row = prompt * self.options.num_beams + at * group.running.len();
+        let group = &mut self.searches[prompt][at];
+        let mut go_on =
+            group.sort_out(&candidates, whole_row, self.steps, &self.options, &self.stop);
+        if !self.constraints.is_empty() {
+            let candidate = |beam: usize, token: u32| {
+                let log_prob = self.log_probs.row(first_row + beam)[token as usize];
+                let score = log_prob + group.running[beam].score;
+                Candidate { beam, token, log_prob, score, end: None }
+            };
+            let (running, progress) = (&group.running, &group.progress);
+            go_on = with_advancing(go_on, running, progress, &self.constraints, candidate);
+        }
+        group.go_on(&go_on, whole_row, &self.constraints);
+        let best = candidates.first().map_or(f32::NEG_INFINITY, |it| it.score);
+        group.done = group.heap.is_done(best, self.steps, self.stop.max_new_tokens, &self.options);
+        Ok(go_on)
+    }
+}
+
+impl Group {
+    /// Puts what has ended into the heap, and returns the best of the rest, one for each beam.
+    fn sort_out(
+        &mut self,
+        candidates: &[Candidate],
+        first_row: usize,
+        new_tokens: usize,
+        options: &BeamOptions,
+        stop: &Stop,
+    ) -> Vec<Candidate> {
+        let size = self.running.len();
+        let mut go_on = Vec::with_capacity(size);
+        for (rank, candidate) in candidates.iter().enumerate() {
+            match candidate.end {
+                None => go_on.push(*candidate),
+                Some(end) if rank < size && self.progress[candidate.beam].is_complete() => {
+                    let first = Candidate { token: stop.eos[0], ..*candidate };
+                    let (row, parent) = (first_row + first.beam, &self.running[first.beam]);
+                    let hypothesis = || parent.extended(row, &first, first.score);
+                    let penalty = options.length_penalty;
+                    self.heap.add(first.score, new_tokens, penalty, end, hypothesis);
+                }
+                Some(_) => {}
+            }
+            if go_on.len() == size {
+                break;
+            }
+        }
+        go_on
+    }
+
+    /// Makes the chosen continuations the running beams.
+    fn go_on(&mut self, chosen: &[Candidate], first_row: usize, constraints: &[Constraint]) {
+        let extended =
+            |it: &Candidate| self.running[it.beam].extended(first_row + it.beam, it, it.score);
+        let progress = |it: &Candidate| {
+            let mut progress = self.progress[it.beam].clone();
+            progress.add(it.token, constraints);
+            progress
+        };
+        (self.running, self.progress) =
+            chosen.iter().map(|it| (extended(it), progress(it))).unzip();
+    }
+
+    /// Lets the beams that still run, and lack nothing, compete with the finished.
+    fn close(&mut self, new_tokens: usize, options: &BeamOptions) {
+        for (beam, progress) in self.running.iter().zip(&self.progress) {
+            if progress.is_complete() && beam.score > f32::NEG_INFINITY {
+                let end = FinishReason::Length;
+                let penalty = options.length_penalty;
+                self.heap.add(beam.score, new_tokens, penalty, end, || beam.clone());
+            }
+        }
+    }
+
+    /// A constraint that the best running beam does not meet.
+    fn unmet<'a>(&self, constraints: &'a [Constraint]) -> Option<&'a Constraint> {
+        self.progress.iter().find_map(|it| it.unmet(constraints))
+    }
+}
+
+/// Takes the penalty from every token as often as it was chosen.
+fn avoid(scores: &mut [f32], chosen: &[u32], penalty: f64) {
+    for (at, &token) in chosen.iter().enumerate() {
+        let count = chosen.iter().filter(|it| **it == token).count();
+        let is_first = !chosen[..at].contains(&token);
+        if let Some(score) = scores.get_mut(token as usize).filter(|_| is_first) {
+            *score -= penalty as f32 * count as f32;
+        }
+    }
+}
+
+fn check_room(prompt: usize, missing: usize, stop: &Stop) -> Result<()> {
+    if missing > stop.max_new_tokens {
+        let what = format!(
+            "prompt {prompt}: the forced words need {missing} tokens, but only {} may be generated",
+            stop.max_new_tokens
+        );
+        return Err(Error::new(ErrorKind::Constraint, what));
+    }
+    Ok(())
+}
+
+fn too_few(
+    prompt: usize,
+    found: usize,
+    wanted: usize,
+    unmet: Option<&Constraint>,
+    steps: usize,
+) -> Error {
+    let Some(unmet) = unmet else {
+        let what = format!("prompt {prompt}: {found} of {wanted} sequences could be finished");
+        return Error::new(ErrorKind::NoToken, what);
+    };
+    let words = match unmet.alternatives() {
+        [phrase] => format!("{phrase:?}"),
+        alternatives => format!("any of {alternatives:?}"),
+    };
+    let what = format!(
+        "prompt {prompt}: after {steps} tokens {found} of {wanted} sequences hold every forced \
+         word; others lack {words}: allow more tokens or more beams"
+    );
+    Error::new(ErrorKind::Constraint, what)
+}
+
+impl<M: Reorder> Iterator for HeapBeamSearch<M> {
+    type Item = Result<()>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.is_done() {
+            return None;
+        }
+        let step = self.step();
+        self.failed = step.is_err();
+        Some(step)
+    }
+}
