@@ -2,7 +2,7 @@
 
 Two kinds of files. `criteria`: token sequences of published kinds of tokenizers, and after which of
 their tokens `StopStringCriteria` says stop. `generate`: the bundled model's text up to strings that
-are taken from what it says without them.
+are taken from what it says without them, greedy, drawn, and with beams.
 """
 
 import json
@@ -17,7 +17,8 @@ from transformers.utils import logging
 
 import _fixture
 import models
-from _cases import noisy
+from _cases import ends_of, noisy
+from beams import described
 
 BUNDLED = pathlib.Path(__file__).resolve().parent.parent.parent / "crates/mlx-genkit/bundled"
 TOKENIZERS = ("byte-level", "gemma", "llama2", "unigram")
@@ -36,6 +37,7 @@ def record(out: pathlib.Path) -> None:
         source = _fixture.read_json(out.parent / "templates" / f"tokenizer-{name}.json")
         _fixture.write_json(out / f"criteria-{name}.json", criteria(source["files"], name), lines_to=2)
     _fixture.write_json(out / "generate-bundled.json", generated(), lines_to=2)
+    _fixture.write_json(out / "beams-bundled.json", searched(), lines_to=2)
 
 
 def criteria(files: dict, name: str) -> dict:
@@ -105,6 +107,63 @@ def generated() -> dict:
         "model": "../../crates/mlx-genkit/bundled",
         "cases": cases,
     }
+
+
+def searched() -> dict:
+    """Beams: a criterion is asked of every continuation in the choice."""
+    model = AutoModelForCausalLM.from_pretrained(BUNDLED, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED)
+    ends = ends_of({"eos_token_id": model.generation_config.eos_token_id})
+    rng, cases = numpy.random.default_rng(6), []
+    for index, text in enumerate(PROMPTS * 3):
+        config = {
+            "max_new_tokens": 20, "do_sample": index % 4 == 3, "num_beams": 2 + index % 4, "num_return_sequences": 2,
+            "early_stopping": (False, True, "never")[index % 3], "length_penalty": (1.0, 0.3)[index % 2],
+        }  # fmt: skip
+        batch = [text] if index % 3 else [text, "Good evening"]
+        prompts = [tokenizer(it).input_ids for it in batch]
+        plain = beams(model, tokenizer, prompts, index, config, ends)["tokens"]
+        said = tokenizer.decode(plain[int(rng.integers(0, 2))], skip_special_tokens=True)
+        at = int(rng.integers(2, max(3, len(said) - 6)))
+        strings = [said[at : at + int(rng.integers(1, 6))]]
+        if index % 2:
+            at = int(rng.integers(2, max(3, len(said) - 6)))
+            strings.append(said[at : at + 2])
+        config["stop_strings"] = [it for it in strings if it]
+        found = beams(model, tokenizer, prompts, index, config, ends)
+        with noisy(model, rng):
+            shaky = beams(model, tokenizer, prompts, index, config, ends)["tokens"]
+        if found["tokens"] in (plain, []) or shaky != found["tokens"]:
+            continue
+        criterion = StopStringCriteria(tokenizer, config["stop_strings"])
+        of = [prompt for prompt in prompts for _ in range(config["num_return_sequences"])]
+        reasons = [
+            "eos" if row[-1] in ends else until_stop(criterion, prompt, row)[1]
+            for prompt, row in zip(of, found["tokens"])
+        ]
+        cases.append({
+            "name": f"{index}: {text}", "config": config, "seed": index if config["do_sample"] else None,
+            "prompts": prompts, "tokens": found["tokens"], "finish_reasons": reasons,
+        })  # fmt: skip
+    if len(cases) < 8:
+        raise SystemExit(f"{len(cases)} searches that stop are too few")
+    return {
+        "made_by": _fixture.made_by("torch", "transformers"),
+        "kind": "generate",
+        "model": "../../crates/mlx-genkit/bundled",
+        "cases": cases,
+    }
+
+
+def beams(model, tokenizer, prompts, seed: int, config: dict, ends: list[int]) -> dict:
+    """The sequences of a search, cut where they end."""
+    ids, mask = models.left_padded(prompts, 0)
+    torch.manual_seed(seed)
+    out = model.generate(
+        ids, attention_mask=mask, generation_config=GenerationConfig(**config), tokenizer=tokenizer,
+        return_dict_in_generate=True, output_scores=True,
+    )  # fmt: skip
+    return described(out, ids.shape[1], ends)
 
 
 def run(model, tokenizer, prompts, seed: int, config: dict) -> list[list[int]]:

@@ -32,6 +32,31 @@ pub(crate) fn environment(name: &str, requirements: &str) -> Result<PathBuf> {
     Ok(python)
 }
 
+/// Puts exactly the packages that the requirements file names into the folder `build/venv/NAME`, for
+/// an interpreter whose environment has the rest.
+pub(crate) fn packages(python: &Path, name: &str, requirements: &str) -> Result<()> {
+    let folder = workspace::build().join("venv").join(name);
+    let path = workspace::root().join(requirements);
+    let wanted = fs::read_to_string(&path).context(|| format!("cannot read {requirements}"))?;
+    let stamp = folder.join("requirements.txt");
+    if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
+        return Ok(());
+    }
+    eprintln!("installing what {requirements} asks for into {}", folder.display());
+    if folder.exists() {
+        fs::remove_dir_all(&folder).context(|| format!("cannot remove {}", folder.display()))?;
+    }
+    process::show(
+        Command::new(python)
+            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"])
+            .arg("--target")
+            .arg(&folder)
+            .arg("-r")
+            .arg(&path),
+    )?;
+    fs::write(&stamp, wanted).context(|| format!("cannot write {}", stamp.display()))
+}
+
 /// Makes an empty environment, with pip in it.
 fn create(environment: &Path) -> Result<()> {
     if !process::works("python3", &["-c", "import venv, ensurepip"]) {

@@ -14,15 +14,24 @@ Usage: cargo xtask record [AREA...]
 
 Needs python3 with venv. The first time it installs the versions pinned in
 xtask/record/requirements.txt into build/venv/record: on Linux almost 6 GB, since the published
-torch brings CUDA along. Everyone else reads the committed files and needs none of this.
+torch brings CUDA along. For the area `moved` it puts two older releases of transformers beside it,
+into build/venv/transformers-*. Everyone else reads the committed files and needs none of this.
 
 Examples:
   cargo xtask record
   cargo xtask record processors samplers";
 
+/// The releases that still ran what transformers 5 has moved out.
+const OLDER: [&str; 2] = ["transformers-4.46.3", "transformers-4.51.3"];
+
 /// The subcommand.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let python = python::environment("record", "xtask/record/requirements.txt")?;
+    if arguments.is_empty() || arguments.iter().any(|it| it == "moved") {
+        for name in OLDER {
+            python::packages(&python, name, &format!("xtask/record/{name}.txt"))?;
+        }
+    }
     process::show(
         Command::new(python).current_dir(workspace::root()).arg("xtask/record").args(arguments),
     )

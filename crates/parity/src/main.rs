@@ -25,6 +25,8 @@ const AREAS: &[(&str, Check)] = &[
     #[cfg(feature = "models")]
     ("models", mlxgk_parity::models::check),
     #[cfg(feature = "generate")]
+    ("moved", mlxgk_parity::generate::check),
+    #[cfg(feature = "generate")]
     ("outputs", mlxgk_parity::outputs::check),
     #[cfg(feature = "processors")]
     ("processors", mlxgk_parity::processors::check),
