@@ -5,6 +5,8 @@
 //! earlier layers, against the one whose distribution is farthest from the last. So DoLa is a model
 //! with other scores, and any loop can run it. The contrast is computed where the logits are.
 
+use std::sync::Arc;
+
 use mlx_rs::{
     Array, Dtype,
     ops::{indexing::argmax, log, logsumexp_axis, select, softmax_axis, stack},
@@ -15,7 +17,7 @@ use mlxgk_mlx_models::{Capture, Decoder, HookPoint, ResidualHook};
 
 use crate::{
     Error, ErrorKind, LanguageModel, LeftPadded, Reorder, Result,
-    session::{Pending, feed_in_parts, indices, last_position},
+    session::{Pending, feed_in_parts, indices, last_position, refuse_budget},
 };
 
 /// A token at most this much less likely than the likeliest stays in the running.
@@ -94,6 +96,7 @@ impl<'a> DolaSession<'a> {
         hook: impl ResidualHook + 'a,
         layers: &DolaLayers,
     ) -> Result<Self> {
+        refuse_budget(&hook, "DoLa")?;
         let layers = layers.of(model.layers().len(), model.components().tied_head)?;
         let points = layers.iter().map(|&it| point(it));
         let mut watched = Watched { hook: Box::new(hook), capture: Capture::new(points) };
@@ -137,6 +140,10 @@ impl ResidualHook for Watched<'_> {
     ) -> mlxgk_mlx_models::Result<Array> {
         let hidden = self.hook.apply(point, hidden, step)?;
         self.capture.apply(point, hidden, step)
+    }
+
+    fn name(&self) -> Option<Arc<str>> {
+        self.hook.name()
     }
 }
 

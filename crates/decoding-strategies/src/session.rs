@@ -166,7 +166,9 @@ pub(crate) fn feed_in_parts(
     each: &mut dyn FnMut(&Array) -> Result<()>,
 ) -> Result<Array> {
     let width = rows.first().map_or(0, |row| row.len());
-    cache.set_prompt_end(cache.len() + width);
+    if width > 0 {
+        cache.set_prompt_end(cache.len() + width);
+    }
     let mut hidden = None;
     for start in (0..width).step_by(chunk.max(1)) {
         let end = width.min(start.saturating_add(chunk.max(1)));
@@ -181,6 +183,15 @@ pub(crate) fn feed_in_parts(
         }
     }
     hidden.ok_or_else(|| Error::new(ErrorKind::Prompt, "there is no token to feed"))
+}
+
+/// Refuses a hook with a budget, which is kept to for plain scores only.
+pub(crate) fn refuse_budget(hook: &dyn ResidualHook, strategy: &str) -> Result<()> {
+    if hook.budget().is_some() {
+        let what = format!("steering within a KL budget does not go with {strategy}");
+        return Err(Error::new(ErrorKind::Prompt, what));
+    }
+    Ok(())
 }
 
 /// The last position: `[rows, tokens, hidden]` to `[rows, 1, hidden]`.

@@ -11,7 +11,7 @@ use mlxgk_mlx_models::{Decoder, ResidualHook};
 use super::Rehearse;
 use crate::{
     Error, ErrorKind, LanguageModel, LeftPadded, Reorder, Result,
-    session::{Pending, feed_in_parts, indices, last_logits},
+    session::{Pending, feed_in_parts, indices, last_logits, refuse_budget},
 };
 
 /// A decoder in the middle of a batch of sequences, with what its last layer made of every token.
@@ -38,6 +38,7 @@ impl<'a> ContrastiveSession<'a> {
         chunk: usize,
         mut hook: impl ResidualHook + 'a,
     ) -> Result<Self> {
+        refuse_budget(&hook, "contrastive search")?;
         let mut cache = model.new_padded_cache(prompts.padding());
         cache.plan(prompts.width());
         let rows: Vec<&[u32]> = prompts.rows().iter().map(Vec::as_slice).collect();
