@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::Path};
 use mlx_genkit::{
     Batch, ComputeDtype, ErrorKind, GenerationConfig, HookPoint, Model, NoHook, Prompt, Request,
     ResidualHook, Seed, Sequence, generate,
-    generation_config::OneOrMany,
+    generation_config::{Kwargs, OneOrMany},
     kv_cache::KvCache,
     load,
     logits_processors::log_softmax,
@@ -16,6 +16,8 @@ use mlx_genkit::{
     steering::{Injection, Operation, Steering, SteeringHook, SteeringVectors},
     stream,
 };
+
+use serde_json::json;
 
 const SCHEDULES: [&str; 7] = [
     "constant",
@@ -502,6 +504,16 @@ fn what_steering_does_not_go_with_is_refused_in_a_sentence() {
     let error = generate(&model, request).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Request);
     assert!(error.to_string().contains("a KL budget does not go with `guidance_scale`"), "{error}");
+
+    for (fields, strategy) in [
+        (json!({"penalty_alpha": 0.6, "top_k": 4}), "contrastive search"),
+        (json!({"dola_layers": "low"}), "DoLa"),
+    ] {
+        let kwargs = Kwargs::from_json(&fields).unwrap();
+        let request = Request::new(PROMPT.to_vec()).config(config()).overrides(kwargs);
+        let error = generate(&model, request.hook(&mut bounded)).unwrap_err().to_string();
+        assert!(error.contains("KL budget") && error.contains(strategy), "{error}");
+    }
 
     let error = score(&model, &Prompt::from(PROMPT.to_vec()), &mut bounded).unwrap_err();
     assert!(error.to_string().contains("a given text is scored without one"), "{error}");
