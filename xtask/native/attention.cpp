@@ -147,7 +147,8 @@ class Task {
   };
 
   void few(int head) const {
-    const Buffer queries(rows_ * dim_row_), scores(rows_ * scores_row_);
+    const Buffer queries(static_cast<long>(rows_) * dim_row_);
+    const Buffer scores(static_cast<long>(rows_) * scores_row_);
     scaled_queries(head, queries.data);
     few_rows::multiply_alone(rows_, columns_, dim_, queries.data, dim_row_, at(keys_, head),
                              keys_.row(), scores.data, scores_row_);
@@ -156,22 +157,38 @@ class Task {
         to(head), dim_);
   }
 
+  // A band of rows at a time: the scores of a long prompt are far more than a cache holds, and may be
+  // more than memory does.
   void many(int head) const {
-    const Buffer queries(rows_ * dim_row_), scores(rows_ * scores_row_);
+    const int band = std::clamp(kBand / scores_row_, kRows, rows_);
+    const Buffer queries(static_cast<long>(rows_) * dim_row_);
+    const Buffer scores(static_cast<long>(band) * scores_row_);
     scaled_queries(head, queries.data);
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, rows_, columns_, dim_, 1,
-                queries.data, dim_row_, at(keys_, head),
-                keys_.row(), 0, scores.data, scores_row_);
-    const struct Work { const Task* task; int head; float* scores; } work{this, head, scores.data};
-    workers::share((rows_ + kRows - 1) / kRows, [](const void* context, int chunk) {
-      const Work& it = *static_cast<const Work*>(context);
-      const int end = std::min(it.task->rows_, (chunk + 1) * kRows);
-      for (int row = chunk * kRows; row < end; ++row)
-        it.task->weigh(it.head, row, it.scores + static_cast<long>(row) * it.task->scores_row_);
-    }, &work);
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, rows_, dim_, columns_, 1,
-                scores.data, scores_row_, at(values_, head),
-                values_.row(), 0, to(head), dim_);
+    for (int from = 0; from < rows_; from += band) {
+      const int count = std::min(band, rows_ - from);
+      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, count, columns_, dim_, 1,
+                  queries.data + static_cast<long>(from) * dim_row_, dim_row_, at(keys_, head),
+                  keys_.row(), 0, scores.data, scores_row_);
+      const Band work{this, head, from, count, scores.data};
+      workers::share((count + kRows - 1) / kRows, weigh_rows, &work);
+      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, count, dim_, columns_, 1, scores.data,
+                  scores_row_, at(values_, head), values_.row(), 0,
+                  to(head) + static_cast<long>(from) * dim_, dim_);
+    }
+  }
+
+  struct Band {
+    const Task* task;
+    int head, from, count;
+    float* scores;
+  };
+
+  static void weigh_rows(const void* context, int chunk) {
+    const Band& it = *static_cast<const Band*>(context);
+    const int end = std::min(it.count, (chunk + 1) * kRows);
+    for (int row = chunk * kRows; row < end; ++row)
+      it.task->weigh(it.head, it.from + row,
+                     it.scores + static_cast<long>(row) * it.task->scores_row_);
   }
 
   // Keys or values of one head of one batch row, in that order.
@@ -208,8 +225,9 @@ class Task {
     softmax(scores, scores_row_);
   }
 
-  // Rows of scores in a chunk of work.
+  // Rows of scores in a chunk of work, and scores in a band of rows (4 MB).
   static constexpr int kRows = 8;
+  static constexpr int kBand = 1 << 20;
 
   const Options& options_;
   const op::Placed queries_, keys_, values_;

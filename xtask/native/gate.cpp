@@ -60,7 +60,8 @@ op::array silu_gate(const op::array& gate, const op::array& up) {
   const auto composed = [](const op::Arrays& inputs) {
     return multiply(multiply(inputs[0], sigmoid(inputs[0])), inputs[1]);
   };
-  if (gate.dtype() != float32 || up.dtype() != float32 || gate.shape() != up.shape())
+  if (gate.dtype() != float32 || up.dtype() != float32 || gate.ndim() == 0 ||
+      gate.shape() != up.shape())
     throw std::invalid_argument("the gate takes two fp32 arrays of one shape");
   return op::make("SiluGate", std::make_shared<SiluGate>(), composed, gate.shape(), {gate, up});
 }

@@ -2,38 +2,17 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
 
-use std::path::Path;
-
 use mlx_genkit::{
-    Assistant, ComputeDtype, ErrorKind, Generation, GenerationConfig, HookPoint, Model, Prompt,
-    Recording, Request, Seed, generate,
+    Assistant, ErrorKind, Generation, GenerationConfig, HookPoint, Prompt, Recording, Request,
+    Seed, generate,
     generation_config::{ForcedWord, OneOrMany},
-    load,
     logits_processors::Context,
     stream,
 };
 
-const FAMILIES: [&str; 10] = [
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "qwen3-moe",
-    "gemma",
-    "gemma2",
-    "gemma3",
-    "phi3",
-    "phi3-longrope-5x",
-];
+mod families;
 
-fn tiny(name: &str) -> Model {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name);
-    load(folder, ComputeDtype::Float32).unwrap()
-}
-
-fn family(name: &str) -> Model {
-    tiny(&format!("models/{name}"))
-}
+use families::{FAMILIES, tiny};
 
 fn greedy(count: usize) -> GenerationConfig {
     GenerationConfig {
@@ -60,7 +39,7 @@ fn tokens(generation: &Generation) -> &[u32] {
 #[test]
 fn greedy_tokens_are_the_same_with_help_and_without() {
     for name in FAMILIES {
-        let model = family(name);
+        let model = tiny(name);
         let alone = generate(&model, request(greedy(40))).unwrap();
         let options = GenerationConfig {
             num_assistant_tokens: Some(7),
@@ -81,7 +60,7 @@ fn greedy_tokens_are_the_same_with_help_and_without() {
 #[test]
 fn a_poor_draft_changes_nothing_either() {
     for (name, draft) in [("llama", "assisted/llama-draft"), ("gemma3", "assisted/gemma3-draft")] {
-        let (model, draft) = (family(name), tiny(draft));
+        let (model, draft) = (tiny(name), tiny(&format!("../{draft}")));
         let alone = generate(&model, request(greedy(60))).unwrap();
         let (mut guessed, mut accepted) = (0, 0);
         for count in [1, 3, 20, 70] {
@@ -103,7 +82,7 @@ fn a_poor_draft_changes_nothing_either() {
 
 #[test]
 fn a_hook_steers_the_checked_guesses_too() {
-    let model = family("gemma3");
+    let model = tiny("gemma3");
     let mut alone = Recording::new([HookPoint::ResidPost(1), HookPoint::FinalNorm]);
     let plain = generate(&model, request(greedy(20)).hook(&mut alone)).unwrap();
     let mut helped = Recording::new([HookPoint::ResidPost(1), HookPoint::FinalNorm]);
@@ -126,7 +105,7 @@ fn a_hook_steers_the_checked_guesses_too() {
 #[test]
 fn a_cache_goes_on_where_it_was_left() {
     for name in FAMILIES {
-        let model = family(name);
+        let model = tiny(name);
         let mut cache = model.decoder().new_cache(1);
         let mut text = prompt();
         for turn in 0..3 {
@@ -152,7 +131,7 @@ fn a_cache_goes_on_where_it_was_left() {
 
 #[test]
 fn guidance_of_a_row_does_not_depend_on_its_neighbours() {
-    let model = family("qwen3");
+    let model = tiny("qwen3");
     let config = || GenerationConfig { guidance_scale: Some(1.7), ..greedy(12) };
     let prompts = [prompt(), vec![5, 6, 7]];
     let batch = Request::batch(prompts.clone().map(Prompt::from)).config(config());
@@ -167,7 +146,7 @@ fn guidance_of_a_row_does_not_depend_on_its_neighbours() {
 
 #[test]
 fn kept_scores_and_logprobs_belong_to_the_tokens() {
-    let model = family("llama");
+    let model = tiny("llama");
     let config =
         GenerationConfig { output_scores: Some(true), repetition_penalty: Some(1.3), ..greedy(10) };
     let generation = generate(&model, request(config).logprobs(3)).unwrap();
@@ -188,14 +167,14 @@ fn kept_scores_and_logprobs_belong_to_the_tokens() {
 
 #[track_caller]
 fn check_refused(request: Request<'_>, words: &str) {
-    let error = generate(&family("llama"), request).unwrap_err();
+    let error = generate(&tiny("llama"), request).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Request, "{error}");
     assert!(error.to_string().contains(words), "{words:?} is not in: {error}");
 }
 
 #[test]
 fn what_does_not_go_together_is_refused() {
-    let (same, other) = (family("llama"), family("qwen3"));
+    let (same, other) = (tiny("llama"), tiny("qwen3"));
     let lookup = |more| GenerationConfig { prompt_lookup_num_tokens: Some(3), ..more };
     let default = GenerationConfig::default;
     check_refused(request(greedy(4)).assistant(&other), "its vocabulary has 181 tokens, not 151");

@@ -2,21 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
 
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
 
 use mlx_genkit::{
-    Batch, ComputeDtype, ErrorKind, FinishReason, GenerationConfig, Model, Request, Seed, generate,
-    generation_config::OneOrMany, load,
+    Batch, ErrorKind, FinishReason, GenerationConfig, Request, Seed, generate,
+    generation_config::OneOrMany,
 };
 
-/// All but longrope, which a batch refuses.
-const FAMILIES: [&str; 9] =
-    ["llama", "mistral", "qwen2", "qwen3", "qwen3-moe", "gemma", "gemma2", "gemma3", "phi3"];
+mod families;
 
-fn tiny(name: &str) -> Model {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name);
-    load(folder, ComputeDtype::Float32).unwrap()
-}
+use families::{FAMILIES, tiny};
 
 fn config(count: usize, draw: bool) -> GenerationConfig {
     GenerationConfig {
@@ -42,7 +37,7 @@ fn requests<'a>() -> Vec<Request<'a>> {
 
 #[test]
 fn who_shares_the_batch_does_not_show() {
-    for name in FAMILIES {
+    for name in &FAMILIES[..9] {
         let model = tiny(name);
         let alone: Vec<Vec<u32>> = requests()
             .into_iter()

@@ -3,8 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
 
-use std::path::Path;
-
 use mlx_genkit::{
     ComputeDtype, Generation, GenerationConfig, Model, NoHook, Prompt, Request, Seed,
     decoding_strategies::{
@@ -12,28 +10,17 @@ use mlx_genkit::{
     },
     generate,
     generation_config::OneOrMany,
-    load,
 };
 
-const FAMILIES: [&str; 10] = [
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "qwen3-moe",
-    "gemma",
-    "gemma2",
-    "gemma3",
-    "phi3",
-    "phi3-longrope-5x",
-];
+mod families;
+
+use families::{FAMILIES, tiny};
 
 /// The model, and a length that all its prompts pass: longrope reads a batch as its longest row
 /// demands, so rows are alike only on one side of its original context.
 fn families() -> impl Iterator<Item = (Model, usize)> {
     FAMILIES.into_iter().map(|name| {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name);
-        let model = load(folder, ComputeDtype::Float32).unwrap();
+        let model = tiny(name);
         let least = model.decoder().original_context().unwrap_or(0);
         (model, least)
     })

@@ -244,15 +244,22 @@ mod tests {
 
     #[test]
     fn attention_is_what_it_is_made_of() {
-        // Few and many queries per key/value head, and heads of awkward widths.
-        for (tokens, columns, group, dim) in
-            [(1, 9, 2, 64), (1, 300, 1, 24), (3, 40, 4, 80), (12, 40, 2, 32), (21, 21, 2, 36)]
-        {
+        // Few and many queries per key/value head, more than a band of them, and heads of awkward
+        // widths.
+        for (tokens, columns, group, dim) in [
+            (1, 9, 2, 64),
+            (1, 300, 1, 24),
+            (3, 40, 4, 80),
+            (12, 40, 2, 32),
+            (21, 21, 2, 36),
+            (600, 1024, 2, 16),
+        ] {
             let queries = noise(1, &[2, tokens, 3 * group, dim]).swap_axes(1, 2).unwrap();
             // A cache has room behind its last column.
+            let room = columns + 100;
             let cached = |seed| {
                 let columns = arange::<i32, i32>(0, columns, 1).unwrap();
-                noise(seed, &[2, 3, 400, dim]).take_axis(&columns, 2).unwrap()
+                noise(seed, &[2, 3, room, dim]).take_axis(&columns, 2).unwrap()
             };
             let (keys, values) = (cached(2), cached(3));
             let last = arange::<i32, i32>(columns - tokens, columns, 1).unwrap();

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use mlx_genkit::{Assistant, ComputeDtype, GenerationConfig, Model, Sequence};
+use mlx_genkit::{Assistant, GenerationConfig, Model, Sequence};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -24,9 +24,7 @@ const TOLERANCE: f64 = 1e-4;
 /// When `folder` has no fixture or one is not what the recorder writes.
 pub fn check(folder: &Path) -> Result<Report, String> {
     cases::suites(folder, |suite, fixture: Fixture, report| {
-        let load = |name: &str| {
-            mlx_genkit::load(folder.join(name), ComputeDtype::Float32).map_err(|e| e.to_string())
-        };
+        let load = |name: &str| cases::load(folder, name);
         let (model, assistant) = (load(&fixture.model)?, load(&fixture.assistant)?);
         let check = |it: &Case| it.check(&model, &assistant);
         cases::book(report, suite, &fixture.cases, |it| &it.asked, check);

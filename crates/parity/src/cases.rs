@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use mlx_genkit::{Generation, GenerationConfig, Model, Request, Seed, Sequence};
+use mlx_genkit::{ComputeDtype, Generation, GenerationConfig, Model, Request, Seed, Sequence};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -75,6 +75,32 @@ pub(crate) fn suites<F: DeserializeOwned>(
         }
     }
     Ok(report)
+}
+
+/// Serves the cases of every `*.json` of `folder` on the one model that each file names, and books
+/// what `check` finds of them.
+pub(crate) fn on_one_model<C: DeserializeOwned>(
+    folder: &Path,
+    asked: fn(&C) -> &Asked,
+    check: impl Fn(&C, &Model) -> Result<f64, String>,
+) -> Result<Report, String> {
+    #[derive(Deserialize)]
+    struct Fixture<C> {
+        /// Relative to the fixture's folder.
+        model: String,
+        cases: Vec<C>,
+    }
+
+    suites(folder, |suite, fixture: Fixture<C>, report| {
+        let model = load(folder, &fixture.model)?;
+        book(report, suite, &fixture.cases, asked, |case| check(case, &model));
+        Ok(())
+    })
+}
+
+/// Loads the model folder that a fixture names, to compute in fp32.
+pub(crate) fn load(folder: &Path, name: &str) -> Result<Model, String> {
+    mlx_genkit::load(folder.join(name), ComputeDtype::Float32).map_err(|e| e.to_string())
 }
 
 /// Books what `check` finds of each case: its worst error.

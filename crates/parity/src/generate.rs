@@ -7,7 +7,7 @@
 
 use std::path::Path;
 
-use mlx_genkit::{ComputeDtype, Model, Sequence};
+use mlx_genkit::{Model, Sequence};
 use serde::Deserialize;
 
 use crate::{
@@ -23,19 +23,7 @@ const TOLERANCE: f64 = 1e-4;
 /// # Errors
 /// When `folder` has no fixture or one is not what the recorder writes.
 pub fn check(folder: &Path) -> Result<Report, String> {
-    cases::suites(folder, |suite, fixture: Fixture, report| {
-        let model = mlx_genkit::load(folder.join(&fixture.model), ComputeDtype::Float32)
-            .map_err(|e| e.to_string())?;
-        cases::book(report, suite, &fixture.cases, |it| &it.asked, |it| it.check(&model));
-        Ok(())
-    })
-}
-
-#[derive(Deserialize)]
-struct Fixture {
-    /// Relative to the fixture's folder.
-    model: String,
-    cases: Vec<Case>,
+    cases::on_one_model(folder, |it: &Case| &it.asked, Case::check)
 }
 
 #[derive(Deserialize)]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use mlx_genkit::{ComputeDtype, Model};
+use mlx_genkit::Model;
 use serde::Deserialize;
 
 use crate::{
@@ -15,19 +15,7 @@ use crate::{
 /// # Errors
 /// When `folder` has no fixture or one is not what the recorder writes.
 pub fn check(folder: &Path) -> Result<Report, String> {
-    cases::suites(folder, |suite, fixture: Fixture, report| {
-        let model = mlx_genkit::load(folder.join(&fixture.model), ComputeDtype::Float32)
-            .map_err(|e| e.to_string())?;
-        cases::book(report, suite, &fixture.cases, |it| &it.asked, |it| it.check(&model));
-        Ok(())
-    })
-}
-
-#[derive(Deserialize)]
-struct Fixture {
-    /// Relative to the fixture's folder.
-    model: String,
-    cases: Vec<Case>,
+    cases::on_one_model(folder, |it: &Case| &it.asked, Case::check)
 }
 
 #[derive(Deserialize)]

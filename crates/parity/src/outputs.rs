@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use mlx_genkit::{ComputeDtype, HiddenStates, Model, Sequence};
+use mlx_genkit::{HiddenStates, Model, Sequence};
 use serde::Deserialize;
 
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// How far a value of a hidden state may be off, as in the area `models`.
-const TOLERANCE: f64 = 1e-3;
+const TOLERANCE: f64 = 1e-4;
 
 /// Compares with every `*.json` of `folder` and the model folders they name.
 ///
@@ -21,8 +21,7 @@ const TOLERANCE: f64 = 1e-3;
 /// When `folder` has no fixture or one is not what the recorder writes.
 pub fn check(folder: &Path) -> Result<Report, String> {
     cases::suites(folder, |suite, fixture: Fixture, report| {
-        let model = mlx_genkit::load(folder.join(&fixture.model), ComputeDtype::Float32)
-            .map_err(|e| e.to_string())?;
+        let model = cases::load(folder, &fixture.model)?;
         let check = |it: &Case| it.check(&model, fixture.stride);
         cases::book(report, suite, &fixture.cases, |it| &it.asked, check);
         Ok(())
