@@ -186,6 +186,10 @@ impl<'a> Job<'a> {
         let returned = ["output_scores", "output_logits", "output_hidden_states"];
         resolved.warnings.retain(|it| !returned.contains(&it.field()));
         resolved.mode = resolved.config.generation_mode(request.assistant.is_some());
+        if resolved.mode == GenerationMode::ContrastiveSearch {
+            // HF 5.23, which has this mode no more, says that only sampling reads it.
+            resolved.warnings.retain(|it| it.field() != "top_k");
+        }
         let (copies, field) = if resolved.mode.streams() {
             (resolved.num_return_sequences, "num_return_sequences")
         } else {

@@ -303,6 +303,7 @@ fn contrastive_search_and_dola_stream() {
         let whole = run(&model, &prompts(), config.clone());
         let prompts = prompts().into_iter().map(Prompt::from);
         let mut pieces = stream(&model, Request::batch(prompts).config(config)).unwrap();
+        assert_eq!(pieces.warnings(), []);
         let mut said = vec![Vec::new(); whole.len()];
         for piece in pieces.by_ref() {
             let piece = piece.unwrap();
