@@ -22,7 +22,13 @@ pub(crate) fn within_budget(
     columns: usize,
     read: &mut dyn FnMut(&mut KvCache, &mut dyn ResidualHook) -> Result<Array>,
 ) -> Result<Array> {
-    let Some(budget) = hook.budget() else { return read(cache, hook) };
+    let budgets: Vec<Option<f64>> =
+        cache.row_ids().into_iter().map(|row| hook.budget(row)).collect();
+    if budgets.iter().all(Option::is_none) {
+        return read(cache, hook);
+    }
+    // A row without a budget is steered in full.
+    let budgets: Vec<f64> = budgets.iter().map(|it| it.unwrap_or(f64::INFINITY)).collect();
     let mut attempt = |cache: &mut KvCache, steps: &[usize]| {
         let strengths: Vec<f32> = steps.iter().map(|&it| it as f32 / STEPS as f32).collect();
         cache.set_strengths(columns, &strengths)?;
@@ -33,12 +39,13 @@ pub(crate) fn within_budget(
     let mut whole = cache.fork();
     let full = attempt(&mut whole, &vec![STEPS; rows])?;
     let divergence = divergences(&full, &base)?;
-    if divergence.iter().all(|it| *it <= budget) {
+    if divergence.iter().zip(&budgets).all(|(it, budget)| it <= budget) {
         *cache = whole;
         return Ok(full);
     }
     drop(whole);
-    let mut searches: Vec<Search> = divergence.iter().map(|&it| Search::new(it, budget)).collect();
+    let mut searches: Vec<Search> =
+        divergence.iter().zip(&budgets).map(|(&it, &budget)| Search::new(it, budget)).collect();
     for round in 0.. {
         if searches.iter().all(Search::is_over) {
             break;

@@ -12,7 +12,7 @@ use mlx_rs::{
     ops::{indexing::argmax, log, logsumexp_axis, select, softmax_axis, stack},
     transforms::async_eval,
 };
-use mlxgk_kv_cache::{KvCache, Step};
+use mlxgk_kv_cache::{KvCache, RowId, Step};
 use mlxgk_mlx_models::{Capture, Decoder, HookPoint, ResidualHook};
 
 use crate::{
@@ -96,7 +96,7 @@ impl<'a> DolaSession<'a> {
         hook: impl ResidualHook + 'a,
         layers: &DolaLayers,
     ) -> Result<Self> {
-        refuse_budget(&hook, "DoLa")?;
+        refuse_budget(&hook, prompts.rows().len(), "DoLa")?;
         let layers = layers.of(model.layers().len(), model.components().tied_head)?;
         let points = layers.iter().map(|&it| point(it));
         let mut watched = Watched { hook: Box::new(hook), capture: Capture::new(points) };
@@ -142,8 +142,8 @@ impl ResidualHook for Watched<'_> {
         self.capture.apply(point, hidden, step)
     }
 
-    fn name(&self) -> Option<Arc<str>> {
-        self.hook.name()
+    fn name(&self, row: RowId) -> Option<Arc<str>> {
+        self.hook.name(row)
     }
 }
 

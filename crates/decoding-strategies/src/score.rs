@@ -1,6 +1,7 @@
 //! Scoring a given text.
 
 use mlx_rs::{Array, ops::logsumexp_axis};
+use mlxgk_kv_cache::RowId;
 use mlxgk_mlx_models::{Decoder, ResidualHook};
 
 use crate::{Error, ErrorKind, Result};
@@ -19,7 +20,7 @@ pub fn score(model: &Decoder, tokens: &[u32], hook: &mut dyn ResidualHook) -> Re
     if tokens.is_empty() {
         return Err(Error::new(ErrorKind::Prompt, "there is no token to score"));
     }
-    if hook.budget().is_some() {
+    if hook.budget(RowId::default()).is_some() {
         let what =
             "a KL budget is kept where tokens are chosen; a given text is scored without one";
         return Err(Error::new(ErrorKind::Prompt, what));

@@ -5,7 +5,7 @@ use mlx_rs::{
     ops::{concatenate, indexing::TryIndexOp},
     transforms::{async_eval, eval},
 };
-use mlxgk_kv_cache::KvCache;
+use mlxgk_kv_cache::{KvCache, RowId};
 use mlxgk_mlx_models::{Decoder, ResidualHook};
 
 use crate::{
@@ -186,8 +186,8 @@ pub(crate) fn feed_in_parts(
 }
 
 /// Refuses a hook with a budget, which is kept to for plain scores only.
-pub(crate) fn refuse_budget(hook: &dyn ResidualHook, strategy: &str) -> Result<()> {
-    if hook.budget().is_some() {
+pub(crate) fn refuse_budget(hook: &dyn ResidualHook, rows: usize, strategy: &str) -> Result<()> {
+    if RowId::first(rows).into_iter().any(|row| hook.budget(row).is_some()) {
         let what = format!("steering within a KL budget does not go with {strategy}");
         return Err(Error::new(ErrorKind::Prompt, what));
     }
@@ -246,7 +246,7 @@ impl Reorder for DecoderSession<'_> {
 
 impl Speculative for DecoderSession<'_> {
     fn feed_several(&mut self, tokens: &[u32]) -> Result<()> {
-        if self.hook.budget().is_some() {
+        if self.cache.row_ids().into_iter().any(|row| self.hook.budget(row).is_some()) {
             // How strongly a token is steered follows from what those before it left.
             let one = |token: &u32| {
                 self.feed(std::slice::from_ref(token))?;

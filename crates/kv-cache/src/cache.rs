@@ -5,9 +5,10 @@ use std::sync::Arc;
 use mlx_rs::Array;
 
 use crate::{
-    Error, Result,
+    Error, Result, RowId,
     buffer::{Buffer, ROLLBACK, Room},
-    step::{Marks, Step},
+    row::{Filled, RowState},
+    step::Step,
 };
 
 /// What one decoder layer keeps of the past.
@@ -45,26 +46,8 @@ pub struct KvCache {
     pub(crate) layers: Vec<(LayerSpec, Buffer)>,
     pub(crate) len: usize,
     pub(crate) planned: usize,
-    pub(crate) padding: Vec<usize>,
-    least_padding: usize,
-    pub(crate) tokens: Vec<Vec<u32>>,
-    /// By row, as are the strengths.
-    pub(crate) prompt_ends: Vec<Option<usize>>,
-    /// By row and column, as far as they were set.
-    pub(crate) strengths: Vec<Vec<f32>>,
-    pub(crate) steering: Filled,
-}
-
-/// What hook the held columns went through.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) enum Filled {
-    /// None that names itself.
-    #[default]
-    Bare,
-    /// The one of this name.
-    Under(Arc<str>),
-    /// Whichever comes next is taken as theirs.
-    Any,
+    pub(crate) least_padding: usize,
+    pub(crate) rows: Vec<RowState>,
 }
 
 impl KvCache {
@@ -80,12 +63,37 @@ impl KvCache {
             layers: layers.iter().map(|&spec| (spec, Buffer::new())).collect(),
             len: 0,
             planned: 0,
-            padding: padding.to_vec(),
             least_padding: padding.iter().copied().min().unwrap_or(0),
-            tokens: vec![Vec::new(); padding.len()],
-            prompt_ends: vec![None; padding.len()],
-            strengths: vec![Vec::new(); padding.len()],
-            steering: Filled::Bare,
+            rows: RowId::first(padding.len())
+                .into_iter()
+                .zip(padding)
+                .map(|(id, &padding)| RowState::new(id, padding))
+                .collect(),
+        }
+    }
+
+    /// The names of the rows, in their order.
+    pub fn row_ids(&self) -> Vec<RowId> {
+        self.rows.iter().map(|it| it.id).collect()
+    }
+
+    /// Names the rows: what an owner does that moves rows between caches.
+    ///
+    /// # Errors
+    /// When there is not one name per row.
+    pub fn set_row_ids(&mut self, ids: &[RowId]) -> Result<()> {
+        self.check_count(ids.len(), "names")?;
+        for (row, &id) in self.rows.iter_mut().zip(ids) {
+            row.id = id;
+        }
+        Ok(())
+    }
+
+    /// Refuses what does not come once per row.
+    fn check_count(&self, count: usize, what: &str) -> Result<()> {
+        match self.batch() {
+            rows if rows == count => Ok(()),
+            rows => Err(Error::argument(format!("{count} {what} for a cache of {rows} rows"))),
         }
     }
 
@@ -118,7 +126,7 @@ impl KvCache {
     /// depends on how far an answer has come (steering) counts from there. In a conversation the
     /// prompt of a turn is everything before its answer.
     pub fn set_prompt_end(&mut self, column: usize) {
-        self.prompt_ends.fill(Some(column));
+        self.rows.iter_mut().for_each(|row| row.prompt_end = Some(column));
     }
 
     /// The column in which a row's generation begins, where it is known. Rows that
@@ -127,75 +135,72 @@ impl KvCache {
     /// # Panics
     /// When `row` is not below [`batch`](Self::batch).
     pub fn prompt_end(&self, row: usize) -> Option<usize> {
-        self.prompt_ends[row]
+        self.rows[row].prompt_end
     }
 
     /// Says how strongly the hook is to act on the next `columns` columns: a factor per row, 1 for a
     /// hook's full effect. The cache remembers them, because a text that has to be
-    /// [read anew](Self::rewind) has to be read as it was.
+    /// [read again](Self::rewind) has to be read as it was.
     ///
     /// # Errors
     /// When there is not one factor per row.
     pub fn set_strengths(&mut self, columns: usize, strengths: &[f32]) -> Result<()> {
-        if strengths.len() != self.batch() {
-            let (count, rows) = (strengths.len(), self.batch());
-            return Err(Error::argument(format!("{count} strengths for a cache of {rows} rows")));
-        }
-        for (held, &strength) in self.strengths.iter_mut().zip(strengths) {
-            held.resize(self.len, 1.0);
-            held.resize(self.len + columns, strength);
+        self.check_count(strengths.len(), "strengths")?;
+        for (row, &strength) in self.rows.iter_mut().zip(strengths) {
+            row.strengths.resize(self.len, 1.0);
+            row.strengths.resize(self.len + columns, strength);
         }
         Ok(())
     }
 
-    /// The name of the steering that the held columns went through; `None` for none.
-    pub fn steering(&self) -> Option<&str> {
-        match &self.steering {
-            Filled::Under(name) if !self.is_empty() => Some(name),
-            _ => None,
-        }
+    /// The name of the steering that a row's columns went through; `None` for none.
+    ///
+    /// # Panics
+    /// When `row` is not below [`batch`](Self::batch).
+    pub fn steering(&self, row: usize) -> Option<&str> {
+        if self.is_empty() { None } else { self.rows[row].steering() }
     }
 
-    /// Refuses a pass under another steering than the one that the held columns went through: their
-    /// keys and values keep what it did to them, so the text would be read as by neither.
+    /// Refuses a pass under other steerings, one name per row, than those that the rows' columns went
+    /// through: their keys and values keep what it did to them, so the text would be read as by
+    /// neither.
     ///
     /// # Errors
-    /// When the steerings differ; the sentence names both.
-    pub fn check_steering(&self, name: Option<&str>) -> Result<()> {
-        if self.is_empty() || self.steering == Filled::Any || self.steering() == name {
+    /// When there is not one name per row, or a row's steerings differ; the sentence names both.
+    pub fn check_steering(&self, names: &[Option<Arc<str>>]) -> Result<()> {
+        self.check_count(names.len(), "names of steerings")?;
+        if self.is_empty() {
             return Ok(());
         }
-        let named = |it: Option<&str>| match it {
-            Some(name) => format!("under the steering `{name}`"),
-            None => "without steering".to_owned(),
-        };
-        Err(Error::steering(format!(
-            "the cache was filled {} and cannot be gone on with {}: start a fresh one, or call \
-             `allow_other_steering` where the two are meant to mix",
-            named(self.steering()),
-            named(name)
-        )))
+        self.rows.iter().zip(names).try_for_each(|(row, name)| row.check_steering(name.as_deref()))
     }
 
-    /// Notes the steering that a pass went through.
-    pub fn set_steering(&mut self, name: Option<Arc<str>>) {
-        self.steering = name.map_or(Filled::Bare, Filled::Under);
+    /// Notes the steerings that a pass went through, one name per row.
+    ///
+    /// # Errors
+    /// When there is not one name per row.
+    pub fn set_steering(&mut self, names: &[Option<Arc<str>>]) -> Result<()> {
+        self.check_count(names.len(), "names of steerings")?;
+        for (row, name) in self.rows.iter_mut().zip(names) {
+            row.filled = name.clone().map_or(Filled::Bare, Filled::Under);
+        }
+        Ok(())
     }
 
     /// Lets the next pass be under any steering, whose cache this is from then on: for a prefix that
-    /// is meant to be read in one way and gone on with in another.
+    /// is meant to be read in one way and continued in another.
     pub fn allow_other_steering(&mut self) {
-        self.steering = Filled::Any;
+        self.rows.iter_mut().for_each(|row| row.filled = Filled::Any);
     }
 
     /// Rows in the batch.
     pub fn batch(&self) -> usize {
-        self.padding.len()
+        self.rows.len()
     }
 
     /// Left padding of each row, in columns.
-    pub fn padding(&self) -> &[usize] {
-        &self.padding
+    pub fn padding(&self) -> Vec<usize> {
+        self.rows.iter().map(|row| row.padding).collect()
     }
 
     /// Left padding of the longest row there ever was, which may have left the batch since.
@@ -216,17 +221,12 @@ impl KvCache {
     /// # Panics
     /// When `row` is not below [`batch`](Self::batch).
     pub fn tokens(&self, row: usize) -> &[u32] {
-        &self.tokens[row]
+        &self.rows[row].tokens
     }
 
     /// Positions and masks for the next `count` tokens of every row.
     pub fn step(&self, count: usize) -> Step {
-        let strengths = || -> Option<Vec<f32>> {
-            let columns = |row: &Vec<f32>| row.get(self.len..self.len + count).map(<[f32]>::to_vec);
-            self.strengths.iter().map(columns).collect::<Option<Vec<_>>>().map(|it| it.concat())
-        };
-        let marks = Marks { prompt_ends: self.prompt_ends.clone(), strengths: strengths() };
-        Step::new(self.len, count, &self.padding, marks, self.layers())
+        Step::new(self.len, count, &self.rows, self.layers())
     }
 
     /// Writes a layer's new keys and values, `[batch, kv heads, count, head dimension]`, and returns
@@ -278,14 +278,14 @@ impl KvCache {
                 self.batch()
             )));
         }
-        if self.tokens.first().map_or(0, Vec::len) + count > self.len {
+        if self.rows.iter().any(|row| row.tokens.len() + count > self.len) {
             return Err(Error::argument(format!(
                 "{count} more tokens than the cache has columns for ({})",
                 self.len
             )));
         }
-        for (held, new) in self.tokens.iter_mut().zip(rows) {
-            held.extend_from_slice(new);
+        for (held, new) in self.rows.iter_mut().zip(rows) {
+            held.tokens.extend_from_slice(new);
         }
         Ok(())
     }
@@ -317,25 +317,27 @@ impl KvCache {
             }
         }
         self.len = len;
-        self.tokens.iter_mut().for_each(|row| row.truncate(len));
-        self.strengths.iter_mut().for_each(|row| row.truncate(len));
+        self.rows.iter_mut().for_each(|row| row.truncate(len));
         Ok(())
     }
 
     /// Forgets everything but the rows and their padding.
     pub fn clear(&mut self) {
         self.rewind();
-        self.prompt_ends.fill(None);
-        self.strengths.iter_mut().for_each(Vec::clear);
+        for row in &mut self.rows {
+            *row = RowState::new(row.id, row.padding);
+        }
     }
 
     /// Forgets what was fed, but not where prompts end and how strongly each column was steered: for
-    /// reading the same text anew.
+    /// reading the same text again.
     pub fn rewind(&mut self) {
         self.len = 0;
         self.planned = 0;
-        self.steering = Filled::Bare;
-        self.tokens.iter_mut().for_each(Vec::clear);
+        for row in &mut self.rows {
+            row.filled = Filled::Bare;
+            row.tokens.clear();
+        }
         self.layers.iter_mut().for_each(|(_, buffer)| *buffer = Buffer::new());
     }
 
@@ -359,10 +361,7 @@ impl KvCache {
             buffer.select(&indices).map_err(|e| Error::mlx("selecting rows of the cache", &e))?;
         }
         self.layers = layers;
-        self.padding = rows.iter().map(|&row| self.padding[row]).collect();
-        self.tokens = rows.iter().map(|&row| self.tokens[row].clone()).collect();
-        self.prompt_ends = rows.iter().map(|&row| self.prompt_ends[row]).collect();
-        self.strengths = rows.iter().map(|&row| self.strengths[row].clone()).collect();
+        self.rows = rows.iter().map(|&row| self.rows[row].clone()).collect();
         Ok(())
     }
 

@@ -40,8 +40,10 @@ mod buffer;
 mod cache;
 mod error;
 mod join;
+mod row;
 mod step;
 
 pub use self::cache::{KvCache, LayerSpec};
 pub use self::error::{Error, ErrorKind, Result};
+pub use self::row::RowId;
 pub use self::step::{Mask, Positions, Step};

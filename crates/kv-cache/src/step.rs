@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 
 use mlx_rs::{Array, error::Exception, ops::arange};
 
-use crate::{Error, LayerSpec, Result};
+use crate::{Error, LayerSpec, Result, RowId, row::RowState};
 
 /// The next `count` tokens of every row: their positions and masks.
 ///
@@ -15,20 +15,14 @@ pub struct Step {
     start: usize,
     count: usize,
     again: usize,
+    rows: Vec<RowId>,
     padding: Vec<usize>,
-    marks: Marks,
+    prompt_ends: Vec<Option<usize>>,
+    /// Row after row, one per token.
+    strengths: Option<Vec<f32>>,
     tokens: Option<Array>,
     positions: Positions,
     masks: Vec<(LayerSpec, OnceCell<Mask>)>,
-}
-
-/// What the caller said of the rows.
-#[derive(Debug)]
-pub(crate) struct Marks {
-    /// By row.
-    pub(crate) prompt_ends: Vec<Option<usize>>,
-    /// Row after row, one per token.
-    pub(crate) strengths: Option<Vec<f32>>,
 }
 
 /// The position of a step's first token, for rotary embeddings.
@@ -38,6 +32,20 @@ pub enum Positions {
     Same(i32),
     /// `[batch]`, i32: rows with left padding start later. Negative while a row is still padding.
     PerRow(Array),
+}
+
+impl Positions {
+    fn new(start: usize, padding: &[usize]) -> Self {
+        let position = |padding: usize| start as i32 - padding as i32;
+        match padding {
+            [] => Self::Same(start as i32),
+            [first, rest @ ..] if rest.iter().all(|it| it == first) => Self::Same(position(*first)),
+            _ => {
+                let offsets: Vec<i32> = padding.iter().map(|&it| position(it)).collect();
+                Self::PerRow(Array::from_slice(&offsets, &[offsets.len() as i32]))
+            }
+        }
+    }
 }
 
 /// Which keys a query may see.
@@ -55,24 +63,81 @@ impl Step {
     pub(crate) fn new(
         start: usize,
         count: usize,
-        padding: &[usize],
-        marks: Marks,
+        rows: &[RowState],
         specs: impl Iterator<Item = LayerSpec>,
     ) -> Self {
-        let positions = if padding.iter().all(|&it| it == padding[0]) {
-            Positions::Same(start as i32 - padding[0] as i32)
-        } else {
-            let offsets: Vec<i32> = padding.iter().map(|&it| start as i32 - it as i32).collect();
-            Positions::PerRow(Array::from_slice(&offsets, &[offsets.len() as i32]))
-        };
+        let strengths =
+            |row: &RowState| row.strengths.get(start..start + count).map(<[f32]>::to_vec);
+        let padding: Vec<usize> = rows.iter().map(|row| row.padding).collect();
         let mut masks: Vec<(LayerSpec, OnceCell<Mask>)> = Vec::new();
         for spec in specs {
             if !masks.iter().any(|(it, _)| *it == spec) {
                 masks.push((spec, OnceCell::new()));
             }
         }
-        let padding = padding.to_vec();
-        Self { start, count, again: 0, padding, marks, tokens: None, positions, masks }
+        Self {
+            start,
+            count,
+            again: 0,
+            rows: rows.iter().map(|row| row.id).collect(),
+            prompt_ends: rows.iter().map(|row| row.prompt_end).collect(),
+            strengths: rows.iter().map(strengths).collect::<Option<Vec<_>>>().map(|it| it.concat()),
+            tokens: None,
+            positions: Positions::new(start, &padding),
+            padding,
+            masks,
+        }
+    }
+
+    /// The same step for some of its rows, in the order given: for a hook that treats them apart.
+    ///
+    /// ```
+    /// use mlxgk_kv_cache::{KvCache, LayerSpec, RowId};
+    ///
+    /// let cache = KvCache::left_padded(&[LayerSpec::Full], &[0, 3, 1]);
+    /// let step = cache.step(4).select(&[2, 1])?;
+    /// assert_eq!(step.rows(), [RowId::new(2), RowId::new(1)]);
+    /// assert_eq!(step.padding(), [1, 3]);
+    /// assert!(cache.step(4).select(&[3]).is_err());
+    /// # Ok::<(), mlxgk_kv_cache::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When a row does not exist, or MLX fails.
+    pub fn select(&self, rows: &[usize]) -> Result<Self> {
+        if let Some(row) = rows.iter().find(|&&row| row >= self.rows.len()) {
+            return Err(Error::argument(format!(
+                "row {row} of a step of {} rows",
+                self.rows.len()
+            )));
+        }
+        let tokens = self.tokens.as_ref().map(|it| {
+            let indices: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
+            it.take_axis(Array::from_slice(&indices, &[indices.len() as i32]), 0)
+        });
+        let tokens = tokens.transpose().map_err(|e| Error::mlx("selecting rows of a step", &e))?;
+        let padding: Vec<usize> = rows.iter().map(|&row| self.padding[row]).collect();
+        let strengths = self.strengths.as_ref().map(|all| {
+            let of_row = |&row: &usize| &all[row * self.count..(row + 1) * self.count];
+            rows.iter().flat_map(of_row).copied().collect()
+        });
+        Ok(Self {
+            start: self.start,
+            count: self.count,
+            again: self.again,
+            rows: rows.iter().map(|&row| self.rows[row]).collect(),
+            prompt_ends: rows.iter().map(|&row| self.prompt_ends[row]).collect(),
+            strengths,
+            tokens,
+            positions: Positions::new(self.start, &padding),
+            padding,
+            masks: self.masks.iter().map(|(spec, _)| (*spec, OnceCell::new())).collect(),
+        })
+    }
+
+    /// The names of the rows, in their order.
+    pub fn rows(&self) -> &[RowId] {
+        &self.rows
     }
 
     /// The column of the first token: how many columns the cache held before this step.
@@ -96,13 +161,13 @@ impl Step {
     /// # Panics
     /// When there is no such row.
     pub fn prompt_end(&self, row: usize) -> Option<usize> {
-        self.marks.prompt_ends[row]
+        self.prompt_ends[row]
     }
 
     /// How strongly a hook is to act on each token, row after row, where the caller
     /// [said so](crate::KvCache::set_strengths).
     pub fn strengths(&self) -> Option<&[f32]> {
-        self.marks.strengths.as_deref()
+        self.strengths.as_deref()
     }
 
     /// Attaches the ids of the step's tokens, `[batch, count]`, for hooks that look at them.
@@ -118,7 +183,7 @@ impl Step {
     }
 
     /// How many of the step's first tokens went through the model before. Only where a text is read
-    /// anew so that it can go on: beyond the original context of longrope, or without a cache. A hook
+    /// again so that it can be continued: beyond the original context of longrope, or without a cache. A hook
     /// that keeps what it sees need not keep it twice.
     pub fn again(&self) -> usize {
         self.again

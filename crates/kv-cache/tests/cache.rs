@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
 
+use std::sync::Arc;
+
 use mlx_rs::{Array, ops::indexing::TryIndexOp};
-use mlxgk_kv_cache::{ErrorKind, KvCache, LayerSpec, Mask, Positions};
+use mlxgk_kv_cache::{ErrorKind, KvCache, LayerSpec, Mask, Positions, RowId};
 
 const HEADS: i32 = 2;
 const DIM: i32 = 3;
@@ -213,7 +215,7 @@ fn prompts_end_where_they_did_whichever_rows_come_and_go() {
     feed(&mut other, 6);
     cache.join(&other).unwrap();
     let ends = |it: &KvCache| (0..it.batch()).map(|row| it.prompt_end(row)).collect::<Vec<_>>();
-    assert_eq!((cache.padding(), ends(&cache)), (&[3, 2, 0][..], vec![Some(5), Some(5), Some(6)]));
+    assert_eq!((cache.padding(), ends(&cache)), (vec![3, 2, 0], vec![Some(5), Some(5), Some(6)]));
     assert_eq!((0..3).map(|row| cache.step(1).prompt_end(row)).collect::<Vec<_>>(), ends(&cache));
     cache.select(&[1, 0]).unwrap();
     cache.join(&other).unwrap();
@@ -222,7 +224,7 @@ fn prompts_end_where_they_did_whichever_rows_come_and_go() {
     let mut short = KvCache::new(&[LayerSpec::Full], 1);
     feed(&mut short, 1);
     cache.join(&short).unwrap();
-    assert_eq!((cache.len(), cache.padding(), ends(&cache)), (4, &[0, 3][..], vec![Some(3), None]));
+    assert_eq!((cache.len(), cache.padding(), ends(&cache)), (4, vec![0, 3], vec![Some(3), None]));
 }
 
 #[test]
@@ -248,25 +250,90 @@ fn strengths_belong_to_columns() {
 }
 
 #[test]
-fn a_cache_knows_what_it_was_filled_under() {
+fn a_cache_knows_what_each_row_was_filled_under() {
+    let named = |name: &str| Some(Arc::<str>::from(name));
     let mut cache = KvCache::new(&[LayerSpec::Full], 1);
-    cache.check_steering(Some("joy")).unwrap();
+    cache.check_steering(&[named("joy")]).unwrap();
     feed(&mut cache, 2);
-    cache.set_steering(Some("joy".into()));
-    assert_eq!(cache.fork().steering(), Some("joy"));
-    cache.check_steering(Some("joy")).unwrap();
-    let error = cache.check_steering(Some("woe")).unwrap_err();
+    cache.set_steering(&[named("joy")]).unwrap();
+    assert_eq!(cache.fork().steering(0), Some("joy"));
+    cache.check_steering(&[named("joy")]).unwrap();
+    let error = cache.check_steering(&[named("woe")]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Steering);
     let error = error.to_string();
     assert!(error.contains("`joy`") && error.contains("`woe`"), "{error}");
-    let mut bare = KvCache::new(&[LayerSpec::Full], 1);
-    feed(&mut bare, 1);
-    assert!(bare.join(&cache).unwrap_err().to_string().contains("filled under"));
-    assert_eq!(bare.batch(), 1);
+    assert_eq!(cache.check_steering(&[]).unwrap_err().kind(), ErrorKind::Argument);
+    // Rows under other steerings share a batch, and each keeps its own.
+    let mut both = KvCache::new(&[LayerSpec::Full], 1);
+    feed(&mut both, 1);
+    both.join(&cache).unwrap();
+    assert_eq!((both.steering(0), both.steering(1)), (None, Some("joy")));
+    both.check_steering(&[None, named("joy")]).unwrap();
+    assert!(both.check_steering(&[named("joy"), named("joy")]).is_err());
+    both.select(&[1]).unwrap();
+    both.check_steering(&[named("joy")]).unwrap();
     let mut mixed = cache.fork();
     mixed.allow_other_steering();
-    mixed.check_steering(None).unwrap();
-    assert_eq!(mixed.steering(), None);
+    mixed.check_steering(&[None]).unwrap();
+    assert_eq!(mixed.steering(0), None);
     cache.trim(2).unwrap();
-    cache.check_steering(None).unwrap();
+    cache.check_steering(&[None]).unwrap();
+}
+
+#[test]
+fn rows_keep_their_names_wherever_they_go() {
+    let id = RowId::new;
+    let mut cache = KvCache::new(&[LayerSpec::Full], 2);
+    feed(&mut cache, 1);
+    let mut other = KvCache::new(&[LayerSpec::Full], 1);
+    feed(&mut other, 3);
+    other.set_row_ids(&[id(5)]).unwrap();
+    assert!(other.set_row_ids(&[id(1), id(2)]).unwrap_err().to_string().contains("2 names"));
+    cache.join(&other).unwrap();
+    assert_eq!(cache.row_ids(), [id(0), id(1), id(5)]);
+    cache.select(&[2, 1, 1]).unwrap();
+    assert_eq!(cache.fork().row_ids(), [id(5), id(1), id(1)]);
+    assert_eq!(cache.step(1).rows(), cache.row_ids());
+}
+
+#[test]
+fn a_step_of_some_rows_is_their_own_step() {
+    let mut cache = KvCache::left_padded(&[LayerSpec::Full, WINDOW], &[0, 3, 1]);
+    cache.set_prompt_end(6);
+    feed(&mut cache, 4);
+    cache.set_strengths(2, &[0.25, 0.5, 1.0]).unwrap();
+    let tokens = Array::from_slice(&[1_u32, 2, 3, 4, 5, 6], &[3, 2]);
+    let step = cache.step(2).with_tokens(&tokens).reading_again(1);
+    let some = step.select(&[1, 2, 1]).unwrap();
+    let mut alone = cache.fork();
+    alone.select(&[1, 2, 1]).unwrap();
+    let alone = alone.step(2);
+    assert_eq!((some.start(), some.count(), some.again()), (4, 2, 1));
+    assert_eq!((some.rows(), some.padding()), (alone.rows(), alone.padding()));
+    assert_eq!(some.strengths(), alone.strengths());
+    assert_eq!(some.strengths(), Some(&[0.5, 0.5, 1.0, 1.0, 0.5, 0.5][..]));
+    assert_eq!(some.prompt_end(2), Some(6));
+    let ids: Vec<u32> = some.tokens().unwrap().contiguous().unwrap().to_vec_exact().unwrap();
+    assert_eq!(ids, [3, 4, 5, 6, 3, 4]);
+    for spec in [LayerSpec::Full, WINDOW] {
+        let (Mask::Array(some), Mask::Array(alone)) =
+            (some.mask(spec).unwrap(), alone.mask(spec).unwrap())
+        else {
+            panic!("padded rows need a mask")
+        };
+        let read = |it: &Array| it.contiguous().unwrap().to_vec_exact::<bool>().unwrap();
+        assert_eq!((some.shape(), read(some)), (alone.shape(), read(alone)));
+    }
+    assert_eq!(step.select(&[3]).unwrap_err().kind(), ErrorKind::Argument);
+}
+
+/// A batch that lost its last row is refused where rows are needed, and no step of it panics.
+#[test]
+fn a_batch_without_rows_is_empty_and_nothing_more() {
+    let mut cache = KvCache::new(&[LayerSpec::Full], 0);
+    assert_eq!((cache.batch(), cache.padding()), (0, vec![]));
+    assert!(cache.step(1).rows().is_empty());
+    let mut other = KvCache::new(&[LayerSpec::Full], 1);
+    feed(&mut other, 2);
+    assert_eq!(cache.select(&[]).unwrap_err().kind(), ErrorKind::Argument);
 }

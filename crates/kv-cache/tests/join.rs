@@ -19,7 +19,7 @@ fn columns(names: &[f32], from: usize, count: usize, padding: &[usize]) -> Array
 }
 
 fn feed(cache: &mut KvCache, names: &[f32], count: usize) -> Vec<Array> {
-    let new = columns(names, cache.len(), count, cache.padding());
+    let new = columns(names, cache.len(), count, &cache.padding());
     let seen = (0..LAYERS.len()).map(|layer| cache.update(layer, &new, &new).unwrap().0).collect();
     cache.advance(count);
     seen
@@ -65,7 +65,7 @@ fn padding_that_all_rows_share_is_dropped() {
     let mut other = KvCache::new(&LAYERS, 1);
     feed(&mut other, &[3000.0], 2);
     one.join(&other).unwrap();
-    assert_eq!((one.len(), one.padding()), (3, &[0, 1][..]));
+    assert_eq!((one.len(), one.padding()), (3, vec![0, 1]));
     let seen = feed(&mut one, &[1000.0, 3000.0], 1);
     assert_eq!(last(&seen[0], 0, 4), [1000.0, 1001.0, 1002.0, 1003.0]);
     assert_eq!(last(&seen[1], 1, 3), [3000.0, 3001.0, 3002.0]);

@@ -7,7 +7,7 @@ use mlxgk_decoding_strategies::{
     Sampling, Stop, Stopping,
 };
 use mlxgk_generation_config::{GenerationMode, Resolved, Sources, Warning};
-use mlxgk_kv_cache::KvCache;
+use mlxgk_kv_cache::{KvCache, RowId};
 use mlxgk_logits_processors::{LogitsProcessor, ProcessorList, log_softmax};
 use mlxgk_mlx_models::{NoHook, ResidualHook};
 use mlxgk_samplers::Streams;
@@ -307,9 +307,10 @@ impl<'a> Job<'a> {
         }
         if let Some(cache) = &self.cache {
             let named = |e: mlxgk_kv_cache::Error| Error::new(ErrorKind::Request, e.to_string());
-            cache.check_steering(self.hook.name().as_deref()).map_err(named)?;
+            let names: Vec<_> = cache.row_ids().iter().map(|&row| self.hook.name(row)).collect();
+            cache.check_steering(&names).map_err(named)?;
         }
-        if self.guidance.is_some() && self.hook.budget().is_some() {
+        if self.guidance.is_some() && self.hook.budget(RowId::default()).is_some() {
             return refuse(
                 "a KL budget does not go with `guidance_scale`: it bounds the scores of each pass, \
                  not what guidance makes of two",

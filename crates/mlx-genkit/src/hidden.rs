@@ -1,6 +1,6 @@
 //! The residual stream that each token was chosen from: HF's `hidden_states`.
 
-use std::{cell::RefCell, rc::Rc};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use mlxgk_generation_config::Resolved;
 use mlxgk_mlx_models::{Decoder, HookPoint, Recording, ResidualHook};
@@ -30,7 +30,7 @@ pub(crate) struct HiddenRecorder {
     layers: Vec<usize>,
     points: Vec<HookPoint>,
     hidden_size: usize,
-    recording: Rc<RefCell<Recording>>,
+    recording: Arc<Mutex<Recording>>,
 }
 
 impl HiddenRecorder {
@@ -60,7 +60,7 @@ impl HiddenRecorder {
             _ => HookPoint::ResidPost(layer - 1),
         };
         let points: Vec<HookPoint> = layers.iter().map(point).collect();
-        let recording = Rc::new(RefCell::new(Recording::new(points.iter().copied())));
+        let recording = Arc::new(Mutex::new(Recording::new(points.iter().copied())));
         Ok(Some(Self { layers, points, hidden_size: model.hidden_size(), recording }))
     }
 
@@ -69,7 +69,7 @@ impl HiddenRecorder {
         &self,
         hook: Box<dyn ResidualHook + 'a>,
     ) -> Box<dyn ResidualHook + 'a> {
-        Box::new((hook, Rc::clone(&self.recording)))
+        Box::new((hook, Arc::clone(&self.recording)))
     }
 
     /// What row `row` of `rows` was chosen from: `tokens` new ones behind a prompt that ends before
@@ -81,7 +81,7 @@ impl HiddenRecorder {
         width: usize,
         tokens: usize,
     ) -> Result<HiddenStates> {
-        let recording = self.recording.borrow();
+        let recording = self.recording.lock().unwrap_or_else(PoisonError::into_inner);
         let mut steps = vec![Vec::with_capacity(self.layers.len()); tokens];
         for &point in &self.points {
             let (start, values) = recording.row(point, row, rows)?;

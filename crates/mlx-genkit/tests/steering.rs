@@ -351,7 +351,7 @@ fn a_cache_is_not_gone_on_with_under_another_steering() {
     let model = tiny("llama");
     let of = |alpha| Steering::from(Injection::new(vectors(&model, 6.0), alpha));
     let (_, cache) = go_on(&model, &mut hook(&model, &of(1.0)), model.decoder().new_cache(1));
-    assert!(cache.steering().unwrap().starts_with("add 1 at resid_post.0 to resid_post.1"));
+    assert!(cache.steering(0).unwrap().starts_with("add 1 at resid_post.0 to resid_post.1"));
 
     let error = generate(&model, ask(cache.fork())).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Request);
@@ -373,7 +373,7 @@ fn a_cache_is_not_gone_on_with_under_another_steering() {
     let mut fork = cache.fork();
     let error = model.decoder().forward(&[&[3]], &mut fork, &mut NoHook).unwrap_err();
     assert!(error.to_string().contains("without steering"), "{error}");
-    assert_eq!((fork.len(), fork.steering()), (cache.len(), cache.steering()));
+    assert_eq!((fork.len(), fork.steering(0)), (cache.len(), cache.steering(0)));
 
     // Alpha 0 is no steering, an equal steering is the same one, and mixing can be asked for.
     let same = generate(&model, ask(cache.fork()).hook(&mut hook(&model, &of(1.0))));
@@ -384,7 +384,7 @@ fn a_cache_is_not_gone_on_with_under_another_steering() {
     assert_eq!(mixed.sequences[0].tokens.len(), NEW);
     let mut empty = cache;
     empty.clear();
-    assert_eq!(empty.steering(), None);
+    assert_eq!(empty.steering(0), None);
     generate(&model, ask(empty)).unwrap();
 }
 

@@ -48,7 +48,7 @@ impl Pass<'_> {
 }
 
 /// What a family supplies per layer.
-pub(crate) trait Block: Debug {
+pub(crate) trait Block: Debug + Send {
     /// What the token mixer adds to `hidden`, `[batch, tokens, hidden]`.
     fn mix(&self, layer: usize, hidden: &Array, pass: &mut Pass<'_>) -> Result<Array>;
 

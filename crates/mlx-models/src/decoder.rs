@@ -1,6 +1,6 @@
 //! The one decoder loop: embed, blocks, norm, head.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use mlx_rs::{
     Array, Device, DeviceType, Dtype,
@@ -239,7 +239,7 @@ impl Decoder {
         if !cache.layers().eq(self.layers.iter().copied()) {
             return Err(Error::new(ErrorKind::Cache, "the cache was made for another model"));
         }
-        Ok(cache.check_steering(hook.name().as_deref())?)
+        Ok(cache.check_steering(&names(cache, hook))?)
     }
 
     /// Whether a text of so many columns is read with longrope's long factors.
@@ -263,7 +263,7 @@ impl Decoder {
         let step = cache.step(count).with_tokens(tokens).reading_again(again);
         let hidden = self.run(tokens, &step, long, cache, hook)?;
         cache.advance(count);
-        cache.set_steering(hook.name());
+        cache.set_steering(&names(cache, hook))?;
         Ok(hidden)
     }
 
@@ -464,4 +464,9 @@ impl Decoder {
             logit_cap: self.options.logit_cap,
         }
     }
+}
+
+/// What a hook does to each of a cache's rows, by name.
+fn names(cache: &KvCache, hook: &dyn ResidualHook) -> Vec<Option<Arc<str>>> {
+    cache.row_ids().into_iter().map(|row| hook.name(row)).collect()
 }

@@ -3,10 +3,13 @@
 //! The decoder loop calls the hook and nothing else does, so whatever drives the loop (a batch,
 //! beams, a draft, a chunked prompt) is hooked in the same way.
 
-use std::{cell::RefCell, collections::BTreeMap, rc::Rc, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use mlx_rs::Array;
-use mlxgk_kv_cache::Step;
+use mlxgk_kv_cache::{RowId, Step};
 
 use crate::Result;
 
@@ -48,8 +51,11 @@ impl std::fmt::Display for HookPoint {
 }
 
 /// Called by the decoder loop at every [`HookPoint`], in order, once per forward pass.
-pub trait ResidualHook {
-    /// Returns the residual stream to go on with, `[batch, tokens, hidden]`, in the dtype it came in.
+///
+/// A hook moves with the request it belongs to, so it is `Send`; one that its owner looks into while
+/// something else drives it stands behind an `Arc<Mutex<_>>`.
+pub trait ResidualHook: Send {
+    /// Returns the residual stream to continue with, `[batch, tokens, hidden]`, in the dtype it came in.
     /// Returning `hidden` itself costs nothing.
     ///
     /// `step` says which absolute positions the tokens stand at; a hook must depend on those and
@@ -59,18 +65,20 @@ pub trait ResidualHook {
     /// A hook's error ends the forward pass; the cache is as it was before it.
     fn apply(&mut self, point: HookPoint, hidden: Array, step: &Step) -> Result<Array>;
 
-    /// What the hook does to the stream, as a name; `None` for one that only looks on. A cache
-    /// remembers it, and a pass under another name is refused
+    /// What the hook does to the stream of a row, as a name; `None` where it only looks on. A cache
+    /// remembers it by row, and a pass under another name is refused
     /// ([`KvCache::check_steering`](mlxgk_kv_cache::KvCache::check_steering)).
-    fn name(&self) -> Option<Arc<str>> {
+    fn name(&self, row: RowId) -> Option<Arc<str>> {
+        let _ = row;
         None
     }
 
-    /// How far the hook may move the choice of a token: the most that KL(hooked ‖ unhooked) may be,
+    /// How far the hook may move the choice of a row's token: the most that KL(hooked ‖ unhooked) may be,
     /// in nats. A loop that chooses tokens keeps to it by scaling the hook down with
     /// [`KvCache::set_strengths`](mlxgk_kv_cache::KvCache::set_strengths), for which `apply` has to
     /// heed [`Step::strengths`].
-    fn budget(&self) -> Option<f64> {
+    fn budget(&self, row: RowId) -> Option<f64> {
+        let _ = row;
         None
     }
 }
@@ -80,12 +88,12 @@ impl<H: ResidualHook + ?Sized> ResidualHook for &mut H {
         (**self).apply(point, hidden, step)
     }
 
-    fn name(&self) -> Option<Arc<str>> {
-        (**self).name()
+    fn name(&self, row: RowId) -> Option<Arc<str>> {
+        (**self).name(row)
     }
 
-    fn budget(&self) -> Option<f64> {
-        (**self).budget()
+    fn budget(&self, row: RowId) -> Option<f64> {
+        (**self).budget(row)
     }
 }
 
@@ -94,28 +102,33 @@ impl<H: ResidualHook + ?Sized> ResidualHook for Box<H> {
         (**self).apply(point, hidden, step)
     }
 
-    fn name(&self) -> Option<Arc<str>> {
-        (**self).name()
+    fn name(&self, row: RowId) -> Option<Arc<str>> {
+        (**self).name(row)
     }
 
-    fn budget(&self) -> Option<f64> {
-        (**self).budget()
+    fn budget(&self, row: RowId) -> Option<f64> {
+        (**self).budget(row)
     }
 }
 
 /// A hook that its owner looks into while something else drives it.
-impl<H: ResidualHook> ResidualHook for Rc<RefCell<H>> {
+impl<H: ResidualHook + ?Sized> ResidualHook for Arc<Mutex<H>> {
     fn apply(&mut self, point: HookPoint, hidden: Array, step: &Step) -> Result<Array> {
-        self.borrow_mut().apply(point, hidden, step)
+        locked(self).apply(point, hidden, step)
     }
 
-    fn name(&self) -> Option<Arc<str>> {
-        self.borrow().name()
+    fn name(&self, row: RowId) -> Option<Arc<str>> {
+        locked(self).name(row)
     }
 
-    fn budget(&self) -> Option<f64> {
-        self.borrow().budget()
+    fn budget(&self, row: RowId) -> Option<f64> {
+        locked(self).budget(row)
     }
+}
+
+/// A hook is used by one pass at a time, so a panic elsewhere leaves it as a failed pass does.
+fn locked<H: ?Sized>(hook: &Mutex<H>) -> MutexGuard<'_, H> {
+    hook.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Two hooks in succession: the second sees what the first returned.
@@ -125,15 +138,15 @@ impl<A: ResidualHook, B: ResidualHook> ResidualHook for (A, B) {
         self.1.apply(point, hidden, step)
     }
 
-    fn name(&self) -> Option<Arc<str>> {
-        match (self.0.name(), self.1.name()) {
+    fn name(&self, row: RowId) -> Option<Arc<str>> {
+        match (self.0.name(row), self.1.name(row)) {
             (Some(a), Some(b)) => Some(format!("{a}; {b}").into()),
             (one, other) => one.or(other),
         }
     }
 
-    fn budget(&self) -> Option<f64> {
-        match (self.0.budget(), self.1.budget()) {
+    fn budget(&self, row: RowId) -> Option<f64> {
+        match (self.0.budget(row), self.1.budget(row)) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (one, other) => one.or(other),
         }

@@ -16,7 +16,7 @@ use std::{
 use mlx_genkit::{
     GenerationConfig, Message, Model, Request, ResidualHook, Seed,
     generation_config::{Kwargs, Sources},
-    kv_cache::KvCache,
+    kv_cache::{KvCache, RowId},
     logits_processors::Context,
     steering::SteeringHook,
     stream,
@@ -162,7 +162,7 @@ impl<'a> Conversation<'a> {
         self.cache = None;
     }
 
-    /// Steers otherwise from now on. What was said stays, and is read anew with the next message: the
+    /// Steers otherwise from now on. The conversation stays, and is read again with the next message: the
     /// cache holds it as the former steering left it.
     fn steer(&mut self, steering: Option<SteeringHook>) {
         self.steering = steering;
@@ -171,7 +171,7 @@ impl<'a> Conversation<'a> {
     }
 
     fn steering(&self) -> String {
-        match self.steering.as_ref().and_then(ResidualHook::name) {
+        match self.steering.as_ref().and_then(|it| it.name(RowId::default())) {
             Some(name) => format!("steering: {name}"),
             None => "no steering".to_owned(),
         }

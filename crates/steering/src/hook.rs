@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use mlx_rs::{Array, Dtype, ops::select};
-use mlxgk_kv_cache::Step;
+use mlxgk_kv_cache::{RowId, Step};
 use mlxgk_mlx_models::{HookPoint, ResidualHook};
 
 use crate::{
@@ -75,11 +75,11 @@ impl ResidualHook for SteeringHook {
         Ok(steered.map_err(|it| it.of(format_args!("steering at {point}")))?)
     }
 
-    fn name(&self) -> Option<Arc<str>> {
+    fn name(&self, _: RowId) -> Option<Arc<str>> {
         self.name.clone()
     }
 
-    fn budget(&self) -> Option<f64> {
+    fn budget(&self, _: RowId) -> Option<f64> {
         self.budget
     }
 }

@@ -3,7 +3,7 @@
 use mlx_genkit::{
     Capture, HookPoint, Model, NoHook, ResidualHook, Result,
     decoding_strategies::{DEFAULT_PREFILL_CHUNK, DecoderSession, LanguageModel, LeftPadded},
-    kv_cache::KvCache,
+    kv_cache::{KvCache, RowId},
     mlx_models::{Error as ModelError, ErrorKind as ModelErrorKind},
 };
 use mlx_rs::{
@@ -88,7 +88,7 @@ impl Text<'_> {
     fn hidden(self, model: &Model, hook: &mut dyn ResidualHook, answered: usize) -> Result<Array> {
         let tokens = [self.prompt, &self.answer[..answered]].concat();
         let mut cache = model.decoder().new_cache(1);
-        if hook.budget().is_some() {
+        if hook.budget(RowId::default()).is_some() {
             // Read as it would have been generated, for how strongly each token is steered.
             cache = self.read_by_token(model, hook, answered)?;
             cache.rewind();

@@ -38,7 +38,7 @@ impl<'a> ContrastiveSession<'a> {
         chunk: usize,
         mut hook: impl ResidualHook + 'a,
     ) -> Result<Self> {
-        refuse_budget(&hook, "contrastive search")?;
+        refuse_budget(&hook, prompts.rows().len(), "contrastive search")?;
         let mut cache = model.new_padded_cache(prompts.padding());
         cache.plan(prompts.width());
         let rows: Vec<&[u32]> = prompts.rows().iter().map(Vec::as_slice).collect();
