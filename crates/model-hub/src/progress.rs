@@ -1,0 +1,26 @@
+//! What a caller sees of a download while it runs.
+
+/// Told how a download proceeds; a command line draws bars with it.
+///
+/// All methods do nothing by default, so that an implementation takes only what it shows.
+pub trait Progress {
+    /// The model's commit and the files that are missing, with their sizes in bytes, before the first
+    /// byte is fetched.
+    fn start(&mut self, _commit: &str, _files: &[(String, u64)]) {}
+
+    /// `bytes` of the file with this index are there; at first those that an earlier download left.
+    /// The number falls where a damaged beginning has to be fetched again.
+    fn advance(&mut self, _file: usize, _bytes: u64) {}
+
+    /// The file with this index is complete and checked.
+    fn finish(&mut self, _file: usize) {}
+
+    /// Something worth a line: a retry, a wait that the hub asked for.
+    fn note(&mut self, _message: &str) {}
+}
+
+/// Shows nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoProgress;
+
+impl Progress for NoProgress {}
