@@ -13,6 +13,8 @@ mod macos;
 #[cfg(target_os = "linux")]
 mod mlxc;
 #[cfg(target_os = "linux")]
+mod paths;
+#[cfg(target_os = "linux")]
 mod recipe;
 mod tools;
 #[cfg(target_os = "linux")]

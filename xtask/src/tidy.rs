@@ -59,8 +59,7 @@ fn is_ours(path: &Path) -> bool {
 /// What is wrong with one file.
 fn faults_in(name: &Path, text: &str) -> Vec<String> {
     let mut faults = Vec::new();
-    let is_module = name.extension().is_some_and(|extension| extension == "rs")
-        && !name.starts_with("xtask/native");
+    let is_module = name.extension().is_some_and(|extension| extension == "rs");
     // A crate may open with its README instead.
     if is_module && !text.starts_with("//!") && !text.starts_with("#![doc = include_str!") {
         faults.push(format!("{}:1: does not open with `//!`", name.display()));

@@ -24,15 +24,16 @@ pub(crate) fn attention(
     soft_cap: Option<f32>,
     backend: Backend,
 ) -> Result<Array> {
+    let of_mlx = || match mask {
+        Mask::None => None,
+        Mask::Causal => Some(ScaledDotProductAttentionMask::Causal),
+        Mask::Array(it) => Some(ScaledDotProductAttentionMask::Array(it)),
+    };
     if let Backend::Native(native) = backend {
-        return native.attention(queries, keys, values, scale, mask, soft_cap);
+        return native.attention(queries, keys, values, scale, of_mlx(), soft_cap);
     }
     if let (None, Backend::Gpu) = (soft_cap, backend) {
-        let mask = match mask {
-            Mask::None => None,
-            Mask::Causal => Some(ScaledDotProductAttentionMask::Causal),
-            Mask::Array(it) => Some(ScaledDotProductAttentionMask::Array(it)),
-        };
+        let mask = of_mlx();
         return scaled_dot_product_attention(queries, keys, values, scale, mask, None::<&Array>);
     }
 

@@ -22,7 +22,8 @@ impl Backend {
         if is_gpu()? {
             return Ok(Self::Gpu);
         }
-        Ok(Native::new(dtype).map_or(Self::Composed, Self::Native))
+        let native = Native::new().filter(|_| dtype == Dtype::Float32);
+        Ok(native.map_or(Self::Composed, Self::Native))
     }
 
     /// The operations of our own, where they are used.

@@ -30,12 +30,12 @@ mod families;
 mod hooks;
 mod linear;
 mod moe;
-#[cfg_attr(not(target_os = "linux"), path = "native_absent.rs")]
-mod native;
 mod norm;
 mod recording;
 mod rope;
 mod weights;
+
+use mlxgk_native as native;
 
 pub use self::components::{Components, detect_components};
 pub use self::decoder::{ComputeDtype, Decoder};

@@ -4,13 +4,13 @@
 //! that it is whole, and a file lock keeps two setups from building at once.
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use super::recipe::{self, Recipe};
 use super::tools::{self, Tool};
 use super::{bindings, mlxc, wheels};
-use crate::failure::{Context, Failure, Result};
+use crate::failure::{Context, Result};
 use crate::workspace;
 
 const TOOLS: &[Tool] = &[
@@ -83,7 +83,7 @@ fn make(recipe: &Recipe, build: &Path, home: &Path) -> Result<()> {
     let library = recipe::library(home);
     mlxc::build(&sources, &wheels, &unfinished, &library)?;
     eprintln!("setup: writing its Rust declarations");
-    bindings::write(&sources, &wheels, &unfinished.join("bindings.rs"))?;
+    bindings::write(&sources, &wheels, &unfinished)?;
     wheels.remove_build_only()?;
 
     fs::rename(&unfinished, home).context(|| format!("cannot create {}", home.display()))
@@ -115,23 +115,4 @@ fn remove_others(home: &Path) {
             eprintln!("setup: cannot remove {}: {error}", other.display());
         }
     }
-}
-
-/// A path as text, for the tools and files that take nothing else.
-pub(super) fn utf8(path: &Path) -> Result<&str> {
-    path.to_str().ok_or_else(|| {
-        Failure::usage(format!("the path {} is not UTF-8, which cargo needs", path.display()))
-    })
-}
-
-/// The files of a folder with this extension, in name order.
-pub(super) fn files_with_extension(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
-    let entries =
-        fs::read_dir(folder).context(|| format!("cannot read {}", folder.display()))?.flatten();
-    let mut files: Vec<PathBuf> = entries
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|found| found == extension))
-        .collect();
-    files.sort();
-    Ok(files)
 }

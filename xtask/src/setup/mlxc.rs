@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use super::linux::files_with_extension;
+use super::paths::{OUR_SOURCES, files_below, files_with_extension};
 use super::wheels::{self, Wheels};
 use crate::failure::{Context, Failure, Result};
 use crate::{process, workspace};
@@ -44,36 +44,63 @@ pub(super) fn fetch_sources(root: &Path, triple: &str) -> Result<PathBuf> {
     Ok(manifest.with_file_name("src").join("mlx-c"))
 }
 
-/// Compiles mlx-c and our own few sources into `home/lib`, to be found at `final_path` one day.
+/// A source file, and the name of the object file made from it.
+#[derive(Debug)]
+struct Unit {
+    source: PathBuf,
+    object: String,
+    ours: bool,
+}
+
+/// Everything that is compiled: mlx-c's sources and our own. Objects are named after the whole path,
+/// since two folders may hold files of one name.
+fn units(mlxc: &Path, ours: &Path) -> Result<Vec<Unit>> {
+    let mut units = Vec::new();
+    for (folder, files, ours) in [
+        (mlxc, files_with_extension(&mlxc.join("mlx/c"), "cpp")?, false),
+        (ours, files_below(ours)?, true),
+    ] {
+        for source in files {
+            if source.extension().is_some_and(|extension| extension == "cpp") {
+                let within = source.strip_prefix(folder).unwrap_or(&source);
+                let name = within.with_extension("o").to_string_lossy().replace('/', "-");
+                let object = format!("{}-{name}", if ours { "mlxgk" } else { "mlxc" });
+                units.push(Unit { source, object, ours });
+            }
+        }
+    }
+    Ok(units)
+}
+
+/// Compiles mlx-c and our own sources into `home/lib`, to be found at `final_path` one day.
 pub(super) fn build(sources: &Path, wheels: &Wheels, home: &Path, final_path: &Path) -> Result<()> {
-    let native = workspace::root().join("xtask/native");
+    let ours = workspace::root().join(OUR_SOURCES);
     let objects_folder = home.join("objects");
     fs::create_dir_all(&objects_folder)
         .context(|| format!("cannot create {}", objects_folder.display()))?;
 
-    let mut files = files_with_extension(&sources.join("mlx/c"), "cpp")?;
-    files.extend(files_with_extension(&native, "cpp")?);
+    let mut units = units(sources, &ours)?;
     // Largest first: the long one must not start last.
-    files.sort_by_key(|file| std::cmp::Reverse(fs::metadata(file).map_or(0, |data| data.len())));
+    let size = |unit: &Unit| fs::metadata(&unit.source).map_or(0, |data| data.len());
+    units.sort_by_key(|unit| std::cmp::Reverse(size(unit)));
 
-    let compile = |file: &PathBuf| {
-        let object = objects_folder.join(file.file_name().unwrap_or_default()).with_extension("o");
-        let ours = file.starts_with(&native);
+    let compile = |unit: &Unit| {
+        let object = objects_folder.join(&unit.object);
         let mut command = Command::new("g++");
-        command.args(["-std=c++20", "-fPIC", "-c"]).arg(file).arg("-o").arg(&object);
-        if ours {
+        command.args(["-std=c++20", "-fPIC", "-c"]).arg(&unit.source).arg("-o").arg(&object);
+        if unit.ours {
             // Loops over registers must be unrolled; vectors are passed to nothing outside a file.
             command.args(["-O3", "-Wall", "-Wno-psabi", "-Wno-unused-variable"]);
-            command.arg("-I").arg(wheels.blas_headers());
+            command.arg("-I").arg(&ours).arg("-I").arg(wheels.blas_headers());
         } else {
             command.args(["-O2", "-w"]);
         }
-        command.arg("-include").arg(native.join("prelude.h"));
+        command.arg("-include").arg(ours.join("shim/prelude.h"));
         command.arg("-I").arg(sources).arg("-I").arg(wheels.mlx_headers());
         process::capture(&mut command)?;
         Ok(object)
     };
-    let objects = in_parallel(&files, compile)?;
+    let objects = in_parallel(&units, compile)?;
 
     let mut link = Command::new("g++");
     link.arg("-shared").arg("-o").arg(home.join("lib").join("libmlxc.so")).args(&objects);
@@ -115,4 +142,24 @@ fn in_parallel<T: Sync, R: Send>(
         }
     });
     results.into_inner().unwrap_or_else(|poison| poison.into_inner())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_of_one_name_have_objects_of_their_own() {
+        let root = tempfile::tempdir().unwrap();
+        let (mlxc, ours) = (root.path().join("mlx-c"), root.path().join("cpp"));
+        for file in
+            [mlxc.join("mlx/c/linalg.cpp"), ours.join("ops/linalg.cpp"), ours.join("linalg.cpp")]
+        {
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, "").unwrap();
+        }
+        let units = units(&mlxc, &ours).unwrap();
+        let objects: Vec<&str> = units.iter().map(|unit| unit.object.as_str()).collect();
+        assert_eq!(objects, ["mlxc-mlx-c-linalg.o", "mlxgk-linalg.o", "mlxgk-ops-linalg.o"]);
+    }
 }

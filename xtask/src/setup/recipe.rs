@@ -1,42 +1,21 @@
 //! What setup makes, named by everything that goes into it.
 //!
-//! The name is a hash over the pins, the sources and the code that builds them, and the checkout's
-//! own path, which the library carries inside. Change any of them, or move the checkout, and setup
-//! builds anew; since the path changes with it, cargo notices too and rebuilds mlx-sys.
+//! The name is a hash over the sources, the code that builds them, the pins among it, and the
+//! checkout's own path, which the library carries inside. Change any of them, or move the checkout,
+//! and setup builds again; since the path changes with it, cargo notices too and rebuilds mlx-sys.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::linux::utf8;
-use crate::failure::{Failure, Result};
+use super::bindings;
+use super::paths::{OUR_SOURCES, files_below, utf8};
+use crate::failure::{Context, Failure, Result};
 
-/// Everything that decides what the native library is. The code that builds it is among them, so
-/// that no change to it can be forgotten here.
-const INGREDIENTS: &[&str] = &[
-    include_str!("wheels.rs"),
-    include_str!("mlxc.rs"),
-    include_str!("bindings.rs"),
-    include_str!("../../native/attention.cpp"),
-    include_str!("../../native/blas.cpp"),
-    include_str!("../../native/blas.h"),
-    include_str!("../../native/clock.cpp"),
-    include_str!("../../native/few_rows.cpp"),
-    include_str!("../../native/few_rows.h"),
-    include_str!("../../native/gate.cpp"),
-    include_str!("../../native/half_types.h"),
-    include_str!("../../native/half_types.rs"),
-    include_str!("../../native/linear.cpp"),
-    include_str!("../../native/norm.cpp"),
-    include_str!("../../native/op.cpp"),
-    include_str!("../../native/op.h"),
-    include_str!("../../native/prelude.h"),
-    include_str!("../../native/rotate.cpp"),
-    include_str!("../../native/vectors.h"),
-    include_str!("../../native/workers.cpp"),
-    include_str!("../../native/workers.h"),
-];
+/// The folders that decide what the native library is: what is compiled, and the code that builds it.
+/// Every file in them counts, so that none can be forgotten.
+const INGREDIENTS: [&str; 2] = [OUR_SOURCES, "xtask/src/setup"];
 
 /// What to make, for which machine.
 #[derive(Debug)]
@@ -50,10 +29,19 @@ impl Recipe {
     pub(super) fn new(root: &Path) -> Result<Self> {
         let triple = triple(std::env::consts::ARCH, cfg!(target_env = "gnu"))?;
         let mut hash = Sha256::new();
-        for ingredient in [utf8(root)?, triple].iter().chain(INGREDIENTS) {
+        let mut add = |ingredient: &[u8]| {
             // The length keeps two neighbours from trading text unseen.
             hash.update(ingredient.len().to_le_bytes());
             hash.update(ingredient);
+        };
+        add(utf8(root)?.as_bytes());
+        add(triple.as_bytes());
+        for folder in INGREDIENTS {
+            for file in files_below(&root.join(folder))? {
+                let text = fs::read(&file).context(|| format!("cannot read {}", file.display()))?;
+                add(utf8(file.strip_prefix(root).unwrap_or(&file))?.as_bytes());
+                add(&text);
+            }
         }
         Ok(Self { name: hex(&hash.finalize()[..6]), triple })
     }
@@ -85,10 +73,12 @@ impl Recipe {
              [target.{}.mlx]\n\
              rustc-link-search = [{}]\n\
              rustc-link-lib = [\"dylib=mlxc\"]\n\
-             rustc-env = {{ OUT_DIR = {} }}\n",
+             rustc-env = {{ OUT_DIR = {} }}\n\
+             native_ops = {}\n",
             self.triple,
             quote(&format!("native={}", search.display())),
             quote(&home.display().to_string()),
+            quote(&home.join(bindings::OF_OURS).display().to_string()),
         )
     }
 }
@@ -127,22 +117,58 @@ fn quote(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tempfile::TempDir;
+
     use super::*;
+
+    /// A checkout with the folders that a recipe reads.
+    fn checkout() -> TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for folder in INGREDIENTS {
+            fs::create_dir_all(root.path().join(folder).join("inner")).unwrap();
+            fs::write(root.path().join(folder).join("inner/file"), "text").unwrap();
+        }
+        root
+    }
+
+    fn name(root: &TempDir) -> String {
+        Recipe::new(root.path()).unwrap().name
+    }
 
     #[test]
     fn the_name_follows_the_checkout() {
-        let here = Recipe::new(Path::new("/a/checkout")).unwrap();
-        let again = Recipe::new(Path::new("/a/checkout")).unwrap();
-        let moved = Recipe::new(Path::new("/b/checkout")).unwrap();
-        assert_eq!(here.name, again.name);
-        assert_ne!(here.name, moved.name);
-        assert_eq!(here.name.len(), 12);
+        let (here, there) = (checkout(), checkout());
+        assert_eq!(name(&here), name(&here));
+        assert_ne!(name(&here), name(&there));
+        assert_eq!(name(&here).len(), 12);
+    }
+
+    #[test]
+    fn the_name_follows_every_file_that_is_compiled_or_builds() {
+        let root = checkout();
+        let mut names = vec![name(&root)];
+        for folder in INGREDIENTS {
+            let folder = root.path().join(folder);
+            let new = folder.join("ops");
+            fs::create_dir_all(&new).unwrap();
+            fs::write(new.join("new.cpp"), "first").unwrap();
+            names.push(name(&root));
+            fs::write(new.join("new.cpp"), "other").unwrap();
+            names.push(name(&root));
+            fs::rename(new.join("new.cpp"), new.join("old.cpp")).unwrap();
+            names.push(name(&root));
+            fs::write(folder.join("new.h"), "").unwrap();
+            names.push(name(&root));
+        }
+        let distinct: std::collections::HashSet<&String> = names.iter().collect();
+        assert_eq!(distinct.len(), names.len(), "{names:?}");
     }
 
     #[test]
     fn it_is_done_when_the_library_is_there_and_cargo_points_at_it() {
-        let build = std::env::temp_dir().join(format!("xtask-recipe-{}", std::process::id()));
-        let recipe = Recipe::new(Path::new("/a/checkout")).unwrap();
+        let root = checkout();
+        let build = root.path().join("build");
+        let recipe = Recipe::new(root.path()).unwrap();
         let home = recipe.home(&build);
         assert!(!recipe.is_done(&build));
         fs::create_dir_all(home.join("lib")).unwrap();
@@ -152,7 +178,6 @@ mod tests {
         assert!(recipe.is_done(&build));
         fs::write(config_file(&build), "# edited\n").unwrap();
         assert!(!recipe.is_done(&build), "the configuration was changed");
-        fs::remove_dir_all(&build).unwrap();
     }
 
     #[test]
@@ -162,6 +187,7 @@ mod tests {
         assert!(text.contains("[target.aarch64-unknown-linux-gnu.mlx]"));
         assert!(text.contains(r#"["native=/a \"b\"/c\\d/lib"]"#), "{text}");
         assert!(text.contains(r#"OUT_DIR = "/a \"b\"/c\\d""#), "{text}");
+        assert!(text.contains(r#"native_ops = "/a \"b\"/c\\d/native_ops.rs""#), "{text}");
     }
 
     #[test]

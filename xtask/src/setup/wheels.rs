@@ -8,7 +8,7 @@ use std::process::Command;
 
 use sha2::{Digest, Sha256};
 
-use super::linux::{files_with_extension, utf8};
+use super::paths::{files_with_extension, utf8};
 use super::recipe::hex;
 use crate::failure::{Context, Failure, Result};
 use crate::process;

@@ -1,13 +1,13 @@
 // A general product copies the weights into blocks first, which pays off when every block meets many
 // rows. Here the weights are read once, in the order they lie in, and meet all rows in registers.
 
-#include "few_rows.h"
+#include "ops/few_rows.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
+#include <optional>
 
-#include "workers.h"
+#include "ops/memory.h"
+#include "ops/workers.h"
 
 using namespace vectors;
 
@@ -99,49 +99,30 @@ void do_rows(int m, int n, int k, const float* x, long x_row, const Bf16* w, lon
   in_halves<const Bf16*, long>(rows_of_bf16, m, n, k, x, x_row, w, w_row, y, y_row);
 }
 
-// The inputs, each row at the beginning of a cache line: every load of a vector that straddles two
-// lines costs double, and the inputs are read once for every column.
+// The inputs, each row at the beginning of a cache line: they are read once for every column.
 class Aligned {
  public:
   Aligned(int m, int k, const float* x, long x_row) : row_((k + kLanes - 1) / kLanes * kLanes) {
-    const std::size_t bytes = sizeof(float) * m * row_;
-    if (bytes > sizeof here_) more_.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
+    const long floats = m * row_;
+    if (floats > kHere) more_.emplace(floats);
     for (int i = 0; i < m; ++i) std::copy_n(x + i * x_row, k, data() + i * row_);
   }
 
-  float* data() { return more_ ? more_.get() : here_; }
+  float* data() { return more_ ? more_->data() : here_; }
   long row() const { return row_; }
 
  private:
-  struct Free {
-    void operator()(float* it) const { std::free(it); }
-  };
+  static constexpr long kHere = 8 * 1024;
+
   long row_;
-  alignas(64) float here_[8 * 1024];
-  std::unique_ptr<float, Free> more_;
-};
-
-template <typename Weight>
-struct Product {
-  int m, n, k, chunk;
-  const float* x;
-  long x_row;
-  const Weight* w;
-  long w_row;
-  float* y;
-  long y_row;
-
-  static void do_chunk(const void* context, int index) {
-    const Product& it = *static_cast<const Product*>(context);
-    const long from = static_cast<long>(index) * it.chunk;
-    const int n = static_cast<int>(std::min<long>(it.chunk, it.n - from));
-    do_rows(it.m, n, it.k, it.x, it.x_row, it.w + from * it.w_row, it.w_row, it.y + from, it.y_row);
-  }
+  alignas(64) float here_[kHere];
+  std::optional<memory::Floats> more_;
 };
 
 template <typename Weight>
 void shared(int m, int n, int k, const float* x, long x_row, const Weight* w, long w_row, float* y,
             long y_row) {
+  if (m <= 0 || n <= 0) return;
   Aligned inputs(m, k, x, x_row);
   // Products in a chunk: it takes a core a few microseconds, several times as long as handing it
   // over, and the first rows of a chunk, which no prefetch was ahead of, are few among its rows.
@@ -149,8 +130,11 @@ void shared(int m, int n, int k, const float* x, long x_row, const Weight* w, lo
   const long share = std::clamp<long>(products / 16, 1 << 16, 1 << 18);
   const long columns = std::max<long>(share / (static_cast<long>(m) * std::max(k, 1)), 1);
   const int chunk = static_cast<int>(std::min<long>((columns + 23) / 24 * 24, n));
-  const Product<Weight> product{m, n, k, chunk, inputs.data(), inputs.row(), w, w_row, y, y_row};
-  workers::share((n + chunk - 1) / chunk, Product<Weight>::do_chunk, &product);
+  workers::share(workers::chunks(n, chunk), [&](int index, int) {
+    const long from = static_cast<long>(index) * chunk;
+    const int count = static_cast<int>(std::min<long>(chunk, n - from));
+    do_rows(m, count, k, inputs.data(), inputs.row(), w + from * w_row, w_row, y + from, y_row);
+  });
 }
 
 }  // namespace

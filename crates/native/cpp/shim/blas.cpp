@@ -12,33 +12,32 @@
 #include <atomic>
 #include <thread>
 
-#include "blas.h"
-#include "few_rows.h"
+#include "ops/few_rows.h"
+#include "shim/blas.h"
 
 namespace {
 
-// The way out. MLX's threads compute on while the process exits, and OpenBLAS, which then takes its
-// own threads and tables down, crashes or waits for ever if a product comes in between. So before
-// OpenBLAS is taken down (the loader ends this library first, since it depends on OpenBLAS), the
-// door is shut: the products under way are finished, and later ones are not computed. No one is
-// left to read them.
-std::atomic<bool> shut{false};
-std::atomic<long> under_way{0};
+// Process exit. MLX's threads go on computing while the process exits, and OpenBLAS, which then takes
+// its own threads and tables down, crashes or waits for ever if a product comes in between. The loader
+// ends this library before OpenBLAS, since it depends on it. At that point products are closed: those
+// that are running are finished, and later ones are not computed. Nobody is left to read them.
+std::atomic<bool> closed{false};
+std::atomic<long> running{0};
 
-class Visit {
+class Call {
  public:
-  Visit() { ++under_way; }
-  ~Visit() { --under_way; }
-  Visit(const Visit&) = delete;
-  Visit& operator=(const Visit&) = delete;
+  Call() { ++running; }
+  ~Call() { --running; }
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
 
-  bool too_late() const { return shut; }
+  bool is_too_late() const { return closed; }
 };
 
-[[gnu::destructor]] void shut_the_door() {
-  // In this order: who counts himself after the wait has ended sees the door shut.
-  shut = true;
-  while (under_way != 0) std::this_thread::yield();
+[[gnu::destructor]] void close_at_exit() {
+  // In this order: a call that is counted after the wait has ended finds products closed.
+  closed = true;
+  while (running != 0) std::this_thread::yield();
 }
 
 inline void gemv(CBLAS_TRANSPOSE trans, int rows, int columns, float alpha, const float* a, int lda,
@@ -78,8 +77,8 @@ extern "C" {
 void cblas_sgemm(CBLAS_ORDER order, CBLAS_TRANSPOSE a_trans, CBLAS_TRANSPOSE b_trans, int m, int n,
                  int k, float alpha, const float* a, int lda, const float* b, int ldb, float beta,
                  float* c, int ldc) {
-  const Visit visit;
-  if (visit.too_late()) return;
+  const Call call;
+  if (call.is_too_late()) return;
   if (one_row_or_column(order, a_trans, b_trans, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc))
     return;
   const bool by_weights = order == CblasRowMajor && a_trans == CblasNoTrans && b_trans == CblasTrans;
@@ -93,8 +92,8 @@ void cblas_sgemm(CBLAS_ORDER order, CBLAS_TRANSPOSE a_trans, CBLAS_TRANSPOSE b_t
 void cblas_dgemm(CBLAS_ORDER order, CBLAS_TRANSPOSE a_trans, CBLAS_TRANSPOSE b_trans, int m, int n,
                  int k, double alpha, const double* a, int lda, const double* b, int ldb,
                  double beta, double* c, int ldc) {
-  const Visit visit;
-  if (visit.too_late()) return;
+  const Call call;
+  if (call.is_too_late()) return;
   if (one_row_or_column(order, a_trans, b_trans, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc))
     return;
   scipy_cblas_dgemm(order, a_trans, b_trans, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
@@ -103,8 +102,8 @@ void cblas_dgemm(CBLAS_ORDER order, CBLAS_TRANSPOSE a_trans, CBLAS_TRANSPOSE b_t
 void cblas_cgemm(CBLAS_ORDER order, CBLAS_TRANSPOSE a_trans, CBLAS_TRANSPOSE b_trans, int m, int n,
                  int k, const void* alpha, const void* a, int lda, const void* b, int ldb,
                  const void* beta, void* c, int ldc) {
-  const Visit visit;
-  if (visit.too_late()) return;
+  const Call call;
+  if (call.is_too_late()) return;
   scipy_cblas_cgemm(order, a_trans, b_trans, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
 

@@ -1,4 +1,4 @@
-#include "workers.h"
+#include "ops/workers.h"
 
 #include <atomic>
 #include <chrono>
@@ -12,19 +12,21 @@ namespace {
 
 // A thread takes longer to wake than a small product takes, and the next one is never far while text
 // is generated. So it looks out for work this long before it sleeps, and lets others run meanwhile.
-constexpr std::chrono::milliseconds kPatience{2};
+constexpr std::chrono::milliseconds kSpin{2};
 
 // One piece of work at a time, handed out in chunks from the last to the first.
-class Crew {
+class ThreadPool {
  public:
-  Crew() : threads_(scipy_openblas_get_num_threads()) {
-    for (int i = 1; i < threads_; ++i) std::thread([this] { wait_for_work(); }).detach();
+  ThreadPool() : threads_(scipy_openblas_get_num_threads()) {
+    for (int i = 1; i < threads_; ++i) std::thread([this, i] { wait_for_work(i); }).detach();
   }
 
-  void share(int chunks, void (*work)(const void*, int), const void* context) {
+  int threads() const { return threads_; }
+
+  void share(int chunks, void (*work)(const void*, int, int), const void* context) {
     std::unique_lock<std::mutex> alone(in_use_, std::defer_lock);
-    if (chunks == 1 || threads_ == 1 || !alone.try_lock()) {
-      for (int chunk = 0; chunk < chunks; ++chunk) work(context, chunk);
+    if (chunks <= 1 || threads_ == 1 || !alone.try_lock()) {
+      for (int chunk = 0; chunk < chunks; ++chunk) work(context, chunk, 0);
       return;
     }
     work_ = work;
@@ -35,39 +37,39 @@ class Crew {
                 std::memory_order_release);
     turn_.store(turn, std::memory_order_release);
     turn_.notify_all();
-    take_chunks(turn);
+    take_chunks(turn, 0);
     while (undone_.load(std::memory_order_acquire) != 0) std::this_thread::yield();
   }
 
  private:
   // A chunk is taken only while the turn is the one that the thread woke for. What belongs to the
   // turn stays as it is until the chunk is done, since the caller waits for that.
-  void take_chunks(std::uint32_t turn) {
+  void take_chunks(std::uint32_t turn, int worker) {
     std::uint64_t left = left_.load(std::memory_order_acquire);
     while (left >> 32 == turn && static_cast<std::uint32_t>(left) != 0) {
       if (!left_.compare_exchange_weak(left, left - 1, std::memory_order_acq_rel)) continue;
-      work_(context_, static_cast<int>(static_cast<std::uint32_t>(left)) - 1);
+      work_(context_, static_cast<int>(static_cast<std::uint32_t>(left)) - 1, worker);
       undone_.fetch_sub(1, std::memory_order_release);
       left = left_.load(std::memory_order_acquire);
     }
   }
 
-  void wait_for_work() {
+  void wait_for_work(int worker) {
     std::uint32_t seen = 0;
     for (;;) {
       const auto since = std::chrono::steady_clock::now();
       while (turn_.load(std::memory_order_acquire) == seen &&
-             std::chrono::steady_clock::now() - since < kPatience)
+             std::chrono::steady_clock::now() - since < kSpin)
         std::this_thread::yield();
       turn_.wait(seen, std::memory_order_acquire);
       seen = turn_.load(std::memory_order_acquire);
-      take_chunks(seen);
+      take_chunks(seen, worker);
     }
   }
 
   const int threads_;
   std::mutex in_use_;
-  void (*work_)(const void*, int) = nullptr;
+  void (*work_)(const void*, int, int) = nullptr;
   const void* context_ = nullptr;
   // The turn's number above, the chunks not yet taken below.
   std::atomic<std::uint64_t> left_{0};
@@ -76,17 +78,20 @@ class Crew {
 };
 
 // Never taken down: its threads look at it until the process is gone.
-Crew& crew() {
-  static Crew* const crew = new Crew;
-  return *crew;
+ThreadPool& pool() {
+  static ThreadPool* const pool = new ThreadPool;
+  return *pool;
 }
 
 }  // namespace
 
 namespace workers {
 
-void share(int chunks, void (*work)(const void* context, int chunk), const void* context) {
-  crew().share(chunks, work, context);
+int count() { return pool().threads(); }
+
+void share(int chunks, void (*work)(const void* context, int chunk, int worker),
+           const void* context) {
+  pool().share(chunks, work, context);
 }
 
 }  // namespace workers

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "vectors.h"
+#include "ops/vectors.h"
 
 namespace few_rows {
 

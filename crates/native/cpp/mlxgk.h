@@ -1,0 +1,47 @@
+// The operations of this library, for C and for the tool that declares them to Rust. This is the only
+// place where they are declared.
+//
+// Each puts a new array behind `result`, which must be an empty handle, and returns null; or it
+// returns a message, to be read before the thread's next call, and leaves `result` alone. All arrays
+// are fp32 unless something else is said here. Their shapes must be as described, which the Rust side
+// checks (src/native.rs); how they lie in memory does not matter.
+
+#pragma once
+
+#include <stdbool.h>
+
+#include "mlx/c/array.h"
+#include "mlx/c/stream.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Softmax attention. `queries` is [batch, heads, tokens, dim]; `keys` and `values` are
+// [batch, groups, columns, dim], and `groups` divides `heads`. `seen` is an empty handle, or booleans
+// of four axes, each of them 1 or that of [batch, heads, tokens, columns]. With `causal` there is a
+// column for every token, and the last token sees all of them. With `soft_cap` 0 there is none.
+const char* mlxgk_attention(mlx_array* result, mlx_array queries, mlx_array keys, mlx_array values,
+                            mlx_array seen, float scale, bool causal, float soft_cap,
+                            mlx_stream stream);
+
+// x / sqrt(mean(x²) + eps) · weight over the last axis of `x`. `weight` is [that axis].
+const char* mlxgk_rms_norm(mlx_array* result, mlx_array x, mlx_array weight, float eps,
+                           mlx_stream stream);
+
+// x · cos + rotate_half(x) · sin on the first 2 · half dimensions of `x`, [batch, heads, tokens, dim].
+// `cos` is [batch or 1, 1, tokens, 1, half]; `sin` is [the same, 1, tokens, 2, half], once with a
+// minus sign and once without.
+const char* mlxgk_rotate(mlx_array* result, mlx_array x, mlx_array cos, mlx_array sin,
+                         mlx_stream stream);
+
+// silu(gate) · up, for two arrays of one shape and at least one axis.
+const char* mlxgk_silu_gate(mlx_array* result, mlx_array gate, mlx_array up, mlx_stream stream);
+
+// x · weight', for `x` of [.., in] and bf16 `weight` of [out, in].
+const char* mlxgk_widening_product(mlx_array* result, mlx_array x, mlx_array weight,
+                                   mlx_stream stream);
+
+#ifdef __cplusplus
+}
+#endif

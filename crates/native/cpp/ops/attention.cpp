@@ -1,0 +1,334 @@
+// Softmax attention with grouped key/value heads, one operation instead of seven.
+//
+// The queries that share a key/value head are rows of one product with its keys. A decoded token has
+// few of them. Its columns are cut into parts (Flash-Decoding; Dao et al., 2023), each of which is a
+// chunk of work for one thread, and joined in their order: the parts follow from the number of columns
+// alone, so the result does not depend on how many threads there are. A prompt has many rows, and goes
+// through BLAS, a head at a time.
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <optional>
+
+#include "mlxgk.h"
+#include "ops/few_rows.h"
+#include "ops/layout.h"
+#include "ops/memory.h"
+#include "ops/op.h"
+#include "ops/vectors.h"
+#include "ops/workers.h"
+#include "shim/blas.h"
+
+using namespace vectors;
+
+namespace {
+
+constexpr float kNothing = -std::numeric_limits<float>::infinity();
+
+// c · tanh(s / c), through tanh(z) = 1 - 2 / (e^2z + 1).
+FOR_EACH_PROCESSOR
+void cap_scores(float* scores, int count, float cap) {
+  for (int i = 0; i < count; i += kLanes) {
+    const Lanes e = exp(load(scores + i) * (2.0f / cap));
+    store(scores + i, cap * (1.0f - 2.0f / (e + 1.0f)));
+  }
+}
+
+// The largest of some scores, and the sum of e^(score - largest).
+struct Powers {
+  float top, total;
+};
+
+// Replaces scores by e^(score - largest), over a whole number of vectors, of which those past the last
+// score are -inf. Where all are, nothing may be seen, and they become zeros.
+FOR_EACH_PROCESSOR
+Powers powers(float* scores, int count) {
+  Lanes most = all(kNothing);
+  for (int i = 0; i < count; i += kLanes) most = larger(most, load(scores + i));
+  float top = kNothing;
+  for (int i = 0; i < kLanes; ++i) top = std::max(top, most[i]);
+  if (top == kNothing) {
+    const bool is_nan = std::any_of(scores, scores + count, [](float it) { return it != it; });
+    if (!is_nan) {
+      std::fill_n(scores, count, 0.0f);
+      return {kNothing, 0};
+    }
+    top = 0;
+  }
+  Lanes total{};
+  for (int i = 0; i < count; i += kLanes) {
+    const Lanes power = exp(load(scores + i) - top);
+    total += power;
+    store(scores + i, power);
+  }
+  return {top, sum(total)};
+}
+
+// to[i] = from[i] · factor, added to what is there or in its place.
+FOR_EACH_PROCESSOR
+void scale(const float* from, float factor, float* to, long count, bool add) {
+  for (long i = 0; i < count; ++i) to[i] = (add ? to[i] : 0.0f) + from[i] * factor;
+}
+
+// out[row] = Σ weights[row][c] · values[c] for M rows and 64 columns of values at most.
+template <int M, int N>
+INLINE void mix_block(const float* weights, long weights_row, const float* values, long values_row,
+                      int count, float* out, long out_row) {
+  Lanes sums[M][N] = {};
+  for (int c = 0; c < count; ++c) {
+    Lanes value[N];
+    for (int n = 0; n < N; ++n) value[n] = load(values + c * values_row + n * kLanes);
+    for (int m = 0; m < M; ++m) {
+      const float weight = weights[m * weights_row + c];
+      for (int n = 0; n < N; ++n) sums[m][n] += weight * value[n];
+    }
+  }
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) store(out + m * out_row + n * kLanes, sums[m][n]);
+}
+
+FOR_EACH_PROCESSOR
+void mix(int rows, const float* weights, long weights_row, const float* values, long values_row,
+         int count, int dim, float* out, long out_row) {
+  for (int row = 0; row < rows;) {
+    const int m = rows - row >= 4 ? 4 : rows - row >= 2 ? 2 : 1;
+    const float* w = weights + row * weights_row;
+    float* to = out + row * out_row;
+    int d = 0;
+    for (; d + 4 * kLanes <= dim; d += 4 * kLanes) {
+      if (m == 4) mix_block<4, 4>(w, weights_row, values + d, values_row, count, to + d, out_row);
+      if (m == 2) mix_block<2, 4>(w, weights_row, values + d, values_row, count, to + d, out_row);
+      if (m == 1) mix_block<1, 4>(w, weights_row, values + d, values_row, count, to + d, out_row);
+    }
+    for (; d + kLanes <= dim; d += kLanes) {
+      if (m == 4) mix_block<4, 1>(w, weights_row, values + d, values_row, count, to + d, out_row);
+      if (m == 2) mix_block<2, 1>(w, weights_row, values + d, values_row, count, to + d, out_row);
+      if (m == 1) mix_block<1, 1>(w, weights_row, values + d, values_row, count, to + d, out_row);
+    }
+    for (; d < dim; ++d)
+      for (int i = 0; i < m; ++i) {
+        float total = 0;
+        for (int c = 0; c < count; ++c) total += w[i * weights_row + c] * values[c * values_row + d];
+        to[i * out_row + d] = total;
+      }
+    row += m;
+  }
+}
+
+struct Options {
+  float scale;
+  bool causal;
+  std::optional<float> soft_cap;
+};
+
+// One call's arrays: queries [batch, heads, tokens, dim], keys and values [batch, groups, columns,
+// dim], and what may be seen, [batch or 1, heads or 1, tokens or 1, columns or 1].
+class Task {
+ public:
+  Task(const op::Arrays& inputs, op::array& output, const Options& options)
+      : options_(options),
+        queries_(inputs[0]),
+        keys_(inputs[1]),
+        values_(inputs[2]),
+        seen_(inputs.size() > 3 ? inputs[3].data<bool>() : nullptr),
+        output_(output.data<float>()),
+        groups_(inputs[1].shape(1)),
+        columns_(inputs[1].shape(2)),
+        tokens_(inputs[0].shape(2)),
+        dim_(inputs[0].shape(3)),
+        heads_(inputs[0].shape(0) * groups_),
+        group_(inputs[0].shape(1) / groups_),
+        rows_(group_ * tokens_),
+        dim_row_(whole(dim_)),
+        is_few_(rows_ <= few_rows::kMost),
+        parts_(is_few_ ? workers::chunks(columns_, kPart) : 1),
+        scores_row_(whole(is_few_ ? std::min(columns_, kPart) : columns_)),
+        band_(is_few_ ? rows_ : std::clamp(kBand / std::max(scores_row_, 1), kRows, rows_)),
+        workers_(is_few_ ? workers::count() : 1),
+        scaled_(static_cast<long>(workers_) * rows_ * dim_row_),
+        scores_(static_cast<long>(workers_) * band_ * scores_row_),
+        powers_(static_cast<long>(heads_) * parts_ * rows_),
+        mixed_(parts_ > 1 ? static_cast<long>(heads_) * parts_ * rows_ * dim_ : 0) {
+    for (int axis = 0; seen_ != nullptr && axis < 4; ++axis)
+      seen_steps_[axis] = inputs[3].shape(axis) == 1 ? 0 : inputs[3].strides(axis);
+  }
+
+  void run() {
+    queries_.ready();
+    keys_.ready();
+    values_.ready();
+    if (columns_ == 0) {
+      std::fill_n(output_, static_cast<long>(heads_) * rows_ * dim_, 0.0f);
+    } else if (is_few_) {
+      few();
+    } else {
+      for (int head = 0; head < heads_; ++head) many(head);
+    }
+  }
+
+ private:
+  static int whole(int count) { return (count + kLanes - 1) / kLanes * kLanes; }
+
+  void few() {
+    workers::share(heads_ * parts_, [this](int chunk, int worker) {
+      const int head = chunk / parts_, from = chunk % parts_ * kPart;
+      const int count = std::min(kPart, columns_ - from);
+      float* queries = scaled_.data() + static_cast<long>(worker) * rows_ * dim_row_;
+      float* scores = scores_.data() + static_cast<long>(worker) * rows_ * scores_row_;
+      Powers* powers = powers_.data() + static_cast<long>(chunk) * rows_;
+      scale_queries(head, queries);
+      few_rows::multiply_alone(rows_, count, dim_, queries, dim_row_, at(keys_, head, from),
+                               keys_.row(), scores, scores_row_);
+      for (int row = 0; row < rows_; ++row)
+        powers[row] = weigh(head, row, from, count, scores + row * scores_row_);
+      mix(rows_, scores, scores_row_, at(values_, head, from), values_.row(), count, dim_,
+          parts_ == 1 ? to(head) : mixed(chunk), dim_);
+      if (parts_ == 1) join(head);
+    });
+    if (parts_ > 1) workers::share(heads_, [this](int head, int) { join(head); });
+  }
+
+  // Scales the parts of a head to their common largest score, and adds them up.
+  void join(int head) {
+    const long first = static_cast<long>(head) * parts_;
+    for (int row = 0; row < rows_; ++row) {
+      const auto of = [&](int part) { return powers_[(first + part) * rows_ + row]; };
+      float top = kNothing, total = 0;
+      for (int part = 0; part < parts_; ++part) top = std::max(top, of(part).top);
+      // A row that may see nothing has zeros in every part.
+      const auto factor = [&](int part) {
+        return top == kNothing ? 0.0f : std::exp(of(part).top - top);
+      };
+      for (int part = 0; part < parts_; ++part) total += factor(part) * of(part).total;
+      const float share = top == kNothing ? 0.0f : 1.0f / total;
+      float* out = to(head) + static_cast<long>(row) * dim_;
+      for (int part = 0; part < parts_; ++part) {
+        const float* from = parts_ == 1 ? out : mixed(first + part) + static_cast<long>(row) * dim_;
+        scale(from, factor(part) * share, out, dim_, part > 0);
+      }
+    }
+  }
+
+  // A band of rows at a time: the scores of a long prompt are far more than a cache holds, and may be
+  // more than memory does.
+  void many(int head) {
+    scale_queries(head, scaled_.data());
+    for (int from = 0; from < rows_; from += band_) {
+      const int count = std::min(band_, rows_ - from);
+      float* scores = scores_.data();
+      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, count, columns_, dim_, 1,
+                  scaled_.data() + static_cast<long>(from) * dim_row_, dim_row_, at(keys_, head, 0),
+                  keys_.row(), 0, scores, scores_row_);
+      workers::share(workers::chunks(count, kRows), [&](int chunk, int) {
+        const int end = std::min(count, (chunk + 1) * kRows);
+        for (int row = chunk * kRows; row < end; ++row) {
+          float* weights = scores + static_cast<long>(row) * scores_row_;
+          const Powers it = weigh(head, from + row, 0, columns_, weights);
+          scale(weights, it.top == kNothing ? 0.0f : 1.0f / it.total, weights, scores_row_, false);
+        }
+      });
+      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, count, dim_, columns_, 1, scores,
+                  scores_row_, at(values_, head, 0), values_.row(), 0,
+                  to(head) + static_cast<long>(from) * dim_, dim_);
+    }
+  }
+
+  // A column of keys or values of one head of one batch row, in that order.
+  const float* at(const layout::Heads& array, int head, int column) const {
+    return array.at(head / groups_, head % groups_, column);
+  }
+
+  // The output lies like the queries would: a group's rows one after another.
+  float* to(int head) { return output_ + static_cast<long>(head) * rows_ * dim_; }
+
+  // What a part of a head's columns gives.
+  float* mixed(long part) { return mixed_.data() + part * rows_ * dim_; }
+
+  void scale_queries(int head, float* to) const {
+    const long first = static_cast<long>(head % groups_) * group_;
+    for (int row = 0; row < rows_; ++row)
+      scale(queries_.at(head / groups_, first + row / tokens_, row % tokens_), options_.scale,
+            to + row * static_cast<long>(dim_row_), dim_, false);
+  }
+
+  // One query's scores with `count` columns become their powers.
+  Powers weigh(int head, int row, int from, int count, float* scores) const {
+    const int token = row % tokens_, width = whole(count);
+    // A causal token sees no column beyond its own.
+    const int end = options_.causal ? columns_ - (tokens_ - 1 - token) : columns_;
+    const int visible = std::clamp(end - from, 0, count);
+    if (options_.soft_cap) cap_scores(scores, width, *options_.soft_cap);
+    if (seen_ != nullptr) {
+      const long query_head = static_cast<long>(head % groups_) * group_ + row / tokens_;
+      const bool* seen = seen_ + head / groups_ * seen_steps_[0] + query_head * seen_steps_[1] +
+                         token * seen_steps_[2] + from * seen_steps_[3];
+      for (int i = 0; i < visible; ++i)
+        if (!seen[i * seen_steps_[3]]) scores[i] = kNothing;
+    }
+    std::fill(scores + visible, scores + width, kNothing);
+    return powers(scores, width);
+  }
+
+  // Columns in a part of a head with few rows.
+  static constexpr int kPart = 512;
+  // Rows of scores in a chunk of work, and scores in a band of rows (4 MB).
+  static constexpr int kRows = 8;
+  static constexpr int kBand = 1 << 20;
+
+  const Options options_;
+  layout::Heads queries_, keys_, values_;
+  const bool* seen_;
+  long seen_steps_[4];
+  float* output_;
+  int groups_, columns_, tokens_, dim_, heads_, group_, rows_, dim_row_;
+  bool is_few_;
+  int parts_, scores_row_, band_, workers_;
+  // By worker; by head, part and row; by head and part.
+  memory::Floats scaled_, scores_;
+  std::vector<Powers> powers_;
+  memory::Floats mixed_;
+};
+
+op::array composed(const Options& options, const op::Arrays& inputs) {
+  using namespace mlx::core;
+  const int heads = inputs[0].shape(1), groups = inputs[1].shape(1);
+  const int tokens = inputs[0].shape(2), columns = inputs[1].shape(2);
+  const array keys = repeat(inputs[1], heads / groups, 1);
+  const array values = repeat(inputs[2], heads / groups, 1);
+  array scores = matmul(inputs[0] * array(options.scale), swapaxes(keys, -1, -2));
+  if (options.soft_cap) {
+    const array cap(*options.soft_cap);
+    scores = tanh(scores / cap) * cap;
+  }
+  const array nothing(kNothing);
+  if (inputs.size() > 3) scores = where(inputs[3], scores, nothing);
+  if (options.causal) {
+    const array last = expand_dims(arange(columns - tokens, columns, 1), 1);
+    scores = where(less_equal(expand_dims(arange(0, columns, 1), 0), last), scores, nothing);
+  }
+  return matmul(softmax(scores, -1, true), values);
+}
+
+op::array attention(const Options& options, op::Arrays inputs, op::Stream stream) {
+  const auto prepare = [options](const op::Arrays& inputs, op::array& output) {
+    return op::work<Task>(inputs, output, options);
+  };
+  const auto in_mlx = [options](const op::Arrays& inputs) { return composed(options, inputs); };
+  const auto shape = inputs[0].shape();
+  return op::make("Attention", prepare, in_mlx, shape, std::move(inputs), stream);
+}
+
+}  // namespace
+
+const char* mlxgk_attention(mlx_array* result, mlx_array queries, mlx_array keys, mlx_array values,
+                            mlx_array seen, float scale, bool causal, float soft_cap,
+                            mlx_stream stream) {
+  return op::give(result, [&] {
+    op::Arrays inputs{op::of(queries), op::of(keys), op::of(values)};
+    if (seen.ctx != nullptr) inputs.push_back(op::of(seen));
+    const Options options{scale, causal,
+                          soft_cap > 0 ? std::optional<float>(soft_cap) : std::nullopt};
+    return attention(options, std::move(inputs), op::of(stream));
+  });
+}

@@ -1,0 +1,197 @@
+//! The safe face of the C++ operations, and the one module that calls C functions directly.
+//!
+//! What makes the calls sound: an operation is reached only through a [`Native`], which exists only
+//! where the linked library brings them; `check` has held shapes and types against what
+//! `cpp/mlxgk.h` asks for; arrays and stream are borrowed for the whole call; and C++ itself takes any
+//! layout in memory.
+
+#![allow(unsafe_code, reason = "C functions that mlx-rs does not know")]
+
+use mlx_rs::{Array, error::Result, fast::ScaledDotProductAttentionMask};
+use mlx_sys::mlx_array;
+
+use self::linked::{Linked, call, linked};
+use crate::check;
+
+/// A handle with no array behind it.
+const EMPTY: mlx_array = mlx_array { ctx: std::ptr::null_mut() };
+
+/// Where the linked library brings the operations.
+#[cfg(mlxgk_native_ops)]
+mod linked {
+    use std::ffi::{CStr, c_char};
+
+    use mlx_rs::{
+        Array, Stream,
+        error::{Exception, Result},
+    };
+    use mlx_sys::{mlx_array, mlx_stream};
+
+    use super::EMPTY;
+
+    // Written by setup from `cpp/mlxgk.h`.
+    include!(env!("MLXGK_NATIVE_OPS"));
+
+    pub(super) type Linked = ();
+
+    pub(super) fn linked() -> Option<Linked> {
+        Some(())
+    }
+
+    /// Calls an operation; its first and last arguments are supplied here.
+    macro_rules! call {
+        ($native:ident, $operation:ident($($argument:expr),*)) => {{
+            let Native(()) = $native;
+            // SAFETY: the caller has checked what the header asks for, and its arrays live on.
+            unsafe {
+                linked::run(|result, stream| linked::$operation(result, $($argument,)* stream))
+            }
+        }};
+    }
+    pub(super) use call;
+
+    /// Runs an operation on the current stream and takes what it returns.
+    ///
+    /// # Safety
+    /// `operation` must hand its two arguments to a function of the header as `result` and `stream`,
+    /// with the others as the header asks for.
+    pub(super) unsafe fn run(
+        operation: impl FnOnce(*mut mlx_array, mlx_stream) -> *const c_char,
+    ) -> Result<Array> {
+        let stream = Stream::thread_local_or_default();
+        let mut result = EMPTY;
+        let message = operation(&raw mut result, stream.as_ptr());
+        if message.is_null() {
+            // SAFETY: without a message the function has put a new array there, which is ours.
+            return Ok(unsafe { Array::from_ptr(result) });
+        }
+        // SAFETY: a message is a text of this thread's that stays until its next call.
+        let message = unsafe { CStr::from_ptr(message) };
+        Err(Exception::custom(message.to_string_lossy()))
+    }
+}
+
+/// Where it does not: nothing is linked, so there is no [`Native`] to call anything on.
+#[cfg(not(mlxgk_native_ops))]
+mod linked {
+    pub(super) type Linked = std::convert::Infallible;
+
+    pub(super) fn linked() -> Option<Linked> {
+        None
+    }
+
+    macro_rules! call {
+        ($native:ident, $operation:ident($($argument:expr),*)) => {{
+            let _ = || ($($argument),*);
+            match $native.0 {}
+        }};
+    }
+    pub(super) use call;
+}
+
+/// The operations. A value exists only where they can be called; it costs nothing to keep or copy.
+///
+/// All compute in fp32 on the CPU and are ordinary operations of MLX's graph: lazy, and
+/// differentiable in reverse mode. Arrays may lie in memory in any way.
+///
+/// ```
+/// use mlx_rs::Array;
+/// use mlxgk_native::Native;
+///
+/// # fn main() -> Result<(), mlx_rs::error::Exception> {
+/// let (x, weight) = (Array::from_slice(&[3.0_f32, 4.0], &[1, 2]), Array::from_slice(&[1.0_f32, 2.0], &[2]));
+/// if let Some(native) = Native::new() {
+///     let norm = native.rms_norm(&x, &weight, 0.0)?; // [3, 4] / √12.5 · [1, 2]
+///     assert_eq!(norm.shape(), [1, 2]);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Native(Linked);
+
+impl Native {
+    /// The operations, where the library that MLX is linked from brings them: on Linux, as
+    /// `cargo xtask setup` makes it. Otherwise `None`.
+    #[must_use]
+    pub fn new() -> Option<Self> {
+        linked().map(Self)
+    }
+
+    /// Softmax attention with grouped key/value heads, `softmax(scale · q kᵀ) v`.
+    ///
+    /// `queries` is `[batch, heads, tokens, dim]`, `keys` and `values` are
+    /// `[batch, groups, columns, dim]`, and `groups` divides `heads`; returns
+    /// `[batch, heads, tokens, dim]`. A mask of booleans (`true` is seen) broadcasts to
+    /// `[batch, heads, tokens, columns]`; under a causal one the last token sees every column. With
+    /// `soft_cap` c the scores become `c · tanh(s / c)` before the mask. A query that sees nothing
+    /// gets zeros.
+    ///
+    /// # Errors
+    /// When shapes or types do not fit, or `soft_cap` is not positive.
+    pub fn attention(
+        self,
+        queries: &Array,
+        keys: &Array,
+        values: &Array,
+        scale: f32,
+        mask: Option<ScaledDotProductAttentionMask<'_>>,
+        soft_cap: Option<f32>,
+    ) -> Result<Array> {
+        let seen = check::attention(queries, keys, values, mask.as_ref(), soft_cap)?;
+        let causal = matches!(mask, Some(ScaledDotProductAttentionMask::Causal));
+        call!(
+            self,
+            mlxgk_attention(
+                queries.as_ptr(),
+                keys.as_ptr(),
+                values.as_ptr(),
+                seen.as_ref().map_or(EMPTY, Array::as_ptr),
+                scale,
+                causal,
+                soft_cap.unwrap_or(0.0)
+            )
+        )
+    }
+
+    /// `x / sqrt(mean(x²) + eps) · weight` over the last axis of `x`; `weight` is `[that axis]`.
+    ///
+    /// # Errors
+    /// When shapes or types do not fit.
+    pub fn rms_norm(self, x: &Array, weight: &Array, eps: f32) -> Result<Array> {
+        check::rms_norm(x, weight)?;
+        call!(self, mlxgk_rms_norm(x.as_ptr(), weight.as_ptr(), eps))
+    }
+
+    /// Rotates the first `2 · half` dimensions of `x`, `[batch, heads, tokens, dim]`, by tables:
+    /// `x · cos + rotate_half(x) · sin`.
+    ///
+    /// `cos` is `[batch or 1, 1, tokens, 1, half]`, and `sin` `[batch or 1, 1, tokens, 2, half]`: first
+    /// `-sin`, which the second half of the dimensions is multiplied by, then `sin`.
+    ///
+    /// # Errors
+    /// When shapes or types do not fit.
+    pub fn rotate(self, x: &Array, cos: &Array, sin: &Array) -> Result<Array> {
+        check::rotate(x, cos, sin)?;
+        call!(self, mlxgk_rotate(x.as_ptr(), cos.as_ptr(), sin.as_ptr()))
+    }
+
+    /// `silu(gate) · up`, for two arrays of one shape.
+    ///
+    /// # Errors
+    /// When shapes or types do not fit.
+    pub fn silu_gate(self, gate: &Array, up: &Array) -> Result<Array> {
+        check::silu_gate(gate, up)?;
+        call!(self, mlxgk_silu_gate(gate.as_ptr(), up.as_ptr()))
+    }
+
+    /// `x weightᵀ` for `x` of `[.., in]` and bf16 `weight` of `[out, in]`: the product with the weights
+    /// in fp32, from half the memory.
+    ///
+    /// # Errors
+    /// When shapes or types do not fit.
+    pub fn widening_product(self, x: &Array, weight: &Array) -> Result<Array> {
+        check::widening_product(x, weight)?;
+        call!(self, mlxgk_widening_product(x.as_ptr(), weight.as_ptr()))
+    }
+}
