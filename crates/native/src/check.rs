@@ -66,7 +66,11 @@ pub(crate) fn attention(
             let full = [q[0], q[1], q[2], k[2]];
             let shape = seen.shape();
             let fitting = shape.len() <= 4
-                && shape.iter().rev().zip(full.iter().rev()).all(|(&it, &all)| it == 1 || it == all);
+                && shape
+                    .iter()
+                    .rev()
+                    .zip(full.iter().rev())
+                    .all(|(&it, &all)| it == 1 || it == all);
             let arrays = [("queries", queries), ("keys", keys), ("mask", *seen)];
             fits(NAME, "a mask broadcasts to [batch, heads, tokens, columns]", &arrays, fitting)?;
             let leading = vec![1; 4 - shape.len()];

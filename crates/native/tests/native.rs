@@ -3,16 +3,13 @@
 #![cfg(mlxgk_native_ops)]
 
 use mlx_rs::{
-    ops::{
-        arange, broadcast_to, concatenate, matmul, rsqrt, select, sigmoid, softmax_axis, tanh,
-    },
+    ops::{arange, broadcast_to, concatenate, matmul, rsqrt, select, sigmoid, softmax_axis, tanh},
     random,
     transforms::grad,
 };
 
 use mlx_rs::{Array, Dtype, fast::ScaledDotProductAttentionMask as Mask};
 use mlxgk_native::Native;
-
 
 fn native() -> Native {
     Native::new().expect("setup links the operations")
@@ -156,8 +153,7 @@ fn attention_is_what_it_is_made_of() {
             if blank && matches!(mask, Some(Mask::Array(_))) {
                 continue;
             }
-            let ours =
-                native().attention(&queries, &keys, &values, 0.3, mask, soft_cap).unwrap();
+            let ours = native().attention(&queries, &keys, &values, 0.3, mask, soft_cap).unwrap();
             let theirs = attention([&queries, &keys, &values], formula, 0.3, soft_cap);
             let what = format!("{tokens} tokens, {columns} columns, {mask:?}");
             assert_close(&ours, &theirs, &what);
