@@ -2,7 +2,7 @@
 //! does.
 //!
 //! The fields are listed once, in HF's order. From that one list a macro makes the struct, the
-//! table of names, the reader, the writer and the merge, so that none of them can forget a field. A
+//! table of names, their descriptions, the reader, the writer and the merge, so that none of them can forget a field. A
 //! field that HF does not have is one more entry, after HF's own.
 
 use std::collections::BTreeMap;
@@ -24,7 +24,7 @@ macro_rules! key {
 }
 
 macro_rules! generation_config {
-    ($($(#[$meta:meta])* $field:ident $(as $key:literal)?: $type:ty,)*) => {
+    ($($(#[doc = $doc:literal])* $field:ident $(as $key:literal)?: $type:ty,)*) => {
         /// How to generate, under HF's names; `None` inherits.
         ///
         /// A field that is `None` here is taken from the model's `generation_config.json`, then
@@ -44,7 +44,7 @@ macro_rules! generation_config {
         /// ```
         #[derive(Debug, Clone, Default, PartialEq)]
         pub struct GenerationConfig {
-            $($(#[$meta])* pub $field: Option<$type>,)*
+            $($(#[doc = $doc])* pub $field: Option<$type>,)*
             /// Entries that transformers 5.23 has no field for.
             ///
             /// They change nothing, but they are kept, merged and written back as HF does.
@@ -54,6 +54,22 @@ macro_rules! generation_config {
         impl GenerationConfig {
             /// The names of all fields: HF's in its order, then the others.
             pub const FIELDS: &'static [&'static str] = &[$(key!($field $($key)?)),*];
+
+            /// What a field does, as its documentation says it, line breaks included; `None` where
+            /// `field` is no field. For help texts and tables of fields.
+            ///
+            /// ```
+            /// use mlxgk_generation_config::GenerationConfig;
+            ///
+            /// assert!(GenerationConfig::describe("top_k").unwrap().contains("50 by default"));
+            /// assert_eq!(GenerationConfig::describe("top"), None);
+            /// ```
+            pub fn describe(field: &str) -> Option<&'static str> {
+                match field {
+                    $(key!($field $($key)?) => Some(concat!($($doc, "\n"),*)),)*
+                    _ => None,
+                }
+            }
 
             /// The value of a field as JSON, by name; `None` where it is unset or no field.
             pub fn get(&self, field: &str) -> Option<Value> {

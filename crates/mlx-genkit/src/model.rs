@@ -85,6 +85,41 @@ impl Model {
         })
     }
 
+    /// The same model with the tokenizer and chat template of another folder; its end and pad tokens
+    /// count where the model's own configuration names none.
+    ///
+    /// ```no_run
+    /// use mlx_genkit::{ComputeDtype, load};
+    ///
+    /// let model = load("./weights", ComputeDtype::Auto)?.with_tokenizer("./tokenizer")?;
+    /// # Ok::<(), mlx_genkit::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When the folder has no tokenizer that can be used, or one with more tokens than the model has
+    /// embeddings.
+    pub fn with_tokenizer(self, folder: impl AsRef<Path>) -> Result<Self> {
+        let files = Files::from_folder(folder.as_ref())?;
+        let files = Files { config: None, generation_config: None, ..files };
+        let tokenizer = Tokenizer::from_files(&files)?;
+        let (tokens, embeddings) = (tokenizer.vocab_size(), self.decoder.vocab_size());
+        if tokens > embeddings {
+            let what = format!(
+                "the tokenizer in {} has {tokens} tokens, but {} has embeddings for {embeddings}",
+                folder.as_ref().display(),
+                self.name
+            );
+            return Err(Error::new(ErrorKind::Model, what));
+        }
+        let (decoder, own) = (self.decoder, self.generation_config);
+        let mut model = Self::assemble(self.name, decoder, &files)?;
+        let ids = std::mem::replace(&mut model.generation_config, own);
+        let own = &mut model.generation_config;
+        own.eos_token_id = own.eos_token_id.take().or(ids.eos_token_id);
+        own.pad_token_id = own.pad_token_id.take().or(ids.pad_token_id);
+        Ok(model)
+    }
+
     /// The graph and its weights.
     pub fn decoder(&self) -> &Decoder {
         &self.decoder

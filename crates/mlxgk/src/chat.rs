@@ -4,7 +4,6 @@
 //! does not hold yet: usually the new message alone.
 
 use std::{
-    fs,
     io::{BufRead, IsTerminal, stdin},
     path::Path,
     sync::{
@@ -13,9 +12,9 @@ use std::{
     },
 };
 
+use clap::Args;
 use mlx_genkit::{
-    GenerationConfig, Message, Model, Request, ResidualHook, Seed,
-    generation_config::{Kwargs, Sources},
+    Assistant, GenerationConfig, Message, Model, Request, ResidualHook, Seed,
     kv_cache::{KvCache, RowId},
     logits_processors::Context,
     steering::SteeringHook,
@@ -23,68 +22,133 @@ use mlx_genkit::{
 };
 
 use crate::{
-    args::{GrammarArgs, TalkArgs},
+    conversation::Rendering,
     failure::{Failure, Result},
-    generate::{config_file, flags, with_default_length},
+    files,
+    flags::{AssistantArgs, ConfigArgs, ModelArgs, SeedArgs, TemplateArgs},
     load,
+    settings::Settings,
     steering::{SteerArgs, typed_dose},
     terminal,
 };
 
-const COMMANDS: &str = "/reset forgets what was said, /save FILE writes the messages as JSON, /steer \
-                        shows the steering, /steer FILE [ALPHA] sets it, /steer off ends it; Ctrl-C \
-                        stops an answer, Ctrl-D ends the conversation";
+const COMMANDS: &str = "/reset forgets the conversation, /save FILE writes the messages as JSON, /steer \
+                        shows the steering, /steer FILE [ALPHA] sets it, /steer off turns it off; \
+                        Ctrl-C stops an answer, Ctrl-D ends the conversation";
 
-pub(crate) fn run(args: &TalkArgs) -> Result<()> {
-    let file = config_file(&args.config)?;
-    let given = flags(&args.config, &GrammarArgs::default())?;
+/// The flags.
+#[derive(Debug, Args)]
+pub(crate) struct ChatCommand {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// System prompt of the conversation
+    #[arg(
+        long,
+        visible_alias = "system-prompt",
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        help_heading = "Chat"
+    )]
+    system: Option<String>,
+    #[command(flatten)]
+    template: TemplateArgs,
+    #[command(flatten)]
+    config: ConfigArgs,
+    #[command(flatten)]
+    seed: SeedArgs,
+    #[command(flatten)]
+    assistant: AssistantArgs,
+    #[command(flatten)]
+    steering: SteerArgs,
+}
+
+/// The subcommand.
+pub(crate) fn run(args: &ChatCommand) -> Result<()> {
+    let mut settings = Settings::read(&args.config)?;
+    let rendering = Rendering::read(&args.template)?;
     let (model, _) = load::load(&args.model)?;
     model.tokenizer()?;
     model.chat_template()?;
-    let flags = with_default_length(given, &file, &model)?;
-    let keeps_cache = check(&flags, &file, &model)?;
-    let steering = args.steering.hook(&model)?;
-    let system = args.system.as_deref();
-    let mut conversation =
-        Conversation::new(&model, system, flags, file, args.seed, keeps_cache, steering);
+    let config = settings.merge(&model)?;
+    let keeps_cache = check(&config)?;
+    let assistant = match &args.assistant.assistant {
+        Some(folder) => Some(load::load_beside(folder, &args.model)?),
+        None => None,
+    };
+    let mut conversation = Conversation {
+        model: &model,
+        assistant: assistant.as_ref(),
+        args,
+        settings,
+        rendering,
+        system: args.system.as_deref().map(|it| Message::new("system", it)),
+        messages: Vec::new(),
+        seed: args.seed.seed(),
+        steering: args.steering.hook(&model)?,
+        cache: None,
+        keeps_cache,
+        warned: false,
+    };
     let answering = on_interrupt()?;
     terminal::note(COMMANDS);
-    let mut lines = stdin().lock().lines();
+    let mut lines = stdin().lock();
     loop {
         if stdin().is_terminal() {
             terminal::cue("> ");
         }
-        let Some(line) = lines.next() else {
+        let Some(line) = next_line(&mut lines)? else {
             if stdin().is_terminal() {
                 terminal::cue("\n");
             }
             return Ok(());
         };
-        let line =
-            line.map_err(|e| Failure::usage(format_args!("the message cannot be read: {e}")))?;
+        let Ok(line) = String::from_utf8(line) else {
+            terminal::error("the message is not valid UTF-8, and was left out");
+            continue;
+        };
         let line = line.trim();
         let (command, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
         match (command, rest.trim()) {
             ("", _) => {}
             ("/reset", "") => {
                 conversation.reset();
-                terminal::note("forgotten");
+                terminal::note("the conversation is forgotten");
             }
             ("/help", "") => terminal::line(COMMANDS)?,
             ("/save", "") => terminal::error("/save needs the name of a file"),
-            ("/save", path) => conversation.save(path.as_ref()),
+            ("/save", path) => conversation.save(path.as_ref())?,
             ("/steer", "") => terminal::line(conversation.steering())?,
             ("/steer", "off") => conversation.steer(None),
             ("/steer", file) => match hook(file, &args.steering, &model) {
                 Ok(hook) => conversation.steer(hook),
-                Err(Failure::Usage(what) | Failure::Other(what)) => terminal::error(&what),
-                Err(other) => return Err(other),
+                Err(failure) => go_on_after(failure)?,
             },
             _ if line.starts_with('/') => {
-                terminal::error(&format!("there is no command {line}; {COMMANDS}"));
+                terminal::error(&format!("unknown command {line}; {COMMANDS}"));
             }
-            _ => conversation.say(line, &answering)?,
+            _ => conversation.answer_to(line, &answering)?,
         }
+    }
+}
+
+/// The bytes up to the next line break; `None` at the end.
+fn next_line(input: &mut impl BufRead) -> Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    match input.read_until(b'\n', &mut line) {
+        Ok(0) => Ok(None),
+        Ok(_) => Ok(Some(line)),
+        Err(e) => Err(Failure::other(format_args!("the message cannot be read: {e}"))),
+    }
+}
+
+/// Reports a failure that does not end the conversation.
+fn go_on_after(failure: Failure) -> Result<()> {
+    match failure {
+        Failure::Usage(what) | Failure::Other(what) => {
+            terminal::error(&what);
+            Ok(())
+        }
+        other => Err(other),
     }
 }
 
@@ -93,11 +157,9 @@ fn hook(file: &str, flags: &SteerArgs, model: &Model) -> Result<Option<SteeringH
     flags.with_file(typed_dose(file).map_err(Failure::usage)?).hook(model)
 }
 
-/// What a conversation cannot do is said before the first message. Returns whether the cache is kept
-/// between turns; where it cannot be, each turn reads the conversation anew.
-fn check(flags: &Kwargs, file: &GenerationConfig, model: &Model) -> Result<bool> {
-    let sources = Sources { kwargs: flags, passed: file, model: model.generation_config() };
-    let config = sources.merge().map_err(Failure::usage)?.config;
+/// Refuses what a conversation cannot do, before the first message. Returns whether the cache is kept
+/// between turns; where it cannot be, each turn reads the whole conversation again.
+fn check(config: &GenerationConfig) -> Result<bool> {
     if !config.generation_mode(false).streams() || config.num_return_sequences > Some(1) {
         let what = "a conversation has one answer, shown as it is made: leave out beams and \
                     `num_return_sequences`";
@@ -105,7 +167,7 @@ fn check(flags: &Kwargs, file: &GenerationConfig, model: &Model) -> Result<bool>
     }
     if config.token_healing == Some(true) {
         return Err(Failure::usage(
-            "`token_healing` goes on with the last word of a text, which the chat template closes",
+            "`token_healing` continues the last word of a text, which the chat template closes",
         ));
     }
     let guided = config.guidance_scale.is_some_and(|it| it != 1.0);
@@ -129,41 +191,30 @@ fn on_interrupt() -> Result<Arc<AtomicBool>> {
 
 struct Conversation<'a> {
     model: &'a Model,
+    assistant: Option<&'a Model>,
+    args: &'a ChatCommand,
+    settings: Settings,
+    rendering: Rendering,
     system: Option<Message>,
-    /// What was said, without the system prompt.
+    /// The turns so far, without the system prompt.
     messages: Vec<Message>,
-    flags: Kwargs,
-    file: GenerationConfig,
-    seed: Option<u64>,
+    /// Of the next answer.
+    seed: Seed,
     steering: Option<SteeringHook>,
     cache: Option<KvCache>,
     keeps_cache: bool,
-    /// Whether what is odd about the settings was said.
+    /// Whether the settings' warnings were printed.
     warned: bool,
 }
 
-impl<'a> Conversation<'a> {
-    fn new(
-        model: &'a Model,
-        system: Option<&str>,
-        flags: Kwargs,
-        file: GenerationConfig,
-        seed: Option<u64>,
-        keeps_cache: bool,
-        steering: Option<SteeringHook>,
-    ) -> Self {
-        let system = system.map(|it| Message::new("system", it));
-        let (messages, cache, warned) = (Vec::new(), None, false);
-        Self { model, system, messages, flags, file, seed, steering, cache, keeps_cache, warned }
-    }
-
+impl Conversation<'_> {
     fn reset(&mut self) {
         self.messages.clear();
         self.cache = None;
     }
 
-    /// Steers otherwise from now on. The conversation stays, and is read again with the next message: the
-    /// cache holds it as the former steering left it.
+    /// Changes the steering. The turns so far stay, and are read again with the next message: the cache
+    /// holds them as the former steering left them.
     fn steer(&mut self, steering: Option<SteeringHook>) {
         self.steering = steering;
         self.cache = None;
@@ -183,7 +234,7 @@ impl<'a> Conversation<'a> {
 
     /// Answers a message, printing the answer as it is made. A message that cannot be answered, such
     /// as one too long, is reported and forgotten.
-    fn say(&mut self, text: &str, answering: &Arc<AtomicBool>) -> Result<()> {
+    fn answer_to(&mut self, text: &str, answering: &Arc<AtomicBool>) -> Result<()> {
         self.messages.push(Message::new("user", text));
         answering.store(true, Ordering::Relaxed);
         let answer = self.answer(answering);
@@ -193,35 +244,48 @@ impl<'a> Conversation<'a> {
                 terminal::line("")?;
                 self.messages.push(Message::new("assistant", answer));
                 // A seed makes the conversation repeatable, not each answer alike.
-                self.seed = self.seed.map(|it| it.wrapping_add(1));
+                self.seed = match self.seed {
+                    Seed::Torch(seed) => Seed::Torch(seed.wrapping_add(1)),
+                    Seed::Fast(seed) => Seed::Fast(seed.wrapping_add(1)),
+                };
                 Ok(())
             }
-            Err(Failure::Usage(what)) => {
+            Err(failure @ Failure::Usage(_)) => {
                 self.messages.pop();
-                terminal::error(&what);
-                Ok(())
+                go_on_after(self.settings.explain(failure, self.model))
             }
-            Err(other) => Err(other),
+            Err(other) => Err(self.settings.explain(other, self.model)),
         }
     }
 
     fn answer(&mut self, answering: &Arc<AtomicBool>) -> Result<String> {
+        let (text, ids) = self.rendering.render(&self.all(), self.model)?;
+        if self.args.template.show_prompt {
+            terminal::remark(format_args!("[{} tokens]\n{text}", ids.len()));
+        }
         let answering = Arc::clone(answering);
-        let mut request = Request::new(self.all())
-            .overrides(self.flags.clone())
-            .config(self.file.clone())
-            .seed(self.seed.map_or_else(Seed::random, Seed::Fast))
+        let mut request = Request::new(ids)
+            .overrides(self.settings.flags.clone())
+            .config(self.settings.file.clone())
+            .seed(self.seed)
+            .trim_stop(self.args.config.trim_stop)
             .stop_when(move |_: &Context<'_>| !answering.load(Ordering::Relaxed));
         if self.keeps_cache {
             let cache = self.cache.take();
             request = request.cache(cache.unwrap_or_else(|| self.model.decoder().new_cache(1)));
+        }
+        if let Some(assistant) = self.assistant {
+            let assistant = Assistant::new(assistant).config(self.args.assistant.config());
+            request = request.assistant(assistant);
         }
         if let Some(hook) = &mut self.steering {
             request = request.hook(hook);
         }
         let mut stream = stream(self.model, request)?;
         if !self.warned {
-            stream.warnings().iter().for_each(|it| terminal::warning(&it.to_string()));
+            for warning in stream.warnings() {
+                terminal::warning(&self.settings.spelled(&warning.to_string(), Some(self.model)));
+            }
             self.warned = true;
         }
         for piece in stream.by_ref() {
@@ -237,19 +301,14 @@ impl<'a> Conversation<'a> {
         Ok(generation.sequences.swap_remove(0).text)
     }
 
-    /// Writes the messages under a temporary name first, so that no half of them is ever there.
-    fn save(&self, path: &Path) {
-        let mut text = match serde_json::to_string_pretty(&self.all()) {
-            Ok(text) => text,
-            Err(e) => return terminal::error(&format!("the messages cannot be written: {e}")),
-        };
-        text.push('\n');
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(".tmp");
-        let written = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, path));
-        match written {
+    fn save(&self, path: &Path) -> Result<()> {
+        let saved = serde_json::to_string_pretty(&self.all())
+            .map_err(|e| Failure::other(format_args!("the messages cannot be written: {e}")))
+            .and_then(|text| files::write_text(path, &(text + "\n")));
+        match saved {
             Ok(()) => terminal::note(&format!("saved to {}", path.display())),
-            Err(e) => terminal::error(&format!("cannot write {}: {e}", path.display())),
+            Err(failure) => go_on_after(failure)?,
         }
+        Ok(())
     }
 }

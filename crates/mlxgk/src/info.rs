@@ -1,75 +1,60 @@
 //! `mlxgk info`.
 
-use mlx_genkit::{kv_cache::LayerSpec, mlx_models::detect_components};
-use serde_json::json;
+use clap::Args;
+use mlx_genkit::Model;
 
 use crate::{
-    args::{Format, InfoArgs},
+    document::{self, ModelInfo},
     failure::Result,
+    flags::{Format, ModelArgs, OutputArgs},
     load, terminal,
 };
 
+/// The flags.
+#[derive(Debug, Args)]
+pub(crate) struct InfoArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// The subcommand.
 pub(crate) fn run(args: &InfoArgs) -> Result<()> {
     let (model, _) = load::load(&args.model)?;
-    let decoder = model.decoder();
-    let parts = detect_components(decoder);
-    let footprint = decoder.footprint();
-    let dtype = format!("{:?}", decoder.dtype()).to_lowercase();
-    let windows: Vec<Option<usize>> = decoder
-        .layers()
-        .iter()
-        .map(|it| match it {
-            LayerSpec::Sliding { window } => Some(*window),
-            _ => None,
-        })
-        .collect();
-    let tokenizer = model.tokenizer().ok().map(|it| it.vocab_size());
-    if args.format == Format::Json {
-        let document = json!({
-            "model": model.name(),
-            "model_type": decoder.model_type(),
-            "parameters": footprint.parameters,
-            "bytes": footprint.bytes,
-            "dtype": dtype,
-            "components": {
-                "embedding": parts.embedding,
-                "layers": parts.layers,
-                "norm": true,
-                "lm_head": if parts.tied_head { "tied" } else { "own" },
-                "quantized_head": parts.quantized,
-            },
-            "windows": windows,
-            "max_position_embeddings": decoder.max_positions(),
-            "kv_bytes_per_token": decoder.kv_bytes_per_token(),
-            "tokenizer_size": tokenizer,
-            "chat_template": model.has_chat_template(),
-            "eos_token_id": model.generation_config().get("eos_token_id"),
-        });
-        return Ok(terminal::line(document)?);
+    let info = ModelInfo::of(&model);
+    match args.output.format {
+        Format::Json => document::print(&info),
+        Format::Text => print(&info, &model),
     }
-    let sliding = windows.iter().flatten().count();
-    let window = windows.iter().flatten().next();
-    let layers = match window {
+}
+
+fn print(info: &ModelInfo, model: &Model) -> Result<()> {
+    let parts = &info.components;
+    let sliding = info.windows.iter().flatten().count();
+    let layers = match info.windows.iter().flatten().next() {
         Some(window) => format!("{} ({sliding} with a window of {window})", parts.layers),
         None => parts.layers.to_string(),
     };
+    let head = if parts.lm_head == "tied" { "tied to the embedding" } else { "its own" };
+    let tokenizer = info.tokenizer_size.map(|size| format!("{size} tokens"));
     let chat_template = match model.chat_template() {
         Ok(_) => "yes".to_owned(),
         Err(_) if !model.has_chat_template() => "none".to_owned(),
         Err(e) => format!("unusable: {e}"),
     };
     let rows = [
-        ("model", model.name().to_owned()),
-        ("type", decoder.model_type().to_owned()),
-        ("parameters", thousands(footprint.parameters)),
-        ("weights", bytes(footprint.bytes)),
-        ("computes in", dtype),
+        ("model", info.model.clone()),
+        ("type", info.model_type.clone()),
+        ("parameters", thousands(info.parameters)),
+        ("weights", bytes(info.bytes)),
+        ("computes in", info.dtype.clone()),
         ("embedding", format!("{} tokens × {}", parts.embedding[0], parts.embedding[1])),
         ("layers", layers),
-        ("head", if parts.tied_head { "tied to the embedding" } else { "its own" }.to_owned()),
-        ("context", format!("{} tokens", decoder.max_positions())),
-        ("KV cache", format!("{} per token", bytes(decoder.kv_bytes_per_token()))),
-        ("tokenizer", tokenizer.map_or("none".to_owned(), |size| format!("{size} tokens"))),
+        ("head", head.to_owned()),
+        ("context", format!("{} tokens", info.max_position_embeddings)),
+        ("KV cache", format!("{} per token", bytes(info.kv_bytes_per_token))),
+        ("tokenizer", tokenizer.unwrap_or_else(|| "none".to_owned())),
         ("chat template", chat_template),
     ];
     for (name, value) in rows {

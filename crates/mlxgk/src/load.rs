@@ -9,8 +9,8 @@ use mlx_genkit::{ComputeDtype, Model};
 use mlx_rs::{Device, DeviceType};
 
 use crate::{
-    args::{DeviceArg, DtypeArg, ModelArgs},
     failure::{Failure, Result},
+    flags::{DeviceArg, DtypeArg, ModelArgs},
     progress::Spinner,
 };
 
@@ -25,6 +25,10 @@ pub(crate) fn load(args: &ModelArgs) -> Result<(Model, Duration)> {
             mlx_genkit::load(folder, dtype)?
         }
         None => Model::bundled(dtype)?,
+    };
+    let model = match &args.tokenizer {
+        Some(folder) => model.with_tokenizer(folder)?,
+        None => model,
     };
     Ok((model, begun.elapsed()))
 }

@@ -2,13 +2,18 @@
 
 mod args;
 mod chat;
+mod conversation;
+mod document;
 mod failure;
+mod files;
+mod flags;
 mod generate;
 mod info;
 mod load;
 mod progress;
 mod prompts;
 mod score;
+mod settings;
 mod steer;
 mod steering;
 mod terminal;

@@ -1,14 +1,31 @@
 //! `mlxgk score`.
 
+use clap::Args;
 use mlx_genkit::{NoHook, ResidualHook, score};
-use serde_json::json;
 
 use crate::{
-    args::{Format, ScoreArgs},
+    document::{self, ScoredText},
     failure::Result,
-    load, prompts, terminal,
+    flags::{Format, ModelArgs, OutputArgs, TextArgs},
+    load, prompts,
+    steering::SteerArgs,
+    terminal,
 };
 
+/// The flags.
+#[derive(Debug, Args)]
+pub(crate) struct ScoreArgs {
+    #[command(flatten)]
+    text: TextArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    steering: SteerArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// The subcommand.
 pub(crate) fn run(args: &ScoreArgs) -> Result<()> {
     let text = prompts::read_text(&args.text)?;
     let (model, _) = load::load(&args.model)?;
@@ -18,14 +35,8 @@ pub(crate) fn run(args: &ScoreArgs) -> Result<()> {
         None => &mut NoHook,
     };
     let scored = score(&model, &text, hook)?;
-    if args.format == Format::Json {
-        let document = json!({
-            "tokens": scored.tokens,
-            "logprobs": scored.logprobs,
-            "sum": scored.sum(),
-            "perplexity": scored.perplexity(),
-        });
-        return Ok(terminal::line(document)?);
+    if args.output.format == Format::Json {
+        return document::print(&ScoredText::new(&scored));
     }
     terminal::line(format_args!("{:>8}  {:>9}  token", "id", "log p"))?;
     for (index, id) in scored.tokens.iter().enumerate() {

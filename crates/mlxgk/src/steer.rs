@@ -1,9 +1,6 @@
 //! `mlxgk steer`: making, showing and converting steering vectors.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use mlx_genkit::{
@@ -16,8 +13,9 @@ use mlx_genkit::{
 use serde_json::{Value, json};
 
 use crate::{
-    args::{Format, ModelArgs},
     failure::{Failure, Result},
+    files::read_text,
+    flags::{Format, ModelArgs},
     load,
     progress::StepBar,
     steering::failure,
@@ -184,7 +182,7 @@ fn name(model: &Model) -> String {
 fn contrast_pairs(args: &PairArgs) -> Result<Vec<ContrastPair>> {
     if let Some(file) = &args.pairs {
         let place = |line: usize| format!("{}, line {}", file.display(), line + 1);
-        let text = text_of(file)?;
+        let text = read_text(file)?;
         let lines = text.lines().enumerate().filter(|(_, it)| !it.trim().is_empty());
         let pairs = lines.map(|(line, text)| {
             let value: Value = serde_json::from_str(text).map_err(|e| {
@@ -203,7 +201,7 @@ fn contrast_pairs(args: &PairArgs) -> Result<Vec<ContrastPair>> {
         return Err(Failure::usage("there are no pairs: --pairs, or --positive and --negative"));
     };
     let texts = |file: &Path| -> Result<Vec<Contrast>> {
-        let text = text_of(file)?;
+        let text = read_text(file)?;
         let lines = text.lines().filter(|it| !it.trim().is_empty());
         Ok(lines.map(|it| Contrast::Text(it.to_owned())).collect())
     };
@@ -219,11 +217,6 @@ fn contrast_pairs(args: &PairArgs) -> Result<Vec<ContrastPair>> {
     }
     let pairs = glad.into_iter().zip(sad);
     Ok(pairs.map(|(positive, negative)| ContrastPair { positive, negative }).collect())
-}
-
-fn text_of(file: &Path) -> Result<String> {
-    fs::read_to_string(file)
-        .map_err(|e| Failure::other(format_args!("cannot read {}: {e}", file.display())))
 }
 
 fn import(args: &ImportArgs) -> Result<()> {

@@ -46,8 +46,8 @@ pub(crate) fn cue(text: &str) {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
-/// Not `eprintln!`, which panics when stderr is closed.
-fn remark(line: impl Display) {
+/// A line beside the results. Not `eprintln!`, which panics when stderr is closed.
+pub(crate) fn remark(line: impl Display) {
     let _ = writeln!(stderr(), "{line}");
 }
 

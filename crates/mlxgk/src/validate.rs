@@ -1,20 +1,19 @@
 //! `mlxgk validate`.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
 use clap::Args;
-use mlx_genkit::{GenerationConfig, Message, Model, Prompt};
+use mlx_genkit::GenerationConfig;
 use mlxgk_validation::{Options, WordLists, news_prompts, validate};
-use serde_json::Value;
 
 use crate::{
-    args::{Format, ModelArgs},
+    conversation::Rendering,
     failure::{Failure, Result},
+    files,
+    flags::{ChatArgs, Format, ModelArgs},
     load,
     progress::StepBar,
+    prompts,
     steering::SteerArgs,
     terminal,
 };
@@ -31,13 +30,11 @@ pub(crate) struct ValidateArgs {
     /// Seeds to run
     #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_value = "1")]
     seeds: Vec<u64>,
-    /// Prompts: a JSON array of texts, or a text or {"prompt": TEXT} per line; without it, the bundled
-    /// pieces of news
+    /// Prompts, as `generate` takes them; the bundled pieces of news by default
     #[arg(long, value_name = "FILE")]
     prompts_file: Option<PathBuf>,
-    /// System prompt; makes every prompt a user's message
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    system: Option<String>,
+    #[command(flatten)]
+    chat: ChatArgs,
     /// Word lists by voice: a JSON object of arrays
     #[arg(long, value_name = "FILE", requires = "voice")]
     words: Option<PathBuf>,
@@ -65,12 +62,15 @@ pub(crate) fn run(args: &ValidateArgs) -> Result<()> {
     if !(args.temp.is_finite() && args.temp >= 0.0) {
         return Err(Failure::usage("--temp must be a number of 0 or more"));
     }
+    let rendering = Rendering::read(&args.chat.template)?;
     let (model, _) = load::load(&args.model)?;
     let steering = args.steering.steering(&model)?;
     let prompts = match &args.prompts_file {
         None => news_prompts(),
-        Some(file) => read_prompts(file)?,
+        Some(file) => prompts::read_file(file)?,
     };
+    let prompts = prompts::with_chat(prompts, &args.chat, &model)?;
+    let prompts = rendering.prepare(prompts, &model)?.into_iter().map(|it| it.prompt).collect();
     let options = Options {
         alphas: args.alphas.clone(),
         seeds: args.seeds.clone(),
@@ -83,16 +83,13 @@ pub(crate) fn run(args: &ValidateArgs) -> Result<()> {
         },
         controls: !args.no_controls,
         words: words(args)?,
-        ..Options::new(with_chat(prompts, args.system.as_deref(), &model))
+        ..Options::new(prompts)
     };
     let bar = StepBar::new(1, "cells");
     let report = validate(&model, &steering, &options, |it| bar.set(it.done, it.of))?;
     drop(bar);
     if let Some(file) = &args.html {
-        let temporary = file.with_extension("part");
-        fs::write(&temporary, report.html())
-            .and_then(|()| fs::rename(&temporary, file))
-            .map_err(|e| Failure::other(format_args!("cannot write {}: {e}", file.display())))?;
+        files::write_text(file, &report.html())?;
     }
     match args.format {
         Format::Json => terminal::line(report.json())?,
@@ -103,47 +100,6 @@ pub(crate) fn run(args: &ValidateArgs) -> Result<()> {
 
 fn words(args: &ValidateArgs) -> Result<Option<WordLists>> {
     let (Some(file), Some(voice)) = (&args.words, &args.voice) else { return Ok(None) };
-    let lists = WordLists::from_json(&text_of(file)?, voice);
+    let lists = WordLists::from_json(&files::read_text(file)?, voice);
     Ok(Some(lists.map_err(|e| Failure::usage(format_args!("{}: {e}", file.display())))?))
-}
-
-fn read_prompts(file: &Path) -> Result<Vec<Prompt>> {
-    let text = text_of(file)?;
-    let name = file.display();
-    let wrong = |what: &str| Failure::usage(format_args!("{name}: {what}"));
-    if text.trim_start().starts_with('[') {
-        let prompts: Vec<String> = serde_json::from_str(&text)
-            .map_err(|e| wrong(&format!("is not a JSON array of texts: {e}")))?;
-        return Ok(prompts.into_iter().map(Prompt::Text).collect());
-    }
-    let lines = text.lines().enumerate().filter(|(_, it)| !it.trim().is_empty());
-    let prompt = |(line, text): (usize, &str)| {
-        if !text.starts_with('{') {
-            return Ok(Prompt::from(text));
-        }
-        let value: Option<Value> = serde_json::from_str(text).ok();
-        let prompt = value.and_then(|it| it["prompt"].as_str().map(Prompt::from));
-        prompt.ok_or_else(|| wrong(&format!("line {} is no {{\"prompt\": TEXT}}", line + 1)))
-    };
-    lines.map(prompt).collect()
-}
-
-fn text_of(file: &Path) -> Result<String> {
-    fs::read_to_string(file)
-        .map_err(|e| Failure::other(format_args!("cannot read {}: {e}", file.display())))
-}
-
-/// User's messages, where the model can chat.
-fn with_chat(prompts: Vec<Prompt>, system: Option<&str>, model: &Model) -> Vec<Prompt> {
-    if !model.has_chat_template() {
-        return prompts;
-    }
-    let dress = |prompt| match prompt {
-        Prompt::Text(text) => {
-            let system = system.map(|it| Message::new("system", it));
-            Prompt::Messages(system.into_iter().chain([Message::new("user", text)]).collect())
-        }
-        other => other,
-    };
-    prompts.into_iter().map(dress).collect()
 }

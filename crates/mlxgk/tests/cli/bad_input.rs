@@ -237,13 +237,20 @@ fn prompts() {
         (["--prompt-ids", "4294967296"], "\"4294967296\" is not a token id"),
         (["--prompt-ids", ""], empty),
         (["--prompt-ids", &long], "129 tokens, but the model's context is 128"),
-        (["--prompts-file", &file("a", b"")], "not a JSON array of prompts"),
-        (["--prompts-file", &file("b", b"{}")], "not a JSON array of prompts"),
-        (["--prompts-file", &file("c", b"[\"\xff\"]")], "not a JSON array of prompts"),
+        (["--prompts-file", &file("a", b"")], "holds no prompt"),
+        (["--prompts-file", &file("b", b"{}")], "line 1 has neither a \"prompt\""),
+        (["--prompts-file", &file("c", b"[\"\xff\"]")], "c is not valid UTF-8 at byte 2"),
+        (["--prompts-file", &file("cut", b"[\"a\",")], "not a JSON array of prompts"),
+        (
+            ["--prompts-file", &file("line", b"{\"prompt\": \"a\"}\n{\"pro\n")],
+            "line 2 is not valid JSON",
+        ),
+        (["--prompts-file", &file("none", b"\n{\"prompt\": \"\"}\n")], "line 2 is empty"),
+        (["--prompts-file", &file("role", b"{\"messages\": [{}]}\n")], "has no \"role\""),
         (["--prompts-file", &file("d", b"[]")], "holds no prompt"),
         (["--prompts-file", &file("e", b"[[5], []]")], "prompt 1 is empty"),
         (["--prompts-file", &file("f", b"[\"a\", \"\"]")], "prompt 1 is empty"),
-        (["--prompts-file", &file("g", b"[[5], null]")], "prompt 1 is neither"),
+        (["--prompts-file", &file("g", b"[[5], null]")], "prompt 1 is neither a text"),
         (["--prompts-file", &file("h", b"[[5.5]]")], "prompt 0 is not a list of token ids"),
         (["--prompts-file", &file("i", b"[[5], [-1]]")], "prompt 1 is not a list of token ids"),
         (["--prompts-file", &file("j", b"[[5], [151]]")], "prompt 1: token id 151"),
@@ -258,6 +265,8 @@ fn prompts() {
         (["--prompt", "-"], b"a\xffb", "stdin is not valid UTF-8 at byte 1"),
         (["--messages-json", ""], b"", "not a JSON array"),
         (["--messages-json", "{}"], b"", "not a JSON array"),
+        (["--messages", "-"], b"[", "- is not a JSON array"),
+        (["--messages", "/nowhere.json"], b"", "cannot read /nowhere.json"),
         (["--messages-json", "[]"], b"", "it is empty"),
         (["--messages-json", r#"[{"content": "a"}]"#], b"", "has no \"role\""),
         (["--messages-json", r#"[{"role": "user"}]"#], b"", "has no \"content\""),
@@ -295,11 +304,17 @@ fn command_lines() {
     let model = fixture("llama");
     let base = ["generate", "--model", model.to_str().unwrap(), "--prompt-ids", "5,17"];
     for (args, words) in [
-        (vec!["--max-tokens", "0"], "`max_new_tokens` must be at least 1"),
+        (vec!["--max-tokens", "0"], "--max-tokens (`max_new_tokens`) must be at least 1"),
+        (vec!["--max-new-tokens", "0"], "--max-new-tokens (`max_new_tokens`) must be at least 1"),
+        (vec!["--set", "max_new_tokens=0"], " `max_new_tokens` must be at least 1"),
         (vec!["--max-tokens", "-1"], "'-1' for '--max-tokens <N>'"),
-        (vec!["--temp", "-1"], "must be a number of 0 or more"),
-        (vec!["--temp", "nan"], "must be a number of 0 or more"),
-        (vec!["--temp", "hot"], "must be a number of 0 or more"),
+        (vec!["--temp", "-1"], "--temp must be 0 or more, but is -1"),
+        (vec!["--temp", "nan"], "must be a finite number"),
+        (vec!["--temp", "hot"], "must be a finite number"),
+        (vec!["--temp", "0", "--do-sample"], "--temp 0 is greedy"),
+        (vec!["--temp", "1", "--do-sample=false"], "--temp 1 samples"),
+        (vec!["--do-sample", "yes"], "'yes' for '--do-sample"),
+        (vec!["--temp", "1", "--temperature", "1"], "by --temp and by --temperature"),
         (vec!["--temp", "1", "--top-p", "1.5"], "`top_p`"),
         (vec!["--temp", "1", "--top-p", "-0.5"], "`top_p`"),
         (vec!["--temp", "1", "--top-k", "-1"], "'-1' for '--top-k <K>'"),
@@ -310,21 +325,24 @@ fn command_lines() {
         (vec!["--temp", "1", "--eta-cutoff", "3"], "`eta_cutoff`"),
         (vec!["--repetition-penalty", "0"], "`repetition_penalty`"),
         (vec!["--suppress-tokens", "a"], "'a' for '--suppress-tokens"),
-        (vec!["--num-return-sequences", "2"], "set `do_sample`"),
+        (vec!["--num-return-sequences", "2"], "set --do-sample"),
         (
             vec!["--temp", "1", "--num-return-sequences", "0"],
-            "`num_return_sequences` must be at least 1",
+            "--num-return-sequences (`num_return_sequences`) must be at least 1",
         ),
         (vec!["--temp", "1", "--num-return-sequences", "1000000000000"], "`num_return_sequences`"),
-        (vec!["--num-beams", "0"], "`num_beams` must be at least 1"),
+        (vec!["--num-beams", "0"], "--num-beams (`num_beams`) must be at least 1"),
         (vec!["--num-beams", "1000000000000"], "`num_beams`"),
-        (vec!["--num-beams", "2", "--num-return-sequences", "3"], "`num_beams` is 2"),
+        (vec!["--num-beams", "2", "--num-return-sequences", "3"], "(`num_beams`) is 2"),
         (vec!["--stop", "end"], "has no tokenizer.json"),
-        (vec!["--max-time", "-1"], "`max_time` must be a number of seconds"),
+        (vec!["--max-time", "-1"], "--max-time (`max_time`) must be a number of seconds"),
         (vec!["--prompt-lookup", "0"], "`prompt_lookup_num_tokens`"),
         (vec!["--prompt-lookup", "3", "--temp", "1", "--num-return-sequences", "2"], "has to be 1"),
-        (vec!["--prompt-lookup", "3", "--guidance-scale", "2"], "`guidance_scale` goes with"),
-        (vec!["--negative-prompt", "no"], "need a `guidance_scale`"),
+        (
+            vec!["--prompt-lookup", "3", "--guidance-scale", "2"],
+            "--guidance-scale (`guidance_scale`) goes with",
+        ),
+        (vec!["--negative-prompt", "no"], "need a --guidance-scale"),
         (vec!["--num-assistant-tokens", "3"], "--assistant"),
         (vec!["--seed", "x"], "'x' for '--seed <N>'"),
         (vec!["--seed", "-1"], "'-1' for '--seed <N>'"),
@@ -333,7 +351,12 @@ fn command_lines() {
         (vec!["--device", "tpu"], "[possible values: cpu, gpu]"),
         (vec!["--format", "xml"], "[possible values: text, json]"),
         (vec!["--prompt", "twice"], "cannot be used with"),
-        (vec!["--system", "me"], "cannot be used with"),
+        (vec!["--system", "me"], "--system cannot be used with"),
+        (vec!["--no-thinking"], "--no-thinking goes into a chat template"),
+        (vec!["--template-var", "x"], "'x' for '--template-var"),
+        (vec!["--tools", "/nowhere"], "cannot read /nowhere"),
+        (vec!["--trim-stop"], "--trim-stop needs a stop string"),
+        (vec!["--penalty-alpha", "high"], "--penalty-alpha (`penalty_alpha`) must be a number"),
         (vec!["--unheard-of"], "unexpected argument '--unheard-of'"),
         (vec!["--max-token", "3"], "a similar argument exists: '--max-tokens'"),
     ] {
@@ -341,6 +364,8 @@ fn command_lines() {
     }
     check(&["generate"], b"", 2, &["--prompt", "--prompts-file"]);
     check(&["produce"], b"", 2, &["'produce'"]);
+    check(&["steer", "melt"], b"", 2, &["'melt'"]);
+    check(&["steer", "extract", "--held-out", "-1"], b"", 2, &["--pairs", "--out"]);
 }
 
 #[cfg(not(target_os = "macos"))]
@@ -369,7 +394,7 @@ fn generation_configs() {
         (r#"{"prefill_chunk_size": 0}"#, vec!["`prefill_chunk_size` must be at least 1"]),
         (r#"{"output_attentions": true}"#, vec!["`output_attentions`", "not implemented yet"]),
         (r#"{"use_mtp": true}"#, vec!["`use_mtp`", "not implemented yet"]),
-        (r#"{"force_words_ids": [[5]]}"#, vec!["`force_words_ids`", "set `num_beams`"]),
+        (r#"{"force_words_ids": [[5]]}"#, vec!["`force_words_ids`", "set --num-beams"]),
         (
             r#"{"force_words_ids": [[[5, 6], [5]]], "num_beams": 2}"#,
             vec!["[5] is the beginning of [5, 6]"],
@@ -441,7 +466,7 @@ fn grammars_and_other_fields() {
         path.to_str().unwrap().to_owned()
     };
     let with = |more: &[&str], words: &[&str]| check(&[&TEXT, more].concat(), b"", 2, words);
-    with(&["--json-schema", "/nowhere"], &["/nowhere cannot be read"]);
+    with(&["--json-schema", "/nowhere"], &["cannot read /nowhere"]);
     with(&["--json-schema", &file("cut", "{\"type\":")], &["cut is not valid JSON"]);
     with(&["--json-schema", &file("null", "null")], &["null holds null", "an object"]);
     with(&["--json-schema", &file("list", "[1]")], &["JSON schema must be an object"]);
@@ -451,19 +476,22 @@ fn grammars_and_other_fields() {
     with(&["--grammar", &file("empty", " ")], &["grammar is empty"]);
     with(&["--grammar", &file("lark", "start: nothing")], &["grammar cannot be used", "nothing"]);
     with(&["--regex", "a", "--grammar", "b"], &["--regex", "--grammar"]);
-    with(&["--regex", "a", "--set", "json_schema={}"], &["`regex`", "`json_schema`"]);
+    with(&["--regex", "a", "--set", "json_schema={}"], &["--regex", "`json_schema`"]);
     with(&["--set", "top_k"], &["--set", "FIELD=JSON"]);
     with(&["--set", "top_p=high"], &["`top_p`", "a number", "high"]);
     with(&["--set", "unheard_of=1"], &["`unheard_of`"]);
-    with(&["--top-p", "0.5", "--set", "top_p=0.6"], &["`top_p` is given twice"]);
+    with(
+        &["--top-p", "0.5", "--set", "top_p=0.6"],
+        &["`top_p` is given twice, by --top-p and by --set"],
+    );
     with(&["--temp", "1", "--set", "sampler_order=up"], &["`sampler_order`", "llama_cpp"]);
     with(&["--temp", "1", "--mirostat", "3"], &["`mirostat`", "0, 1 or 2"]);
     with(&["--dry-multiplier", "-1"], &["`dry_multiplier`"]);
     // No number is dropped because JSON cannot spell it.
-    with(&["--temp", "1", "--top-p", "nan"], &["`top_p`", "NaN"]);
-    with(&["--frequency-penalty", "inf"], &["`frequency_penalty`"]);
-    with(&["--max-time", "nan"], &["`max_time`", "NaN"]);
-    with(&["--guidance-scale", "nan"], &["`guidance_scale`", "NaN"]);
+    with(&["--temp", "1", "--top-p", "nan"], &["--top-p", "finite"]);
+    with(&["--frequency-penalty", "inf"], &["--frequency-penalty", "finite"]);
+    with(&["--max-time", "nan"], &["--max-time", "finite"]);
+    with(&["--guidance-scale", "nan"], &["--guidance-scale", "finite"]);
     with(&["--set", "logit_bias={\"9999999\": 1}"], &["9999999"]);
     with(&["--set", "logit_bias={\"a\": 1}"], &["`logit_bias`", "token ids as keys"]);
 }

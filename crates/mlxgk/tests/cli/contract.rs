@@ -61,8 +61,19 @@ fn generate_prints_the_documented_fields() {
     let it: Value = serde_json::from_str(&succeeded(run)).unwrap();
     assert_eq!(
         keys(&it),
-        ["sequences", "prompt_tokens", "generated_tokens", "seconds", "tokens_per_second"]
+        [
+            "sequences",
+            "prompt_tokens",
+            "generated_tokens",
+            "seconds",
+            "tokens_per_second",
+            "mode",
+            "seed",
+            "warnings"
+        ]
     );
+    assert_eq!((&it["mode"], &it["seed"]), (&json!("greedy_search"), &Value::Null));
+    assert_eq!(it["warnings"], json!([]));
     let sequence = &it["sequences"][0];
     assert_eq!(keys(sequence), ["prompt_index", "tokens", "text", "finish_reason", "score"]);
     assert_eq!(sequence["prompt_index"], 0);
@@ -343,13 +354,27 @@ fn info_says_what_a_model_is() {
     }
 }
 
+/// The subcommands under a path, without those that only hold others.
+fn commands(path: &[String]) -> Vec<Vec<String>> {
+    let args: Vec<&str> = path.iter().map(String::as_str).chain(["--help"]).collect();
+    let help = succeeded(mlxgk(&args));
+    let Some((_, list)) = help.split_once("\nCommands:\n") else { return vec![path.to_vec()] };
+    let (list, _) = list.split_once("\n\n").unwrap();
+    let names = list.lines().filter_map(|it| it.split_whitespace().next());
+    let names = names.filter(|it| *it != "help");
+    names.flat_map(|it| commands(&[path, &[it.to_owned()]].concat())).collect()
+}
+
 #[test]
 fn help_shows_an_example_of_every_subcommand() {
-    for name in ["generate", "score", "info"] {
-        let example = format!("Examples:\n  mlxgk {name}");
-        for args in [["help", name], [name, "--help"]] {
+    for path in commands(&[]) {
+        let line = path.join(" ");
+        let with_help = [&path[..], &["--help".to_owned()]].concat();
+        let help_first = [&["help".to_owned()], &path[..]].concat();
+        for args in [with_help, help_first] {
+            let args: Vec<&str> = args.iter().map(String::as_str).collect();
             let help = succeeded(mlxgk(&args));
-            assert!(help.contains(&example), "{help}");
+            assert!(help.contains(&format!(":\n  mlxgk {line}")), "{help}");
         }
     }
     assert!(succeeded(mlxgk(&["--version"])).starts_with("mlxgk "));

@@ -5,5 +5,7 @@
 mod bad_input;
 mod chat;
 mod contract;
+mod flags;
+mod output;
 mod shared;
 mod steering;

@@ -1,0 +1,76 @@
+//! Text files that the command line names: read in one way, and written so that no half of one is
+//! ever there.
+//!
+//! A file that cannot be read is a wrong command line, whichever flag named it: exit status 2.
+
+use std::{
+    fs,
+    io::{self, Write},
+    path::Path,
+};
+
+use serde::de::DeserializeOwned;
+
+use crate::failure::{Failure, Result};
+
+/// The content of a text file.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    let name = path.display();
+    let bytes =
+        fs::read(path).map_err(|e| Failure::usage(format_args!("cannot read {name}: {e}")))?;
+    utf8(bytes, &name.to_string())
+}
+
+/// The content of stdin, without the line break at its end: `echo Hello |` means what `--prompt Hello`
+/// means.
+pub(crate) fn read_stdin() -> Result<String> {
+    let mut bytes = Vec::new();
+    io::Read::read_to_end(&mut io::stdin(), &mut bytes)
+        .map_err(|e| Failure::other(format_args!("cannot read stdin: {e}")))?;
+    let mut text = utf8(bytes, "stdin")?;
+    if text.ends_with('\n') {
+        text.pop();
+        if text.ends_with('\r') {
+            text.pop();
+        }
+    }
+    Ok(text)
+}
+
+/// The content of a JSON file.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    serde_json::from_str(&read_text(path)?)
+        .map_err(|e| Failure::usage(format_args!("{} is not valid JSON: {e}", path.display())))
+}
+
+/// Writes a text file, or leaves what was there as it was.
+pub(crate) fn write_text(path: &Path, text: &str) -> Result<()> {
+    write(path, text)
+        .map_err(|e| Failure::other(format_args!("cannot write {}: {e}", path.display())))
+}
+
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        // As for any new file: what the umask leaves of it.
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
+    let mut file = builder.tempfile_in(folder)?;
+    file.write_all(text.as_bytes())?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
+}
+
+fn utf8(bytes: Vec<u8>, name: &str) -> Result<String> {
+    String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        Failure::usage(format_args!("{name} is not valid UTF-8 at byte {at}"))
+    })
+}

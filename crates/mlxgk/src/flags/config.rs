@@ -1,0 +1,71 @@
+//! Fields of HF's GenerationConfig from the command line.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use mlx_genkit::GenerationConfig;
+use serde_json::Value;
+
+use super::fields::FieldArgs;
+
+/// Fields of HF's GenerationConfig; a flag wins over the file, the file over the model's own.
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArgs {
+    #[command(flatten)]
+    pub(crate) fields: FieldArgs,
+    /// End the text before the stop string; its tokens stay
+    #[arg(long, help_heading = "Length and stopping")]
+    pub(crate) trim_stop: bool,
+    /// JSON file with any GenerationConfig fields under their HF names
+    #[arg(long, value_name = "FILE", help_heading = "Generation config")]
+    pub(crate) generation_config: Option<PathBuf>,
+    /// Any field, its value as JSON, e.g. forced_eos_token_id=2; repeatable. Each field is also a flag
+    /// of its own: --forced-eos-token-id 2
+    #[arg(
+        long,
+        value_name = "FIELD=JSON",
+        value_parser = assignment,
+        help_heading = "Generation config"
+    )]
+    pub(crate) set: Vec<(String, Value)>,
+}
+
+/// A smaller model that guesses ahead; the text is the model's own.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Guidance and helpers")]
+pub(crate) struct AssistantArgs {
+    /// Folder of a smaller model with the same tokenizer, which guesses ahead
+    #[arg(long, visible_alias = "assistant-model", value_name = "DIR")]
+    pub(crate) assistant: Option<PathBuf>,
+    /// Most tokens it guesses at a time; 20 by default
+    #[arg(long, value_name = "N", requires = "assistant")]
+    pub(crate) num_assistant_tokens: Option<usize>,
+    /// A guess less likely than this is the last of its turn; 0.4 by default
+    #[arg(long, value_name = "P", requires = "assistant")]
+    pub(crate) assistant_confidence_threshold: Option<f64>,
+}
+
+impl AssistantArgs {
+    /// The assistant's own generation config.
+    pub(crate) fn config(&self) -> GenerationConfig {
+        GenerationConfig {
+            num_assistant_tokens: self.num_assistant_tokens,
+            assistant_confidence_threshold: self.assistant_confidence_threshold,
+            ..GenerationConfig::default()
+        }
+    }
+}
+
+/// `NAME=JSON`; what is not JSON is a string, so that few values need quotes.
+pub(super) fn assignment(text: &str) -> Result<(String, Value), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.trim().is_empty() => {
+            Ok((name.trim().to_owned(), json_or_text(value)))
+        }
+        _ => Err("must be a name, `=` and a value".to_owned()),
+    }
+}
+
+pub(super) fn json_or_text(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|_| Value::from(text))
+}

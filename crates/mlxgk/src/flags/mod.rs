@@ -1,0 +1,13 @@
+//! Groups of flags that the subcommands share, each with the types its values are read into.
+
+mod config;
+mod fields;
+mod model;
+mod output;
+mod prompt;
+
+pub(crate) use self::config::{AssistantArgs, ConfigArgs};
+pub(crate) use self::fields::{Given, Input, flag_of};
+pub(crate) use self::model::{DeviceArg, DtypeArg, ModelArgs};
+pub(crate) use self::output::{Format, Layers, OutputArgs, SeedArgs, number};
+pub(crate) use self::prompt::{ChatArgs, PromptArgs, TemplateArgs, TextArgs};

@@ -1,0 +1,37 @@
+//! Which model, and where and how it runs.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+/// Which model, and where and how it runs.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Model")]
+pub(crate) struct ModelArgs {
+    /// Model folder (config.json, safetensors, tokenizer.json); the model inside the binary by default
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+    /// Take tokenizer and chat template from this folder instead of the model's
+    #[arg(long, value_name = "DIR")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// Where to run; the GPU where there is one by default
+    #[arg(long, value_enum)]
+    pub(crate) device: Option<DeviceArg>,
+    /// Precision of weights and activations; auto is the checkpoint's on a GPU, float32 on the CPU
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) dtype: DtypeArg,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DeviceArg {
+    Cpu,
+    Gpu,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DtypeArg {
+    Auto,
+    Float32,
+    Bfloat16,
+    Float16,
+}
