@@ -1,7 +1,7 @@
 //! Peak memory beside the bytes of the weights. Not criterion's: it measures times only.
 
 // A command line speaks on stdout.
-#![allow(clippy::print_stdout)]
+#![allow(clippy::print_stdout, reason = "it prints what it measured")]
 
 use std::path::Path;
 use std::process::Command;

@@ -2,7 +2,7 @@
 //! on one core.
 
 // A bench that cannot go on may stop where it stands.
-#![allow(clippy::expect_used)]
+#![allow(clippy::expect_used, reason = "a benchmark that cannot start may panic")]
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use mlx_genkit::Seed;

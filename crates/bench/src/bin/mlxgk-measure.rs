@@ -1,7 +1,7 @@
 //! `mlxgk-measure TASK`: does one [`Task`], given as JSON, and prints what was measured as JSON.
 
 // A command line speaks on stdout.
-#![allow(clippy::print_stdout)]
+#![allow(clippy::print_stdout, reason = "it prints what it measured")]
 
 use mlxgk_bench::{Result, Task};
 
