@@ -1,7 +1,7 @@
 //! The command line: which chore, and its help.
 
 use crate::failure::{Failure, Result};
-use crate::{bench, parity, record, run, setup, test, tidy};
+use crate::{bench, features, parity, record, run, setup, test, tidy};
 
 /// A chore as the user calls it.
 struct Chore {
@@ -26,7 +26,7 @@ const CHORES: &[Chore] = &[
     },
     Chore {
         name: "test",
-        summary: "run every test, then the parity suite",
+        summary: "run every test, the parity suite among them",
         help: test::HELP,
         run: test::run,
     },
@@ -38,7 +38,7 @@ const CHORES: &[Chore] = &[
     },
     Chore {
         name: "record",
-        summary: "record the fixtures anew from transformers",
+        summary: "record the fixtures again from transformers",
         help: record::HELP,
         run: record::run,
     },
@@ -47,6 +47,12 @@ const CHORES: &[Chore] = &[
         summary: "measure the speed, and that of transformers and mlx-lm beside it",
         help: bench::HELP,
         run: bench::run,
+    },
+    Chore {
+        name: "features",
+        summary: "check the crates with each of their features alone",
+        help: features::HELP,
+        run: features::run,
     },
     Chore {
         name: "tidy",
@@ -85,9 +91,7 @@ pub(crate) fn no_arguments(chore: &str, arguments: &[String]) -> Result<()> {
 
 /// The error for an argument that a chore does not know.
 pub(crate) fn unexpected(chore: &str, argument: &str) -> Failure {
-    Failure::usage(format!(
-        "`{argument}` means nothing to {chore}: see `cargo xtask {chore} --help`"
-    ))
+    Failure::usage(format!("unexpected argument `{argument}`: see `cargo xtask {chore} --help`"))
 }
 
 /// Help is asked for by the first argument alone: what follows may be meant for another program.
@@ -106,14 +110,14 @@ fn help(arguments: &[String]) -> Result<()> {
 fn find(name: &str) -> Result<&'static Chore> {
     CHORES.iter().find(|chore| chore.name == name).ok_or_else(|| {
         let names: Vec<&str> = CHORES.iter().map(|chore| chore.name).collect();
-        Failure::usage(format!("no command `{name}`; there are {}", names.join(", ")))
+        Failure::usage(format!("unknown command `{name}`; expected one of {}", names.join(", ")))
     })
 }
 
 fn overview() -> String {
     let mut text = String::from("The project's chores.\n\nUsage: cargo xtask <command>\n\n");
     for chore in CHORES {
-        text.push_str(&format!("  {:<8}{}\n", chore.name, chore.summary));
+        text.push_str(&format!("  {:<10}{}\n", chore.name, chore.summary));
     }
     text.push_str(
         "\nExamples:\n  \
@@ -142,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_command_is_told_the_known_ones() {
+    fn an_unknown_command_is_answered_by_the_known_ones() {
         let failure = dispatch(&strings(&["frobnicate"])).unwrap_err();
         assert_eq!(failure.status(), 2);
         assert!(failure.message().unwrap().contains("setup, run, test"));

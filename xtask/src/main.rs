@@ -3,12 +3,16 @@
 //! This package must build before MLX does, since `setup` is what makes MLX linkable on Linux. So it
 //! depends on no MLX crate; what needs one (`run`, `test`, `parity`) is started as a second cargo.
 
-// A command line speaks on stdout and stderr.
-#![allow(clippy::print_stdout, clippy::print_stderr)]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line speaks on stdout and stderr"
+)]
 
 mod bench;
 mod cli;
 mod failure;
+mod features;
 mod parity;
 mod process;
 mod python;

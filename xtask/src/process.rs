@@ -1,6 +1,7 @@
 //! Starting other programs.
 
 use std::ffi::OsStr;
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use crate::failure::{Context, Failure, Result};
@@ -19,6 +20,27 @@ pub(crate) fn show(command: &mut Command) -> Result<()> {
     // No code means a signal ended it; the shell's convention for "killed" is 128 and more.
     let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(128);
     Err(Failure::silent(code))
+}
+
+/// Runs a program whose output the user is meant to see, and hands on each line of it. Returns whether
+/// it succeeded.
+pub(crate) fn show_lines(command: &mut Command, mut each: impl FnMut(&str)) -> Result<bool> {
+    let doing = format!("cannot start {}", name(command));
+    // One pipe for both, so that the lines keep their order.
+    let (reader, writer) = std::io::pipe().context(|| &doing)?;
+    let other = writer.try_clone().context(|| &doing)?;
+    let mut child = command.stdout(writer).stderr(other).spawn().context(|| &doing)?;
+    // The pipe ends once the command's own ends of it are closed.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut lines = BufReader::new(reader);
+    let mut line = Vec::new();
+    while lines.read_until(b'\n', &mut line).context(|| &doing)? > 0 {
+        let text = String::from_utf8_lossy(&line);
+        print!("{text}");
+        each(&text);
+        line.clear();
+    }
+    Ok(child.wait().context(|| &doing)?.success())
 }
 
 /// Runs a program quietly and returns its stdout; when it fails, its stderr is in the message.

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use crate::failure::{Context, Failure, Result};
 use crate::process;
 
@@ -20,14 +22,27 @@ pub(crate) fn build() -> PathBuf {
 
 /// Where cargo puts what it builds: cargo's to say, since configuration and environment can move it.
 pub(crate) fn target() -> Result<PathBuf> {
+    let folder = metadata()?["target_directory"].as_str().map(PathBuf::from);
+    folder.ok_or_else(|| Failure::new("cargo does not say where it builds"))
+}
+
+/// The packages that have features, and these.
+pub(crate) fn features() -> Result<Vec<(String, Vec<String>)>> {
+    let metadata = metadata()?;
+    let package = |it: &Value| {
+        let features = it["features"].as_object()?;
+        let features: Vec<String> = features.keys().cloned().collect();
+        (!features.is_empty()).then_some((it["name"].as_str()?.to_owned(), features))
+    };
+    Ok(metadata["packages"].as_array().into_iter().flatten().filter_map(package).collect())
+}
+
+fn metadata() -> Result<Value> {
     let metadata = process::capture(process::cargo().current_dir(root()).args([
         "metadata",
         "--format-version=1",
         "--no-deps",
         "--offline",
     ]))?;
-    let metadata: serde_json::Value =
-        serde_json::from_str(&metadata).context(|| "cannot read the output of `cargo metadata`")?;
-    let folder = metadata["target_directory"].as_str();
-    folder.map(PathBuf::from).ok_or_else(|| Failure::new("cargo does not say where it builds"))
+    serde_json::from_str(&metadata).context(|| "cannot read the output of `cargo metadata`")
 }
