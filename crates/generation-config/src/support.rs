@@ -82,6 +82,17 @@ mod tests {
     }
 
     #[test]
+    fn the_front_page_lists_what_is_refused() {
+        let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md");
+        let readme = std::fs::read_to_string(readme).unwrap();
+        let (_, list) = readme.split_once("refused by name: ").unwrap();
+        let (list, _) = list.split_once("\n\n").unwrap();
+        let list = list.replace(" (other than `dynamic`)", "");
+        let listed: Vec<&str> = list.split('`').skip(1).step_by(2).collect();
+        assert_eq!(listed, NOT_YET.iter().map(|it| it.0).collect::<Vec<_>>());
+    }
+
+    #[test]
     fn the_defaults_pass() {
         crate::default_generation_params().refuse_unsupported().unwrap();
     }
