@@ -8,7 +8,7 @@ use std::error::Error;
 use mlxgk_generation_config::{GenerationConfig, Kwargs, Sources};
 use serde_json::json;
 
-#[allow(clippy::print_stdout)]
+#[allow(clippy::print_stdout, reason = "an example prints")]
 fn main() -> Result<(), Box<dyn Error>> {
     let passed = match std::env::args().nth(1) {
         Some(path) => GenerationConfig::from_file(path)?,

@@ -7,7 +7,7 @@ use std::error::Error;
 
 use mlxgk_samplers::{TorchRng, WarperConfig, greedy};
 
-#[allow(clippy::print_stdout)]
+#[allow(clippy::print_stdout, reason = "an example prints")]
 fn main() -> Result<(), Box<dyn Error>> {
     let seed = match std::env::args().nth(1) {
         Some(seed) => seed.parse()?,
