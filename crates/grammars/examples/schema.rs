@@ -5,7 +5,8 @@
 #![allow(clippy::print_stdout, reason = "an example prints")]
 
 use mlxgk_grammars::{Grammar, GrammarProcessor, Vocabulary};
-use mlxgk_logits_processors::{Context, Error, LogitsProcessor, TorchRng};
+use mlxgk_logits_processors::{Context, Error, LogitsProcessor};
+use mlxgk_torch::TorchRng;
 
 const END: u32 = 256;
 

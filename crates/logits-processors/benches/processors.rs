@@ -12,8 +12,9 @@ use mlxgk_logits_processors::{
     ExponentialDecayLengthPenalty, ForcedEos, FrequencyPenalty, InfNanRemove, LogitNormalization,
     LogitsProcessor, MinLength, NoBadWords, NoRepeatNGram, PrefixConstrained, PresencePenalty,
     RepetitionPenalty, SeedingScheme, SequenceBias, SequenceBreakers, SuppressTokens, SynthIdText,
-    SynthIdTextWatermarkingConfig, TokenBias, TorchRng, Watermark, WatermarkingConfig, guide,
+    SynthIdTextWatermarkingConfig, TokenBias, Watermark, WatermarkingConfig, guide,
 };
+use mlxgk_torch::TorchRng;
 
 const VOCAB: usize = 151_936;
 const HISTORY: usize = 512;

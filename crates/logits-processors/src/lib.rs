@@ -64,8 +64,6 @@ mod source;
 mod stage;
 mod suppress;
 mod synthid;
-pub mod torch_math;
-mod torch_random;
 mod watermark;
 
 pub use self::biases::{NoBadWords, SequenceBias, TokenBias};
@@ -87,7 +85,6 @@ pub use self::suppress::{SuppressTokens, SuppressTokensAtBegin};
 pub use self::synthid::{
     BayesianDetector, GValues, SynthIdText, SynthIdTextDetector, SynthIdTextWatermarkingConfig,
 };
-pub use self::torch_random::TorchRng;
 pub use self::watermark::{
     SeedingScheme, Watermark, WatermarkDetection, WatermarkDetector, WatermarkingConfig,
 };

@@ -9,8 +9,8 @@ use mlxgk_generation_config::{
     Error, GenerationConfig, Kwargs, Lengths, Merged, Sources, Warning, WarningKind,
     default_generation_params,
 };
-use mlxgk_logits_processors::{Context, LogitsProcessor, TorchRng};
-use mlxgk_samplers::Warper;
+use mlxgk_logits_processors::{Context, LogitsProcessor};
+use mlxgk_samplers::{TorchRng, Warper};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 

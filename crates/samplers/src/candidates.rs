@@ -7,11 +7,11 @@
 use std::mem;
 
 use mlxgk_logits_processors::{Error, ErrorKind, Result};
+use mlxgk_torch::vector::{self, room};
+use mlxgk_torch::{Places, SparseRow, exp_each};
 
 use crate::crossing::{Crossing, Ordered, Work};
 use crate::select::{Blocks, Keyed, highest_block, least_with_quotient};
-use crate::simd::{self, room};
-use crate::torch_math::{self, Places, Row};
 
 /// One row's candidates, in the order of their ids.
 ///
@@ -46,7 +46,7 @@ impl Candidates {
         self.max = self.begin(scores, temperature)?;
         self.whole = true;
         self.len = scores.len();
-        simd::map(scores, room(&mut self.scores, self.len), move |score| score / temperature);
+        vector::map(scores, room(&mut self.scores, self.len), move |score| score / temperature);
         Ok(())
     }
 
@@ -109,8 +109,8 @@ impl Candidates {
         (!self.whole).then(|| &self.ids[..self.len])
     }
 
-    fn row(&self) -> Row<'_> {
-        Row { len: self.vocab, places: self.ids().map_or(Places::From(0), Places::At) }
+    fn row(&self) -> SparseRow<'_> {
+        SparseRow { len: self.vocab, places: self.ids().map_or(Places::From(0), Places::At) }
     }
 
     /// The candidates' scores; `-inf` for banned ones, while all tokens are listed.
@@ -149,7 +149,7 @@ impl Candidates {
     /// Computes the weights, which are the probabilities but for a common factor.
     pub(crate) fn weigh(&mut self) {
         let weights = room(&mut self.probs, self.len);
-        torch_math::exp_each(&self.scores[..self.len], self.max, weights);
+        exp_each(&self.scores[..self.len], self.max, weights);
     }
 
     /// torch's sum of the weights.
@@ -234,7 +234,7 @@ impl Candidates {
     /// Keeps the `n` candidates with the lowest keys.
     pub(crate) fn keep_first(&mut self, n: usize, key: impl Fn(f32) -> f32 + Copy) {
         let keys = room(&mut self.terms, self.len);
-        simd::map(&self.scores[..self.len], keys, move |&score| -key(score));
+        vector::map(&self.scores[..self.len], keys, move |&score| -key(score));
         let least = self.blocks.kth_highest(keys, n);
         self.keep(move |score, _| -key(score) >= least);
         self.rank(key);
@@ -280,7 +280,7 @@ impl Candidates {
         let marks = room(&mut self.marks, self.len.next_multiple_of(8));
         marks[self.len..].fill(0);
         let (scores, probs) = (&self.scores[range.clone()], &self.probs[range.clone()]);
-        simd::zip_map(scores, probs, &mut marks[range], move |&score, &prob| {
+        vector::zip_map(scores, probs, &mut marks[range], move |&score, &prob| {
             u8::from((score > f32::NEG_INFINITY) & test(score, prob))
         });
     }

@@ -6,10 +6,11 @@
 //! When the crossing is still too close to call, the whole row is sorted and summed as torch does
 //! it; a few in a hundred flat rows come to that, and hardly any that a model makes.
 
+use mlxgk_torch::{Places, SparseRow};
+
 use crate::histogram::Histogram;
 use crate::rounding::Rounding;
 use crate::select::{self, Keyed};
-use crate::torch_math::{Places, Row};
 
 /// Rows up to this length are sorted at once.
 const SORTED_AT_ONCE: usize = 1024;
@@ -69,7 +70,7 @@ impl<K: Fn(f32) -> f32 + Copy> Ordered<'_, K> {
         terms.extend(keyed.iter().map(|it| f32::from_bits(it.value())));
 
         let before = if self.rising { self.vocab - terms.len() } else { 0 };
-        let row = Row { len: self.vocab, places: Places::From(before) };
+        let row = SparseRow { len: self.vocab, places: Places::From(before) };
         let scale = 1.0 / row.softmax_sum(terms);
         let mut mass = 0.0;
         let rank = terms.iter().position(|term| {
@@ -122,7 +123,7 @@ impl<K: Fn(f32) -> f32 + Copy> Ordered<'_, K> {
 mod tests {
     use super::*;
     use crate::generator::Generator;
-    use crate::torch_math::exp_each;
+    use mlxgk_torch::exp_each;
 
     /// Where the histogram answers, it answers as sorting does, also on rows so long and flat that
     /// torch's rounding moves one cut in ten.

@@ -1,13 +1,13 @@
 //! The fast generator: one number per draw, and a stream per row.
 
-use rand::rngs::Xoshiro256PlusPlus;
-use rand::{Rng, SeedableRng};
+use mlxgk_torch::vector::sum;
+use mlxgk_torch::{SplitMix64, random_seed};
 
 use crate::distribution::Distribution;
 use crate::generator::Generator;
-use crate::simd::sum;
 
-/// A fast generator with a stream for every row (xoshiro256++).
+/// A fast generator with a stream for every row (xoshiro256++: Blackman and Vigna, "Scrambled
+/// linear pseudorandom number generators", 2021).
 ///
 /// The stream is a function of the seed and the row alone, and the same on every platform.
 ///
@@ -20,30 +20,43 @@ use crate::simd::sum;
 /// assert_ne!(rng, FastRng::new(7, 3));
 /// ```
 #[derive(Debug, Clone, PartialEq)]
-pub struct FastRng(Xoshiro256PlusPlus);
+pub struct FastRng([u64; 4]);
 
 impl FastRng {
     /// The stream of a row under a seed.
     pub fn new(seed: u64, row: u64) -> Self {
         // Scrambling the seed first keeps row 1 of seed 0 apart from row 0 of seed 1.
-        let mut state = scramble(seed).wrapping_add(row);
-        let mut bytes = [0; 32];
-        for word in bytes.chunks_exact_mut(8) {
-            state = state.wrapping_add(GOLDEN_RATIO);
-            word.copy_from_slice(&scramble(state).to_le_bytes());
-        }
-        Self(Xoshiro256PlusPlus::from_seed(bytes))
+        let mut state = SplitMix64::new(SplitMix64::mix(seed).wrapping_add(row));
+        Self(std::array::from_fn(|_| state.next_u64()))
+    }
+
+    /// A stream with a [random seed](random_seed).
+    pub fn unseeded() -> Self {
+        Self::new(random_seed(), 0)
+    }
+
+    fn next_u64(&mut self) -> u64 {
+        let [a, b, c, d] = &mut self.0;
+        let next = a.wrapping_add(*d).rotate_left(23).wrapping_add(*a);
+        let shifted = *b << 17;
+        *c ^= *a;
+        *d ^= *b;
+        *b ^= *c;
+        *a ^= *d;
+        *c ^= shifted;
+        *d = d.rotate_left(45);
+        next
     }
 
     /// A number in `[0, 1)` with 53 bits.
     fn uniform_f64(&mut self) -> f64 {
-        (self.0.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+        (self.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 
 impl Generator for FastRng {
     fn uniform(&mut self) -> f32 {
-        (self.0.next_u32() >> 8) as f32 / (1 << 24) as f32
+        (self.next_u64() >> 40) as f32 / (1 << 24) as f32
     }
 
     /// Inverts the cumulative distribution, with one number per token drawn.
@@ -95,14 +108,4 @@ fn at_mass(distribution: &Distribution<'_>, drawn: &[u32], mut mass: f64) -> Opt
     }
     // Rounding may leave a little beyond the last token, which then is meant.
     distribution.iter().filter(left).last().map(|(id, _)| id)
-}
-
-/// 2^64 over the golden ratio, the step of SplitMix64.
-const GOLDEN_RATIO: u64 = 0x9e37_79b9_7f4a_7c15;
-
-/// The output function of SplitMix64 (Steele, Lea and Flood, 2014).
-fn scramble(z: u64) -> u64 {
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }

@@ -4,7 +4,7 @@
 //! takes the highest `p / q`, so one draw costs two outputs of the twister per token, banned or
 //! not, and every row of a batch moves the one stream on. That is what seeded parity takes.
 
-use mlxgk_logits_processors::TorchRng;
+use mlxgk_torch::TorchRng;
 
 use crate::distribution::Distribution;
 

@@ -1,6 +1,6 @@
 //! Candidates counted and weighed by a key.
 
-use crate::simd::{self, room};
+use mlxgk_torch::vector::{self, room};
 
 /// Buckets of a [`Histogram`].
 pub(crate) const BUCKETS: usize = 2048;
@@ -36,7 +36,7 @@ impl Histogram {
         };
         let scale = (BUCKETS - 1) as f32 / (high - low).max(f32::MIN_POSITIVE);
         self.len = scores.len();
-        simd::map(scores, room(&mut self.buckets, self.len), move |&score| {
+        vector::map(scores, room(&mut self.buckets, self.len), move |&score| {
             let at = (key(score) - low) * scale;
             // Keys beyond the range fall into the outer buckets.
             let at = if at > 0.0 { at } else { 0.0 };

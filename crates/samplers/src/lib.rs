@@ -45,12 +45,11 @@ mod greedy;
 mod histogram;
 mod rounding;
 mod select;
-mod simd;
 mod streams;
-mod torch_math;
 mod warpers;
 
-pub use mlxgk_logits_processors::{Context, Error, ErrorKind, LogitsProcessor, Result, TorchRng};
+pub use mlxgk_logits_processors::{Context, Error, ErrorKind, LogitsProcessor, Result};
+pub use mlxgk_torch::TorchRng;
 
 pub use self::chain::{SamplerChain, Warper};
 pub use self::config::{Order, WarperConfig};

@@ -5,8 +5,9 @@
 //! the running sum's last bit. So it is enough to know which terms meet which grid, and that
 //! follows from the running mass. In doubt are the terms about where the grid changes.
 
+use mlxgk_torch::vector::{self, room, sum};
+
 use crate::histogram::Histogram;
-use crate::simd::{self, room, sum};
 
 /// Lanes of torch's sum.
 const LANES: f64 = 16.0;
@@ -73,7 +74,7 @@ impl Rounding {
     pub(crate) fn of(&self, histogram: &Histogram, weights: &[f32], space: &mut Vec<f32>) -> f64 {
         let grids = self.grids;
         let roundings = room(space, weights.len());
-        simd::zip_map(histogram.buckets(), weights, roundings, move |&bucket, &weight| {
+        vector::zip_map(histogram.buckets(), weights, roundings, move |&bucket, &weight| {
             let mut shift = 0.0;
             for (first, of_grid) in grids {
                 shift = if bucket >= first { of_grid } else { shift };

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::simd;
+use mlxgk_torch::vector;
 
 /// A sorting key and a value, in one integer that sorts by the key, then by the value.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -148,7 +148,7 @@ fn fold_blocks(scores: &[f32], mut visit: impl FnMut(f32)) -> f32 {
     let (mut highest, mut nan) = (f32::NEG_INFINITY, false);
     for blocks in blocks.chunks(AT_ONCE).chain([last]) {
         let mut maxima = [0.0; AT_ONCE];
-        simd::map(blocks, &mut maxima, block_max);
+        vector::map(blocks, &mut maxima, block_max);
         for &max in &maxima[..blocks.len()] {
             highest = if max > highest { max } else { highest };
             nan |= max.is_nan();

@@ -1,6 +1,6 @@
 //! Which generator serves which row of a batch.
 
-use mlxgk_logits_processors::TorchRng;
+use mlxgk_torch::TorchRng;
 
 use crate::fast_rng::FastRng;
 use crate::generator::Generator;

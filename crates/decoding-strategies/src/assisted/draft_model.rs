@@ -1,6 +1,7 @@
 //! Guesses from a smaller model.
 
-use mlxgk_logits_processors::{Context, LogitsProcessor, Stage, torch_math::softmax};
+use mlxgk_logits_processors::{Context, LogitsProcessor, Stage};
+use mlxgk_torch::softmax;
 
 use super::{CandidateGenerator, Candidates, Speculative, Turn};
 use crate::{Result, Rule};

@@ -1,7 +1,7 @@
 //! Which guesses stand, and what is said in place of the first that falls.
 
-use mlxgk_logits_processors::torch_math::softmax;
 use mlxgk_samplers::Distribution;
+use mlxgk_torch::softmax;
 
 use super::Candidates;
 use crate::{Error, ErrorKind, Result, sampling::Sampling};

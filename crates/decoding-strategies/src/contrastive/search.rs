@@ -1,6 +1,6 @@
 //! The loop: rank the likeliest tokens by what they repeat.
 
-use mlxgk_logits_processors::{Context, LogitsProcessor, ProcessorList, Row, torch_math};
+use mlxgk_logits_processors::{Context, LogitsProcessor, ProcessorList, Row};
 
 use super::Rehearse;
 use crate::{Decoded, Error, ErrorKind, Keep, Result, Stopping, top_k::TopK};
@@ -177,8 +177,8 @@ impl<M: Rehearse> ContrastiveSearch<M> {
                 probabilities.extend(std::iter::repeat_n(0.0, per_row));
                 continue;
             }
-            let max = torch_math::max(scores);
-            let sum = torch_math::sum_of_exp(scores, max);
+            let max = mlxgk_torch::max(scores);
+            let sum = mlxgk_torch::sum_of_exp(scores, max);
             if !sum.is_finite() {
                 let what = "no token can be chosen: all are banned, or the scores hold NaN";
                 return Err(Error::new(ErrorKind::NoToken, what));
@@ -187,7 +187,7 @@ impl<M: Rehearse> ContrastiveSearch<M> {
             best.offer(scores, 0.0);
             for it in best.finish() {
                 tokens.push(it.place as u32);
-                probabilities.push(torch_math::exp(it.score - max) * (1.0 / sum));
+                probabilities.push(mlxgk_torch::exp(it.score - max) * (1.0 / sum));
             }
         }
         Ok(Candidates { per_row, tokens, probabilities })

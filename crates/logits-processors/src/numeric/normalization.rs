@@ -1,6 +1,7 @@
 //! Log-softmax.
 
-use crate::torch_math::{self, ln, sum_of_exp};
+use mlxgk_torch::{ln, sum_of_exp};
+
 use crate::{Context, Error, ErrorKind, LogitsProcessor, Result, Stage};
 
 /// Turns scores into log-probabilities (`LogitNormalization`, `renormalize_logits`).
@@ -54,7 +55,7 @@ pub(crate) struct LogSum {
 
 impl LogSum {
     pub(crate) fn of(scores: &[f32]) -> Result<Self> {
-        let max = torch_math::max(scores);
+        let max = mlxgk_torch::max(scores);
         if max == f32::NEG_INFINITY && !scores.iter().any(|it| it.is_nan()) {
             return Err(Error::new(ErrorKind::NoTokenAllowed, "every token is banned"));
         }

@@ -2,8 +2,9 @@
 
 use std::fmt;
 
+use mlxgk_torch::{RowSum, ln, softmax};
+
 use super::tournament::{SynthIdTextWatermarkingConfig, Tournament, accumulate};
-use crate::torch_math::{self, RowSum, ln};
 use crate::{Context, Error, ErrorKind, LogitsProcessor, Result, Stage, scratch};
 
 /// Bends a distribution towards tokens that win a keyed tournament of coin flips
@@ -56,12 +57,12 @@ impl SynthIdText {
 
     /// The tournament: scores to the logarithms of the bent probabilities.
     fn compete(&self, context_hash: u64, scores: &mut [f32]) -> Result<()> {
-        if torch_math::max(scores) == f32::NEG_INFINITY {
+        if mlxgk_torch::max(scores) == f32::NEG_INFINITY {
             return Err(Error::new(ErrorKind::NoTokenAllowed, "every token is banned"));
         }
         scratch::with(&scratch::IDS, |alive| {
             scratch::with(&scratch::SCORES, |probs| {
-                torch_math::softmax(scores, probs);
+                softmax(scores, probs);
                 alive.extend((0..).zip(&*probs).filter(|it| *it.1 > 0.0).map(|it| it.0));
                 probs.retain(|&it| it > 0.0);
                 scratch::with(&scratch::HASHES, |hashes| {

@@ -1,6 +1,8 @@
 //! The keyed coin flips that watermark and detector share.
 
-use crate::{Error, Result, TorchRng};
+use mlxgk_torch::TorchRng;
+
+use crate::{Error, Result};
 
 /// The settings of the watermark, with HF's names; its detectors need the same.
 #[derive(Debug, Clone, PartialEq, Eq)]

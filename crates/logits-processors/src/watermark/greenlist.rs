@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use crate::{Error, ErrorKind, Result, TorchRng};
+use mlxgk_torch::TorchRng;
+
+use crate::{Error, ErrorKind, Result};
 
 /// The size of the table that the self-hash scheme looks tokens up in.
 const TABLE_SIZE: u32 = 1_000_003;

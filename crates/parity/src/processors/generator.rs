@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use mlxgk_logits_processors::TorchRng;
+use mlxgk_torch::TorchRng;
 use serde::Deserialize;
 
 use super::read;

@@ -1,6 +1,7 @@
 //! The rows of a case: their scores, drawn or stored, and what must come out.
 
-use mlxgk_logits_processors::{Context, LogitsProcessor, Row, TorchRng, guide};
+use mlxgk_logits_processors::{Context, LogitsProcessor, Row, guide};
+use mlxgk_torch::TorchRng;
 use serde::Deserialize;
 use serde_json::Value;
 

@@ -1,10 +1,10 @@
 //! Top-H: as many tokens as an entropy budget allows.
 
 use mlxgk_logits_processors::Result;
+use mlxgk_torch::{Places, SparseRow, ln};
 
 use super::{Warp, parameter, processor};
 use crate::candidates::Candidates;
-use crate::torch_math::{Places, Row, ln};
 
 /// Keeps the most likely tokens while their share of the entropy lasts (HF's `TopHLogitsWarper`;
 /// Potraghloo et al., 2025).
@@ -53,7 +53,7 @@ impl Warp for TopH {
             *logit = score;
         }
         let (mut probs, mut terms) = ([0.0; Self::CONSIDERED], [0.0; Self::CONSIDERED]);
-        let row = Row { len: considered, places: Places::From(0) };
+        let row = SparseRow { len: considered, places: Places::From(0) };
         let entropy = row.categorical(&logits[..n], logits[0], &mut probs[..n], &mut terms[..n]);
         let budget = entropy * self.0;
         let mut spent = 0.0;

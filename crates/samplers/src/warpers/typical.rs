@@ -1,10 +1,10 @@
 //! Locally typical sampling: tokens about as surprising as the distribution expects.
 
 use mlxgk_logits_processors::Result;
+use mlxgk_torch::ln;
 
 use super::{Warp, at_least_one, parameter, processor};
 use crate::candidates::Candidates;
-use crate::torch_math::ln;
 
 /// Keeps the tokens whose surprise is nearest to the entropy, up to a given probability mass (HF's
 /// `TypicalLogitsWarper`; Meister et al., 2022).

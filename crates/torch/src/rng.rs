@@ -1,11 +1,11 @@
 //! torch's CPU generator, bit for bit.
 //!
-//! HF's watermarks derive their green lists from `torch.randperm`, and sampling races against
-//! torch's exponential draws. So that a seed means here what it means there, this module repeats
-//! how torch 2.15 turns the outputs of the Mersenne Twister (Matsumoto and Nishimura, 1998) into
-//! draws. CUDA and MPS have other generators and give other numbers.
+//! It repeats how torch 2.15 turns the outputs of the Mersenne Twister (Matsumoto and Nishimura,
+//! 1998) into numbers. CUDA and MPS have other generators and give other numbers.
 
 use rand_mt::Mt;
+
+use crate::random_seed;
 
 /// From this size on, torch's `randperm` takes 64-bit draws, to keep the modulo bias small.
 const WIDE_PERMUTATION: u32 = u32::MAX / 20;
@@ -16,7 +16,7 @@ const WIDE_RANGE: u64 = 1 << 28;
 /// torch's default CPU generator (`torch.Generator(device="cpu")`).
 ///
 /// ```
-/// use mlxgk_logits_processors::TorchRng;
+/// use mlxgk_torch::TorchRng;
 ///
 /// // torch.manual_seed(0); torch.rand(2)
 /// let mut rng = TorchRng::new(0);
@@ -30,6 +30,11 @@ impl TorchRng {
     pub fn new(seed: u64) -> Self {
         // torch keeps the 64 bits for `initial_seed()` and seeds the twister with the low half.
         Self(Mt::new(seed as u32))
+    }
+
+    /// A generator with a [random seed](random_seed).
+    pub fn unseeded() -> Self {
+        Self::new(random_seed())
     }
 
     /// The twister's next output (torch's `random()`).
@@ -75,17 +80,19 @@ impl TorchRng {
         items
     }
 
-    /// The first `count` steps of the shuffle of `items`, after which its head is final.
-    pub(crate) fn shuffle_head(&mut self, items: &mut [u32], count: u32) {
+    /// The first `count` steps of the shuffle that [`randperm`](Self::randperm) makes of `items`,
+    /// after which the first `count` items are final.
+    pub fn shuffle_head(&mut self, items: &mut [u32], count: u32) {
         let n = items.len() as u32;
         for at in 0..count.min(n) {
             items.swap(at as usize, (at + self.swap_distance(n, at)) as usize);
         }
     }
 
-    /// How far to the right of `at` the shuffle of `n` items finds the one to put there.
-    pub(crate) fn swap_distance(&mut self, n: u32, at: u32) -> u32 {
-        let left = n - at;
+    /// How far to the right of `at` the shuffle of `n` items finds the one to put there: for
+    /// following one item through a shuffle without making it. 0 where `at` is not below `n`.
+    pub fn swap_distance(&mut self, n: u32, at: u32) -> u32 {
+        let left = n.saturating_sub(at).max(1);
         if n < WIDE_PERMUTATION {
             self.next_u32() % left
         } else {

@@ -1,14 +1,11 @@
 //! torch's sums over rows of which most terms are zero.
 //!
-//! Which tokens survive top-p hangs on the last bits of a softmax: over 150,000 tokens, summing in
-//! another order moves the sum by up to 400 ulp, and the cut with it. The arithmetic is that of
-//! [`mlxgk_logits_processors::torch_math`]; here it is applied to the survivors of a warper, which
-//! keep their places in the row, and so their lanes.
+//! Which tokens survive top-p depends on the last bits of a softmax: over 150,000 tokens, summing
+//! in another order moves the sum by up to 400 ulp, and the cut with it. The terms that are left of
+//! a row keep their places in it, and so their lanes.
 
-pub(crate) use mlxgk_logits_processors::torch_math::ln;
-use mlxgk_logits_processors::torch_math::{GROUP, LANES, RowSum, exp, fold};
-
-use crate::simd;
+use crate::math::{GROUP, LANES, RowSum, exp, fold, ln};
+use crate::vector;
 
 /// The fp32 number nearest to `e^x`, in all but a few cases in a thousand, for `x <= 0`.
 ///
@@ -28,32 +25,35 @@ fn exp_nearest(x: f32) -> f32 {
     if x < -104.0 { 0.0 } else { (u * power) as f32 }
 }
 
-/// `exp(x - max)` of every score, as torch's softmax computes it.
-pub(crate) fn exp_each(scores: &[f32], max: f32, out: &mut [f32]) {
-    simd::map(scores, out, move |score| exp(score - max));
-}
-
 /// A row of terms of which all that are missing are zero, and so change no sum.
+///
+/// ```
+/// use mlxgk_torch::{Places, SparseRow};
+///
+/// // torch.tensor([0.0, 0.5, 0.0, 0.25]).sum()
+/// let row = SparseRow { len: 4, places: Places::At(&[1, 3]) };
+/// assert_eq!(row.sum(&[0.5, 0.25]), 0.75);
+/// ```
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Row<'a> {
+pub struct SparseRow<'a> {
     /// The length of the whole row.
-    pub(crate) len: usize,
+    pub len: usize,
     /// Where in it the terms stand.
-    pub(crate) places: Places<'a>,
+    pub places: Places<'a>,
 }
 
 /// Where in a row terms stand.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Places<'a> {
+pub enum Places<'a> {
     /// One after the other, from this place on.
     From(usize),
     /// At these places, in ascending order.
     At(&'a [u32]),
 }
 
-impl Row<'_> {
+impl SparseRow<'_> {
     /// The sum in torch's softmax: 16 running sums, folded in halves; of a shorter row, one.
-    pub(crate) fn softmax_sum(self, terms: &[f32]) -> f32 {
+    pub fn softmax_sum(self, terms: &[f32]) -> f32 {
         if self.len < LANES {
             return terms.iter().sum();
         }
@@ -78,7 +78,7 @@ impl Row<'_> {
     }
 
     /// `torch.sum`: a cascade, in which blocks of sums move up from level to level.
-    pub(crate) fn sum(self, terms: &[f32]) -> f32 {
+    pub fn sum(self, terms: &[f32]) -> f32 {
         let mut sum = RowSum::new(self.len);
         match self.places {
             Places::At(places) => {
@@ -105,18 +105,19 @@ impl Row<'_> {
     }
 
     /// `torch.distributions.Categorical(logits=...)`: fills in `probs`, returns the entropy in
-    /// nats. `max` is the highest of the logits, `terms` working space.
-    pub(crate) fn categorical(
+    /// nats. `max` is the highest of the logits, `terms` working space; all three slices are of one
+    /// length.
+    pub fn categorical(
         self,
         logits: &[f32],
         max: f32,
         probs: &mut [f32],
         terms: &mut [f32],
     ) -> f32 {
-        simd::map(logits, terms, move |logit| exp_nearest(logit - max));
+        vector::map(logits, terms, move |logit| exp_nearest(logit - max));
         let log_sum = ln(self.sum(terms)) + max;
         let max = max - log_sum;
-        simd::map(logits, probs, move |logit| exp((logit - log_sum) - max));
+        vector::map(logits, probs, move |logit| exp((logit - log_sum) - max));
         let scale = 1.0 / self.softmax_sum(probs);
         for ((term, logit), prob) in terms.iter_mut().zip(logits).zip(probs) {
             *prob *= scale;
@@ -126,15 +127,11 @@ impl Row<'_> {
         -self.sum(terms)
     }
 
-    /// The entropy in nats of the distribution with these logarithms, as `torch.nansum` of
-    /// `log p * exp(log p)` gives it; `terms` is working space.
-    pub(crate) fn entropy(
-        self,
-        scores: &[f32],
-        log_prob: impl Fn(f32) -> f32,
-        terms: &mut [f32],
-    ) -> f32 {
-        simd::map(scores, terms, move |&score| {
+    /// The entropy in nats of the distribution whose log-probabilities are `log_prob` of the scores,
+    /// as `torch.nansum` of `log p * exp(log p)` gives it; `terms` is working space as long as
+    /// `scores`.
+    pub fn entropy(self, scores: &[f32], log_prob: impl Fn(f32) -> f32, terms: &mut [f32]) -> f32 {
+        vector::map(scores, terms, move |&score| {
             let log_prob = log_prob(score);
             // What is banned would give infinity times zero, which `nansum` passes over.
             exp_nearest(log_prob) * log_prob.max(f32::MIN)
@@ -166,12 +163,12 @@ mod tests {
                 .collect();
             let places: Vec<u32> = (0..len as u32).filter(|&at| row[at as usize] > 0.0).collect();
             let terms: Vec<f32> = places.iter().map(|&at| row[at as usize]).collect();
-            let whole = Row { len, places: Places::From(0) };
-            let listed = Row { len, places: Places::At(&places) };
+            let whole = SparseRow { len, places: Places::From(0) };
+            let listed = SparseRow { len, places: Places::At(&places) };
             assert_eq!(whole.softmax_sum(&row), listed.softmax_sum(&terms), "{len}");
             assert_eq!(whole.sum(&row), listed.sum(&terms), "{len}");
             let last = row.iter().take_while(|&&it| it == 0.0).count();
-            let late = Row { len, places: Places::From(last) };
+            let late = SparseRow { len, places: Places::From(last) };
             assert_eq!(whole.softmax_sum(&row), late.softmax_sum(&row[last..]), "{len}");
         }
     }

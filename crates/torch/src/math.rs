@@ -6,12 +6,14 @@
 //! are folded in halves, and the cascade of `torch.sum`. Every step is an IEEE operation, so the
 //! bits are the same on every platform.
 
+use crate::vector;
+
 /// `e^x` for `x <= 0`, as Sleef's `expf` within 1 ulp.
 ///
 /// The argument is split as `q ln 2 + s` with `ln 2` in two parts, `e^s` is a polynomial, and `2^q`
 /// is applied in two halves so that denormal results come out right. There is no branch and no
-/// call, so a loop over it is vectorised where fused multiply-add is to be had
-/// (see [`exp_each`]).
+/// call, so a loop over it is vectorised where fused multiply-add is available (see
+/// [`exp_each`]).
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     // Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
@@ -43,15 +45,9 @@ pub fn ln(x: f32) -> f32 {
     f64::from(x).ln() as f32
 }
 
-/// `e^(score - max)` of every score, with the widest vectors the processor has.
-pub fn exp_each(scores: &[f32], max: f32, out: &mut Vec<f32>) {
-    out.clear();
-    out.resize(scores.len(), 0.0);
-    pulp::Arch::new().dispatch(|| {
-        for (out, score) in out.iter_mut().zip(scores) {
-            *out = exp(score - max);
-        }
-    });
+/// `e^(score - max)` of every score, as torch's softmax computes it; `out` is as long as `scores`.
+pub fn exp_each(scores: &[f32], max: f32, out: &mut [f32]) {
+    vector::map(scores, out, move |score| exp(score - max));
 }
 
 /// The highest score; NaN is passed over, and of nothing it is minus infinity.
@@ -72,7 +68,7 @@ pub fn sum_of_exp(scores: &[f32], max: f32) -> f32 {
     if scores.len() < LANES {
         return scores.iter().map(|score| exp(score - max)).sum();
     }
-    fold(pulp::Arch::new().dispatch(LanesOfExp { scores, max }))
+    fold(vector::dispatch(LanesOfExp { scores, max }))
 }
 
 /// A closure would do, were it sure to be inlined where the wide vectors are.
@@ -100,10 +96,11 @@ impl pulp::NullaryFnOnce for LanesOfExp<'_> {
     }
 }
 
-/// torch's softmax of a row.
+/// `torch.softmax` of a row, left in `out`, which takes its length.
 pub fn softmax(scores: &[f32], out: &mut Vec<f32>) {
     let max = max(scores);
     let scale = 1.0 / sum_of_exp(scores, max);
+    out.resize(scores.len(), 0.0);
     exp_each(scores, max, out);
     out.iter_mut().for_each(|it| *it *= scale);
 }
@@ -137,7 +134,7 @@ const LEVELS: usize = 4;
 /// grows large beside its terms. A term that is zero may be left out.
 ///
 /// ```
-/// use mlxgk_logits_processors::torch_math::RowSum;
+/// use mlxgk_torch::RowSum;
 ///
 /// let mut sum = RowSum::new(1000);
 /// (0..1000).for_each(|place| sum.add(place, 0.1));

@@ -1,4 +1,4 @@
-//! Loops over rows, run with the widest vectors the processor has.
+//! Loops over rows, run with the widest vectors that the processor has.
 //!
 //! The compiler vectorises them; `pulp` picks, at run time, the version for the processor. Each
 //! loop is a type rather than a closure, because only then is inlining it a promise: a closure
@@ -6,21 +6,28 @@
 
 use pulp::{Arch, NullaryFnOnce};
 
-/// Fills `out` with a function of each item.
+/// Fills `out` with a function of each item; of two slices of unlike length, as far as the shorter.
+///
+/// ```
+/// let mut halves = [0.0; 3];
+/// mlxgk_torch::vector::map(&[2.0, 4.0, 6.0], &mut halves, |it| it / 2.0);
+/// assert_eq!(halves, [1.0, 2.0, 3.0]);
+/// ```
 #[inline(always)]
-pub(crate) fn map<A, B>(items: &[A], out: &mut [B], function: impl Fn(&A) -> B) {
-    Arch::new().dispatch(Map { items, out, function });
+pub fn map<A, B>(items: &[A], out: &mut [B], function: impl Fn(&A) -> B) {
+    dispatch(Map { items, out, function });
 }
 
-/// Fills `out` with a function of each pair of items.
+/// Fills `out` with a function of each pair of items; as far as the shortest of the three goes.
 #[inline(always)]
-pub(crate) fn zip_map<A, B, C>(
-    left: &[A],
-    right: &[B],
-    out: &mut [C],
-    function: impl Fn(&A, &B) -> C,
-) {
-    Arch::new().dispatch(ZipMap { left, right, out, function });
+pub fn zip_map<A, B, C>(left: &[A], right: &[B], out: &mut [C], function: impl Fn(&A, &B) -> C) {
+    dispatch(ZipMap { left, right, out, function });
+}
+
+/// Runs a loop with the widest vectors that the processor has.
+#[inline(always)]
+pub(crate) fn dispatch<L: NullaryFnOnce>(it: L) -> L::Output {
+    Arch::new().dispatch(it)
 }
 
 struct Map<'a, A, B, F> {
@@ -61,16 +68,16 @@ impl<A, B, C, F: Fn(&A, &B) -> C> NullaryFnOnce for ZipMap<'_, A, B, C, F> {
 }
 
 /// The first `len` places of a buffer, which is lengthened if need be and never shortened, since
-/// filling it anew costs.
-pub(crate) fn room<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
+/// filling it again costs.
+pub fn room<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
     if buffer.len() < len {
         buffer.resize(len, T::default());
     }
     &mut buffer[..len]
 }
 
-/// A sum in lanes, which compilers vectorise.
-pub(crate) fn sum(terms: &[f32]) -> f32 {
+/// A sum in 16 lanes, which compilers vectorise. Its order is not torch's.
+pub fn sum(terms: &[f32]) -> f32 {
     let (chunks, rest) = terms.as_chunks::<16>();
     let mut lanes = [0.0; 16];
     for chunk in chunks {
