@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use mlx_genkit::samplers::{FastRng, Generator, TorchRng, WarperConfig, greedy};
+use mlx_genkit::samplers::{FastRng, Generator, SamplerState, TorchRng, WarperConfig, greedy};
 
 const VOCAB: usize = 151_936;
 
@@ -22,8 +22,9 @@ fn draw(
     rng: &mut dyn Generator,
 ) {
     let scores = scores(deviation);
-    let mut chain = config.chain().unwrap_or_default();
-    c.bench_function(name, |b| b.iter(|| chain.sample(black_box(&scores), rng)));
+    let mut sampler = config.chain().unwrap_or_default().sampler();
+    let mut state = SamplerState::default();
+    c.bench_function(name, |b| b.iter(|| sampler.sample(black_box(&scores), &mut state, rng)));
 }
 
 fn benches(c: &mut Criterion) {

@@ -4,7 +4,7 @@ use mlx_genkit::{
     GenerationConfig, Seed,
     generation_config::{Kwargs, Pipeline, Sources},
     logits_processors::{Context, LogitsProcessor},
-    samplers::{FastRng, Generator, Streams},
+    samplers::{FastRng, Generator, Sampler, SamplerState, Streams},
 };
 use serde_json::{Value, json};
 
@@ -46,6 +46,8 @@ pub fn history() -> Vec<u32> {
 /// A sampled request in the middle of its work.
 pub struct Draws {
     pipeline: Pipeline,
+    sampler: Sampler,
+    state: SamplerState,
     streams: Streams,
     scores: Vec<f32>,
     vocab: usize,
@@ -73,12 +75,12 @@ impl Draws {
         let none = GenerationConfig::default();
         let kwargs = Kwargs::from_json(fields)?;
         let merged = Sources { kwargs: &kwargs, passed: &none, model: &none }.merge()?;
+        let pipeline = merged.resolve(history.len(), None)?.pipeline(vocab)?;
         Ok(Self {
-            pipeline: merged.resolve(history.len(), None)?.pipeline(vocab)?,
-            streams: match seed {
-                Seed::Torch(seed) => Streams::torch(seed),
-                Seed::Fast(seed) => Streams::fast(seed, 1),
-            },
+            sampler: pipeline.warpers.sampler(),
+            pipeline,
+            state: SamplerState::default(),
+            streams: Streams::new(seed),
             scores,
             vocab,
             history,
@@ -103,7 +105,7 @@ impl Draws {
             self.pipeline.processors.process(&context, &mut self.scratch)?;
             scores = &self.scratch;
         }
-        Ok(self.pipeline.warpers.sample(scores, self.streams.row(0))?)
+        Ok(self.sampler.sample(scores, &mut self.state, self.streams.row(0))?)
     }
 }
 

@@ -82,7 +82,7 @@ fn rule(seed: Option<u64>) -> Rule {
         None => Rule::Greedy,
         Some(seed) => {
             let (chain, none) = (SamplerChain::default(), ProcessorList::default());
-            Rule::Sample(Box::new(Sampling::new(&chain, none, Streams::fast(seed, 1), 1)))
+            Rule::sample(chain, none, Streams::fast(seed))
         }
     }
 }

@@ -28,7 +28,7 @@ fn stop(eos: &[u32]) -> Stop {
 
 fn draws() -> Rule {
     let (chain, none) = (SamplerChain::default(), ProcessorList::default());
-    Rule::Sample(Box::new(Sampling::new(&chain, none, Streams::fast(5, 1), 1)))
+    Rule::sample(chain, none, Streams::fast(5))
 }
 
 fn search(

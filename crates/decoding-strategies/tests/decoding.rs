@@ -67,7 +67,7 @@ fn greedy(prompts: &[Vec<u32>], stop: Stop) -> Decoding<Table> {
 fn sampled(prompts: &[Vec<u32>], streams: Streams, eos: Vec<u32>) -> Vec<Vec<u32>> {
     let last: Vec<u32> = prompts.iter().map(|it| *it.last().unwrap()).collect();
     let none = ProcessorList::default;
-    let sampling = Sampling::new(&SamplerChain::default(), none(), streams, prompts.len());
+    let sampling = Sampling::new(SamplerChain::default(), none(), streams);
     let padding = vec![0; prompts.len()];
     let (rule, stop) = (Rule::Sample(Box::new(sampling)), Stop { max_new_tokens: 12, eos });
     let mut decoding = Decoding::new(Table::new(&last), prompts, &padding, none(), rule, stop, 0);
@@ -110,10 +110,10 @@ fn rows_end_on_their_own_and_leave_the_model() {
 
 #[test]
 fn a_fast_row_does_not_depend_on_its_neighbours_or_their_ends() {
-    let alone = sampled(&[vec![3]], Streams::fast(11, 1), vec![]);
-    let together = sampled(&[vec![3], vec![1], vec![4]], Streams::fast(11, 3), vec![]);
+    let alone = sampled(&[vec![3]], Streams::fast(11), vec![]);
+    let together = sampled(&[vec![3], vec![1], vec![4]], Streams::fast(11), vec![]);
     assert_eq!(alone[0], together[0]);
-    let early = sampled(&[vec![3], vec![1], vec![4]], Streams::fast(11, 3), vec![together[1][0]]);
+    let early = sampled(&[vec![3], vec![1], vec![4]], Streams::fast(11), vec![together[1][0]]);
     let ends =
         |row: &[u32]| row.iter().position(|&it| it == together[1][0]).map_or(12, |at| at + 1);
     assert_eq!(early[2], together[2][..ends(&together[2])]);
@@ -187,7 +187,7 @@ impl LogitsProcessor for Fill {
 fn an_error_ends_the_iteration() {
     let sample = || {
         let none = ProcessorList::default();
-        let sampling = Sampling::new(&SamplerChain::default(), none, Streams::fast(0, 1), 1);
+        let sampling = Sampling::new(SamplerChain::default(), none, Streams::fast(0));
         Rule::Sample(Box::new(sampling))
     };
     let decoding = |score, rule| {

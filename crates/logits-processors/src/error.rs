@@ -10,7 +10,7 @@ pub enum ErrorKind {
     Parameter,
     /// A token id is not below the vocabulary size.
     Token,
-    /// Nothing may be said next.
+    /// No token can be chosen: all are banned, or a score is NaN or infinitely high.
     NoTokenAllowed,
     /// A caller's own function failed or broke its contract.
     Callback,
@@ -22,12 +22,13 @@ pub enum ErrorKind {
 /// use mlxgk_logits_processors::{ErrorKind, RepetitionPenalty};
 ///
 /// let error = RepetitionPenalty::new(-1.0).unwrap_err();
-/// assert_eq!(error.kind(), ErrorKind::Parameter);
+/// assert_eq!((error.kind(), error.field()), (ErrorKind::Parameter, Some("repetition_penalty")));
 /// assert_eq!(error.to_string(), "`repetition_penalty` must be a finite number above 0, but is -1");
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     kind: ErrorKind,
+    field: Option<String>,
     message: String,
 }
 
@@ -35,26 +36,37 @@ pub struct Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// An error of the given kind; the message names the parameter or token.
+    /// An error of the given kind about no single parameter.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self { kind, field: None, message: message.into() }
+    }
+
+    /// An error about one parameter, which the message names too.
+    pub fn about(field: &str, kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, field: Some(field.to_owned()), message: message.into() }
     }
 
     /// A parameter outside its range: "`name` must be `rule`, but is `value`".
     pub fn parameter(name: &str, rule: &str, value: impl fmt::Display) -> Self {
-        Self::new(ErrorKind::Parameter, format!("`{name}` must be {rule}, but is {value}"))
+        let message = format!("`{name}` must be {rule}, but is {value}");
+        Self::about(name, ErrorKind::Parameter, message)
     }
 
     /// A parameter that names a token the scores do not cover.
     pub fn beyond_vocabulary(name: &str, token: u32, vocabulary: usize) -> Self {
         let message =
             format!("`{name}` names token {token}, but the vocabulary has {vocabulary} entries");
-        Self::new(ErrorKind::Token, message)
+        Self::about(name, ErrorKind::Token, message)
     }
 
     /// The kind, for callers that react to it.
     pub fn kind(&self) -> ErrorKind {
         self.kind
+    }
+
+    /// The parameter at fault under its HF name, where it is one.
+    pub fn field(&self) -> Option<&str> {
+        self.field.as_deref()
     }
 }
 

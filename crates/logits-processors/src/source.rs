@@ -17,8 +17,9 @@ impl Source {
             Self::Prompt => Ok(context.prompt()),
             Self::Encoder(rows) => rows.get(context.row).map(Vec::as_slice).ok_or_else(|| {
                 let (row, rows) = (context.row, rows.len());
-                let message = format!("`encoder_input_ids` has {rows} rows, and row {row} is due");
-                Error::new(ErrorKind::Parameter, message)
+                let message =
+                    format!("`encoder_input_ids` has {rows} rows, but row {row} was requested");
+                Error::about("encoder_input_ids", ErrorKind::Parameter, message)
             }),
         }
     }

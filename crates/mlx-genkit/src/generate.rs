@@ -4,13 +4,12 @@ use std::time::{Duration, Instant};
 
 use mlxgk_decoding_strategies::{
     Acceptance, DEFAULT_PREFILL_CHUNK, DecoderSession, FinishReason, Keep, Kept, LeftPadded, Rule,
-    Sampling, Stop, Stopping,
+    Stop, Stopping,
 };
 use mlxgk_generation_config::{GenerationMode, Resolved, Sources, Warning};
 use mlxgk_kv_cache::{KvCache, RowId};
 use mlxgk_logits_processors::{LogitsProcessor, ProcessorList, log_softmax};
 use mlxgk_mlx_models::{NoHook, ResidualHook};
-use mlxgk_samplers::Streams;
 
 use crate::{
     Assistant, Error, ErrorKind, HiddenStates, Model, Prompt, Request, Result, Seed, TokenStream,
@@ -198,7 +197,7 @@ impl<'a> Job<'a> {
         let rows = rows(prompts.len(), copies, field)?;
         let pad = padding_token(&resolved, rows, model)?;
         let padded = LeftPadded::new(&prompts, pad)?;
-        let (processors, rule) = rule(&resolved, rows, model, processors, seed)?;
+        let (processors, rule) = rule(&resolved, model, processors, seed)?;
         let stop = Stop {
             max_new_tokens: resolved.lengths.max_length - width,
             eos: resolved.special_tokens.eos.clone(),
@@ -414,7 +413,6 @@ fn padding_token(resolved: &Resolved, rows: usize, model: &Model) -> Result<u32>
 /// The processors before the choice, and the choice.
 fn rule(
     resolved: &Resolved,
-    rows: usize,
     model: &Model,
     user: Vec<Box<dyn LogitsProcessor>>,
     seed: Seed,
@@ -427,12 +425,7 @@ fn rule(
     if !resolved.do_sample {
         return Ok((processors, Rule::Greedy));
     }
-    let streams = match seed {
-        Seed::Torch(seed) => Streams::torch(seed),
-        Seed::Fast(seed) => Streams::fast(seed, rows),
-    };
-    let sampling = Sampling::new(&parts.warpers, parts.after, streams, rows);
-    Ok((processors, Rule::Sample(Box::new(sampling))))
+    Ok((processors, Rule::sample(parts.warpers, parts.after, seed)))
 }
 
 /// The text of new tokens; empty where the model has no tokenizer.

@@ -29,12 +29,14 @@ pub use mlxgk_kv_cache as kv_cache;
 pub use mlxgk_logits_processors as logits_processors;
 pub use mlxgk_mlx_models as mlx_models;
 pub use mlxgk_samplers as samplers;
+pub use mlxgk_sampling as sampling;
 pub use mlxgk_steering as steering;
 pub use mlxgk_tokenizer_bridge as tokenizer_bridge;
 
 pub use mlxgk_decoding_strategies::{Acceptance, FinishReason, StoppingCriterion};
 pub use mlxgk_generation_config::GenerationConfig;
 pub use mlxgk_mlx_models::{Capture, ComputeDtype, HookPoint, NoHook, Recording, ResidualHook};
+pub use mlxgk_samplers::Seed;
 pub use mlxgk_tokenizer_bridge::Message;
 
 pub use self::assistant::Assistant;
@@ -45,6 +47,6 @@ pub use self::hidden::HiddenStates;
 pub use self::model::{Model, load};
 pub use self::pairs::{Contrast, ContrastPair};
 pub use self::prompt::Prompt;
-pub use self::request::{Request, Seed};
+pub use self::request::Request;
 pub use self::score::{Scored, score};
 pub use self::stream::{Piece, TokenStream};

@@ -5,24 +5,9 @@ use mlxgk_generation_config::{GenerationConfig, GenerationMode, Kwargs, Sources}
 use mlxgk_kv_cache::KvCache;
 use mlxgk_logits_processors::LogitsProcessor;
 use mlxgk_mlx_models::ResidualHook;
+use mlxgk_samplers::Seed;
 
 use crate::{Assistant, Model, Prompt, Result};
-
-/// Where the random numbers of a sampled request come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Seed {
-    /// torch's CPU generator: the tokens that HF gives after `torch.manual_seed`.
-    Torch(u64),
-    /// A fast generator with a stream per row, so that a row does not depend on its neighbours.
-    Fast(u64),
-}
-
-impl Seed {
-    /// A fast stream that differs from run to run.
-    pub fn random() -> Self {
-        Self::Fast(rand::random())
-    }
-}
 
 /// Prompts to continue, and how.
 ///

@@ -10,7 +10,7 @@ use mlxgk_generation_config::{
     default_generation_params,
 };
 use mlxgk_logits_processors::{Context, LogitsProcessor};
-use mlxgk_samplers::{TorchRng, Warper};
+use mlxgk_samplers::{SamplerState, TorchRng, Warper};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -198,7 +198,7 @@ impl ProcessorCase {
     fn check(&self, vocab_size: usize) -> Outcome {
         let kwargs = Kwargs::from_json(&self.kwargs).map_err(|it| it.to_string())?;
         let (passed, model) = (GenerationConfig::default(), GenerationConfig::default());
-        let mut pipeline = Sources { kwargs: &kwargs, passed: &passed, model: &model }
+        let pipeline = Sources { kwargs: &kwargs, passed: &passed, model: &model }
             .merge()
             .and_then(|it| it.resolve(self.prompt_len, None)?.pipeline(vocab_size))
             .map_err(|it| it.to_string())?;
@@ -215,7 +215,13 @@ impl ProcessorCase {
         pipeline
             .processors
             .process(&context, &mut scores)
-            .and_then(|()| pipeline.warpers.warp(&mut scores, &mut TorchRng::new(0)))
+            .and_then(|()| {
+                pipeline.warpers.sampler().warp(
+                    &mut scores,
+                    &SamplerState::default(),
+                    &mut TorchRng::new(0),
+                )
+            })
             .and_then(|()| pipeline.after.process(&context, &mut scores))
             .map_err(|it| it.to_string())?;
         equal("the number of scores", &scores.len(), &self.processed.len())?;

@@ -8,8 +8,8 @@ use std::path::Path;
 
 use mlxgk_logits_processors::{Context, LogitsProcessor};
 use mlxgk_samplers::{
-    EpsilonCutoff, EtaCutoff, MinP, SamplerChain, Temperature, TopH, TopK, TopP, TorchRng, Typical,
-    WarperConfig,
+    EpsilonCutoff, EtaCutoff, MinP, Sampler, SamplerState, Temperature, TopH, TopK, TopP, TorchRng,
+    Typical, WarperConfig,
 };
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -27,9 +27,10 @@ pub fn check(folder: &Path) -> Result<Report, String> {
         let rows: Vec<Vec<f32>> = case.setting.scores.rows().collect();
         let one_by_one = rows.iter().map(|row| case.setting.warp_one_by_one(row.clone()));
         report.book("samplers/warpers", &name, 0.0, same_rows(one_by_one.zip(&case.kept)));
-        let mut chain = case.setting.chain()?;
+        let mut sampler = case.setting.sampler()?;
         let fused = rows.into_iter().map(|mut row| {
-            let warped = chain.warp(&mut row, &mut TorchRng::new(0));
+            let state = SamplerState::default();
+            let warped = sampler.warp(&mut row, &state, &mut TorchRng::new(0));
             warped.map(|()| row).map_err(|it| it.to_string())
         });
         report.book("samplers/chains", &name, 0.0, same_rows(fused.zip(&case.kept)));
@@ -128,8 +129,8 @@ impl Setting {
         Ok(config)
     }
 
-    fn chain(&self) -> Result<SamplerChain, String> {
-        self.config()?.chain().map_err(|it| it.to_string())
+    fn sampler(&self) -> Result<Sampler, String> {
+        self.config()?.chain().map(|it| it.sampler()).map_err(|it| it.to_string())
     }
 
     /// The row after each warper in HF's order, every one on the whole row.
@@ -182,17 +183,18 @@ impl std::fmt::Display for Setting {
 impl Draws {
     fn check(&self, several: bool) -> Result<(), String> {
         let rows: Vec<Vec<f32>> = self.setting.scores.rows().collect();
-        let mut chain = self.setting.chain()?;
+        let (mut sampler, mut state) = (self.setting.sampler()?, SamplerState::default());
         let mut rng = TorchRng::new(self.seed);
         let width = self.first.first().map_or(0, Vec::len);
         let mut tokens = Vec::new();
         for step in 0..self.steps {
             for row in &rows {
                 if several {
-                    let drawn = chain.sample_n(row, width, &mut rng);
+                    let drawn = sampler.sample_n(row, width, &state, &mut rng);
                     tokens.extend_from_slice(drawn.map_err(|it| it.to_string())?);
                 } else {
-                    tokens.push(chain.sample(row, &mut rng).map_err(|it| it.to_string())?);
+                    let token = sampler.sample(row, &mut state, &mut rng);
+                    tokens.push(token.map_err(|it| it.to_string())?);
                 }
             }
             let ours = &tokens[(step * width).min(tokens.len())..];

@@ -5,7 +5,7 @@
 
 use std::error::Error;
 
-use mlxgk_samplers::{TorchRng, WarperConfig, greedy};
+use mlxgk_samplers::{SamplerState, TorchRng, WarperConfig, greedy};
 
 #[allow(clippy::print_stdout, reason = "an example prints")]
 fn main() -> Result<(), Box<dyn Error>> {
@@ -22,13 +22,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         top_p: Some(0.95),
         ..WarperConfig::default()
     };
-    let mut chain = config.chain()?;
+    let (mut sampler, mut state) = (config.chain()?.sampler(), SamplerState::default());
     let mut rng = TorchRng::new(seed);
-    println!("likeliest  {}", words[greedy(&logits) as usize]);
-    for (id, p) in chain.distribution(&logits, &mut rng)?.iter() {
+    println!("likeliest  {}", words[greedy(&logits)? as usize]);
+    for (id, p) in sampler.distribution(&logits, &state, &mut rng)?.iter() {
         println!("{:>9}  {p:.3}", words[id as usize]);
     }
-    let draws: Result<Vec<_>, _> = (0..10).map(|_| chain.sample(&logits, &mut rng)).collect();
+    let mut draw = || sampler.sample(&logits, &mut state, &mut rng);
+    let draws: Result<Vec<_>, _> = (0..10).map(|_| draw()).collect();
     let drawn: Vec<_> = draws?.iter().map(|&id| words[id as usize]).collect();
     println!("drawn      {}", drawn.join(" "));
     Ok(())

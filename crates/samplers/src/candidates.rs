@@ -253,6 +253,30 @@ impl Candidates {
         self.sweep();
     }
 
+    /// Keeps of a list the candidates whose token, score and probability the test accepts;
+    /// [`softmax`](Self::softmax) must have run.
+    pub(crate) fn keep_listed(&mut self, test: impl Fn(u32, f32, f32) -> bool) {
+        self.mark(0..self.len, |_, _| false);
+        for (place, &id) in self.ids[..self.len].iter().enumerate() {
+            self.marks[place] = u8::from(test(id, self.scores[place], self.probs[place]));
+        }
+        self.sweep();
+    }
+
+    /// Replaces the scores of a list by a function of token, score and probability, in any order;
+    /// drops what is banned by it. [`softmax`](Self::softmax) must have run.
+    pub(crate) fn rescore_listed(&mut self, score: impl Fn(u32, f32, f32) -> f32) {
+        let listed = self.ids[..self.len].iter().zip(&self.probs);
+        for (it, (&id, &prob)) in self.scores.iter_mut().zip(listed) {
+            *it = score(id, *it, prob);
+        }
+        if self.scores[..self.len].iter().any(|it| it.is_nan()) {
+            self.max = f32::NAN;
+        } else {
+            self.keep(|_, _| true);
+        }
+    }
+
     /// Turns a whole row into the list of those that are not banned.
     pub(crate) fn drop_banned(&mut self) {
         if self.whole {

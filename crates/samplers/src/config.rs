@@ -36,7 +36,7 @@ pub enum Order {
 ///
 /// let wrong = WarperConfig { top_p: Some(1.5), ..Default::default() };
 /// let error = wrong.chain().unwrap_err();
-/// assert_eq!(error.to_string(), "`top_p` has to be a float in the [0, 1] interval, but is 1.5");
+/// assert_eq!(error.to_string(), "`top_p` must be between 0 and 1, but is 1.5");
 /// # Ok::<(), mlxgk_samplers::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]

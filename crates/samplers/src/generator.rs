@@ -1,4 +1,4 @@
-//! Where the dice come from, and torch's way of throwing them.
+//! Random generators, and torch's multinomial draw.
 //!
 //! torch draws by a race: it gives every token of the vocabulary an exponential variate `q` and
 //! takes the highest `p / q`, so one draw costs two outputs of the twister per token, banned or
@@ -8,7 +8,8 @@ use mlxgk_torch::TorchRng;
 
 use crate::distribution::Distribution;
 
-/// A source of randomness for one row: [`TorchRng`] or [`FastRng`](crate::FastRng).
+/// A source of randomness for one row: [`TorchRng`], [`FastRng`](crate::FastRng), or any of `rand`'s
+/// by [`FromRand`](crate::FromRand).
 ///
 /// ```
 /// use mlxgk_samplers::{Distribution, FastRng, Generator, TorchRng};

@@ -1,12 +1,14 @@
 //! Samplers: shapes a distribution over tokens and draws from it, as Hugging Face and torch do.
 //!
-//! A [`WarperConfig`] holds the settings, under HF's names. Its [`chain`](WarperConfig::chain) runs
-//! the warpers in HF's order, mlx-lm's or llama.cpp's and draws; a [`SamplerChain`] can also be put
-//! together by hand. [`TorchRng`] draws the tokens torch draws after the same seed, [`FastRng`]
-//! others, faster, and a stream for each row. Without sampling, [`greedy`] is all it takes.
+//! A [`WarperConfig`] holds the settings, under HF's names. Its [`chain`](WarperConfig::chain) has
+//! the warpers in HF's order, mlx-lm's or llama.cpp's; a [`SamplerChain`] can also be put together by
+//! hand, of these warpers and [your own](CustomWarper). A [`Sampler`] applies it and draws.
+//! [`TorchRng`] draws the tokens torch draws after the same seed, [`FastRng`] others, faster, and a
+//! stream for each row; [`FromRand`] takes any generator of `rand`. Without sampling, [`greedy`] is
+//! all it takes.
 //!
 //! ```
-//! use mlxgk_samplers::{SamplerChain, TorchRng, WarperConfig};
+//! use mlxgk_samplers::{SamplerState, TorchRng, WarperConfig};
 //!
 //! // generate(do_sample=True, temperature=0.7, top_k=50, top_p=0.9)
 //! let config = WarperConfig {
@@ -15,17 +17,22 @@
 //!     top_p: Some(0.9),
 //!     ..WarperConfig::default()
 //! };
-//! let mut chain = config.chain()?;
+//! let mut sampler = config.chain()?.sampler();
+//! let mut state = SamplerState::default(); // what Mirostat remembers of a sequence
 //! let mut rng = TorchRng::new(42); // torch.manual_seed(42)
 //!
 //! let logits = vec![0.25; 1000]; // of one row, from any model
-//! let token = chain.sample(&logits, &mut rng)?;
+//! let token = sampler.sample(&logits, &mut state, &mut rng)?;
 //! assert!(token < 1000);
 //! # Ok::<(), mlxgk_samplers::Error>(())
 //! ```
 //!
-//! Each warper is also a [`LogitsProcessor`] for a row of scores, except [`Xtc`], which throws a
-//! coin, and [`Mirostat`], which remembers.
+//! The settings are shared, the buffers of a [`Sampler`] are a thread's, and a row has only its
+//! [`SamplerState`].
+//!
+//! As in HF, a warper is a logits processor: each is a [`LogitsProcessor`] for a row of scores, and
+//! can stand in a processor list. Excepted are [`Xtc`], which flips a coin, and [`Mirostat`], which
+//! remembers.
 //!
 //! # What is equal to what
 //!
@@ -40,27 +47,32 @@ mod config;
 mod crossing;
 mod distribution;
 mod fast_rng;
+mod from_rand;
 mod generator;
 mod greedy;
 mod histogram;
+mod inversion;
 mod rounding;
+mod sampler;
 mod select;
 mod streams;
 mod warpers;
 
 pub use mlxgk_logits_processors::{Context, Error, ErrorKind, LogitsProcessor, Result};
-pub use mlxgk_torch::TorchRng;
+pub use mlxgk_torch::{TorchRng, random_seed};
 
 pub use self::chain::{SamplerChain, Warper};
 pub use self::config::{Order, WarperConfig};
 pub use self::distribution::Distribution;
 pub use self::fast_rng::FastRng;
+pub use self::from_rand::FromRand;
 pub use self::generator::Generator;
-pub use self::greedy::greedy;
-pub use self::streams::Streams;
+pub use self::greedy::{argmax, greedy};
+pub use self::sampler::{Sampler, SamplerState};
+pub use self::streams::{Seed, Streams};
 pub use self::warpers::{
-    DynamicTemperature, EpsilonCutoff, EtaCutoff, MinP, Mirostat, Temperature, TopH, TopK,
-    TopNSigma, TopP, Typical, Xtc,
+    Custom, CustomWarper, DynamicTemperature, EpsilonCutoff, EtaCutoff, MinP, Mirostat, Remaining,
+    RemainingToken, Temperature, TopH, TopK, TopNSigma, TopP, Typical, Xtc,
 };
 
 /// The README's code is tested too.

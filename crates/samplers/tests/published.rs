@@ -4,15 +4,19 @@
 #![allow(clippy::unwrap_used, reason = "the helpers are part of the tests")]
 
 use mlxgk_samplers::{
-    DynamicTemperature, Generator, Order, SamplerChain, TopNSigma, TorchRng, Warper, WarperConfig,
-    Xtc,
+    DynamicTemperature, Generator, Order, Sampler, SamplerChain, SamplerState, TopNSigma, TorchRng,
+    Warper, WarperConfig, Xtc,
 };
+
+fn sampler(warper: Warper) -> Sampler {
+    SamplerChain::new(vec![warper]).unwrap().sampler()
+}
 
 /// The probabilities after one warper, banned tokens having none.
 fn after(warper: Warper, probs: &[f32]) -> Vec<f32> {
     let scores: Vec<f32> = probs.iter().map(|p| p.ln()).collect();
-    let mut chain = SamplerChain::new(vec![warper]).unwrap();
-    let distribution = chain.distribution(&scores, &mut TorchRng::new(0)).unwrap();
+    let (mut sampler, state) = (sampler(warper), SamplerState::default());
+    let distribution = sampler.distribution(&scores, &state, &mut TorchRng::new(0)).unwrap();
     (0..probs.len() as u32).map(|id| distribution.probability(id)).collect()
 }
 
@@ -72,12 +76,13 @@ fn mlx_lm_xtc() {
 
 /// XTC acts in the given share of the steps.
 #[test]
-fn xtc_throws_a_coin() {
-    let mut chain = SamplerChain::new(vec![Warper::Xtc(Xtc::new(0.3, 0.1).unwrap())]).unwrap();
+fn xtc_flips_a_coin() {
+    let mut sampler = sampler(Warper::Xtc(Xtc::new(0.3, 0.1).unwrap()));
+    let state = SamplerState::default();
     let mut rng = mlxgk_samplers::FastRng::new(1, 0);
     let scores = [2.0, 1.0, 0.5];
     let acted = (0..10_000)
-        .filter(|_| chain.distribution(&scores, &mut rng).unwrap().probability(0) == 0.0)
+        .filter(|_| sampler.distribution(&scores, &state, &mut rng).unwrap().probability(0) == 0.0)
         .count();
     assert!((2850..3150).contains(&acted), "{acted}");
 }
@@ -126,7 +131,8 @@ fn order_matters() {
             ..WarperConfig::default()
         };
         let mut row = scores;
-        config.chain().unwrap().warp(&mut row, &mut TorchRng::new(0)).unwrap();
+        let mut sampler = config.chain().unwrap().sampler();
+        sampler.warp(&mut row, &SamplerState::default(), &mut TorchRng::new(0)).unwrap();
         row.iter().filter(|score| **score > f32::NEG_INFINITY).count()
     };
     assert_eq!((kept(Order::Hf), kept(Order::MlxLm)), (4, 3));
@@ -139,23 +145,38 @@ fn mirostat_one_step() {
     let scores: Vec<f32> = probs.iter().map(|p| p.ln()).collect();
     // mu starts at 2 tau = 2.2 bits: of surprises 1, 2, 3, 4 and 4, two are allowed.
     let mirostat = mlxgk_samplers::Mirostat::v2(1.1, 0.5).unwrap();
-    let mut chain = SamplerChain::new(vec![Warper::Mirostat(mirostat)]).unwrap();
+    let (mut sampler, mut state) = (sampler(Warper::Mirostat(mirostat)), SamplerState::default());
     let mut rng = TorchRng::new(3);
-    let token = chain.sample(&scores, &mut rng).unwrap();
+    let token = sampler.sample(&scores, &mut state, &mut rng).unwrap();
     let p = [2.0f64 / 3.0, 1.0 / 3.0][token as usize];
     let expected = 2.2 - 0.5 * (-p.log2() - 1.1);
-    let Some(Warper::Mirostat(after)) = chain.warpers().first() else { panic!() };
-    assert!((after.mu() - expected).abs() < 1e-6, "{} {expected}", after.mu());
-    chain.reset();
-    assert_eq!(chain.warpers(), [Warper::Mirostat(mirostat)]);
+    let mu = state.mu().unwrap();
+    assert!((mu - expected).abs() < 1e-6, "{mu} {expected}");
 
     // Zipf's law itself, with exponent 2 over 1000 tokens: k solves the paper's equation.
     let zipf: Vec<f32> = (1..=1000).map(|rank| -2.0 * (rank as f32).ln()).collect();
     let mirostat = mlxgk_samplers::Mirostat::v1(3.0, 0.1, 100).unwrap();
-    let mut chain = SamplerChain::new(vec![Warper::Mirostat(mirostat)]).unwrap();
-    let kept = chain.distribution(&zipf, &mut rng).unwrap().iter().count();
+    let (mut sampler, state) = (self::sampler(Warper::Mirostat(mirostat)), SamplerState::default());
+    let kept = sampler.distribution(&zipf, &state, &mut rng).unwrap().iter().count();
     let k = (64.0 / (1.0 - 1.0 / 1000.0f64)).sqrt();
     assert_eq!(kept, k as usize);
+}
+
+/// A token that the cut had removed has no surprise to learn from: it comes from elsewhere, as where
+/// a watermark bends what the warpers left.
+#[test]
+fn mirostat_learns_nothing_from_a_token_that_was_cut() {
+    let mut scores = [0.5f32, 0.25, 0.125, 0.125].map(f32::ln);
+    let mut sampler = sampler(Warper::Mirostat(mlxgk_samplers::Mirostat::v2(0.6, 0.5).unwrap()));
+    let mut state = SamplerState::default();
+    sampler.warp(&mut scores, &state, &mut TorchRng::new(0)).unwrap();
+    assert_eq!(scores[1..], [f32::NEG_INFINITY; 3]);
+    for cut in [3, 9] {
+        sampler.observe(cut, &mut state);
+        assert_eq!(state, SamplerState::default());
+    }
+    sampler.observe(0, &mut state);
+    assert_eq!(state.mu(), Some(1.2 + 0.5 * 0.6));
 }
 
 /// Over many draws the mean surprise settles at the target.
@@ -167,13 +188,14 @@ fn mirostat_holds_the_surprise() {
         mlxgk_samplers::Mirostat::v1(4.0, 0.1, 100).unwrap(),
         mlxgk_samplers::Mirostat::v2(4.0, 0.1).unwrap(),
     ] {
-        let mut chain = SamplerChain::new(vec![Warper::Mirostat(mirostat)]).unwrap();
+        let mut sampler = sampler(Warper::Mirostat(mirostat));
+        let mut state = SamplerState::default();
         let mut rng = mlxgk_samplers::FastRng::new(2, 0);
         let mut surprise = 0.0;
         for _ in 0..3000 {
-            let mut before = chain.clone();
-            let token = chain.sample(&scores, &mut rng).unwrap();
-            let probs = before.distribution(&scores, &mut rng.clone()).unwrap();
+            let before = state;
+            let token = sampler.sample(&scores, &mut state, &mut rng).unwrap();
+            let probs = sampler.distribution(&scores, &before, &mut rng.clone()).unwrap();
             surprise -= f64::from(probs.probability(token)).log2();
         }
         let mean = surprise / 3000.0;

@@ -199,7 +199,11 @@ impl<'a, M: Speculative> AssistedDecoding<'a, M> {
             processors: &self.processors,
             vocab_size: self.model.vocab_size(),
         };
-        self.generator.candidates(&turn, &mut self.rule)
+        // What is tried out here leaves no trace in what the warpers remember of the row.
+        let state = self.rule.state(0);
+        let guess = self.generator.candidates(&turn, &mut self.rule);
+        self.rule.set_state(0, state);
+        guess
     }
 
     /// What is said from position `len` on: the guesses that stand and one token more. With each
@@ -226,9 +230,11 @@ impl<'a, M: Speculative> AssistedDecoding<'a, M> {
             self.processors.process(&context, &mut scores)?;
             let token = match (&mut verdict, &mut self.rule) {
                 (Some(verdict), Rule::Sample(sampling)) => {
-                    sampling.warp(&context, &mut scores)?;
+                    sampling.warp(0, &context, &mut scores)?;
                     warped.clone_from(&scores);
-                    verdict.token(place, &scores, sampling)?
+                    let token = verdict.token(place, &scores, sampling)?;
+                    sampling.observe(0, token);
+                    token
                 }
                 (_, rule) => {
                     let draft = guess.scores.get(place * vocab..(place + 1) * vocab);

@@ -4,7 +4,7 @@ use mlxgk_samplers::Distribution;
 use mlxgk_torch::softmax;
 
 use super::Candidates;
-use crate::{Error, ErrorKind, Result, sampling::Sampling};
+use crate::{Error, ErrorKind, Result, Sampling};
 
 /// A guess judged by the two distributions (HF `_speculative_sampling`).
 ///
@@ -26,7 +26,7 @@ impl<'a> Verdict<'a> {
         ensemble_weight: Option<f64>,
         sampling: &mut Sampling,
     ) -> Self {
-        let chances = guess.tokens.iter().map(|_| sampling.stream().uniform()).collect();
+        let chances = guess.tokens.iter().map(|_| sampling.stream(0).uniform()).collect();
         Self { guess, chances, ensemble_weight, p: Vec::new(), q: Vec::new() }
     }
 
@@ -65,7 +65,7 @@ impl<'a> Verdict<'a> {
 
 fn draw(probs: &[f32], sampling: &mut Sampling) -> Result<u32> {
     let mut drawn = Vec::with_capacity(1);
-    sampling.stream().draw(&Distribution::new(probs), 1, &mut drawn);
+    sampling.stream(0).draw(&Distribution::new(probs), 1, &mut drawn);
     drawn.first().copied().ok_or_else(|| {
         Error::new(ErrorKind::NoToken, "no token can be drawn: none has a probability above 0")
     })

@@ -173,7 +173,7 @@ impl<M: Reorder> BeamSearch<M> {
         if let Rule::Sample(sampling) = &mut self.rule {
             for (row, context) in contexts.iter().enumerate() {
                 if let Some(context) = context {
-                    sampling.warp(context, self.log_probs.row_mut(row))?;
+                    sampling.warp(0, context, self.log_probs.row_mut(row))?;
                 }
             }
         }

@@ -33,7 +33,11 @@ impl NoBadWords {
     ) -> Result<Self> {
         let mut words = bad_words_ids.into_iter().peekable();
         if words.peek().is_none() {
-            return Err(Error::new(ErrorKind::Parameter, "`bad_words_ids` must not be empty"));
+            return Err(Error::about(
+                "bad_words_ids",
+                ErrorKind::Parameter,
+                "`bad_words_ids` must not be empty",
+            ));
         }
         let is_end = |it: &[u32]| matches!(it, [token] if eos_token_ids.contains(token));
         let banned = words.filter(|it| !is_end(it)).map(|it| (it, f64::NEG_INFINITY));

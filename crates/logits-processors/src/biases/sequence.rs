@@ -46,7 +46,11 @@ impl SequenceBias {
     pub fn new(sequences: impl IntoIterator<Item = (Vec<u32>, f64)>) -> Result<Self> {
         let it = Self::named("sequence_bias", sequences)?;
         if it.biases.is_empty() {
-            return Err(Error::new(ErrorKind::Parameter, "`sequence_bias` must not be empty"));
+            return Err(Error::about(
+                "sequence_bias",
+                ErrorKind::Parameter,
+                "`sequence_bias` must not be empty",
+            ));
         }
         Ok(it)
     }
@@ -63,7 +67,7 @@ impl SequenceBias {
             let value = bias(name, value)?;
             let Some((&token, prefix)) = sequence.split_last() else {
                 let message = format!("`{name}` holds an empty sequence");
-                return Err(Error::new(ErrorKind::Parameter, message));
+                return Err(Error::about(name, ErrorKind::Parameter, message));
             };
             let prefix = prefix.to_vec();
             if !lengths.contains(&sequence.len()) {

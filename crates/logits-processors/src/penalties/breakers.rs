@@ -37,7 +37,7 @@ impl SequenceBreakers {
         for mut sequence in sequences {
             if sequence.is_empty() {
                 let message = "`dry_sequence_breakers` holds an empty sequence";
-                return Err(Error::new(ErrorKind::Parameter, message));
+                return Err(Error::about("dry_sequence_breakers", ErrorKind::Parameter, message));
             }
             let tail = sequence.split_off(1);
             breakers.insert(sequence[0], tail);
@@ -76,7 +76,7 @@ impl SequenceBreakers {
             let string = &string.as_bytes()[..string.len().min(LONGEST_BREAKER)];
             if string.is_empty() {
                 let message = "`dry_sequence_breakers` holds an empty string";
-                return Err(Error::new(ErrorKind::Parameter, message));
+                return Err(Error::about("dry_sequence_breakers", ErrorKind::Parameter, message));
             }
             for (token, word) in (0..).zip(vocabulary) {
                 let word = word.as_ref();

@@ -1,8 +1,8 @@
 //! Dynamic temperature: hotter where the distribution is flat.
 
-use mlxgk_logits_processors::Result;
+use mlxgk_logits_processors::{Error, Result};
 
-use super::{Warp, parameter, processor};
+use super::{Warp, processor};
 use crate::candidates::Candidates;
 
 /// Divides the scores by a temperature between `t - range` and `t + range`, the higher the nearer
@@ -37,7 +37,7 @@ impl DynamicTemperature {
         super::Temperature::new(temperature)?;
         for (name, value) in [("dynatemp_range", range), ("dynatemp_exponent", exponent)] {
             if !(value >= 0.0 && value.is_finite()) {
-                return Err(parameter(name, "a float of at least 0", value));
+                return Err(Error::parameter(name, "a finite number of at least 0", value));
             }
         }
         Ok(Self { low: (temperature - range).max(0.0), high: temperature + range, exponent })

@@ -1,8 +1,8 @@
 //! Epsilon sampling: nothing below a fixed probability.
 
-use mlxgk_logits_processors::Result;
+use mlxgk_logits_processors::{Error, Result};
 
-use super::{Warp, at_least_one, parameter, processor};
+use super::{Warp, at_least_one, processor};
 use crate::candidates::Candidates;
 
 /// Removes tokens with a probability below `epsilon` (HF's `EpsilonLogitsWarper`; Hewitt et al.,
@@ -32,7 +32,7 @@ impl EpsilonCutoff {
         if epsilon > 0.0 && epsilon < 1.0 {
             return Ok(Self { epsilon: epsilon as f32, min_tokens_to_keep: 1 });
         }
-        Err(parameter("epsilon_cutoff", "a float > 0 and < 1", epsilon))
+        Err(Error::parameter("epsilon_cutoff", "above 0 and below 1", epsilon))
     }
 
     /// Keeps at least this many tokens.

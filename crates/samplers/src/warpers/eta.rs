@@ -1,8 +1,8 @@
 //! Eta sampling: a probability cutoff that falls as the distribution flattens.
 
-use mlxgk_logits_processors::Result;
+use mlxgk_logits_processors::{Error, Result};
 
-use super::{Warp, at_least_one, parameter, processor};
+use super::{Warp, at_least_one, processor};
 use crate::candidates::Candidates;
 
 /// Removes tokens with a probability below `min(epsilon, sqrt(epsilon) e^-H)`, `H` being the
@@ -32,7 +32,7 @@ impl EtaCutoff {
         if epsilon > 0.0 && epsilon < 1.0 {
             return Ok(Self { epsilon: epsilon as f32, min_tokens_to_keep: 1 });
         }
-        Err(parameter("eta_cutoff", "a float > 0 and < 1", epsilon))
+        Err(Error::parameter("eta_cutoff", "above 0 and below 1", epsilon))
     }
 
     /// Keeps at least this many tokens.

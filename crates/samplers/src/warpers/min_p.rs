@@ -1,8 +1,8 @@
 //! Min-p: only what is not too far below the most likely.
 
-use mlxgk_logits_processors::Result;
+use mlxgk_logits_processors::{Error, Result};
 
-use super::{Warp, at_least_one, parameter, processor};
+use super::{Warp, at_least_one, processor};
 use crate::candidates::Candidates;
 
 /// Keeps tokens at least `p` times as likely as the most likely one (HF's `MinPLogitsWarper`;
@@ -32,7 +32,7 @@ impl MinP {
         if (0.0..=1.0).contains(&p) {
             return Ok(Self { p: p as f32, min_tokens_to_keep: 1 });
         }
-        Err(parameter("min_p", "a float in the [0, 1] interval", p))
+        Err(Error::parameter("min_p", "between 0 and 1", p))
     }
 
     /// Keeps at least this many tokens.

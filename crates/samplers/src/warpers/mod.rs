@@ -1,5 +1,6 @@
 //! The warpers, one to a file: each cuts or reshapes a distribution.
 
+mod custom;
 mod dynamic_temperature;
 mod epsilon;
 mod eta;
@@ -13,8 +14,9 @@ mod top_p;
 mod typical;
 mod xtc;
 
-use mlxgk_logits_processors::{Error, ErrorKind, Result};
+use mlxgk_logits_processors::{Error, Result};
 
+pub use self::custom::{Custom, CustomWarper, Remaining, RemainingToken};
 pub use self::dynamic_temperature::DynamicTemperature;
 pub use self::epsilon::EpsilonCutoff;
 pub use self::eta::EtaCutoff;
@@ -71,15 +73,10 @@ macro_rules! processor {
 }
 pub(crate) use processor;
 
-/// An error about a parameter: its name, what it has to be, and what it is.
-fn parameter(name: &str, rule: &str, value: impl std::fmt::Display) -> Error {
-    Error::new(ErrorKind::Parameter, format!("`{name}` has to be {rule}, but is {value}"))
-}
-
 /// `min_tokens_to_keep`, if it is at least 1.
 fn at_least_one(min_tokens_to_keep: usize) -> Result<usize> {
     match min_tokens_to_keep {
-        0 => Err(parameter("min_tokens_to_keep", "a positive integer", 0)),
+        0 => Err(Error::parameter("min_tokens_to_keep", "at least 1", 0)),
         n => Ok(n),
     }
 }

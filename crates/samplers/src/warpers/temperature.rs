@@ -1,8 +1,8 @@
 //! Temperature: how far the distribution leans towards its peak.
 
-use mlxgk_logits_processors::Result;
+use mlxgk_logits_processors::{Error, Result};
 
-use super::{Warp, parameter, processor};
+use super::{Warp, processor};
 use crate::candidates::Candidates;
 
 /// Divides the scores by a temperature (HF's `TemperatureLogitsWarper`).
@@ -29,8 +29,8 @@ impl Temperature {
         if temperature > 0.0 && temperature as f32 > 0.0 && temperature.is_finite() {
             return Ok(Self(temperature as f32));
         }
-        let rule = "a strictly positive float (for the most likely token, turn sampling off)";
-        Err(parameter("temperature", rule, temperature))
+        let rule = "a finite number above 0 (for the most likely token, turn sampling off)";
+        Err(Error::parameter("temperature", rule, temperature))
     }
 
     pub(crate) fn divisor(self) -> f32 {

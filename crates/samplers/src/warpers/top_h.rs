@@ -1,9 +1,9 @@
 //! Top-H: as many tokens as an entropy budget allows.
 
-use mlxgk_logits_processors::Result;
+use mlxgk_logits_processors::{Error, Result};
 use mlxgk_torch::{Places, SparseRow, ln};
 
-use super::{Warp, parameter, processor};
+use super::{Warp, processor};
 use crate::candidates::Candidates;
 
 /// Keeps the most likely tokens while their share of the entropy lasts (HF's `TopHLogitsWarper`;
@@ -36,7 +36,7 @@ impl TopH {
         if h > 0.0 && h <= 1.0 {
             return Ok(Self(h as f32));
         }
-        Err(parameter("top_h", "in the range (0, 1]", h))
+        Err(Error::parameter("top_h", "above 0 and at most 1", h))
     }
 }
 

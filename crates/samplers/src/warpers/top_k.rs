@@ -1,8 +1,8 @@
 //! Top-k: only the k most likely.
 
-use mlxgk_logits_processors::Result;
+use mlxgk_logits_processors::{Error, Result};
 
-use super::{Warp, at_least_one, parameter, processor};
+use super::{Warp, at_least_one, processor};
 use crate::candidates::Candidates;
 
 /// Keeps the `k` highest scores (HF's `TopKLogitsWarper`; Fan et al., 2018).
@@ -28,7 +28,7 @@ impl TopK {
     /// When `k` is 0.
     pub fn new(k: usize) -> Result<Self> {
         match k {
-            0 => Err(parameter("top_k", "a strictly positive integer", 0)),
+            0 => Err(Error::parameter("top_k", "at least 1", 0)),
             k => Ok(Self(k)),
         }
     }

@@ -1,8 +1,8 @@
 //! Top-n-sigma: nothing further below the peak than the scores' spread allows.
 
-use mlxgk_logits_processors::Result;
+use mlxgk_logits_processors::{Error, Result};
 
-use super::{Warp, parameter, processor};
+use super::{Warp, processor};
 use crate::candidates::Candidates;
 
 /// Keeps scores within `n` standard deviations of the highest (llama.cpp's `top_n_sigma`; Tang et
@@ -32,7 +32,7 @@ impl TopNSigma {
         if n > 0.0 && n.is_finite() {
             return Ok(Self(n));
         }
-        Err(parameter("top_n_sigma", "a strictly positive float", n))
+        Err(Error::parameter("top_n_sigma", "a finite number above 0", n))
     }
 }
 

@@ -1,8 +1,8 @@
 //! Top-p, or nucleus sampling: the smallest set that holds most of the probability.
 
-use mlxgk_logits_processors::Result;
+use mlxgk_logits_processors::{Error, Result};
 
-use super::{Warp, at_least_one, parameter, processor};
+use super::{Warp, at_least_one, processor};
 use crate::candidates::Candidates;
 
 /// Keeps the most likely tokens that together hold a share `p` of the probability (HF's
@@ -36,7 +36,7 @@ impl TopP {
         if (0.0..=1.0).contains(&p) {
             return Ok(Self { removable: (1.0 - p) as f32, min_tokens_to_keep: 1 });
         }
-        Err(parameter("top_p", "a float in the [0, 1] interval", p))
+        Err(Error::parameter("top_p", "between 0 and 1", p))
     }
 
     /// Keeps at least this many tokens.

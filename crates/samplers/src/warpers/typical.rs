@@ -1,9 +1,9 @@
 //! Locally typical sampling: tokens about as surprising as the distribution expects.
 
-use mlxgk_logits_processors::Result;
+use mlxgk_logits_processors::{Error, Result};
 use mlxgk_torch::ln;
 
-use super::{Warp, at_least_one, parameter, processor};
+use super::{Warp, at_least_one, processor};
 use crate::candidates::Candidates;
 
 /// Keeps the tokens whose surprise is nearest to the entropy, up to a given probability mass (HF's
@@ -35,7 +35,7 @@ impl Typical {
         if mass > 0.0 && mass < 1.0 {
             return Ok(Self { mass: mass as f32, min_tokens_to_keep: 1 });
         }
-        Err(parameter("typical_p", "a float > 0 and < 1", mass))
+        Err(Error::parameter("typical_p", "above 0 and below 1", mass))
     }
 
     /// Keeps at least this many of the most typical tokens.

@@ -1,22 +1,23 @@
 //! XTC: now and then, exclude the top choices.
 
-use mlxgk_logits_processors::Result;
+use mlxgk_logits_processors::{Error, Result};
 
-use super::{at_least_one, parameter};
+use super::at_least_one;
 use crate::candidates::Candidates;
 
 /// With a given probability, removes all tokens above a threshold but the least likely of them,
 /// and what ties with it (XTC, "exclude top choices": p-e-w, 2024; as in llama.cpp and mlx-lm).
 ///
-/// It throws one coin per step, so it is not a function of the scores alone and runs only in a
-/// [`SamplerChain`](crate::SamplerChain), with the chain's generator.
+/// It flips one coin per step, so it is not a function of the scores alone and runs only in a
+/// [`SamplerChain`](crate::SamplerChain), with the row's generator.
 ///
 /// ```
-/// use mlxgk_samplers::{FastRng, SamplerChain, Warper, Xtc};
+/// use mlxgk_samplers::{FastRng, SamplerChain, SamplerState, Warper, Xtc};
 ///
-/// let mut chain = SamplerChain::new(vec![Warper::Xtc(Xtc::new(1.0, 0.15)?)])?;
+/// let mut sampler = SamplerChain::new(vec![Warper::Xtc(Xtc::new(1.0, 0.15)?)])?.sampler();
 /// let scores = [0.5f32, 0.1, 0.3, 0.1].map(f32::ln);
-/// let left = chain.distribution(&scores, &mut FastRng::new(0, 0))?;
+/// let left =
+///     sampler.distribution(&scores, &SamplerState::default(), &mut FastRng::new(0, 0))?;
 /// assert_eq!(left.iter().map(|(id, _)| id).collect::<Vec<_>>(), [1, 2, 3]);
 /// # Ok::<(), mlxgk_samplers::Error>(())
 /// ```
@@ -36,14 +37,10 @@ impl Xtc {
     /// When either is outside.
     pub fn new(probability: f64, threshold: f64) -> Result<Self> {
         if !(0.0..=1.0).contains(&probability) {
-            return Err(parameter(
-                "xtc_probability",
-                "a float in the [0, 1] interval",
-                probability,
-            ));
+            return Err(Error::parameter("xtc_probability", "between 0 and 1", probability));
         }
         if !(0.0..=0.5).contains(&threshold) {
-            return Err(parameter("xtc_threshold", "a float in the [0, 0.5] interval", threshold));
+            return Err(Error::parameter("xtc_threshold", "between 0 and 0.5", threshold));
         }
         Ok(Self {
             probability: probability as f32,
@@ -67,7 +64,7 @@ impl Xtc {
         Self { spared: tokens.into(), ..self }
     }
 
-    /// Whether a coin has to be thrown at all.
+    /// Whether a coin has to be flipped at all.
     pub(crate) fn is_active(&self, candidates: &Candidates) -> bool {
         self.probability > 0.0 && candidates.len() > 1
     }

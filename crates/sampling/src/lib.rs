@@ -1,0 +1,5 @@
+//! The next token, as Hugging Face's `generate()` chooses it.
+
+mod chooser;
+
+pub use self::chooser::{Chooser, Sampling};
