@@ -4,7 +4,7 @@
 
 use mlxgk_decoding_strategies::{
     AssistantOptions, AssistedDecoding, CandidateGenerator, Decoding, DraftModel, Keep,
-    LanguageModel, PromptLookup, Reorder, Result, Rule, Sampling, Schedule, Speculative, Stop,
+    LanguageModel, PromptLookup, Reorder, Result, Rule, Schedule, Speculative, Stop,
 };
 use mlxgk_logits_processors::{NoRepeatNGram, ProcessorList};
 use mlxgk_samplers::{SamplerChain, Streams};

@@ -6,7 +6,7 @@ mod table;
 
 use mlxgk_decoding_strategies::{
     Beam, BeamOptions, BeamSearch, Decoding, EarlyStopping, ErrorKind, FinishReason, Result, Rule,
-    Sampling, Stop, Stopping,
+    Stop, Stopping,
 };
 use mlxgk_logits_processors::{Context, ProcessorList, SuppressTokens};
 use mlxgk_samplers::{SamplerChain, Streams};
