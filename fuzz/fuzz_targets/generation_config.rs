@@ -8,7 +8,7 @@
 use libfuzzer_sys::fuzz_target;
 use mlxgk_generation_config::{GenerationConfig, Kwargs, Resolved, Sources};
 use mlxgk_logits_processors::{Context, LogitsProcessor};
-use mlxgk_samplers::FastRng;
+use mlxgk_samplers::{FastRng, SamplerState};
 use serde_json::Value;
 
 const VOCAB: usize = 64;
@@ -31,7 +31,8 @@ fn resolve(value: &Value) -> mlxgk_generation_config::Result<Resolved> {
 }
 
 fn run(resolved: &Resolved) {
-    let Ok(mut pipeline) = resolved.pipeline(VOCAB) else { return };
+    let Ok(pipeline) = resolved.pipeline(VOCAB) else { return };
+    let (mut sampler, mut state) = (pipeline.warpers.sampler(), SamplerState::default());
     let mut rng = FastRng::new(1, 0);
     let mut tokens = vec![5, 9, 5];
     for step in 0..4 {
@@ -42,7 +43,7 @@ fn run(resolved: &Resolved) {
             return;
         }
         assert!(!scores.iter().any(|it| it.is_nan()), "{:?}", pipeline.processors);
-        let Ok(token) = pipeline.warpers.sample(&scores, &mut rng) else { return };
+        let Ok(token) = sampler.sample(&scores, &mut state, &mut rng) else { return };
         assert!((token as usize) < VOCAB);
         assert!(scores[token as usize] > f32::NEG_INFINITY, "a banned token was drawn");
         tokens.push(token);

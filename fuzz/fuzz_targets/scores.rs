@@ -6,7 +6,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mlxgk_samplers::{FastRng, SamplerChain, TorchRng, WarperConfig};
+use mlxgk_samplers::{FastRng, SamplerChain, SamplerState, TorchRng, WarperConfig};
 
 fuzz_target!(|data: &[u8]| {
     let [length, which, strength, rest @ ..] = data else { return };
@@ -17,16 +17,17 @@ fuzz_target!(|data: &[u8]| {
     // Rows up to 1,024 are sorted, longer ones are not.
     let length = 1_000 + usize::from(*length) * 33;
     let scores: Vec<f32> = bits.iter().copied().cycle().take(length).collect();
-    let Ok(mut chain) = chain(*which, f64::from(*strength) / 255.0) else { return };
+    let Ok(chain) = chain(*which, f64::from(*strength) / 255.0) else { return };
     let mut warped = scores.clone();
-    if chain.warp(&mut warped, &mut TorchRng::new(1)).is_err() {
+    let (mut sampler, mut state) = (chain.sampler(), SamplerState::default());
+    if sampler.warp(&mut warped, &state, &mut TorchRng::new(1)).is_err() {
         return;
     }
     assert!(!warped.iter().any(|it| it.is_nan()), "{chain:?}");
     for (at, (before, after)) in scores.iter().zip(&warped).enumerate() {
         assert!(*before > f32::NEG_INFINITY || *after == f32::NEG_INFINITY, "token {at} came back");
     }
-    if let Ok(token) = chain.sample(&scores, &mut FastRng::new(1, 0)) {
+    if let Ok(token) = sampler.sample(&scores, &mut state, &mut FastRng::new(1, 0)) {
         assert!(warped[token as usize] > f32::NEG_INFINITY, "{token} was cut and drawn");
     }
 });
