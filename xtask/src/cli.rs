@@ -1,6 +1,8 @@
 //! The command line: which chore, and its help.
 
 use crate::failure::{Failure, Result};
+#[cfg(target_os = "linux")]
+use crate::sanitize;
 use crate::{bench, features, parity, record, run, setup, test, tidy};
 
 /// A chore as the user calls it.
@@ -47,6 +49,13 @@ const CHORES: &[Chore] = &[
         summary: "measure the speed, and that of transformers and mlx-lm beside it",
         help: bench::HELP,
         run: bench::run,
+    },
+    #[cfg(target_os = "linux")]
+    Chore {
+        name: "sanitize",
+        summary: "run the tests of the C++ operations under sanitizers",
+        help: sanitize::HELP,
+        run: sanitize::run,
     },
     Chore {
         name: "features",

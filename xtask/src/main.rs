@@ -18,6 +18,8 @@ mod process;
 mod python;
 mod record;
 mod run;
+#[cfg(target_os = "linux")]
+mod sanitize;
 mod setup;
 mod test;
 mod tidy;

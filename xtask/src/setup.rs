@@ -46,6 +46,8 @@ Examples:
 
 #[cfg(target_os = "linux")]
 pub(crate) use self::bindings::{INNER, generate as inner};
+#[cfg(target_os = "linux")]
+pub(crate) use self::linux::sanitized;
 
 /// The subcommand.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {

@@ -4,7 +4,7 @@
 //! that it is whole, and a file lock keeps two setups from building at once.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::recipe::{self, Recipe};
@@ -60,6 +60,17 @@ pub(super) fn ensure() -> Result<bool> {
     remove_others(&home);
     eprintln!("setup: done in {:.0} s", start.elapsed().as_secs_f32());
     Ok(true)
+}
+
+/// Makes our own operations with a sanitizer, and returns the library to preload.
+pub(super) fn sanitized(sanitizer: &str) -> Result<PathBuf> {
+    ensure()?;
+    let (root, build) = (workspace::root(), workspace::build());
+    let recipe = Recipe::new(&root)?;
+    let sources = mlxc::fetch_sources(&root, recipe.triple())?;
+    let wheels = wheels::Wheels::unpacked(&recipe.home(&build));
+    let folder = build.join("sanitized").join(sanitizer);
+    mlxc::build_sanitized(&sources, &wheels, sanitizer, &folder)
 }
 
 /// Builds everything in a temporary folder and gives it its name at the end.

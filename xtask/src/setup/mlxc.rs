@@ -72,50 +72,96 @@ fn units(mlxc: &Path, ours: &Path) -> Result<Vec<Unit>> {
     Ok(units)
 }
 
+/// The g++ that compiles and links, with all it has to find.
+struct Compiler<'a> {
+    mlxc: &'a Path,
+    ours: &'a Path,
+    wheels: &'a Wheels,
+    /// What our own sources are compiled with.
+    flags: &'a [&'a str],
+}
+
+impl Compiler<'_> {
+    /// Compiles on all cores, and returns the object files.
+    fn compile(&self, mut units: Vec<Unit>, folder: &Path) -> Result<Vec<PathBuf>> {
+        fs::create_dir_all(folder).context(|| format!("cannot create {}", folder.display()))?;
+        // Largest first: the long one must not start last.
+        let size = |unit: &Unit| fs::metadata(&unit.source).map_or(0, |data| data.len());
+        units.sort_by_key(|unit| std::cmp::Reverse(size(unit)));
+        in_parallel(&units, |unit| {
+            let object = folder.join(&unit.object);
+            let mut command = Command::new("g++");
+            command.args(["-std=c++20", "-fPIC", "-c"]).arg(&unit.source).arg("-o").arg(&object);
+            if unit.ours {
+                // Vectors are passed to nothing outside a file.
+                command.args(["-Wall", "-Wno-psabi", "-Wno-unused-variable"]).args(self.flags);
+                command.arg("-I").arg(self.ours).arg("-I").arg(self.wheels.blas_headers());
+            } else {
+                command.args(["-O2", "-w"]);
+            }
+            command.arg("-include").arg(self.ours.join("shim/prelude.h"));
+            command.arg("-I").arg(self.mlxc).arg("-I").arg(self.wheels.mlx_headers());
+            process::capture(&mut command)?;
+            Ok(object)
+        })
+    }
+
+    /// The command that links objects into a library.
+    fn link(&self, objects: &[PathBuf], library: &Path) -> Command {
+        let mut link = Command::new("g++");
+        link.arg("-shared").arg("-o").arg(library).args(objects).args(self.flags);
+        link.args(["-Xlinker", "--no-undefined", "-Xlinker", "--enable-new-dtags"]);
+        for folder in [self.wheels.blas_library(), self.wheels.mlx_library()] {
+            link.arg("-L").arg(folder);
+        }
+        link.args(["-lscipy_openblas", "-lmlx"]);
+        link
+    }
+}
+
 /// Compiles mlx-c and our own sources into `home/lib`, to be found at `final_path` one day.
 pub(super) fn build(sources: &Path, wheels: &Wheels, home: &Path, final_path: &Path) -> Result<()> {
     let ours = workspace::root().join(OUR_SOURCES);
-    let objects_folder = home.join("objects");
-    fs::create_dir_all(&objects_folder)
-        .context(|| format!("cannot create {}", objects_folder.display()))?;
+    // Loops over registers must be unrolled.
+    let compiler = Compiler { mlxc: sources, ours: &ours, wheels, flags: &["-O3"] };
+    let folder = home.join("objects");
+    let objects = compiler.compile(units(sources, &ours)?, &folder)?;
 
-    let mut units = units(sources, &ours)?;
-    // Largest first: the long one must not start last.
-    let size = |unit: &Unit| fs::metadata(&unit.source).map_or(0, |data| data.len());
-    units.sort_by_key(|unit| std::cmp::Reverse(size(unit)));
-
-    let compile = |unit: &Unit| {
-        let object = objects_folder.join(&unit.object);
-        let mut command = Command::new("g++");
-        command.args(["-std=c++20", "-fPIC", "-c"]).arg(&unit.source).arg("-o").arg(&object);
-        if unit.ours {
-            // Loops over registers must be unrolled; vectors are passed to nothing outside a file.
-            command.args(["-O3", "-Wall", "-Wno-psabi", "-Wno-unused-variable"]);
-            command.arg("-I").arg(&ours).arg("-I").arg(wheels.blas_headers());
-        } else {
-            command.args(["-O2", "-w"]);
-        }
-        command.arg("-include").arg(ours.join("shim/prelude.h"));
-        command.arg("-I").arg(sources).arg("-I").arg(wheels.mlx_headers());
-        process::capture(&mut command)?;
-        Ok(object)
-    };
-    let objects = in_parallel(&units, compile)?;
-
-    let mut link = Command::new("g++");
-    link.arg("-shared").arg("-o").arg(home.join("lib").join("libmlxc.so")).args(&objects);
+    let mut link = compiler.link(&objects, &home.join("lib").join("libmlxc.so"));
     link.args(["-Xlinker", "-soname", "-Xlinker"]).arg(final_path);
-    link.args(["-Xlinker", "--no-undefined", "-Xlinker", "--enable-new-dtags"]);
-    for (folder, within) in
-        [(wheels.blas_library(), wheels::BLAS_LIBRARY), (wheels.mlx_library(), wheels::MLX_LIBRARY)]
-    {
-        link.arg("-L").arg(folder).args(["-Xlinker", "-rpath", "-Xlinker"]);
+    for within in [wheels::BLAS_LIBRARY, wheels::MLX_LIBRARY] {
+        link.args(["-Xlinker", "-rpath", "-Xlinker"]);
         link.arg(format!("$ORIGIN/../{}/{within}", wheels::FOLDER));
     }
-    link.args(["-lscipy_openblas", "-lmlx"]);
     process::capture(&mut link)?;
-    fs::remove_dir_all(&objects_folder)
-        .context(|| format!("cannot remove {}", objects_folder.display()))
+    fs::remove_dir_all(&folder).context(|| format!("cannot remove {}", folder.display()))
+}
+
+/// Compiles our own sources with a sanitizer into a library of their own. Preloaded, it takes the
+/// place of those in `libmlxc.so`.
+pub(super) fn build_sanitized(
+    sources: &Path,
+    wheels: &Wheels,
+    sanitizer: &str,
+    folder: &Path,
+) -> Result<PathBuf> {
+    let ours = workspace::root().join(OUR_SOURCES);
+    let flags = [
+        &format!("-fsanitize={sanitizer}"),
+        "-fno-sanitize-recover=all",
+        "-fno-omit-frame-pointer",
+        "-g",
+        "-O1",
+        // One version of every function: the loader chooses between them before the sanitizer is up.
+        "-DFOR_EACH_PROCESSOR=",
+    ];
+    let compiler = Compiler { mlxc: sources, ours: &ours, wheels, flags: &flags };
+    let mut units = units(sources, &ours)?;
+    units.retain(|unit| unit.ours);
+    let objects = compiler.compile(units, folder)?;
+    let library = folder.join("libmlxgk.so");
+    process::capture(&mut compiler.link(&objects, &library))?;
+    Ok(library)
 }
 
 /// Applies `work` to all items on all cores, and stops at the first failure.

@@ -54,6 +54,11 @@ pub(super) struct Wheels {
 }
 
 impl Wheels {
+    /// Those that lie in a finished `home`.
+    pub(super) fn unpacked(home: &Path) -> Self {
+        Self { folder: home.join(FOLDER) }
+    }
+
     /// MLX's C++ headers.
     pub(super) fn mlx_headers(&self) -> PathBuf {
         self.folder.join("mlx/include")

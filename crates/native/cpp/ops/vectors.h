@@ -11,7 +11,9 @@
 
 #define INLINE inline __attribute__((always_inline))
 
-#if defined(__x86_64__)
+#ifdef FOR_EACH_PROCESSOR
+// Given by whoever compiles.
+#elif defined(__x86_64__)
 #define FOR_EACH_PROCESSOR \
   __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else

@@ -1,0 +1,42 @@
+//! The gate against its formula in MLX's operations.
+
+#![cfg(mlxgk_native_ops)]
+
+mod common;
+
+use common::{assert_same, native, noise};
+use mlx_rs::{Array, error::Result, ops::sigmoid};
+
+fn ours(inputs: &[Array]) -> Result<Array> {
+    native().silu_gate(&inputs[0], &inputs[1])
+}
+
+fn theirs(inputs: &[Array]) -> Result<Array> {
+    inputs[0].multiply(sigmoid(&inputs[0])?)?.multiply(&inputs[1])
+}
+
+#[test]
+fn it_is_its_formula() {
+    for shape in [&[70][..], &[3, 1], &[2, 7, 33], &[1, 1, 6000], &[2, 2, 3, 5]] {
+        // Far into the tails, too.
+        let gate = noise(1, shape).multiply(Array::from_f32(20.0)).unwrap();
+        assert_same(&format!("{shape:?}"), &ours, &theirs, &[gate, noise(2, shape)]);
+    }
+}
+
+#[test]
+fn nothing_gives_nothing() {
+    for shape in [[0, 8], [3, 0]] {
+        let gate = ours(&[noise(1, &shape), noise(2, &shape)]).unwrap();
+        gate.eval().unwrap();
+        assert_eq!(gate.shape(), shape);
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let error = native().silu_gate(&noise(1, &[2, 3]), &noise(2, &[3])).unwrap_err();
+    assert!(error.what().contains("`gate` [2, 3], `up` [3] do not fit"), "{error}");
+    let number = Array::from_f32(1.0);
+    assert!(native().silu_gate(&number, &number).is_err());
+}

@@ -1,0 +1,85 @@
+//! Products with bf16 weights against MLX's with the same weights in fp32.
+
+#![cfg(mlxgk_native_ops)]
+
+mod common;
+
+use common::{assert_close, assert_same, bf16_noise, native, noise, values};
+use mlx_rs::{Array, Dtype, error::Result, ops::matmul};
+
+fn ours(inputs: &[Array]) -> Result<Array> {
+    native().widening_product(&inputs[0], &inputs[1])
+}
+
+fn theirs(inputs: &[Array]) -> Result<Array> {
+    matmul(&inputs[0], inputs[1].as_dtype(Dtype::Float32)?.t())
+}
+
+#[test]
+fn it_is_the_product_with_the_weights_widened() {
+    // One row, some that meet the weights as they lie, and more, which go through BLAS.
+    for (shape, columns) in
+        [(&[3][..], 5), (&[2, 70], 40), (&[2, 8, 64], 96), (&[17, 40], 33), (&[2, 20, 9], 50)]
+    {
+        let weight = bf16_noise(1, &[columns, shape[shape.len() - 1]]);
+        let what = format!("{shape:?} and {columns} columns");
+        assert_same(&what, &ours, &theirs, &[noise(2, shape), weight]);
+    }
+}
+
+#[test]
+fn it_is_the_same_for_long_rows_and_several_panels() {
+    for (rows, columns, length) in [(1, 9, 70_000), (16, 3000, 33), (40, 300, 5000)] {
+        let inputs = [noise(1, &[rows, length]), bf16_noise(2, &[columns, length])];
+        let what = format!("{rows} x {columns} x {length}");
+        // Sums of thousands of numbers differ in their last bits with their order.
+        let (ours, theirs) = (ours(&inputs).unwrap(), theirs(&inputs).unwrap());
+        let scale = Array::from_f32(0.1);
+        assert_close(&ours.multiply(&scale).unwrap(), &theirs.multiply(&scale).unwrap(), &what);
+    }
+}
+
+#[test]
+fn weights_that_are_not_computed_yet_are_waited_for() {
+    let weight = bf16_noise(1, &[6, 8]).add(bf16_noise(2, &[6, 8])).unwrap();
+    let inputs = [noise(3, &[2, 8]), weight];
+    assert_close(&ours(&inputs).unwrap(), &theirs(&inputs).unwrap(), "lazy weights");
+}
+
+#[test]
+fn a_row_is_the_same_to_the_last_bit_whatever_is_beside_it() {
+    let weight = bf16_noise(1, &[50, 70]);
+    let x = noise(2, &[16, 70]);
+    let first = |count: i32| {
+        let rows = x.split_at_indices(&[count], 0).unwrap().swap_remove(0);
+        values(&ours(&[rows, weight.clone()]).unwrap())[..50].to_vec()
+    };
+    let alone = first(1);
+    for count in 2..=16 {
+        assert_eq!(first(count), alone, "beside {} others", count - 1);
+    }
+}
+
+#[test]
+fn sums_over_nothing_are_zero_and_nothing_gives_nothing() {
+    for rows in [1, 3, 20] {
+        let product = ours(&[noise(1, &[rows, 0]), bf16_noise(2, &[5, 0])]).unwrap();
+        assert_eq!(product.shape(), [rows, 5]);
+        assert_eq!(values(&product), vec![0.0; 5 * rows as usize]);
+    }
+    for (rows, columns) in [(0, 5), (3, 0), (20, 0)] {
+        let product = ours(&[noise(1, &[rows, 4]), bf16_noise(2, &[columns, 4])]).unwrap();
+        product.eval().unwrap();
+        assert_eq!(product.shape(), [rows, columns]);
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let x = noise(1, &[2, 3]);
+    let error = native().widening_product(&x, &bf16_noise(2, &[4, 5])).unwrap_err();
+    assert!(error.what().contains("`x` [2, 3], `weight` [4, 5] do not fit"), "{error}");
+    let error = native().widening_product(&x, &noise(2, &[4, 3])).unwrap_err();
+    assert!(error.what().contains("`weight` is Float32, expected Bfloat16"), "{error}");
+    assert!(native().widening_product(&x, &bf16_noise(2, &[3])).is_err());
+}
