@@ -42,6 +42,12 @@ const char* mlxgk_silu_gate(mlx_array* result, mlx_array gate, mlx_array up, mlx
 const char* mlxgk_widening_product(mlx_array* result, mlx_array x, mlx_array weight,
                                    mlx_stream stream);
 
+// x · w' for `x` of [.., in] and packed w of [out, in], MLX's affine quantization: `words` is u32
+// [out, in · bits / 32], `scales` and `biases` are [out, in / group_size]. `bits` is 2, 3, 4, 5, 6 or
+// 8, and `group_size` a multiple of 16 that divides `in`.
+const char* mlxgk_affine_product(mlx_array* result, mlx_array x, mlx_array words, mlx_array scales,
+                                 mlx_array biases, int group_size, int bits, mlx_stream stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -132,3 +132,37 @@ pub(crate) fn widening_product(x: &Array, weight: &Array) -> Result<()> {
     let fitting = weight.ndim() == 2 && x.shape().last() == weight.shape().last();
     fits(NAME, "x is [.., in], weight [out, in]", &[("x", x), ("weight", weight)], fitting)
 }
+
+pub(crate) fn affine_product(
+    x: &Array,
+    [words, scales, biases]: [&Array; 3],
+    group_size: i32,
+    bits: i32,
+) -> Result<()> {
+    const NAME: &str = "affine_product";
+    dtype(NAME, "words", words, Dtype::Uint32)?;
+    for (name, array) in [("x", x), ("scales", scales), ("biases", biases)] {
+        dtype(NAME, name, array, Dtype::Float32)?;
+    }
+    if ![2, 3, 4, 5, 6, 8].contains(&bits) || ![16, 32, 64, 128].contains(&group_size) {
+        return Err(Exception::custom(format!(
+            "{NAME}: {bits} bits in groups of {group_size}; bits are 2, 3, 4, 5, 6 or 8, and groups \
+             16, 32, 64 or 128"
+        )));
+    }
+    let (w, s) = (words.shape(), scales.shape());
+    let fitting = w.len() == 2
+        && s.len() == 2
+        && s == biases.shape()
+        && w[0] == s[0]
+        && i64::from(w[1]) * 32 == i64::from(s[1]) * i64::from(group_size * bits)
+        && x.shape()
+            .last()
+            .is_some_and(|&it| i64::from(it) == i64::from(s[1]) * i64::from(group_size));
+    fits(
+        NAME,
+        "x is [.., in], words [out, in · bits / 32], scales and biases [out, in / group_size]",
+        &[("x", x), ("words", words), ("scales", scales), ("biases", biases)],
+        fitting,
+    )
+}

@@ -29,8 +29,15 @@ mod linked {
 
     use super::EMPTY;
 
-    // Written by setup from `cpp/mlxgk.h`.
-    include!(env!("MLXGK_NATIVE_OPS"));
+    /// The functions of `cpp/mlxgk.h`, as setup declares them.
+    mod operations {
+        #![allow(unreachable_pub, reason = "the text is generated")]
+
+        use mlx_sys::{mlx_array, mlx_stream};
+
+        include!(env!("MLXGK_NATIVE_OPS"));
+    }
+    pub(super) use self::operations::*;
 
     pub(super) type Linked = ();
 
@@ -193,5 +200,34 @@ impl Native {
     pub fn widening_product(self, x: &Array, weight: &Array) -> Result<Array> {
         check::widening_product(x, weight)?;
         call!(self, mlxgk_widening_product(x.as_ptr(), weight.as_ptr()))
+    }
+
+    /// `x Wᵀ` for `x` of `[.., in]` and packed `W` of `[out, in]`, MLX's affine quantization:
+    /// `w = scale · q + bias` with one scale and bias per `group_size` numbers of a row, and `bits` per
+    /// number (2, 3, 4, 5, 6 or 8).
+    ///
+    /// `words` is u32 `[out, in · bits / 32]`, `scales` and `biases` are fp32 `[out, in / group_size]`.
+    ///
+    /// # Errors
+    /// When shapes or types do not fit, or there is no such quantization.
+    pub fn affine_product(
+        self,
+        x: &Array,
+        [words, scales, biases]: [&Array; 3],
+        group_size: i32,
+        bits: i32,
+    ) -> Result<Array> {
+        check::affine_product(x, [words, scales, biases], group_size, bits)?;
+        call!(
+            self,
+            mlxgk_affine_product(
+                x.as_ptr(),
+                words.as_ptr(),
+                scales.as_ptr(),
+                biases.as_ptr(),
+                group_size,
+                bits
+            )
+        )
     }
 }

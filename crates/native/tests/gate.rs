@@ -1,6 +1,7 @@
 //! The gate against its formula in MLX's operations.
 
 #![cfg(mlxgk_native_ops)]
+#![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
 
 mod common;
 

@@ -1,6 +1,7 @@
 //! Products with bf16 weights against MLX's with the same weights in fp32.
 
 #![cfg(mlxgk_native_ops)]
+#![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
 
 mod common;
 

@@ -63,7 +63,7 @@ pub(super) fn ensure() -> Result<bool> {
 }
 
 /// Makes our own operations with a sanitizer, and returns the library to preload.
-pub(super) fn sanitized(sanitizer: &str) -> Result<PathBuf> {
+pub(crate) fn sanitized(sanitizer: &str) -> Result<PathBuf> {
     ensure()?;
     let (root, build) = (workspace::root(), workspace::build());
     let recipe = Recipe::new(&root)?;

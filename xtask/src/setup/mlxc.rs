@@ -160,7 +160,11 @@ pub(super) fn build_sanitized(
     units.retain(|unit| unit.ours);
     let objects = compiler.compile(units, folder)?;
     let library = folder.join("libmlxgk.so");
-    process::capture(&mut compiler.link(&objects, &library))?;
+    let mut link = compiler.link(&objects, &library);
+    for folder in [wheels.blas_library(), wheels.mlx_library()] {
+        link.args(["-Xlinker", "-rpath", "-Xlinker"]).arg(folder);
+    }
+    process::capture(&mut link)?;
     Ok(library)
 }
 
