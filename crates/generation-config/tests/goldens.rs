@@ -1,10 +1,7 @@
-//! The recorded goldens: see `mlxgk_parity::config`.
+//! The config against what transformers recorded, a test for each case.
 
-use std::path::Path;
+use std::process::ExitCode;
 
-#[test]
-fn goldens() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/config");
-    let report = mlxgk_parity::config::check(&folder).unwrap();
-    assert!(report.passed(), "{report}");
+fn main() -> ExitCode {
+    mlxgk_parity::run_tests(&["config"])
 }

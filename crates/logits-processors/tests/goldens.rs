@@ -1,8 +1,7 @@
-//! The processors against what transformers recorded.
+//! The processors against what transformers recorded, a test for each case.
 
-#[test]
-fn equals_transformers() {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/processors");
-    let report = mlxgk_parity::processors::check(folder.as_ref()).unwrap();
-    assert!(report.passed(), "{report}");
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    mlxgk_parity::run_tests(&["processors"])
 }

@@ -11,24 +11,27 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
-    Report,
-    cases::{self, Asked},
+    Case as Named, Outcome,
+    asked::{self, Asked},
+    files,
 };
 
 /// How far a score or a logit may be off.
-const TOLERANCE: f64 = 1e-4;
+pub(crate) const TOLERANCE: f64 = 1e-4;
 
-/// Compares with every `*.json` of `folder` and the model folders they name.
-///
-/// # Errors
-/// When `folder` has no fixture or one is not what the recorder writes.
-pub fn check(folder: &Path) -> Result<Report, String> {
-    cases::suites(folder, |suite, fixture: Fixture, report| {
-        let load = |name: &str| cases::load(folder, name);
-        let (model, assistant) = (load(&fixture.model)?, load(&fixture.assistant)?);
-        let check = |it: &Case| it.check(&model, &assistant);
-        cases::book(report, suite, &fixture.cases, |it| &it.asked, check);
-        Ok(())
+/// The cases of every `*.json` of `folder`, on the model folders they name.
+pub(crate) fn cases(folder: &Path) -> Vec<Named> {
+    files::suites(folder, |path, suite| {
+        let fixture: Fixture = files::read(path)?;
+        let (model, assistant) = (folder.join(&fixture.model), folder.join(&fixture.assistant));
+        let case = |case: Case| {
+            let (name, model, assistant) =
+                (case.asked.name.clone(), model.clone(), assistant.clone());
+            Named::new(suite, name, move || {
+                case.check(&*asked::model(&model)?, &*asked::model(&assistant)?)
+            })
+        };
+        Ok(fixture.cases.into_iter().map(case).collect())
     })
 }
 
@@ -55,7 +58,7 @@ struct Case {
 
 impl Case {
     /// The worst error of a score or logit.
-    fn check(&self, model: &Model, assistant: &Model) -> Result<f64, String> {
+    fn check(&self, model: &Model, assistant: &Model) -> Outcome {
         let mut config = self.asked.config()?;
         config.output_scores = Some(true);
         config.output_logits = Some(true);
@@ -91,7 +94,7 @@ impl Case {
         Ok(mlx_genkit::generate(model, request).map_err(|e| e.to_string())?.sequences)
     }
 
-    fn compare_scores(&self, ours: &[Sequence], guided: bool) -> Result<f64, String> {
+    fn compare_scores(&self, ours: &[Sequence], guided: bool) -> Outcome {
         let mut worst = 0.0_f64;
         let mut compare = |what: &str, ours: Vec<f32>, theirs: &[Option<f64>]| {
             if ours.len() != theirs.len() {

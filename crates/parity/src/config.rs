@@ -14,34 +14,42 @@ use mlxgk_samplers::{SamplerState, TorchRng, Warper};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::Report;
-use crate::files::{json_files, read};
+use crate::{Case, Outcome, files};
 
-/// Compares with every `*.json` of `folder`.
-///
-/// # Errors
-/// When there is no file, or one is not what the recorder writes.
-pub fn check(folder: &Path) -> Result<Report, String> {
-    let mut report = Report::default();
-    for path in json_files(folder)? {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let suite = format!("config/{name}");
-        match read(&path)? {
-            File::Fields(file) => book(&mut report, &suite, [file.check()]),
+/// The cases of every `*.json` of `folder`.
+pub(crate) fn cases(folder: &Path) -> Vec<Case> {
+    files::suites(folder, |path, suite| {
+        Ok(match files::read(path)? {
+            File::Fields(file) => vec![Case::new(suite, "fields", move || file.check())],
             File::ModelConfig { cases } => {
-                book(&mut report, &suite, cases.iter().map(ModelConfigCase::check));
+                numbered(suite, cases, |it| it.config.clone().into(), |it| it.check())
             }
-            File::Merge { cases } => book(&mut report, &suite, cases.iter().map(MergeCase::check)),
+            File::Merge { cases } => {
+                numbered(suite, cases, |it| it.kwargs.clone(), |it| it.check())
+            }
             File::Processors { vocab_size, cases } => {
-                book(&mut report, &suite, cases.iter().map(|it| it.check(vocab_size)));
+                numbered(suite, cases, |it| it.kwargs.clone(), move |it| it.check(vocab_size))
             }
-        }
-    }
-    Ok(report)
+        })
+    })
+}
+
+/// Cases whose names are their places in the file, and what is asked of them.
+fn numbered<C: Send + 'static>(
+    suite: &str,
+    cases: Vec<C>,
+    about: impl Fn(&C) -> Value,
+    check: impl Fn(&C) -> Outcome + Copy + Send + 'static,
+) -> Vec<Case> {
+    let case = |(at, case): (usize, C)| {
+        let about: String = about(&case).to_string().chars().take(80).collect();
+        Case::new(suite, format!("{at:03} {about}"), move || check(&case))
+    };
+    cases.into_iter().enumerate().map(case).collect()
 }
 
 /// Scores agree within this, relative to the larger of the score and 1.
-const TOLERANCE: f64 = 2e-6;
+pub(crate) const TOLERANCE: f64 = 2e-6;
 
 #[derive(Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -116,9 +124,6 @@ struct ProcessorCase {
     /// The scores after the whole list; `None` is minus infinity.
     processed: Vec<Option<f32>>,
 }
-
-/// A case's error, 0 where only equality counts, or what differs.
-type Outcome = Result<f64, String>;
 
 impl Fields {
     fn check(&self) -> Outcome {
@@ -316,12 +321,5 @@ fn equal<T: PartialEq + std::fmt::Debug>(
         Ok(())
     } else {
         Err(format!("{what}: {found:?}, expected {expected:?}"))
-    }
-}
-
-fn book(report: &mut Report, suite: &str, outcomes: impl IntoIterator<Item = Outcome>) {
-    for (at, outcome) in outcomes.into_iter().enumerate() {
-        let error = *outcome.as_ref().unwrap_or(&0.0);
-        report.book(suite, &format!("case {at}"), error, outcome.map(|_| ()));
     }
 }

@@ -11,19 +11,16 @@ use mlx_genkit::{Model, Sequence};
 use serde::Deserialize;
 
 use crate::{
-    Report,
-    cases::{self, Asked},
+    Case as Named, Outcome,
+    asked::{self, Asked},
 };
 
 /// How far a sequence's score may be off: two fp32 sums of log-probabilities in another order.
-const TOLERANCE: f64 = 1e-4;
+pub(crate) const TOLERANCE: f64 = 1e-4;
 
-/// Compares with every `*.json` of `folder` and the model folders they name.
-///
-/// # Errors
-/// When `folder` has no fixture or one is not what the recorder writes.
-pub fn check(folder: &Path) -> Result<Report, String> {
-    cases::on_one_model(folder, |it: &Case| &it.asked, Case::check)
+/// The cases of every `*.json` of `folder`, on the model folders they name.
+pub(crate) fn cases(folder: &Path) -> Vec<Named> {
+    asked::on_one_model(folder, |it: &Case| &it.asked, Case::check)
 }
 
 #[derive(Deserialize)]
@@ -37,13 +34,13 @@ struct Case {
 
 impl Case {
     /// The worst error of a score.
-    fn check(&self, model: &Model) -> Result<f64, String> {
+    fn check(&self, model: &Model) -> Outcome {
         let ours = self.asked.run(model)?.sequences;
         self.asked.compare(&ours)?;
         self.check_beams(&ours)
     }
 
-    fn check_beams(&self, ours: &[Sequence]) -> Result<f64, String> {
+    fn check_beams(&self, ours: &[Sequence]) -> Outcome {
         if let Some(theirs) = &self.beam_indices {
             for (at, (ours, theirs)) in ours.iter().zip(theirs).enumerate() {
                 if ours.beam_indices.as_ref() != Some(theirs) {

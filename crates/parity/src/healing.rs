@@ -6,16 +6,13 @@ use mlx_genkit::Model;
 use serde::Deserialize;
 
 use crate::{
-    Report,
-    cases::{self, Asked},
+    Case as Named, Outcome,
+    asked::{self, Asked},
 };
 
-/// Compares with every `*.json` of `folder` and the model folders they name.
-///
-/// # Errors
-/// When `folder` has no fixture or one is not what the recorder writes.
-pub fn check(folder: &Path) -> Result<Report, String> {
-    cases::on_one_model(folder, |it: &Case| &it.asked, Case::check)
+/// The cases of every `*.json` of `folder`, on the model folders they name.
+pub(crate) fn cases(folder: &Path) -> Vec<Named> {
+    asked::on_one_model(folder, |it: &Case| &it.asked, Case::check)
 }
 
 #[derive(Deserialize)]
@@ -27,7 +24,7 @@ struct Case {
 }
 
 impl Case {
-    fn check(&self, model: &Model) -> Result<f64, String> {
+    fn check(&self, model: &Model) -> Outcome {
         let ours = self.asked.run(model)?;
         if ours.healed_prompts != self.healed {
             let ours = ours.healed_prompts;

@@ -1,42 +1,51 @@
 //! Goldens are data: this crate reads them, runs the project on them and compares.
 //!
-//! Each area is one module with one `check(folder) -> Result<Report, String>`; the crates' own tests
-//! and `cargo xtask parity` call the same functions, so there is one reading of every fixture.
-//! The fixture format is described in `fixtures/README.md`.
+//! Each area is one module with one `cases(folder) -> Vec<Case>`; the crates' own tests
+//! ([`run_tests`]) and `cargo xtask parity` run the same cases, so there is one reading of every
+//! fixture. The fixture format is described in `fixtures/README.md`.
 
+mod areas;
 #[cfg(feature = "generate")]
-pub mod assisted;
+mod asked;
 #[cfg(feature = "generate")]
-mod cases;
+mod assisted;
+mod case;
 #[cfg(feature = "config")]
-pub mod config;
+mod config;
 #[cfg(any(
     feature = "config",
     feature = "generate",
     feature = "models",
     feature = "processors",
+    feature = "samplers",
     feature = "steering",
     feature = "templates"
 ))]
 mod files;
 #[cfg(feature = "generate")]
-pub mod generate;
+mod generate;
+mod harness;
 #[cfg(feature = "generate")]
-pub mod healing;
+mod healing;
 #[cfg(feature = "models")]
-pub mod models;
+mod models;
 #[cfg(feature = "generate")]
-pub mod outputs;
+mod outputs;
 #[cfg(feature = "processors")]
-pub mod processors;
+mod processors;
+#[cfg(any(feature = "generate", feature = "models", feature = "steering"))]
+mod recent;
 mod report;
 #[cfg(feature = "samplers")]
-pub mod samplers;
+mod samplers;
 #[cfg(feature = "steering")]
-pub mod steering;
+mod steering;
 #[cfg(feature = "generate")]
-pub mod stopping;
+mod stopping;
 #[cfg(feature = "templates")]
-pub mod templates;
+mod templates;
 
+pub use self::areas::{AREAS, Area};
+pub use self::case::{Case, Outcome};
+pub use self::harness::run_tests;
 pub use self::report::{Report, Tally};

@@ -1,77 +1,50 @@
-//! `mlxgk-parity [--fixtures DIR] [AREA...]`: runs the areas, prints a table, fails on any miss.
+//! `mlxgk-parity [--fixtures DIR] [AREA|TEXT...]`: runs the cases, prints a table, fails on any miss.
 
 use std::{
     io::{self, Write},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
 };
 
-use mlxgk_parity::Report;
-
-type Check = fn(&Path) -> Result<Report, String>;
-
-/// Every area that was compiled in; the folder of an area bears its name.
-const AREAS: &[(&str, Check)] = &[
-    #[cfg(feature = "generate")]
-    ("assisted", mlxgk_parity::assisted::check),
-    #[cfg(feature = "generate")]
-    ("beams", mlxgk_parity::generate::check),
-    #[cfg(feature = "config")]
-    ("config", mlxgk_parity::config::check),
-    #[cfg(feature = "generate")]
-    ("generate", mlxgk_parity::generate::check),
-    #[cfg(feature = "generate")]
-    ("healing", mlxgk_parity::healing::check),
-    #[cfg(feature = "models")]
-    ("models", mlxgk_parity::models::check),
-    #[cfg(feature = "generate")]
-    ("moved", mlxgk_parity::generate::check),
-    #[cfg(feature = "generate")]
-    ("outputs", mlxgk_parity::outputs::check),
-    #[cfg(feature = "processors")]
-    ("processors", mlxgk_parity::processors::check),
-    #[cfg(feature = "samplers")]
-    ("samplers", mlxgk_parity::samplers::check),
-    #[cfg(feature = "steering")]
-    ("steering", mlxgk_parity::steering::check),
-    #[cfg(feature = "generate")]
-    ("stopping", mlxgk_parity::stopping::check),
-    #[cfg(feature = "templates")]
-    ("templates", mlxgk_parity::templates::check),
-];
+use mlxgk_parity::{AREAS, Case, Report};
 
 /// What the command line asks for.
 struct Arguments {
     fixtures: PathBuf,
-    /// All that the folder has, where none is named.
-    areas: Vec<String>,
+    /// Areas, or texts in the titles of cases; all cases where there is none.
+    chosen: Vec<String>,
 }
 
 fn main() -> ExitCode {
-    let arguments = match parse(std::env::args().skip(1)) {
-        Ok(arguments) => arguments,
+    let report = parse(std::env::args().skip(1)).and_then(|arguments| {
+        let cases = cases(&arguments);
+        if cases.is_empty() && !arguments.chosen.is_empty() {
+            let known: Vec<_> = AREAS.iter().map(|it| it.name).collect();
+            let (chosen, known) = (arguments.chosen.join(" "), known.join(", "));
+            return Err(format!("no case matches `{chosen}`; the areas are {known}"));
+        }
+        Ok(Report::of(cases))
+    });
+    match report {
+        Ok(report) => {
+            // A closed pipe is the reader's choice; the status still tells.
+            let _ = write!(io::stdout(), "{report}");
+            ExitCode::from(u8::from(!report.passed()))
+        }
         Err(what) => {
             let _ = writeln!(io::stderr(), "mlxgk-parity: {what}");
-            return ExitCode::from(2);
+            ExitCode::from(2)
         }
-    };
-    let report = run(&arguments);
-    let verdict = if report.passed() { "every case passed" } else { "FAILED" };
-    // A closed pipe is the reader's choice; the status still tells.
-    let _ = writeln!(io::stdout(), "{report}{verdict}");
-    ExitCode::from(u8::from(!report.passed()))
+    }
 }
 
 fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
-    let mut arguments = Arguments { fixtures: "fixtures".into(), areas: Vec::new() };
+    let mut arguments = Arguments { fixtures: "fixtures".into(), chosen: Vec::new() };
     while let Some(word) = words.next() {
         if word == "--fixtures" {
             arguments.fixtures = words.next().ok_or("--fixtures needs a folder")?.into();
-        } else if AREAS.iter().any(|(name, _)| *name == word) {
-            arguments.areas.push(word);
         } else {
-            let known: Vec<_> = AREAS.iter().map(|(name, _)| *name).collect();
-            return Err(format!("there is no area {word}; there are {}", known.join(", ")));
+            arguments.chosen.push(word);
         }
     }
     if !arguments.fixtures.is_dir() {
@@ -80,22 +53,24 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
     Ok(arguments)
 }
 
-fn run(arguments: &Arguments) -> Report {
-    let mut report = Report::default();
-    for (name, check) in AREAS {
-        let folder = arguments.fixtures.join(name);
-        // Another folder may hold some areas only; one that was asked for by name has to exist.
-        let wanted = match arguments.areas.as_slice() {
-            [] => folder.is_dir(),
-            areas => areas.iter().any(|it| it == name),
-        };
-        if !wanted {
+/// The chosen cases. Another folder may hold some areas only; one that is asked for by name has to
+/// exist.
+fn cases(arguments: &Arguments) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for area in AREAS {
+        let folder = arguments.fixtures.join(area.name);
+        let by_name = arguments.chosen.iter().any(|it| it == area.name);
+        if !by_name && !folder.is_dir() {
             continue;
         }
-        match check(&folder) {
-            Ok(found) => report.extend(found),
-            Err(what) => report.book(name, "reading", f64::NAN, Err(what)),
+        let texts = || arguments.chosen.iter().filter(|it| AREAS.iter().all(|a| a.name != **it));
+        let chosen = |case: &Case| texts().any(|it| case.title().contains(it.as_str()));
+        let found = (area.cases)(&folder);
+        if by_name || arguments.chosen.is_empty() {
+            cases.extend(found);
+        } else {
+            cases.extend(found.into_iter().filter(chosen));
         }
     }
-    report
+    cases
 }

@@ -4,7 +4,11 @@
 //! alone, beside longer rows) and every way has to give the recorded answer.
 //! See `xtask/record/models.py`.
 
-use std::path::Path;
+use std::{
+    path::{Path, PathBuf},
+    rc::Rc,
+    sync::Arc,
+};
 
 use mlx_rs::Array;
 use mlxgk_decoding_strategies::{
@@ -14,30 +18,30 @@ use mlxgk_logits_processors::ProcessorList;
 use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
 use serde::Deserialize;
 
-use crate::{Report, files};
+use crate::{Case, files, recent::Recent};
 
 /// Log-probabilities may be off by this much from transformers' in fp32.
-const TOLERANCE: f32 = 1e-4;
+pub(crate) const TOLERANCE: f64 = 1e-4;
 /// And by this much from mlx-lm's over quantized weights.
-const QUANTIZED_TOLERANCE: f32 = 1e-3;
+pub(crate) const QUANTIZED_TOLERANCE: f64 = 1e-3;
 /// A prefill chunk that divides none of the prompts.
 const CHUNK: usize = 6;
 
-/// Compares with every `*.json` of `folder` and the model folders they name.
-///
-/// # Errors
-/// When `folder` has no fixture or one is not what the recorder writes.
-pub fn check(folder: &Path) -> Result<Report, String> {
-    let mut report = Report::default();
-    for path in files::json_files(folder)? {
-        let fixture: Fixture = files::read(&path)?;
-        let suite = format!("models/{}", fixture.model);
-        match Decoder::load(&folder.join(&fixture.model), ComputeDtype::Float32) {
-            Ok(model) => fixture.check(&model, &suite, &mut report),
-            Err(e) => report.book(&suite, "load", f64::NAN, Err(e.to_string())),
-        }
-    }
-    Ok(report)
+/// The cases of every `*.json` of `folder`, on the model folders they name.
+pub(crate) fn cases(folder: &Path) -> Vec<Case> {
+    files::suites(folder, |path, suite| {
+        let fixture: Fixture = files::read(path)?;
+        fixture.cases(folder, suite)
+    })
+}
+
+thread_local! {
+    static DECODERS: Recent<Decoder> = const { Recent::new() };
+}
+
+fn decoder(folder: &Path) -> Result<Rc<Decoder>, String> {
+    let load = |path: &Path| Decoder::load(path, ComputeDtype::Float32).map_err(text);
+    DECODERS.with(|it| it.get(folder, load))
 }
 
 #[derive(Deserialize)]
@@ -89,55 +93,78 @@ struct Eos {
 }
 
 impl Fixture {
-    fn check(&self, model: &Decoder, suite: &str, report: &mut Report) {
-        let tolerance = if self.reference == "mlx-lm" { QUANTIZED_TOLERANCE } else { TOLERANCE };
-        let mut book = |case: String, outcome: Result<Deviation, String>| {
-            let (error, outcome) = match outcome {
-                Ok(Deviation(error)) if error <= tolerance => (error, Ok(())),
-                Ok(Deviation(error)) => (error, Err(format!("off by {error:.1e}"))),
-                Err(what) => (0.0, Err(what)),
-            };
-            report.book(suite, &case, f64::from(error), outcome);
-        };
+    fn cases(self, folder: &Path, suite: &str) -> Result<Vec<Case>, String> {
         if self.forward.is_empty() || self.greedy.is_empty() {
-            book("cases".into(), Err("the fixture has none".into()));
+            return Err("the fixture has no cases under `forward` or `greedy`".into());
         }
-        for case in &self.forward {
+        let mut cases = Cases {
+            suite,
+            folder: folder.join(&self.model),
+            tolerance: if self.reference == "mlx-lm" { QUANTIZED_TOLERANCE } else { TOLERANCE },
+            found: Vec::new(),
+        };
+        for case in self.forward.into_iter().map(Arc::new) {
             let name = |way: &str| format!("{way}, {} tokens", case.prompt.len());
-            book(name("whole"), case.whole(model));
-            book(name("token by token"), case.in_parts(model, 1));
-            book(name("in chunks"), case.in_parts(model, CHUNK));
+            cases.push(name("whole"), &case, Forward::whole);
+            cases.push(name("token by token"), &case, |it, model| it.in_parts(model, 1));
+            cases.push(name("in chunks"), &case, |it, model| it.in_parts(model, CHUNK));
             if !case.layers.is_empty() {
-                book(name("hidden states"), case.hidden(model));
+                cases.push(name("hidden states"), &case, Forward::hidden);
             }
         }
-        for case in &self.greedy {
-            let expected =
-                (std::slice::from_ref(&case.tokens), std::slice::from_ref(&case.logprobs));
+        for case in self.greedy.into_iter().map(Arc::new) {
             for (way, chunk) in [("greedy", DEFAULT_PREFILL_CHUNK), ("greedy in chunks", CHUNK)] {
                 let name = format!("{way}, {} tokens", case.prompt.len());
-                book(name, continues(model, std::slice::from_ref(&case.prompt), chunk, expected));
+                cases.push(name, &case, move |it, model| {
+                    let prompt = std::slice::from_ref(&it.prompt);
+                    let expected =
+                        (std::slice::from_ref(&it.tokens), std::slice::from_ref(&it.logprobs));
+                    continues(model, prompt, chunk, expected)
+                });
             }
         }
-        for case in &self.batches {
+        for case in self.batches.into_iter().map(Arc::new) {
             let lengths: Vec<usize> = case.prompts.iter().map(Vec::len).collect();
-            let expected = (case.tokens.as_slice(), case.logprobs.as_slice());
             for (way, chunk) in [("batch", DEFAULT_PREFILL_CHUNK), ("batch in chunks", CHUNK)] {
-                book(
-                    format!("{way} of {lengths:?}"),
-                    continues(model, &case.prompts, chunk, expected),
-                );
+                cases.push(format!("{way} of {lengths:?}"), &case, move |it, model| {
+                    continues(model, &it.prompts, chunk, (&it.tokens, &it.logprobs))
+                });
             }
             for row in 0..if case.rows_stand_alone { lengths.len() } else { 0 } {
-                let expected = (&case.tokens[row..=row], &case.logprobs[row..=row]);
-                let outcome =
-                    continues(model, &case.prompts[row..=row], DEFAULT_PREFILL_CHUNK, expected);
-                book(format!("row {row} of {lengths:?} alone"), outcome);
+                cases.push(format!("row {row} of {lengths:?} alone"), &case, move |it, model| {
+                    let expected = (&it.tokens[row..=row], &it.logprobs[row..=row]);
+                    continues(model, &it.prompts[row..=row], DEFAULT_PREFILL_CHUNK, expected)
+                });
             }
         }
-        if let Some(case) = &self.eos {
-            book(format!("end tokens {:?}", case.eos_token_id), case.ends(model));
+        if let Some(case) = self.eos.map(Arc::new) {
+            cases.push(format!("ends at {:?}", case.eos_token_id), &case, Eos::ends);
         }
+        Ok(cases.found)
+    }
+}
+
+/// The cases of one fixture as they are gathered.
+struct Cases<'a> {
+    suite: &'a str,
+    folder: PathBuf,
+    tolerance: f64,
+    found: Vec<Case>,
+}
+
+impl Cases<'_> {
+    fn push<T: Send + Sync + 'static>(
+        &mut self,
+        name: String,
+        recorded: &Arc<T>,
+        check: impl FnOnce(&T, &Decoder) -> Result<Deviation, String> + Send + 'static,
+    ) {
+        let (recorded, folder, tolerance) =
+            (Arc::clone(recorded), self.folder.clone(), self.tolerance);
+        self.found.push(Case::new(self.suite, name, move || {
+            let error = f64::from(check(&recorded, &*decoder(&folder)?)?.0);
+            if error <= tolerance { Ok(error) } else { Err(format!("off by {error:.1e}")) }
+        }));
     }
 }
 

@@ -8,23 +8,24 @@ use mlx_genkit::{HiddenStates, Model, Sequence};
 use serde::Deserialize;
 
 use crate::{
-    Report,
-    cases::{self, Asked},
+    Case as Named, Outcome,
+    asked::{self, Asked},
+    files,
 };
 
 /// How far a value of a hidden state may be off, as in the area `models`.
-const TOLERANCE: f64 = 1e-4;
+pub(crate) const TOLERANCE: f64 = 1e-4;
 
-/// Compares with every `*.json` of `folder` and the model folders they name.
-///
-/// # Errors
-/// When `folder` has no fixture or one is not what the recorder writes.
-pub fn check(folder: &Path) -> Result<Report, String> {
-    cases::suites(folder, |suite, fixture: Fixture, report| {
-        let model = cases::load(folder, &fixture.model)?;
-        let check = |it: &Case| it.check(&model, fixture.stride);
-        cases::book(report, suite, &fixture.cases, |it| &it.asked, check);
-        Ok(())
+/// The cases of every `*.json` of `folder`, on the model folders they name.
+pub(crate) fn cases(folder: &Path) -> Vec<Named> {
+    files::suites(folder, |path, suite| {
+        let Fixture { model, stride, cases } = files::read(path)?;
+        let folder = folder.join(model);
+        let case = |case: Case| {
+            let (name, folder) = (case.asked.name.clone(), folder.clone());
+            Named::new(suite, name, move || case.check(&*asked::model(&folder)?, stride))
+        };
+        Ok(cases.into_iter().map(case).collect())
     })
 }
 
@@ -49,7 +50,7 @@ struct Case {
 
 impl Case {
     /// The worst error of a state.
-    fn check(&self, model: &Model, stride: usize) -> Result<f64, String> {
+    fn check(&self, model: &Model, stride: usize) -> Outcome {
         let mut worst = 0.0_f64;
         for use_cache in [true, false] {
             let mut config = self.asked.config()?;

@@ -12,64 +12,52 @@ use std::path::Path;
 
 use mlxgk_logits_processors::{LogitsProcessor, ProcessorList};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use self::rows::Case;
-use crate::Report;
-use crate::files::{self, json_files};
+use self::rows::Batch;
+use crate::{Case, files};
 
 /// Kept scores may differ by this much, relative to their size.
-pub(crate) const TOLERANCE: f64 = 1e-6;
+const TOLERANCE: f64 = 1e-6;
 
-/// Compares everything under `folder` (`fixtures/processors`).
-///
-/// # Errors
-/// When a file cannot be read or is not what this module expects.
-pub fn check(folder: &Path) -> Result<Report, String> {
-    let mut report = Report::default();
-    for path in json_files(folder)? {
+/// That of scores, and those of the detectors.
+pub(crate) const TOLERANCES: &[f64] =
+    &[TOLERANCE, detectors::TOLERANCE, detectors::POSTERIOR_TOLERANCE];
+
+/// The cases of every `*.json` under `folder` (`fixtures/processors`).
+pub(crate) fn cases(folder: &Path) -> Vec<Case> {
+    files::suites(folder, |path, suite| {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         match &name[..] {
-            "lists" => lists(&path, &mut report)?,
-            "errors" => errors(&path, &mut report)?,
-            "generator" => generator::check(&path, &mut report)?,
-            "WatermarkDetector" => detectors::watermark(&path, &mut report)?,
-            "SynthIDTextWatermarkDetector" => detectors::synthid(&path, &mut report)?,
-            _ => class(&path, &name, &mut report)?,
+            "lists" => lists(path, suite),
+            "errors" => errors(path, suite),
+            "generator" => generator::cases(path, suite),
+            "WatermarkDetector" => detectors::watermark(path, suite),
+            "SynthIDTextWatermarkDetector" => detectors::synthid(path, suite),
+            _ => class(path, suite, &name),
         }
-    }
-    Ok(report)
+    })
 }
 
-/// The cases of a fixture file.
-fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, String> {
-    #[derive(Deserialize)]
-    struct File<T> {
-        cases: Vec<T>,
-    }
-    files::read::<File<T>>(path).map(|it| it.cases)
-}
-
-fn class(path: &Path, name: &str, report: &mut Report) -> Result<(), String> {
-    for (at, case) in read::<Case>(path)?.iter().enumerate() {
-        let title = format!("case {at} (vocabulary {}, {})", case.vocab, case.parameters);
-        if name == "UnbatchedClassifierFreeGuidanceLogitsProcessor" {
-            case.book_guidance(name, &title, report);
-            continue;
-        }
-        let processor = build::processor(name, &case.parameters);
-        case.book(name, &title, processor, report);
-    }
-    Ok(())
+fn class(path: &Path, suite: &str, name: &str) -> Result<Vec<Case>, String> {
+    let case = |(at, batch): (usize, Batch)| {
+        let name = name.to_owned();
+        Case::new(suite, batch.title(at), move || {
+            if name == "UnbatchedClassifierFreeGuidanceLogitsProcessor" {
+                return batch.check_guidance();
+            }
+            batch.check(&*build::processor(&name, &batch.parameters)?)
+        })
+    };
+    Ok(files::read_cases(path)?.into_iter().enumerate().map(case).collect())
 }
 
 /// Lists as HF makes them from a generation config and a caller's own processors.
-fn lists(path: &Path, report: &mut Report) -> Result<(), String> {
+fn lists(path: &Path, suite: &str) -> Result<Vec<Case>, String> {
     #[derive(Deserialize)]
     struct ListCase {
         #[serde(flatten)]
-        case: Case,
+        batch: Batch,
         user: Vec<User>,
         order: Vec<String>,
     }
@@ -78,23 +66,24 @@ fn lists(path: &Path, report: &mut Report) -> Result<(), String> {
         class: String,
         parameters: Value,
     }
-    for (at, ListCase { case, user, order }) in read(path)?.into_iter().enumerate() {
-        let title = format!("case {at} (vocabulary {}, {})", case.vocab, case.parameters);
-        let user = user.iter().map(|it| build::processor(&it.class, &it.parameters));
-        let user: Result<Vec<_>, _> = user.collect();
-        let list = build::list(&case.parameters, case.vocab).and_then(|it: ProcessorList| {
-            let list = it.with_user_processors(user?);
+    let case = |(at, ListCase { batch, user, order }): (usize, ListCase)| {
+        Case::new(suite, batch.title(at), move || {
+            let user = user.iter().map(|it| build::processor(&it.class, &it.parameters));
+            let user = user.collect::<Result<Vec<_>, _>>()?;
+            let list: ProcessorList =
+                build::list(&batch.parameters, batch.vocab)?.with_user_processors(user);
             let names: Vec<_> = list.iter().map(LogitsProcessor::name).collect();
-            if names == order { Ok(list) } else { Err(format!("order {names:?}, not {order:?}")) }
-        });
-        let list = list.map(|it| Box::new(it) as Box<dyn LogitsProcessor>);
-        case.book("lists", &title, list, report);
-    }
-    Ok(())
+            if names != order {
+                return Err(format!("order {names:?}, not {order:?}"));
+            }
+            batch.check(&list)
+        })
+    };
+    Ok(files::read_cases(path)?.into_iter().enumerate().map(case).collect())
 }
 
 /// Parameters that HF refuses must be refused, at the same time.
-fn errors(path: &Path, report: &mut Report) -> Result<(), String> {
+fn errors(path: &Path, suite: &str) -> Result<Vec<Case>, String> {
     #[derive(Deserialize)]
     struct ErrorCase {
         class: String,
@@ -107,20 +96,22 @@ fn errors(path: &Path, report: &mut Report) -> Result<(), String> {
         #[serde(default)]
         prompt_len: usize,
     }
-    for it in read::<ErrorCase>(path)? {
-        let outcome = match (build::processor(&it.class, &it.parameters), &it.raised[..]) {
-            (Err(_), "construction") => Ok(()),
-            (Err(error), _) => Err(format!("refused on construction: {error}")),
-            (Ok(_), "construction") => Err("taken on construction".to_owned()),
-            (Ok(processor), _) => {
-                let context = mlxgk_logits_processors::Context::new(&it.tokens, it.prompt_len);
-                match processor.process(&context, &mut vec![0.0; it.vocab]) {
-                    Ok(()) => Err("taken in use".to_owned()),
-                    Err(_) => Ok(()),
-                }
+    let check = |it: &ErrorCase| match (build::processor(&it.class, &it.parameters), &it.raised[..])
+    {
+        (Err(_), "construction") => Ok(0.0),
+        (Err(error), _) => Err(format!("refused on construction: {error}")),
+        (Ok(_), "construction") => Err("taken on construction".to_owned()),
+        (Ok(processor), _) => {
+            let context = mlxgk_logits_processors::Context::new(&it.tokens, it.prompt_len);
+            match processor.process(&context, &mut vec![0.0; it.vocab]) {
+                Ok(()) => Err("taken in use".to_owned()),
+                Err(_) => Ok(0.0),
             }
-        };
-        report.book("errors", &format!("{} {}", it.class, it.parameters), 0.0, outcome);
-    }
-    Ok(())
+        }
+    };
+    let case = |(at, it): (usize, ErrorCase)| {
+        let name = format!("{at:03} {} {}", it.class, it.parameters);
+        Case::new(suite, name, move || check(&it))
+    };
+    Ok(files::read_cases(path)?.into_iter().enumerate().map(case).collect())
 }

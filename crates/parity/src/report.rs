@@ -1,11 +1,13 @@
-//! What a comparison found: a table for people, a verdict for programs.
+//! What the cases came to: a table for people, a verdict for programs.
 
 use std::fmt;
 
-/// How one suite of an area fared.
+use crate::{Case, Outcome};
+
+/// How many cases of a suite passed, and how closely.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Tally {
-    /// The suite's name: a fixture file or a class.
+    /// The suite's name: the area and a fixture file or a class.
     pub suite: String,
     /// How many cases ran.
     pub cases: usize,
@@ -15,18 +17,27 @@ pub struct Tally {
     pub worst: f64,
 }
 
-/// The outcome of an area: its suites, and a line for every miss.
+/// The outcome of all cases: their suites, and a line for every miss.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Report {
     /// One entry per suite, in the order they ran.
     pub tallies: Vec<Tally>,
-    /// One line per case that missed, naming the file and the case.
+    /// One line per case that missed, naming the suite and the case.
     pub misses: Vec<String>,
 }
 
 impl Report {
-    /// Books one case under `suite`; `Err` carries what differed.
-    pub fn book(&mut self, suite: &str, case: &str, error: f64, outcome: Result<(), String>) {
+    /// Runs cases.
+    pub fn of(cases: impl IntoIterator<Item = Case>) -> Self {
+        let mut report = Self::default();
+        for case in cases {
+            let (suite, name) = (case.suite.clone(), case.name.clone());
+            report.record(&suite, &name, case.run());
+        }
+        report
+    }
+
+    fn record(&mut self, suite: &str, name: &str, outcome: Outcome) {
         let at = match self.tallies.iter().position(|it| it.suite == suite) {
             Some(at) => at,
             None => {
@@ -36,18 +47,14 @@ impl Report {
         };
         let tally = &mut self.tallies[at];
         tally.cases += 1;
-        // A NaN error must not hide behind `max`.
-        tally.worst = if error.is_nan() { f64::NAN } else { tally.worst.max(error) };
         match outcome {
-            Ok(()) => tally.exact += 1,
-            Err(what) => self.misses.push(format!("{suite}: {case}: {what}")),
+            Ok(error) => {
+                tally.exact += 1;
+                // A NaN error must not hide behind `max`.
+                tally.worst = if error.is_nan() { f64::NAN } else { tally.worst.max(error) };
+            }
+            Err(what) => self.misses.push(format!("{suite}: {name}: {what}")),
         }
-    }
-
-    /// Appends another area's suites and misses.
-    pub fn extend(&mut self, other: Self) {
-        self.tallies.extend(other.tallies);
-        self.misses.extend(other.misses);
     }
 
     /// Whether something ran and nothing missed.
@@ -70,6 +77,9 @@ impl fmt::Display for Report {
         for miss in &self.misses {
             writeln!(f, "miss: {miss}")?;
         }
-        Ok(())
+        let verdict = if self.passed() { "ok" } else { "FAILED" };
+        let cases: usize = self.tallies.iter().map(|it| it.cases).sum();
+        let failed = self.misses.len();
+        writeln!(f, "test result: {verdict}. {} passed; {failed} failed", cases - failed)
     }
 }

@@ -3,8 +3,7 @@
 //! The scores are made from a seed on both sides; what a warper left is compared by a hash of its
 //! ids and score bits. See `xtask/record/samplers.py`.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use mlxgk_logits_processors::{Context, LogitsProcessor};
 use mlxgk_samplers::{
@@ -12,40 +11,36 @@ use mlxgk_samplers::{
     Typical, WarperConfig,
 };
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 
-use crate::Report;
+use crate::{Case, Outcome, files};
 
-/// Compares with every file of `folder`.
-///
-/// # Errors
-/// When a file is missing or is not what the recorder writes.
-pub fn check(folder: &Path) -> Result<Report, String> {
-    let mut report = Report::default();
-    for case in read::<Warped>(folder, "warpers.json")? {
-        let name = case.setting.to_string();
-        let rows: Vec<Vec<f32>> = case.setting.scores.rows().collect();
-        let one_by_one = rows.iter().map(|row| case.setting.warp_one_by_one(row.clone()));
-        report.book("samplers/warpers", &name, 0.0, same_rows(one_by_one.zip(&case.kept)));
-        let mut sampler = case.setting.sampler()?;
-        let fused = rows.into_iter().map(|mut row| {
-            let state = SamplerState::default();
-            let warped = sampler.warp(&mut row, &state, &mut TorchRng::new(0));
-            warped.map(|()| row).map_err(|it| it.to_string())
-        });
-        report.book("samplers/chains", &name, 0.0, same_rows(fused.zip(&case.kept)));
-    }
-    for (file, several) in [("draws.json", false), ("several.json", true)] {
-        for case in read::<Draws>(folder, file)? {
-            let outcome = case.check(several);
-            report.book(&format!("samplers/{file}"), &case.setting.to_string(), 0.0, outcome);
+/// The cases of every `*.json` of `folder`.
+pub(crate) fn cases(folder: &Path) -> Vec<Case> {
+    files::suites(folder, |path, suite| {
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        match &*stem {
+            "warpers" => {
+                let cases: Vec<Warped> = files::read_cases(path)?;
+                Ok(cases.into_iter().flat_map(|it| it.cases(suite)).collect())
+            }
+            "draws" | "several" => {
+                let several = stem == "several";
+                let case = |it: Draws| {
+                    let name = format!("{}, torch seed {}", it.setting, it.seed);
+                    Case::new(suite, name, move || it.check(several).map(|()| 0.0))
+                };
+                Ok(files::read_cases(path)?.into_iter().map(case).collect())
+            }
+            "generator" => {
+                let case = |it: Generated| {
+                    let name = format!("{}({}), seed {}", it.kind, it.size, it.seed);
+                    Case::new(suite, name, move || it.check().map(|()| 0.0))
+                };
+                Ok(files::read_cases(path)?.into_iter().map(case).collect())
+            }
+            other => Err(format!("{other}.json is none of warpers, draws, several, generator")),
         }
-    }
-    for case in read::<Generated>(folder, "generator.json")? {
-        let name = format!("{}({}), seed {}", case.kind, case.size, case.seed);
-        report.book("samplers/generator.json", &name, 0.0, case.check());
-    }
-    Ok(report)
+    })
 }
 
 /// How a distribution is made: the scores and the warpers on them.
@@ -92,6 +87,30 @@ struct Generated {
     hash: String,
 }
 
+impl Warped {
+    /// The warpers one after the other, each on the whole row, and fused into a chain.
+    fn cases(self, suite: &str) -> [Case; 2] {
+        let it = Arc::new(self);
+        let [alone, fused] = [Arc::clone(&it), Arc::clone(&it)];
+        [
+            Case::new(suite, format!("{}, one by one", it.setting), move || {
+                let rows = alone.setting.scores.rows();
+                let rows = rows.map(|row| alone.setting.warp_one_by_one(row));
+                same_rows(rows.zip(&alone.kept))
+            }),
+            Case::new(suite, format!("{}, fused", it.setting), move || {
+                let mut sampler = fused.setting.sampler()?;
+                let rows = fused.setting.scores.rows().map(|mut row| {
+                    let state = SamplerState::default();
+                    let warped = sampler.warp(&mut row, &state, &mut TorchRng::new(0));
+                    warped.map(|()| row).map_err(|it| it.to_string())
+                });
+                same_rows(rows.zip(&fused.kept))
+            }),
+        ]
+    }
+}
+
 impl Scores {
     /// The rows of scores, from torch's uniform numbers.
     fn rows(&self) -> impl Iterator<Item = Vec<f32>> {
@@ -123,7 +142,7 @@ impl Setting {
                 "typical_p" => config.typical_p = Some(value),
                 "epsilon_cutoff" => config.epsilon_cutoff = Some(value),
                 "eta_cutoff" => config.eta_cutoff = Some(value),
-                other => return Err(format!("no warper is named {other}")),
+                other => return Err(format!("unknown warper {other}")),
             }
         }
         Ok(config)
@@ -216,7 +235,7 @@ impl Generated {
             "exponential" => (0..self.size).map(|_| rng.exponential_f32().to_bits()).collect(),
             "randperm" => rng.randperm(self.size),
             "randint" => (0..300).map(|_| rng.randint(u64::from(self.size)) as u32).collect(),
-            other => return Err(format!("no draw is named {other}")),
+            other => return Err(format!("unknown draw {other}")),
         };
         same_hash(&words, &self.hash)
     }
@@ -224,24 +243,32 @@ impl Generated {
 
 fn same_rows<'a>(
     rows: impl Iterator<Item = (Result<Vec<f32>, String>, &'a (usize, String))>,
-) -> Result<(), String> {
-    for (row, (count, hash)) in rows {
+) -> Outcome {
+    for (at, (row, (count, hash))) in rows.enumerate() {
         let row = row?;
         let kept = row.iter().enumerate().filter(|&(_, &score)| score > f32::NEG_INFINITY);
+        let ours = digest(kept.clone().map(|(id, score)| (id as u64, score.to_bits())));
         let n = kept.clone().count();
-        if n != *count {
-            return Err(format!("{n} tokens are kept, transformers keeps {count}"));
+        if n == *count && ours == *hash {
+            continue;
         }
-        if digest(kept.map(|(id, score)| (id as u64, score.to_bits()))) != *hash {
-            return Err(format!("{n} tokens are kept, but not the ids or scores of transformers"));
-        }
+        // The fixture has no more than their number and a hash.
+        let some: Vec<(usize, f32)> = kept.map(|(id, &score)| (id, score)).take(8).collect();
+        return Err(format!(
+            "row {at}: {n} tokens are kept, hash {ours}; transformers keeps {count}, hash {hash}; ours \
+             begin with {some:?}"
+        ));
     }
-    Ok(())
+    Ok(0.0)
 }
 
 fn same_hash(words: &[u32], hash: &str) -> Result<(), String> {
     let ours = digest(words.iter().enumerate().map(|(at, &word)| (at as u64, word)));
-    if ours == hash { Ok(()) } else { Err("a value beyond the first few differs".to_owned()) }
+    if ours == hash {
+        return Ok(());
+    }
+    let (few, all) = (&words[..words.len().min(8)], words.len());
+    Err(format!("{all} values have the hash {ours}, not {hash}; ours begin with {few:?}"))
 }
 
 /// The recorder's hash of pairs.
@@ -252,17 +279,4 @@ fn digest(pairs: impl Iterator<Item = (u64, u32)>) -> String {
         sum.wrapping_add(mixed.wrapping_mul(mixed))
     });
     format!("{sum:016x}")
-}
-
-#[derive(Deserialize)]
-struct Cases<T> {
-    cases: Vec<T>,
-}
-
-fn read<T: DeserializeOwned>(folder: &Path, name: &str) -> Result<Vec<T>, String> {
-    let path = folder.join(name);
-    let text = std::fs::read_to_string(&path).map_err(|it| format!("{}: {it}", path.display()))?;
-    let cases: Cases<T> =
-        serde_json::from_str(&text).map_err(|it| format!("{}: {it}", path.display()))?;
-    Ok(cases.cases)
 }

@@ -3,7 +3,7 @@
 //! Every case runs in one pass and in chunks, and a batch's rows alone, which must all give the
 //! recorded tokens. See `xtask/record/steering.py`.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, ops::Range, path::Path, rc::Rc, sync::Arc};
 
 use mlxgk_decoding_strategies::{
     DEFAULT_PREFILL_CHUNK, DecoderSession, Decoding, LeftPadded, Rule, Stop,
@@ -15,84 +15,39 @@ use mlxgk_steering::{
 };
 use serde::Deserialize;
 
-use crate::{Report, files};
+use crate::{Case as Named, Outcome, files, recent::Recent};
 
 /// A prefill chunk that divides none of the prompts.
 const CHUNK: usize = 4;
 
-/// Compares with every `*.json` of `folder` and the model folders they name.
-///
-/// # Errors
-/// When `folder` has no fixture or one is not what the recorder writes.
-pub fn check(folder: &Path) -> Result<Report, String> {
-    let mut report = Report::default();
-    for path in files::json_files(folder)? {
-        let fixture: Fixture = files::read(&path)?;
-        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-        let suite = format!("steering/{stem}");
-        let model = match Decoder::load(&folder.join(&fixture.model), ComputeDtype::Float32) {
-            Ok(model) => model,
-            Err(e) => {
-                report.book(&suite, "load", f64::NAN, Err(e.to_string()));
-                continue;
-            }
-        };
-        if fixture.cases.is_empty() {
-            report.book(&suite, "cases", 0.0, Err("the fixture has none".into()));
-        }
-        for case in &fixture.cases {
-            let steering = match case.steering() {
-                Ok(steering) => steering,
-                Err(what) => {
-                    report.book(&suite, &case.name, 0.0, Err(what));
-                    continue;
-                }
-            };
-            let rows = 0..case.prompts.len();
-            for (way, chunk) in [("", DEFAULT_PREFILL_CHUNK), (", in chunks", CHUNK)] {
-                let outcome = case.continues(&model, &steering, chunk, rows.clone());
-                report.book(&suite, &format!("{}{way}", case.name), 0.0, outcome);
-            }
-            for row in rows.filter(|_| case.rows_stand_alone) {
-                let outcome =
-                    case.continues(&model, &steering, DEFAULT_PREFILL_CHUNK, row..row + 1);
-                report.book(&suite, &format!("{}, row {row} alone", case.name), 0.0, outcome);
-            }
-        }
-    }
+/// The cases of every `*.json` of `folder` and its `extraction`, on the model folders they name.
+pub(crate) fn cases(folder: &Path) -> Vec<Named> {
+    let mut cases = files::suites(folder, |path, suite| {
+        let fixture: Fixture = files::read(path)?;
+        let model = folder.join(&fixture.model);
+        Ok(fixture.cases.into_iter().flat_map(|it| it.cases(&model, suite)).collect())
+    });
     let extraction = folder.join("extraction");
     if extraction.is_dir() {
-        for path in files::json_files(&extraction)? {
-            check_extraction(&files::read(&path)?, &mut report);
-        }
+        cases.extend(files::suites(&extraction, |path, suite| {
+            let fixture: Extraction = files::read(path)?;
+            Ok(fixture.cases.into_iter().flat_map(|it| it.cases(suite)).collect())
+        }));
     }
-    Ok(report)
+    cases
+}
+
+thread_local! {
+    static DECODERS: Recent<Decoder> = const { Recent::new() };
+}
+
+fn decoder(folder: &Path) -> Result<Rc<Decoder>, String> {
+    let load = |path: &Path| Decoder::load(path, ComputeDtype::Float32).map_err(|e| e.to_string());
+    DECODERS.with(|it| it.get(folder, load))
 }
 
 /// Directions may be off by this much, absolute, from vectors of length 1 or so.
-const TOLERANCE: f64 = 2e-5;
-
-fn check_extraction(fixture: &Extraction, report: &mut Report) {
-    for case in &fixture.cases {
-        for (name, theirs) in &case.directions {
-            let found = name
-                .parse()
-                .and_then(|method| direction(method, &case.positive, &case.negative))
-                .map_err(|e| e.to_string());
-            let compared = found.map(|ours| {
-                let pairs = ours.vector.iter().zip(theirs);
-                let worst = pairs.map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
-                worst.max((ours.explained_variance - case.explained_variance[name]).abs())
-            });
-            let (error, outcome) = match compared {
-                Ok(error) if error <= TOLERANCE => (error, Ok(())),
-                Ok(error) => (error, Err(format!("off by {error:.1e}"))),
-                Err(what) => (f64::NAN, Err(what)),
-            };
-            report.book("steering/extraction", &format!("{name}, {}", case.name), error, outcome);
-        }
-    }
-}
+pub(crate) const TOLERANCE: f64 = 2e-5;
 
 #[derive(Deserialize)]
 struct Extraction {
@@ -136,7 +91,52 @@ struct Recorded {
     schedule: String,
 }
 
+impl Contrast {
+    fn cases(self, suite: &str) -> Vec<Named> {
+        let shared = Arc::new(self);
+        let case = |method: &String| {
+            let (name, method) = (format!("{method}, {}", shared.name), method.clone());
+            let shared = Arc::clone(&shared);
+            Named::new(suite, name, move || shared.check(&method))
+        };
+        shared.directions.keys().map(case).collect()
+    }
+
+    fn check(&self, method: &str) -> Outcome {
+        let ours = method
+            .parse()
+            .and_then(|method| direction(method, &self.positive, &self.negative))
+            .map_err(|e| e.to_string())?;
+        let pairs = ours.vector.iter().zip(&self.directions[method]);
+        let worst = pairs.map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
+        let error = worst.max((ours.explained_variance - self.explained_variance[method]).abs());
+        if error <= TOLERANCE { Ok(error) } else { Err(format!("off by {error:.1e}")) }
+    }
+}
+
 impl Case {
+    /// In one pass and in chunks, and a batch's rows alone.
+    fn cases(self, model: &Path, suite: &str) -> Vec<Named> {
+        let shared = Arc::new(self);
+        let case = |way: String, chunk, rows: Range<usize>| {
+            let (name, model) = (format!("{}{way}", shared.name), model.to_owned());
+            let shared = Arc::clone(&shared);
+            Named::new(suite, name, move || {
+                let model = decoder(&model)?;
+                shared.continues(&model, &shared.steering()?, chunk, rows).map(|()| 0.0)
+            })
+        };
+        let all = 0..shared.prompts.len();
+        let mut cases = vec![
+            case(String::new(), DEFAULT_PREFILL_CHUNK, all.clone()),
+            case(", in chunks".to_owned(), CHUNK, all.clone()),
+        ];
+        for row in all.filter(|_| shared.rows_stand_alone) {
+            cases.push(case(format!(", row {row} alone"), DEFAULT_PREFILL_CHUNK, row..row + 1));
+        }
+        cases
+    }
+
     fn steering(&self) -> Result<Steering, String> {
         let injections = self.injections.iter().map(Recorded::injection);
         Ok(Steering::new(injections.collect::<Result<_, _>>()?, Conflict::Sum))
@@ -147,7 +147,7 @@ impl Case {
         model: &Decoder,
         steering: &Steering,
         chunk: usize,
-        rows: std::ops::Range<usize>,
+        rows: Range<usize>,
     ) -> Result<(), String> {
         let (prompts, expected) = (&self.prompts[rows.clone()], &self.tokens[rows]);
         let prompts = LeftPadded::new(prompts, 0).map_err(|e| e.to_string())?;
@@ -195,6 +195,6 @@ fn point(name: &str) -> Result<HookPoint, String> {
         Some(("resid_post", layer)) => {
             layer.parse().map(HookPoint::ResidPost).map_err(|e| format!("{name}: {e}"))
         }
-        _ => Err(format!("{name} is no hook point")),
+        _ => Err(format!("{name} is not a hook point")),
     }
 }

@@ -3,40 +3,38 @@
 
 use std::{borrow::Cow, collections::BTreeMap, path::Path, sync::Arc};
 
-use mlx_genkit::{
-    ComputeDtype,
-    tokenizer_bridge::{Files, StopStrings, Tokenizer},
-};
+use mlx_genkit::tokenizer_bridge::{Files, StopStrings, Tokenizer};
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
-    Report,
-    cases::{self, Asked},
+    Case,
+    asked::{self, Asked},
+    files,
 };
 
-/// Compares with every `*.json` of `folder`.
-///
-/// # Errors
-/// When `folder` has no fixture or one is not what the recorder writes.
-pub fn check(folder: &Path) -> Result<Report, String> {
-    cases::suites(folder, |suite, fixture, report| {
-        match fixture {
-            Fixture::Criteria { files, cases } => {
-                let tokenizer = Arc::new(tokenizer(&files)?);
-                for (index, case) in cases.iter().enumerate() {
-                    let outcome = case.check(&tokenizer);
-                    report.book(suite, &index.to_string(), 0.0, outcome);
-                }
-            }
-            Fixture::Generate { model, cases } => {
-                let model = mlx_genkit::load(folder.join(model), ComputeDtype::Float32)
-                    .map_err(|e| e.to_string())?;
-                let check = |it: &Asked| it.compare(&it.run(&model)?.sequences).map(|()| 0.0);
-                cases::book(report, suite, &cases, |it| it, check);
-            }
+/// The cases of every `*.json` of `folder`.
+pub(crate) fn cases(folder: &Path) -> Vec<Case> {
+    files::suites(folder, |path, suite| match files::read(path)? {
+        Fixture::Criteria { files, cases } => {
+            let tokenizer = Arc::new(tokenizer(&files)?);
+            let case = |(index, case): (usize, Sequence)| {
+                let tokenizer = Arc::clone(&tokenizer);
+                let name = format!("{index:03} {:?}", case.strings);
+                Case::new(suite, name, move || case.check(&tokenizer).map(|()| 0.0))
+            };
+            Ok(cases.into_iter().enumerate().map(case).collect())
         }
-        Ok(())
+        Fixture::Generate { model, cases } => {
+            let folder = folder.join(model);
+            let case = |case: Asked| {
+                let (name, folder) = (case.name.clone(), folder.clone());
+                Case::new(suite, name, move || {
+                    case.compare(&case.run(&*asked::model(&folder)?)?.sequences).map(|()| 0.0)
+                })
+            };
+            Ok(cases.into_iter().map(case).collect())
+        }
     })
 }
 

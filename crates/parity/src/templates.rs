@@ -4,9 +4,7 @@
 //! for the tokenizers `tokenizer.json`), so any model folder's files can be put into one. See
 //! `xtask/record/templates.py`.
 
-use std::collections::BTreeMap;
-use std::path::Path;
-use std::time::SystemTime;
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::SystemTime};
 
 use mlxgk_tokenizer_bridge::{
     ChatTemplate, Error, ErrorKind, Files, Message, RenderOptions, SpecialIds, Tokenizer,
@@ -14,34 +12,21 @@ use mlxgk_tokenizer_bridge::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::Report;
-use crate::files::{json_files, read};
+use crate::{Case, Outcome, files};
 
-/// Compares with every file of `folder`.
-///
-/// # Errors
-/// When a file cannot be read or is not what the recorder writes.
-pub fn check(folder: &Path) -> Result<Report, String> {
-    let mut report = Report::default();
-    for path in json_files(folder)? {
-        let name = path.file_stem().unwrap_or_default().to_string_lossy();
-        let suite = format!("templates/{name}");
-        match read::<Fixture>(&path)? {
-            Fixture::Chat(chat) => chat.check(&suite, &mut report)?,
-            Fixture::Tokenizer(tokenizer) => tokenizer.check(&suite, &mut report)?,
-            Fixture::SpecialIds { cases } => {
-                for case in cases {
-                    report.book(
-                        &suite,
-                        &Value::from(case.files.clone()).to_string(),
-                        0.0,
-                        case.check(),
-                    );
-                }
-            }
+/// The cases of every `*.json` of `folder`.
+pub(crate) fn cases(folder: &Path) -> Vec<Case> {
+    files::suites(folder, |path, suite| match files::read(path)? {
+        Fixture::Chat(chat) => chat.cases(suite),
+        Fixture::Tokenizer(tokenizer) => tokenizer.cases(suite),
+        Fixture::SpecialIds { cases } => {
+            let case = |case: Ids| {
+                let name = Value::from(case.files.clone()).to_string();
+                Case::new(suite, name, move || case.check())
+            };
+            Ok(cases.into_iter().map(case).collect())
         }
-    }
-    Ok(report)
+    })
 }
 
 #[derive(Deserialize)]
@@ -96,34 +81,38 @@ enum Expected {
 }
 
 impl Chat {
-    fn check(&self, suite: &str, report: &mut Report) -> Result<(), String> {
+    fn cases(mut self, suite: &str) -> Result<Vec<Case>, String> {
         let config = self.tokenizer_config.to_string();
-        let config = Some(config.into_bytes().into());
-        let files = Files { tokenizer_config: config, ..Files::default() };
-        let template =
-            ChatTemplate::from_files(&files).map_err(|error| format!("{suite}: {error}"))?;
+        let files =
+            Files { tokenizer_config: Some(config.into_bytes().into()), ..Files::default() };
+        let template = Arc::new(ChatTemplate::from_files(&files).map_err(|it| it.to_string())?);
         let now = local_time(&self.now)?;
-        for case in &self.cases {
-            let messages = self.conversations.get(&case.conversation);
-            let messages =
-                messages.ok_or_else(|| format!("{suite}: no `{}`", case.conversation))?;
-            let extra = self.extra.iter().chain(&case.extra);
-            let options = RenderOptions {
-                add_generation_prompt: case.add_generation_prompt,
-                tools: case.tools.then(|| self.tools.clone()),
-                documents: case.documents.then(|| self.documents.clone()),
-                template: case.template.clone(),
-                now: Some(now),
-                extra: extra.map(|(name, value)| (name.clone(), value.clone())).collect(),
-            };
-            let outcome = case.expected.compare(template.render(messages, &options));
-            report.book(suite, &case.name(), 0.0, outcome);
-        }
-        Ok(())
+        let cases = std::mem::take(&mut self.cases);
+        let chat = Arc::new(self);
+        let case = |case: ChatCase| {
+            let (template, chat) = (Arc::clone(&template), Arc::clone(&chat));
+            Case::new(suite, case.name(), move || case.check(&chat, &template, now).map(|()| 0.0))
+        };
+        Ok(cases.into_iter().map(case).collect())
     }
 }
 
 impl ChatCase {
+    fn check(&self, chat: &Chat, template: &ChatTemplate, now: SystemTime) -> Result<(), String> {
+        let messages = chat.conversations.get(&self.conversation);
+        let messages = messages.ok_or_else(|| format!("no `{}`", self.conversation))?;
+        let extra = chat.extra.iter().chain(&self.extra);
+        let options = RenderOptions {
+            add_generation_prompt: self.add_generation_prompt,
+            tools: self.tools.then(|| chat.tools.clone()),
+            documents: self.documents.then(|| chat.documents.clone()),
+            template: self.template.clone(),
+            now: Some(now),
+            extra: extra.map(|(name, value)| (name.clone(), value.clone())).collect(),
+        };
+        self.expected.compare(template.render(messages, &options))
+    }
+
     fn name(&self) -> String {
         let mut name = self.conversation.clone();
         for (given, what) in [
@@ -198,37 +187,45 @@ struct Decoded {
 }
 
 impl TokenizerFixture {
-    fn check(&self, suite: &str, report: &mut Report) -> Result<(), String> {
-        let tokenizer = Tokenizer::from_files(&files(&self.files));
-        let tokenizer = tokenizer.map_err(|error| format!("{suite}: {error}"))?;
-
-        let special = tokenizer.special_tokens().iter();
-        let special: BTreeMap<_, _> =
-            special.map(|(name, text)| (name.to_owned(), text.to_owned())).collect();
-        let vocabulary = same(&self.vocab_size, &tokenizer.vocab_size())
-            .and_then(|()| same(&self.special_tokens, &special));
-        report.book(suite, "vocabulary", 0.0, vocabulary);
-
-        for case in &self.encoded {
-            let outcome = encode(&tokenizer, case, &case.ids, true)
-                .and_then(|()| encode(&tokenizer, case, &case.plain, false));
-            report.book(suite, &format!("{:?}", case.text), 0.0, outcome);
+    fn cases(mut self, suite: &str) -> Result<Vec<Case>, String> {
+        if self.encoded.is_empty() || self.decoded.is_empty() {
+            return Err("the fixture has no cases under `encoded` or `decoded`".to_owned());
         }
-        for case in &self.decoded {
-            let outcome = decode(&tokenizer, &case.ids, &case.text, false)
-                .and_then(|()| decode(&tokenizer, &case.ids, &case.skipping, true));
-            report.book(suite, &format!("{:?}", case.ids), 0.0, outcome);
+        let tokenizer = Arc::new(
+            Tokenizer::from_files(&model_files(&self.files)).map_err(|it| it.to_string())?,
+        );
+        let mut cases = Vec::new();
+        for case in std::mem::take(&mut self.encoded) {
+            let tokenizer = Arc::clone(&tokenizer);
+            cases.push(Case::new(suite, format!("{:?}", case.text), move || {
+                encode(&tokenizer, &case, &case.ids, true)?;
+                encode(&tokenizer, &case, &case.plain, false)
+            }));
         }
-        Ok(())
+        for case in std::mem::take(&mut self.decoded) {
+            let tokenizer = Arc::clone(&tokenizer);
+            cases.push(Case::new(suite, format!("{:?}", case.ids), move || {
+                decode(&tokenizer, &case.ids, &case.text, false)?;
+                decode(&tokenizer, &case.ids, &case.skipping, true)
+            }));
+        }
+        cases.push(Case::new(suite, "vocabulary", move || {
+            let special = tokenizer.special_tokens().iter();
+            let special: BTreeMap<_, _> =
+                special.map(|(name, text)| (name.to_owned(), text.to_owned())).collect();
+            same(&self.vocab_size, &tokenizer.vocab_size())?;
+            same(&self.special_tokens, &special)
+        }));
+        Ok(cases)
     }
 }
 
-fn encode(it: &Tokenizer, case: &Encoded, ids: &Vec<u32>, special: bool) -> Result<(), String> {
+fn encode(it: &Tokenizer, case: &Encoded, ids: &Vec<u32>, special: bool) -> Outcome {
     same(ids, &it.encode(&case.text, special).map_err(|error| error.to_string())?)
 }
 
 /// Decodes at once and one by one.
-fn decode(it: &Tokenizer, ids: &[u32], text: &str, skip: bool) -> Result<(), String> {
+fn decode(it: &Tokenizer, ids: &[u32], text: &str, skip: bool) -> Outcome {
     let at_once = it.decode(ids, skip).map_err(|error| error.to_string())?;
     same_text(text, &at_once)?;
     let mut stream = it.stream(skip);
@@ -237,7 +234,7 @@ fn decode(it: &Tokenizer, ids: &[u32], text: &str, skip: bool) -> Result<(), Str
         pieces.push_str(stream.push(id).map_err(|error| error.to_string())?);
     }
     pieces.push_str(stream.flush().map_err(|error| error.to_string())?);
-    same_text(text, &pieces)
+    same_text(text, &pieces).map(|()| 0.0)
 }
 
 /// Configs, and the ids `generate()` takes from them.
@@ -250,14 +247,14 @@ struct Ids {
 }
 
 impl Ids {
-    fn check(&self) -> Result<(), String> {
-        let got = SpecialIds::from_files(&files(&self.files), None);
+    fn check(&self) -> Outcome {
+        let got = SpecialIds::from_files(&model_files(&self.files), None);
         let got = got.map_err(|error| error.to_string())?;
         same(&(self.bos, &self.eos, self.pad), &(got.bos, &got.eos, got.pad))
     }
 }
 
-fn files(contents: &Map<String, Value>) -> Files<'static> {
+fn model_files(contents: &Map<String, Value>) -> Files<'static> {
     let file = |name: &str| contents.get(name).map(|it| it.to_string().into_bytes().into());
     Files {
         tokenizer: file("tokenizer.json"),
@@ -279,6 +276,6 @@ fn same_text(expected: &str, got: &str) -> Result<(), String> {
     Err(format!("at character {same}: {:?}, not {:?}", from(got), from(expected)))
 }
 
-fn same<T: PartialEq + std::fmt::Debug>(expected: &T, got: &T) -> Result<(), String> {
-    if expected == got { Ok(()) } else { Err(format!("{got:?}, not {expected:?}")) }
+fn same<T: PartialEq + std::fmt::Debug>(expected: &T, got: &T) -> Outcome {
+    if expected == got { Ok(0.0) } else { Err(format!("{got:?}, not {expected:?}")) }
 }

@@ -34,3 +34,49 @@ fn a_folder_without_cases_does_not_pass() {
     let output = run(&["--fixtures", empty.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));
 }
+
+#[test]
+fn a_fixture_without_cases_passes_in_no_area() {
+    let folder = tempfile::tempdir().unwrap();
+    for area in mlxgk_parity::AREAS {
+        let area = folder.path().join(area.name);
+        std::fs::create_dir(&area).unwrap();
+        // Under the names that some areas give their files, and in the forms that any of them reads.
+        for name in ["warpers", "lists", "WatermarkDetector"] {
+            for (kind, rest) in [
+                ("merge", r#""cases": []"#),
+                (
+                    "chat",
+                    r#""tokenizer_config": {"chat_template": "a"}, "now": "2026-01-01T00:00:00",
+                    "conversations": {}, "cases": []"#,
+                ),
+                (
+                    "generate",
+                    r#""model": "../../../fixtures/models/llama", "assistant": "", "stride": 1,
+                    "cases": [], "forward": [], "greedy": [], "reference": "transformers""#,
+                ),
+            ] {
+                std::fs::write(
+                    area.join(format!("{name}.json")),
+                    format!(r#"{{"kind": "{kind}", {rest}}}"#),
+                )
+                .unwrap();
+                let name = area.file_name().unwrap().to_str().unwrap();
+                let output = run(&["--fixtures", folder.path().to_str().unwrap(), name]);
+                let table = String::from_utf8_lossy(&output.stdout);
+                assert_eq!(output.status.code(), Some(1), "{name}: {table}");
+                assert!(table.contains("test result: FAILED. 0 passed"), "{name}: {table}");
+            }
+        }
+        std::fs::remove_dir_all(&area).unwrap();
+    }
+}
+
+#[test]
+fn cases_are_chosen_by_a_part_of_their_titles() {
+    let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures");
+    let output = run(&["--fixtures", fixtures, "samplers/generator/randperm(1)"]);
+    let table = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && table.contains("samplers/generator"), "{table}");
+    assert!(!table.contains("samplers/warpers"), "{table}");
+}

@@ -1,8 +1,7 @@
-//! The recorded goldens; `cargo xtask parity` runs the same check.
+//! The samplers against what transformers and torch recorded, a test for each case.
 
-#[test]
-fn samplers_match_transformers_and_torch() {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/samplers");
-    let report = mlxgk_parity::samplers::check(folder.as_ref()).unwrap();
-    assert!(report.passed(), "{report}");
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    mlxgk_parity::run_tests(&["samplers"])
 }

@@ -6,11 +6,11 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::TOLERANCE;
-use crate::Report;
+use crate::Outcome;
 
 /// One batch through one processor.
 #[derive(Debug, Deserialize)]
-pub(super) struct Case {
+pub(super) struct Batch {
     pub(super) parameters: Value,
     pub(super) vocab: usize,
     /// The share of scores that are banned beforehand.
@@ -64,64 +64,45 @@ impl TryFrom<Value> for Number {
             Value::String(it) => it.parse().ok().map(Self),
             _ => None,
         }
-        .ok_or_else(|| format!("{value} is no number"))
+        .ok_or_else(|| format!("{value} is not a number"))
     }
 }
 
-impl Case {
-    /// Runs the processor over all rows at once and books the outcome.
-    pub(super) fn book(
-        &self,
-        suite: &str,
-        title: &str,
-        processor: Result<Box<dyn LogitsProcessor>, String>,
-        report: &mut Report,
-    ) {
+impl Batch {
+    /// The case's place in its file, and what it is about.
+    pub(super) fn title(&self, at: usize) -> String {
+        format!("{at:03} vocabulary {}, {}", self.vocab, self.parameters)
+    }
+
+    /// Runs the processor over all rows at once.
+    pub(super) fn check(&self, processor: &dyn LogitsProcessor) -> Outcome {
         let before = self.scores();
         let mut after = before.clone();
-        let run = processor.and_then(|processor| {
-            let mut rows: Vec<_> = self.rows.iter().zip(&mut after).map(CaseRow::with).collect();
-            processor.process_rows(&mut rows).map_err(|it| it.to_string())
-        });
-        self.compare(suite, title, run, &before, &after, report);
+        let mut rows: Vec<_> = self.rows.iter().zip(&mut after).map(CaseRow::with).collect();
+        processor.process_rows(&mut rows).map_err(|it| it.to_string())?;
+        self.compare(&before, &after)
     }
 
     /// The same for guidance, which is a function and not a processor.
-    pub(super) fn book_guidance(&self, suite: &str, title: &str, report: &mut Report) {
+    pub(super) fn check_guidance(&self) -> Outcome {
         let before = self.scores();
         let drawn = self.draw(self.seed + 1, 0.0);
         let mut after = before.clone();
         let scale = self.parameters["guidance_scale"].as_f64().unwrap_or(f64::NAN);
-        let run =
-            self.rows.iter().zip(&drawn).zip(&mut after).try_for_each(|((row, drawn), it)| {
-                let unconditional =
-                    row.unconditional.as_deref().map_or_else(|| drawn.clone(), floats);
-                guide(it, &unconditional, scale).map_err(|it| it.to_string())
-            });
-        self.compare(suite, title, run, &before, &after, report);
+        for ((row, drawn), scores) in self.rows.iter().zip(drawn).zip(&mut after) {
+            let unconditional = row.unconditional.as_deref().map_or(drawn, floats);
+            guide(scores, &unconditional, scale).map_err(|it| it.to_string())?;
+        }
+        self.compare(&before, &after)
     }
 
-    fn compare(
-        &self,
-        suite: &str,
-        title: &str,
-        run: Result<(), String>,
-        before: &[Vec<f32>],
-        after: &[Vec<f32>],
-        report: &mut Report,
-    ) {
+    fn compare(&self, before: &[Vec<f32>], after: &[Vec<f32>]) -> Outcome {
         let mut worst = 0.0;
-        let outcome = run.and_then(|()| {
-            for (at, row) in self.rows.iter().enumerate() {
-                let error = row
-                    .expected
-                    .compare(&before[at], &after[at])
-                    .map_err(|it| format!("row {at}: {it}"))?;
-                worst = f64::max(worst, error);
-            }
-            Ok(())
-        });
-        report.book(suite, title, worst, outcome);
+        for (at, row) in self.rows.iter().enumerate() {
+            let error = row.expected.compare(&before[at], &after[at]);
+            worst = f64::max(worst, error.map_err(|it| format!("row {at}: {it}"))?);
+        }
+        Ok(worst)
     }
 
     fn scores(&self) -> Vec<Vec<f32>> {

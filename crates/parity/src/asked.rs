@@ -1,12 +1,12 @@
 //! What the areas have in common whose cases are requests to the facade.
 
-use std::path::Path;
+use std::{path::Path, rc::Rc};
 
 use mlx_genkit::{ComputeDtype, Generation, GenerationConfig, Model, Request, Seed, Sequence};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::{Report, files};
+use crate::{Case, Outcome, files, recent::Recent};
 
 /// A call of `model.generate`, and what came back.
 #[derive(Deserialize)]
@@ -59,31 +59,23 @@ impl Asked {
     }
 }
 
-/// Reads every `*.json` of `folder` and books what `check` does with it, under `area/file`.
-pub(crate) fn suites<F: DeserializeOwned>(
-    folder: &Path,
-    mut check: impl FnMut(&str, F, &mut Report) -> Result<(), String>,
-) -> Result<Report, String> {
-    let mut report = Report::default();
-    let area = folder.file_name().unwrap_or_default().to_string_lossy();
-    for path in files::json_files(folder)? {
-        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-        let suite = format!("{area}/{stem}");
-        let fixture = files::read(&path)?;
-        if let Err(what) = check(&suite, fixture, &mut report) {
-            report.book(&suite, "load", f64::NAN, Err(what));
-        }
-    }
-    Ok(report)
+thread_local! {
+    static MODELS: Recent<Model> = const { Recent::new() };
 }
 
-/// Serves the cases of every `*.json` of `folder` on the one model that each file names, and books
-/// what `check` finds of them.
-pub(crate) fn on_one_model<C: DeserializeOwned>(
+/// The model folder that a fixture names, computing in fp32.
+pub(crate) fn model(folder: &Path) -> Result<Rc<Model>, String> {
+    let load =
+        |path: &Path| mlx_genkit::load(path, ComputeDtype::Float32).map_err(|e| e.to_string());
+    MODELS.with(|it| it.get(folder, load))
+}
+
+/// The cases of every `*.json` of `folder`, each of which names the one model that its cases run on.
+pub(crate) fn on_one_model<C: DeserializeOwned + Send + 'static>(
     folder: &Path,
     asked: fn(&C) -> &Asked,
-    check: impl Fn(&C, &Model) -> Result<f64, String>,
-) -> Result<Report, String> {
+    check: fn(&C, &Model) -> Outcome,
+) -> Vec<Case> {
     #[derive(Deserialize)]
     struct Fixture<C> {
         /// Relative to the fixture's folder.
@@ -91,33 +83,13 @@ pub(crate) fn on_one_model<C: DeserializeOwned>(
         cases: Vec<C>,
     }
 
-    suites(folder, |suite, fixture: Fixture<C>, report| {
-        let model = load(folder, &fixture.model)?;
-        book(report, suite, &fixture.cases, asked, |case| check(case, &model));
-        Ok(())
+    files::suites(folder, |path, suite| {
+        let fixture: Fixture<C> = files::read(path)?;
+        let folder = folder.join(&fixture.model);
+        let case = |case: C| {
+            let (name, folder) = (asked(&case).name.clone(), folder.clone());
+            Case::new(suite, name, move || check(&case, &*model(&folder)?))
+        };
+        Ok(fixture.cases.into_iter().map(case).collect())
     })
-}
-
-/// Loads the model folder that a fixture names, to compute in fp32.
-pub(crate) fn load(folder: &Path, name: &str) -> Result<Model, String> {
-    mlx_genkit::load(folder.join(name), ComputeDtype::Float32).map_err(|e| e.to_string())
-}
-
-/// Books what `check` finds of each case: its worst error.
-pub(crate) fn book<C>(
-    report: &mut Report,
-    suite: &str,
-    cases: &[C],
-    asked: fn(&C) -> &Asked,
-    check: impl Fn(&C) -> Result<f64, String>,
-) {
-    if cases.is_empty() {
-        report.book(suite, "cases", 0.0, Err("the fixture has none".into()));
-    }
-    for case in cases {
-        match check(case) {
-            Ok(error) => report.book(suite, &asked(case).name, error, Ok(())),
-            Err(what) => report.book(suite, &asked(case).name, 0.0, Err(what)),
-        }
-    }
 }
