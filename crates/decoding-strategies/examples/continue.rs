@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let ids = args.next().unwrap_or_else(|| "5,17,30".to_owned());
     let ids = ids.split(',').map(str::parse).collect::<Result<Vec<u32>, _>>()?;
 
-    let model = Decoder::load(folder.as_ref(), ComputeDtype::Auto)?;
+    let model = Decoder::load(folder, ComputeDtype::Auto)?;
     let prompts = LeftPadded::new(&[ids], 0)?;
     let mut hook = NoHook;
     let session = DecoderSession::prefill(&model, &prompts, DEFAULT_PREFILL_CHUNK, &mut hook)?;

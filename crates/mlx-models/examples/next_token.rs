@@ -12,7 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let ids = args.next().unwrap_or_else(|| "5,17,30".to_owned());
     let ids = ids.split(',').map(str::parse).collect::<Result<Vec<u32>, _>>()?;
 
-    let model = Decoder::load(folder.as_ref(), ComputeDtype::Auto)?;
+    let model = Decoder::load(folder, ComputeDtype::Auto)?;
     let mut cache = model.new_cache(1);
     let hidden = model.hidden(&[&ids], &mut cache, &mut NoHook)?;
     let logits = model.logits(&hidden)?;

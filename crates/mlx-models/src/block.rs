@@ -11,13 +11,14 @@ use mlxgk_kv_cache::{KvCache, LayerSpec, Step};
 
 use crate::{
     Result,
-    activation::Activation,
     attention::attention,
     backend::Backend,
-    config::Dims,
+    config::{Dims, Heads},
     linear::Linear,
+    mlp::GatedMlp,
     moe::MixtureOfExperts,
     norm::{NormWeight, RmsNorm},
+    parameters::{Visit, visit},
     rope::{Rope, Rotation},
     weights::Weights,
 };
@@ -48,12 +49,18 @@ impl Pass<'_> {
 }
 
 /// What a family supplies per layer.
-pub(crate) trait Block: Debug + Send {
+pub(crate) trait Block: Debug + Send + Visit {
     /// What the token mixer adds to `hidden`, `[batch, tokens, hidden]`.
     fn mix(&self, layer: usize, hidden: &Array, pass: &mut Pass<'_>) -> Result<Array>;
 
     /// What the feed-forward half adds to `hidden`.
     fn feed_forward(&self, hidden: &Array) -> Result<Array>;
+
+    /// What the layer may see of the past.
+    fn spec(&self) -> LayerSpec;
+
+    /// How many numbers one more token adds to the layer's cache.
+    fn cached_per_token(&self) -> usize;
 }
 
 /// Attention and a feed-forward layer, each behind a norm: all of the Llama-like families.
@@ -85,48 +92,60 @@ impl Block for TransformerBlock {
             None => Ok(fed),
         }
     }
+
+    fn spec(&self) -> LayerSpec {
+        self.attention.spec
+    }
+
+    fn cached_per_token(&self) -> usize {
+        2 * self.attention.heads.kv * self.attention.heads.dim
+    }
+}
+
+visit!(struct TransformerBlock {
+    input_norm,
+    attention,
+    after_attention_norm,
+    feed_forward_norm,
+    feed_forward,
+    after_feed_forward_norm,
+});
+
+/// Where a block has norms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Norms {
+    /// Before each half.
+    Before,
+    /// Before and after each half (Gemma 2 and 3).
+    Around,
 }
 
 impl TransformerBlock {
-    /// The two-norm block under HF's usual names.
+    /// Loads the norms at `at` (`model.layers.3`) around halves that are loaded.
     pub(crate) fn load(
         weights: &mut Weights,
         at: &str,
         dims: &Dims,
-        stored: NormWeight,
+        (norms, form): (Norms, NormWeight),
         attention: SelfAttention,
         feed_forward: FeedForward,
     ) -> Result<Self> {
-        Ok(Self {
-            input_norm: weights.norm(&format!("{at}.input_layernorm"), dims, stored)?,
-            attention,
-            after_attention_norm: None,
-            feed_forward_norm: weights.norm(
-                &format!("{at}.post_attention_layernorm"),
-                dims,
-                stored,
-            )?,
-            feed_forward,
-            after_feed_forward_norm: None,
-        })
-    }
-
-    /// The four-norm block of Gemma 2 and 3.
-    pub(crate) fn load_sandwich(
-        weights: &mut Weights,
-        at: &str,
-        dims: &Dims,
-        attention: SelfAttention,
-        feed_forward: FeedForward,
-    ) -> Result<Self> {
-        let mut norm = |name: &str| weights.norm(&format!("{at}.{name}"), dims, NormWeight::Offset);
+        let mut norm =
+            |name: &str| weights.norm(&format!("{at}.{name}"), dims.hidden, dims.eps, form);
+        // HF gives the norm before the feed-forward half another name where one stands after
+        // attention.
+        let (after_attention, before_feed_forward) = match norms {
+            Norms::Before => (None, "post_attention_layernorm"),
+            Norms::Around => (Some("post_attention_layernorm"), "pre_feedforward_layernorm"),
+        };
+        let after_feed_forward = after_attention.map(|_| "post_feedforward_layernorm");
         Ok(Self {
             input_norm: norm("input_layernorm")?,
             attention,
-            after_attention_norm: Some(norm("post_attention_layernorm")?),
-            feed_forward_norm: norm("pre_feedforward_layernorm")?,
+            after_attention_norm: after_attention.map(&mut norm).transpose()?,
+            feed_forward_norm: norm(before_feed_forward)?,
             feed_forward,
-            after_feed_forward_norm: Some(norm("post_feedforward_layernorm")?),
+            after_feed_forward_norm: after_feed_forward.map(&mut norm).transpose()?,
         })
     }
 }
@@ -140,9 +159,7 @@ pub(crate) struct SelfAttention {
     key_norm: Option<RmsNorm>,
     rope: Rope,
     spec: LayerSpec,
-    heads: i32,
-    kv_heads: i32,
-    head_dim: i32,
+    heads: Heads,
     scale: f32,
     soft_cap: Option<f32>,
     backend: Backend,
@@ -156,12 +173,18 @@ enum Projections {
         value: Linear,
     },
     /// One product whose rows are queries, keys and values in turn (Phi-3).
-    Fused(Linear),
+    Fused {
+        all: Linear,
+    },
 }
+
+visit!(struct SelfAttention { projections, output, query_norm, key_norm });
+visit!(enum Projections { Separate { query, key, value }, Fused { all } });
 
 /// What differs between the families' attention layers.
 #[derive(Debug, Clone)]
 pub(crate) struct AttentionOptions {
+    pub(crate) heads: Heads,
     pub(crate) rope: Rope,
     pub(crate) spec: LayerSpec,
     /// A bias on queries, keys and values.
@@ -177,8 +200,9 @@ pub(crate) struct AttentionOptions {
 
 impl AttentionOptions {
     /// Plain attention: no biases, no head norms, `head_dim^-0.5`.
-    pub(crate) fn new(rope: Rope, spec: LayerSpec) -> Self {
+    pub(crate) fn new(heads: Heads, rope: Rope, spec: LayerSpec) -> Self {
         Self {
+            heads,
             rope,
             spec,
             qkv_bias: false,
@@ -199,13 +223,13 @@ impl SelfAttention {
         dims: &Dims,
         options: AttentionOptions,
     ) -> Result<Self> {
-        let query_rows = dims.heads * dims.head_dim;
-        let kv_rows = dims.kv_heads * dims.head_dim;
+        let heads = options.heads;
+        let (query_rows, kv_rows) = (heads.count * heads.dim, heads.kv * heads.dim);
         let bias = options.qkv_bias;
         let mut linear =
             |name: &str, rows| weights.linear(&format!("{at}.{name}"), rows, dims.hidden, bias);
         let projections = if options.fused {
-            Projections::Fused(linear("qkv_proj", query_rows + 2 * kv_rows)?)
+            Projections::Fused { all: linear("qkv_proj", query_rows + 2 * kv_rows)? }
         } else {
             Projections::Separate {
                 query: linear("q_proj", query_rows)?,
@@ -222,7 +246,7 @@ impl SelfAttention {
         let mut head_norm = |name: &str| {
             options
                 .head_norms
-                .map(|it| weights.head_norm(&format!("{at}.{name}"), dims, it))
+                .map(|form| weights.norm(&format!("{at}.{name}"), heads.dim, dims.eps, form))
                 .transpose()
         };
         Ok(Self {
@@ -232,10 +256,8 @@ impl SelfAttention {
             key_norm: head_norm("k_norm")?,
             rope: options.rope,
             spec: options.spec,
-            heads: dims.heads as i32,
-            kv_heads: dims.kv_heads as i32,
-            head_dim: dims.head_dim as i32,
-            scale: options.scale.unwrap_or_else(|| (dims.head_dim as f32).powf(-0.5)),
+            heads,
+            scale: options.scale.unwrap_or_else(|| (heads.dim as f32).powf(-0.5)),
             soft_cap: options.soft_cap,
             backend: weights.backend(),
         })
@@ -243,14 +265,16 @@ impl SelfAttention {
 
     fn forward(&self, layer: usize, x: &Array, pass: &mut Pass<'_>) -> Result<Array> {
         let (batch, tokens) = (x.dim(0), x.dim(1));
+        let [query_heads, kv_heads, head_dim] =
+            [self.heads.count, self.heads.kv, self.heads.dim].map(|it| it as i32);
         let (queries, keys, values) = match &self.projections {
             Projections::Separate { query, key, value } => {
                 (query.forward(x)?, key.forward(x)?, value.forward(x)?)
             }
-            Projections::Fused(fused) => {
-                let first = self.heads * self.head_dim;
-                let second = first + self.kv_heads * self.head_dim;
-                let parts = fused.forward(x)?.split_at_indices(&[first, second], -1)?;
+            Projections::Fused { all } => {
+                let first = query_heads * head_dim;
+                let second = first + kv_heads * head_dim;
+                let parts = all.forward(x)?.split_at_indices(&[first, second], -1)?;
                 (parts[0].clone(), parts[1].clone(), parts[2].clone())
             }
         };
@@ -258,21 +282,21 @@ impl SelfAttention {
         // already
         let heads = |x: &Array, count, norm: Option<&RmsNorm>| {
             let shape = if tokens == 1 { [batch, count, 1] } else { [batch, tokens, count] };
-            let x = x.reshape(&[shape[0], shape[1], shape[2], self.head_dim])?;
+            let x = x.reshape(&[shape[0], shape[1], shape[2], head_dim])?;
             let x = norm.map_or_else(|| Ok(x.clone()), |norm| norm.forward(&x))?;
             if tokens == 1 { Ok(x) } else { x.transpose_axes(&[0, 2, 1, 3]) }
         };
         let rotation = pass.rotation(&self.rope)?;
         let rotate = |x: &Array| rotation.apply(x, self.backend);
-        let queries = rotate(&heads(&queries, self.heads, self.query_norm.as_ref())?)?;
-        let keys = rotate(&heads(&keys, self.kv_heads, self.key_norm.as_ref())?)?;
-        let values = heads(&values, self.kv_heads, None)?;
+        let queries = rotate(&heads(&queries, query_heads, self.query_norm.as_ref())?)?;
+        let keys = rotate(&heads(&keys, kv_heads, self.key_norm.as_ref())?)?;
+        let values = heads(&values, kv_heads, None)?;
         let (keys, values) = pass.cache.update(layer, &keys, &values)?;
         let mask = pass.step.mask(self.spec)?;
         let mixed =
             attention(&queries, &keys, &values, self.scale, mask, self.soft_cap, self.backend)?;
         let mixed = if tokens == 1 { mixed } else { mixed.transpose_axes(&[0, 2, 1, 3])? };
-        let mixed = mixed.reshape(&[batch, tokens, self.heads * self.head_dim])?;
+        let mixed = mixed.reshape(&[batch, tokens, query_heads * head_dim])?;
         Ok(self.output.forward(&mixed)?)
     }
 }
@@ -280,78 +304,17 @@ impl SelfAttention {
 /// The feed-forward half: one gated layer, or several of which a router picks.
 #[derive(Debug)]
 pub(crate) enum FeedForward {
-    Gated(GatedMlp),
-    Experts(MixtureOfExperts),
+    Gated { mlp: GatedMlp },
+    Mixture { experts: MixtureOfExperts },
 }
+
+visit!(enum FeedForward { Gated { mlp }, Mixture { experts } });
 
 impl FeedForward {
     fn forward(&self, x: &Array) -> Result<Array> {
         match self {
-            Self::Gated(mlp) => mlp.forward(x),
-            Self::Experts(experts) => experts.forward(x),
+            Self::Gated { mlp } => mlp.forward(x),
+            Self::Mixture { experts } => experts.forward(x),
         }
-    }
-}
-
-/// `down(activation(gate(x)) · up(x))` (Shazeer, 2020).
-#[derive(Debug)]
-pub(crate) struct GatedMlp {
-    gate_up: GateUp,
-    down: Linear,
-    activation: Activation,
-    backend: Backend,
-}
-
-#[derive(Debug)]
-enum GateUp {
-    Separate {
-        gate: Linear,
-        up: Linear,
-    },
-    /// One product whose rows are gate and up in turn (Phi-3).
-    Fused(Linear),
-}
-
-impl GatedMlp {
-    /// Loads the layer at `at` (`model.layers.3.mlp`).
-    pub(crate) fn load(
-        weights: &mut Weights,
-        at: &str,
-        dims: &Dims,
-        activation: Activation,
-        bias: bool,
-    ) -> Result<Self> {
-        let (hidden, inner) = (dims.hidden, dims.intermediate);
-        let gate_up = GateUp::Separate {
-            gate: weights.linear(&format!("{at}.gate_proj"), inner, hidden, bias)?,
-            up: weights.linear(&format!("{at}.up_proj"), inner, hidden, bias)?,
-        };
-        let down = weights.linear(&format!("{at}.down_proj"), hidden, inner, bias)?;
-        Ok(Self { gate_up, down, activation, backend: weights.backend() })
-    }
-
-    /// Loads the layer whose gate and up products are one tensor.
-    pub(crate) fn load_fused(
-        weights: &mut Weights,
-        at: &str,
-        dims: &Dims,
-        activation: Activation,
-    ) -> Result<Self> {
-        let (hidden, inner) = (dims.hidden, dims.intermediate);
-        let fused = weights.linear(&format!("{at}.gate_up_proj"), 2 * inner, hidden, false)?;
-        let down = weights.linear(&format!("{at}.down_proj"), hidden, inner, false)?;
-        let backend = weights.backend();
-        Ok(Self { gate_up: GateUp::Fused(fused), down, activation, backend })
-    }
-
-    fn forward(&self, x: &Array) -> Result<Array> {
-        let (gate, up) = match &self.gate_up {
-            GateUp::Separate { gate, up } => (gate.forward(x)?, up.forward(x)?),
-            GateUp::Fused(fused) => {
-                let halves = fused.forward(x)?.split_equal(2, -1)?;
-                (halves[0].clone(), halves[1].clone())
-            }
-        };
-        Ok(self.down.forward(&self.activation.gate(&gate, &up, self.backend)?)?)
     }
 }

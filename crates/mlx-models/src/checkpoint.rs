@@ -5,8 +5,8 @@
 //! read once, straight into the array's own memory.
 
 use std::{
-    collections::{BTreeSet, HashMap},
-    fs::File,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs::{self, File},
     io::Read,
     path::{Path, PathBuf},
 };
@@ -15,7 +15,11 @@ use half::{bf16, f16};
 use mlx_rs::Array;
 use safetensors::{Dtype, SafeTensors, tensor::Metadata};
 
-use crate::{Error, ErrorKind, Result, config::Config};
+use crate::{
+    Error, ErrorKind, Result,
+    config::Config,
+    input::{quoted, regular_file, shortened},
+};
 
 /// Tensors by name, not yet read.
 pub(crate) type Tensors = HashMap<String, Array>;
@@ -26,48 +30,126 @@ const SINGLE: &str = "model.safetensors";
 /// The longest header that is read, as in the `safetensors` crate: 100 MB.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// Opens every tensor of a model folder.
+/// Opens every tensor of a model folder: as in HF, a whole file before an index of parts.
 pub(crate) fn open(folder: &Path) -> Result<Tensors> {
+    let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
+    if single.exists() {
+        return open_file(&single);
+    }
     let mut tensors = Tensors::new();
-    let index = folder.join(INDEX);
-    if index.is_file() {
-        let listed = read_index(&index)?;
-        let files: BTreeSet<&String> = listed.values().collect();
-        for file in files {
-            tensors.extend(open_file(&folder.join(file))?);
-        }
-        if let Some((name, file)) = listed.iter().find(|(name, _)| !tensors.contains_key(*name)) {
-            return Err(damaged(
-                &index,
-                format!("lists `{name}` in {file}, which does not hold it"),
-            ));
-        }
-    } else {
+    if !index.exists() {
         for file in weight_files(folder)? {
             tensors.extend(open_file(&file)?);
         }
+        return Ok(tensors);
     }
-    Ok(tensors)
+    let listed = read_index(&index)?;
+    let files: BTreeSet<&String> = listed.values().collect();
+    for file in files {
+        tensors.extend(open_file(&folder.join(file))?);
+    }
+    match listed.iter().find(|(name, _)| !tensors.contains_key(*name)) {
+        None => Ok(tensors),
+        Some((name, file)) => {
+            let (name, file) = (quoted(name), shortened(file));
+            Err(damaged(&index, format!("lists {name} in {file}, which does not hold it")))
+        }
+    }
 }
 
-/// The language model of a checkpoint that also sees or hears, under the names of one that does not.
+/// How many numbers the tensors hold at most, packed ones included.
+pub(crate) fn numbers(tensors: &Tensors) -> usize {
+    // The narrowest packed weights have two bits.
+    let count = |it: &Array| if it.dtype().is_float() { it.size() } else { it.size() * 16 };
+    tensors.values().map(count).sum()
+}
+
+/// Where a checkpoint keeps the language model.
 ///
-/// Published files put it under `language_model.model.`, those of transformers 5 under
-/// `model.language_model.`; whatever else is there belongs to the other senses.
-pub(crate) fn language_model(tensors: Tensors) -> Tensors {
-    let plain = |name: &str| {
-        let inner = name.strip_prefix("model.language_model.").map(|it| format!("model.{it}"));
-        let inner = inner.or_else(|| name.strip_prefix("language_model.").map(str::to_owned));
-        inner.or_else(|| name.starts_with("lm_head.").then(|| name.to_owned()))
-    };
-    tensors.into_iter().filter_map(|(name, tensor)| Some((plain(&name)?, tensor))).collect()
+/// A plain one has it under `model.`, what `AutoModel` saved (without a head) under no prefix, and a
+/// multimodal one under `language_model.model.` or, from transformers 5 on, `model.language_model.`
+/// (`language_model.` where `AutoModel` saved it).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Naming {
+    /// Stands for `model.`.
+    body: &'static str,
+    /// Stands for `lm_head.`.
+    head: &'static str,
+}
+
+const NAMINGS: [Naming; 5] = [
+    Naming { body: "model.", head: "lm_head." },
+    Naming { body: "language_model.model.", head: "language_model.lm_head." },
+    Naming { body: "model.language_model.", head: "lm_head." },
+    Naming { body: "language_model.", head: "lm_head." },
+    Naming { body: "", head: "lm_head." },
+];
+
+/// Tensors of a multimodal checkpoint that the language model does not need.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Skipped {
+    /// The part they belong to, by the beginning of their names: `vision_tower`.
+    pub part: String,
+    /// How many there are.
+    pub tensors: usize,
+}
+
+impl Naming {
+    /// Recognised by where the token table is.
+    pub(crate) fn of(tensors: &Tensors) -> Self {
+        let is_there =
+            |it: &&Self| tensors.contains_key(&format!("{}embed_tokens.weight", it.body));
+        *NAMINGS.iter().find(is_there).unwrap_or(&NAMINGS[0])
+    }
+
+    /// A tensor's name in the file.
+    pub(crate) fn in_file(self, plain: &str) -> String {
+        let Self { body, head } = self;
+        let inner = plain.strip_prefix("model.").map(|it| format!("{body}{it}"));
+        let inner =
+            inner.or_else(|| plain.strip_prefix("lm_head.").map(|it| format!("{head}{it}")));
+        inner.unwrap_or_else(|| plain.to_owned())
+    }
+
+    /// Its name in a plain text model; `None` where it belongs to another part.
+    fn plain(self, in_file: &str) -> Option<String> {
+        let head = in_file.strip_prefix(self.head).map(|it| format!("lm_head.{it}"));
+        head.or_else(|| in_file.strip_prefix(self.body).map(|it| format!("model.{it}")))
+    }
+
+    /// The tensors under the names of a plain text model. Of a multimodal checkpoint the rest is left
+    /// out and named; in any other it stays under its own names, for the loader to refuse.
+    pub(crate) fn language_model(
+        self,
+        tensors: Tensors,
+        is_multimodal: bool,
+    ) -> (Tensors, Vec<Skipped>) {
+        let mut skipped = BTreeMap::<String, usize>::new();
+        let mut kept = Tensors::new();
+        for (name, tensor) in tensors {
+            match self.plain(&name) {
+                Some(plain) => _ = kept.insert(plain, tensor),
+                None if is_multimodal => {
+                    let inner = name.strip_prefix("model.").unwrap_or(&name);
+                    let first = inner.split('.').next().unwrap_or_default();
+                    let part = &name[..name.len() - inner.len() + first.len()];
+                    *skipped.entry(shortened(part)).or_default() += 1;
+                }
+                None => _ = kept.insert(name, tensor),
+            }
+        }
+        let skipped = skipped.into_iter().map(|(part, tensors)| Skipped { part, tensors });
+        (kept, skipped.collect())
+    }
 }
 
 /// Copies every tensor out of a safetensors file held in memory.
 pub(crate) fn parse(name: &str, bytes: &[u8]) -> Result<Tensors> {
     let path = Path::new(name);
-    let file = SafeTensors::deserialize(bytes)
-        .map_err(|e| damaged(path, format!("is not a safetensors file: {e}")))?;
+    let file = SafeTensors::deserialize(bytes).map_err(|e| {
+        damaged(path, format!("is not a safetensors file: {}", shortened(&e.to_string())))
+    })?;
     file.tensors()
         .into_iter()
         .map(|(tensor, view)| {
@@ -109,12 +191,9 @@ fn read_index(path: &Path) -> Result<HashMap<String, String>> {
         .collect()
 }
 
+/// Weights under another name than HF's, `model*.safetensors`, as some programs write them.
 fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let single = folder.join(SINGLE);
-    if single.is_file() {
-        return Ok(vec![single]);
-    }
-    let entries = std::fs::read_dir(folder).map_err(|e| {
+    let entries = fs::read_dir(folder).map_err(|e| {
         Error::new(ErrorKind::File, format!("cannot read the folder {}: {e}", folder.display()))
     })?;
     let mut files: Vec<PathBuf> = entries
@@ -145,8 +224,8 @@ fn check_header(path: &Path) -> Result<()> {
     let unreadable = |e: std::io::Error| {
         Error::new(ErrorKind::File, format!("cannot read {}: {e}", path.display()))
     };
+    let actual = regular_file(path)?;
     let mut file = File::open(path).map_err(unreadable)?;
-    let actual = file.metadata().map_err(unreadable)?.len();
     let mut length = [0; 8];
     if actual < 8 {
         return Err(damaged(path, format!("is truncated: it has {actual} bytes")));
@@ -172,8 +251,9 @@ fn check_header(path: &Path) -> Result<()> {
     }
     let mut bytes = vec![0; header as usize];
     file.read_exact(&mut bytes).map_err(unreadable)?;
-    let metadata: Metadata = serde_json::from_slice(&bytes)
-        .map_err(|e| damaged(path, format!("has a corrupt header: {e}")))?;
+    let metadata: Metadata = serde_json::from_slice(&bytes).map_err(|e| {
+        damaged(path, format!("has a corrupt header: {}", shortened(&e.to_string())))
+    })?;
     let expected = 8 + header + metadata.data_len() as u64;
     if expected != actual {
         return Err(damaged(
@@ -186,7 +266,9 @@ fn check_header(path: &Path) -> Result<()> {
             return Err(unsupported(path, &name, info.dtype));
         }
         if info.shape.iter().any(|&it| i32::try_from(it).is_err()) {
-            let what = format!("holds `{name}` with shape {:?}, which MLX cannot hold", info.shape);
+            let (name, shape) = (quoted(&name), format!("{:?}", info.shape));
+            let what =
+                format!("holds {name} with shape {}, which MLX cannot hold", shortened(&shape));
             return Err(damaged(path, what));
         }
     }
@@ -200,6 +282,9 @@ fn damaged(path: &Path, what: impl std::fmt::Display) -> Error {
 fn unsupported(path: &Path, tensor: &str, dtype: Dtype) -> Error {
     damaged(
         path,
-        format!("holds `{tensor}` as {dtype:?}; weights must be F32, F16, BF16 or packed U32"),
+        format!(
+            "holds {} as {dtype:?}; weights must be F32, F16, BF16 or packed U32",
+            quoted(tensor)
+        ),
     )
 }

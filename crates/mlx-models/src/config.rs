@@ -4,7 +4,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::{Error, ErrorKind, Result};
+use crate::{
+    Error, ErrorKind, Result,
+    input::{quoted, regular_file, shortened, shortened_to},
+};
 
 /// A JSON object whose fields are read one by one.
 ///
@@ -15,6 +18,8 @@ pub(crate) struct Config {
     /// What errors call it: the file's path, or the field path of a nested object.
     name: String,
     fields: Map<String, Value>,
+    /// How many numbers the weights hold: what is larger is refused before anything is allocated.
+    most: usize,
 }
 
 impl Config {
@@ -24,6 +29,7 @@ impl Config {
     /// When it cannot be read or is not a JSON object.
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
+        regular_file(path)?;
         let bytes = std::fs::read(path)
             .map_err(|e| Error::new(ErrorKind::File, format!("cannot read {name}: {e}")))?;
         Self::parse(&name, &bytes)
@@ -34,19 +40,34 @@ impl Config {
     /// # Errors
     /// When the bytes are not a JSON object.
     pub(crate) fn parse(name: &str, bytes: &[u8]) -> Result<Self> {
-        match serde_json::from_slice(bytes) {
-            Ok(Value::Object(fields)) => Ok(Self { name: name.to_owned(), fields }),
+        let parsed = serde_json::from_slice(bytes).or_else(|e| match tag_non_finite(bytes) {
+            Some(tagged) => serde_json::from_slice(&tagged),
+            None => Err(e),
+        });
+        match parsed {
+            Ok(Value::Object(fields)) => {
+                Ok(Self { name: name.to_owned(), fields, most: usize::MAX })
+            }
             Ok(other) => Err(Error::new(
                 ErrorKind::Config,
                 format!("{name} must hold a JSON object, found {}", describe(&other)),
             )),
-            Err(e) => Err(Error::new(ErrorKind::Config, format!("{name} is not valid JSON: {e}"))),
+            Err(e) => Err(Error::new(
+                ErrorKind::Config,
+                format!("{name} is not valid JSON: {}", shortened(&e.to_string())),
+            )),
         }
+    }
+
+    /// The same object, for weights that hold so many numbers.
+    pub(crate) fn for_weights(self, numbers: usize) -> Self {
+        Self { most: numbers, ..self }
     }
 
     /// An error about a field of this file.
     pub(crate) fn error(&self, key: &str, what: impl std::fmt::Display) -> Error {
-        Error::new(ErrorKind::Config, format!("{}: `{key}` {what}", self.name))
+        let what = shortened_to(300, &what.to_string());
+        Error::new(ErrorKind::Config, format!("{}: {} {what}", self.name, quoted(key)))
     }
 
     /// The field's value; absent and `null` are the same, as in HF.
@@ -113,8 +134,7 @@ impl Config {
 
     pub(crate) fn object(&self, key: &str) -> Result<Option<Self>> {
         let fields = self.typed(key, "an object", Value::as_object)?;
-        Ok(fields
-            .map(|fields| Self { name: format!("{}: `{key}`", self.name), fields: fields.clone() }))
+        Ok(fields.map(|fields| Self { fields: fields.clone(), ..self.empty(key) }))
     }
 
     pub(crate) fn list<T>(
@@ -145,7 +165,8 @@ impl Config {
 
     /// An object without fields, for a dictionary that may be left out.
     pub(crate) fn empty(&self, key: &str) -> Self {
-        Self { name: format!("{}: `{key}`", self.name), fields: Map::new() }
+        let name = format!("{}: `{key}`", self.name);
+        Self { name, fields: Map::new(), most: self.most }
     }
 
     /// The entries, for objects whose keys are data.
@@ -162,9 +183,38 @@ fn describe(value: &Value) -> String {
     match value {
         Value::Null => "null".to_owned(),
         Value::Array(_) => "a list".to_owned(),
-        Value::Object(_) => "an object".to_owned(),
-        scalar => scalar.to_string(),
+        Value::Object(fields) => match fields.get("__float__").and_then(Value::as_str) {
+            Some(name) => shortened(name),
+            None => "an object".to_owned(),
+        },
+        scalar => shortened(&scalar.to_string()),
     }
+}
+
+/// JSON in which Python's `NaN`, `Infinity` and `-Infinity` are written as transformers 5 writes them,
+/// `{"__float__": "Infinity"}`; `None` where there are none.
+///
+/// No size may be one of them, but a field that is not read may.
+fn tag_non_finite(bytes: &[u8]) -> Option<Vec<u8>> {
+    const NAMES: [&[u8]; 3] = [b"-Infinity", b"Infinity", b"NaN"];
+    let mut tagged = Vec::with_capacity(bytes.len() + 32);
+    let (mut rest, mut in_string) = (bytes, false);
+    while let [first, after @ ..] = rest {
+        let name = NAMES.into_iter().find(|name| !in_string && rest.starts_with(name));
+        if let Some(name) = name {
+            tagged.extend([br#"{"__float__": ""#, name, br#""}"#].concat());
+            rest = &rest[name.len()..];
+            continue;
+        }
+        let length = match first {
+            b'\\' if in_string && !after.is_empty() => 2,
+            _ => 1,
+        };
+        in_string ^= *first == b'"';
+        tagged.extend(&rest[..length]);
+        rest = &rest[length..];
+    }
+    (tagged.len() > bytes.len()).then_some(tagged)
 }
 
 /// MLX counts dimensions in 32 bits.
@@ -185,58 +235,93 @@ pub(crate) struct Defaults {
     pub(crate) max_positions: usize,
 }
 
-/// The sizes every decoder has.
-#[derive(Debug, Clone)]
+/// The sizes that every decoder has.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Dims {
     pub(crate) hidden: usize,
     pub(crate) layers: usize,
-    pub(crate) heads: usize,
-    pub(crate) kv_heads: usize,
-    pub(crate) head_dim: usize,
-    pub(crate) intermediate: usize,
     pub(crate) vocab: usize,
     pub(crate) eps: f32,
     pub(crate) tied: bool,
     pub(crate) max_positions: usize,
 }
 
+/// The heads of an attention layer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Heads {
+    /// Of queries.
+    pub(crate) count: usize,
+    /// Of keys and values; divides `count`.
+    pub(crate) kv: usize,
+    pub(crate) dim: usize,
+}
+
 impl Dims {
     pub(crate) fn read(config: &Config, defaults: &Defaults) -> Result<Self> {
-        let check = |key: &str, value: usize, most: usize| match value {
-            0 => Err(config.error(key, "must be above 0")),
-            value if value > most => {
-                Err(config.error(key, format_args!("is {value}; at most {most} are possible")))
-            }
-            value => Ok(value),
-        };
-        let size = |key: &str| check(key, config.require(key, Config::usize)?, MAX_SIZE);
-        let hidden = size("hidden_size")?;
-        let heads = size("num_attention_heads")?;
-        let default_kv = if config.has("num_key_value_heads") { None } else { defaults.kv_heads };
-        let kv_heads = config.usize("num_key_value_heads")?.or(default_kv).unwrap_or(heads);
-        if kv_heads == 0 || heads % kv_heads != 0 {
-            return Err(config.error(
-                "num_key_value_heads",
-                format_args!("is {kv_heads}, which does not divide the {heads} attention heads"),
-            ));
-        }
-        let default_dim = if config.has("head_dim") { None } else { defaults.head_dim };
-        let head_dim = config.usize("head_dim")?.or(default_dim).unwrap_or(hidden / heads);
         let layers = config.require("num_hidden_layers", Config::usize)?;
         let max_positions =
             config.usize("max_position_embeddings")?.unwrap_or(defaults.max_positions);
+        let hidden = config.size("hidden_size")?;
         Ok(Self {
             hidden,
-            layers: check("num_hidden_layers", layers, MAX_LAYERS)?,
-            heads,
-            kv_heads,
-            head_dim: check("head_dim", head_dim, MAX_SIZE)?,
-            intermediate: size("intermediate_size")?,
-            vocab: size("vocab_size")?,
+            layers: config.check("num_hidden_layers", layers, MAX_LAYERS)?,
+            vocab: config.rows(
+                "vocab_size",
+                config.require("vocab_size", Config::usize)?,
+                hidden,
+            )?,
             eps: config.f32("rms_norm_eps")?.unwrap_or(defaults.eps),
             tied: config.bool("tie_word_embeddings")?.unwrap_or(defaults.tied),
-            max_positions: check("max_position_embeddings", max_positions, usize::MAX)?,
+            max_positions: config.check("max_position_embeddings", max_positions, usize::MAX)?,
         })
+    }
+}
+
+impl Heads {
+    pub(crate) fn read(config: &Config, defaults: &Defaults, hidden: usize) -> Result<Self> {
+        let count = config.require("num_attention_heads", Config::usize)?;
+        let count = config.rows("num_attention_heads", count, hidden)?;
+        let default_kv = if config.has("num_key_value_heads") { None } else { defaults.kv_heads };
+        let kv = config.usize("num_key_value_heads")?.or(default_kv).unwrap_or(count);
+        if kv == 0 || count % kv != 0 {
+            return Err(config.error(
+                "num_key_value_heads",
+                format_args!("is {kv}, which does not divide the {count} attention heads"),
+            ));
+        }
+        let default_dim = if config.has("head_dim") { None } else { defaults.head_dim };
+        let dim = config.usize("head_dim")?.or(default_dim).unwrap_or(hidden / count);
+        let dim = config.rows("head_dim", dim, hidden * count)?;
+        Ok(Self { count, kv, dim })
+    }
+}
+
+impl Config {
+    /// A size of tensors, which must be there.
+    pub(crate) fn size(&self, key: &str) -> Result<usize> {
+        self.rows(key, self.require(key, Self::usize)?, 1)
+    }
+
+    /// A number of rows, each of so many numbers, which the weights must hold.
+    fn rows(&self, key: &str, value: usize, columns: usize) -> Result<usize> {
+        let value = self.check(key, value, MAX_SIZE)?;
+        match value.checked_mul(columns) {
+            Some(numbers) if numbers <= self.most => Ok(value),
+            _ => {
+                let what = format_args!("is {value}, more than the weights on disk hold");
+                Err(self.error(key, what))
+            }
+        }
+    }
+
+    fn check(&self, key: &str, value: usize, most: usize) -> Result<usize> {
+        match value {
+            0 => Err(self.error(key, "must be above 0")),
+            value if value > most => {
+                Err(self.error(key, format_args!("is {value}; at most {most} is possible")))
+            }
+            value => Ok(value),
+        }
     }
 }
 
@@ -266,13 +351,44 @@ mod tests {
     }
 
     #[test]
+    fn non_finite_numbers_are_read_where_python_writes_them() {
+        let text =
+            r#"{"a": [0.0, Infinity], "b": -Infinity, "c": NaN, "NaN": "\"Infinity", "d": 2}"#;
+        let config = config(text);
+        assert_eq!(config.usize("d").unwrap(), Some(2));
+        assert_eq!(config.str("NaN").unwrap(), Some("\"Infinity"));
+        assert_eq!(config.get("a").unwrap()[1]["__float__"], "Infinity");
+        for (key, found) in [("b", "-Infinity"), ("c", "NaN")] {
+            let error = config.f64(key).unwrap_err().to_string();
+            assert_eq!(error, format!("config.json: `{key}` must be a number, found {found}"));
+        }
+        let error = Config::parse("config.json", b"{\"a\": Infinit}").unwrap_err();
+        assert!(error.to_string().contains("is not valid JSON"), "{error}");
+    }
+
+    #[test]
+    fn sizes_beyond_the_weights_are_refused() {
+        let text = r#"{"hidden_size": 64, "num_attention_heads": 4, "head_dim": 500000000,
+            "num_hidden_layers": 1, "vocab_size": 1000000000}"#;
+        let config = config(text).for_weights(100_000);
+        let defaults =
+            Defaults { kv_heads: None, head_dim: None, eps: 1e-6, tied: false, max_positions: 8 };
+        for (field, error) in [
+            ("`vocab_size` is 1000000000", Dims::read(&config, &defaults).unwrap_err()),
+            ("`head_dim` is 500000000", Heads::read(&config, &defaults, 64).unwrap_err()),
+        ] {
+            assert!(error.to_string().contains(field), "{error}");
+        }
+    }
+
+    #[test]
     fn heads_must_divide() {
         let config =
             config(r#"{"hidden_size": 8, "num_attention_heads": 4, "num_key_value_heads": 3}"#);
         let defaults =
             Defaults { kv_heads: None, head_dim: None, eps: 1e-6, tied: false, max_positions: 8 };
         assert!(
-            Dims::read(&config, &defaults).unwrap_err().to_string().contains("does not divide")
+            Heads::read(&config, &defaults, 8).unwrap_err().to_string().contains("does not divide")
         );
     }
 }

@@ -1,6 +1,6 @@
 //! The one decoder loop: embed, blocks, norm, head.
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
 use mlx_rs::{
     Array, Device, DeviceType, Dtype,
@@ -11,14 +11,13 @@ use mlxgk_kv_cache::{KvCache, LayerSpec, Step};
 use crate::{
     Error, ErrorKind, Result,
     block::{Block, Pass},
-    checkpoint,
-    components::Components,
-    config::{Config, Dims},
-    families,
+    checkpoint::Skipped,
+    config::Dims,
+    embedding::Embedding,
     hooks::{Capture, HookPoint, NoHook, ResidualHook},
-    linear::{Embedding, Linear},
+    linear::Linear,
     norm::RmsNorm,
-    weights::{Footprint, Weights},
+    parameters::visit,
 };
 
 /// The dtype that weights are converted to and activations are computed in.
@@ -38,7 +37,7 @@ pub enum ComputeDtype {
 
 impl ComputeDtype {
     /// The dtype to convert to; `None` keeps the checkpoint's.
-    fn resolve(self) -> Result<Option<Dtype>> {
+    pub(crate) fn resolve(self) -> Result<Option<Dtype>> {
         Ok(match self {
             Self::Float32 => Some(Dtype::Float32),
             Self::Bfloat16 => Some(Dtype::Bfloat16),
@@ -59,17 +58,19 @@ impl ComputeDtype {
 /// It holds weights and nothing else; what it remembers of a request is the caller's [`KvCache`].
 #[derive(Debug)]
 pub struct Decoder {
-    model_type: String,
-    dims: Dims,
-    embedding: Embedding,
-    blocks: Vec<Box<dyn Block>>,
-    layers: Vec<LayerSpec>,
-    norm: RmsNorm,
-    head: Option<Linear>,
-    options: DecoderOptions,
-    dtype: Dtype,
-    footprint: Footprint,
+    pub(crate) model_type: String,
+    pub(crate) dims: Dims,
+    pub(crate) embedding: Embedding,
+    pub(crate) blocks: Vec<Box<dyn Block>>,
+    pub(crate) layers: Vec<LayerSpec>,
+    pub(crate) norm: RmsNorm,
+    pub(crate) head: Option<Linear>,
+    pub(crate) options: DecoderOptions,
+    pub(crate) dtype: Dtype,
+    pub(crate) skipped: Vec<Skipped>,
 }
+
+visit!(struct Decoder { embedding, blocks, norm, head });
 
 /// What differs between the families outside their blocks.
 #[derive(Debug, Clone, Default)]
@@ -82,69 +83,31 @@ pub(crate) struct DecoderOptions {
     pub(crate) original_context: Option<usize>,
 }
 
+/// A decoder's parts, found once when it is loaded.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Components {
+    /// Shape of the token table, `[vocabulary, hidden]`.
+    pub embedding: [usize; 2],
+    /// Number of blocks.
+    pub layers: usize,
+    /// Whether the token table is also the head.
+    pub tied_head: bool,
+    /// Whether the head's weights are packed.
+    pub quantized: bool,
+    /// What embeddings are multiplied by (Gemma).
+    pub embedding_scale: Option<f32>,
+    /// The cap on logits (Gemma 2).
+    pub logit_cap: Option<f32>,
+}
+
+/// Says where a model's embedding, blocks, norm and head are; the same as
+/// [`Decoder::components`], under the name the Python original has for it.
+pub fn detect_components(model: &Decoder) -> Components {
+    model.components()
+}
+
 impl Decoder {
-    /// Loads a folder with `config.json` and safetensors, as HF or mlx-lm write it.
-    ///
-    /// # Errors
-    /// When a file is missing or damaged, the model type is unknown, or the tensors are not exactly
-    /// those that the config calls for.
-    pub fn load(folder: &Path, dtype: ComputeDtype) -> Result<Self> {
-        if !folder.is_dir() {
-            let name = folder.display();
-            let what = match folder.exists() {
-                true => format!("{name} is a file; a model is a folder with config.json"),
-                false => format!("there is no folder {name}"),
-            };
-            return Err(Error::new(ErrorKind::File, what));
-        }
-        let config = Config::read(&folder.join("config.json"))?;
-        // An unknown model type is reported before the weights are looked for.
-        families::check(&config)?;
-        let tensors = checkpoint::open(folder)?;
-        let name = folder.display().to_string();
-        families::build(&config, Weights::new(name, tensors, &config, dtype.resolve()?)?)
-    }
-
-    /// Loads a model whose files are in memory.
-    ///
-    /// # Errors
-    /// As [`load`](Self::load).
-    pub fn from_bytes(config: &[u8], weights: &[u8], dtype: ComputeDtype) -> Result<Self> {
-        let config = Config::parse("config.json", config)?;
-        families::check(&config)?;
-        let tensors = checkpoint::parse("model.safetensors", weights)?;
-        let weights = Weights::new("model.safetensors".into(), tensors, &config, dtype.resolve()?)?;
-        families::build(&config, weights)
-    }
-
-    /// Puts the loaded parts together and checks that no tensor is left over.
-    pub(crate) fn assemble(
-        model_type: &str,
-        dims: Dims,
-        mut weights: Weights,
-        norm: RmsNorm,
-        blocks: Vec<(LayerSpec, Box<dyn Block>)>,
-        options: DecoderOptions,
-    ) -> Result<Self> {
-        let embedding = weights.embedding("model.embed_tokens", dims.vocab, dims.hidden)?;
-        let head = weights.head(&dims, &embedding)?;
-        let (layers, blocks) = blocks.into_iter().unzip();
-        let dtype = weights.dtype();
-        let footprint = weights.finish()?;
-        Ok(Self {
-            model_type: model_type.to_owned(),
-            dims,
-            embedding,
-            blocks,
-            layers,
-            norm,
-            head,
-            options,
-            dtype,
-            footprint,
-        })
-    }
-
     /// An empty cache for `batch` rows without padding.
     pub fn new_cache(&self, batch: usize) -> KvCache {
         KvCache::new(&self.layers, batch)
@@ -320,13 +283,14 @@ impl Decoder {
         hook.apply(HookPoint::FinalNorm, hidden, step)
     }
 
-    fn embed(&self, tokens: &Array) -> Result<Array> {
-        let embedded = self.embedding.forward(tokens)?;
-        match self.options.embedding_scale {
-            None => Ok(embedded),
-            // HF rounds the factor to the weights' dtype before multiplying.
-            Some(scale) => Ok(embedded.multiply(Array::from_f32(scale).as_dtype(self.dtype)?)?),
-        }
+    /// What the first block is given for some tokens: rows of the token table, times the factor that
+    /// Gemma has. `tokens` is u32 or i32 `[batch, tokens]`, every id below the vocabulary size (MLX
+    /// does not check); the result is `[batch, tokens, hidden]`, not yet evaluated.
+    ///
+    /// # Errors
+    /// When MLX fails.
+    pub fn embed(&self, tokens: &Array) -> Result<Array> {
+        self.embedding.forward(tokens)
     }
 
     /// The head: `hidden`, `[.., hidden]` after the final norm, to fp32 logits `[.., vocabulary]`.
@@ -350,10 +314,7 @@ impl Decoder {
     /// # Errors
     /// When MLX fails.
     pub fn unembed(&self, hidden: &Array) -> Result<Array> {
-        Ok(match &self.head {
-            Some(head) => head.forward(hidden)?,
-            None => self.embedding.as_linear(hidden)?,
-        })
+        Ok(self.head.as_ref().unwrap_or(self.embedding.table()).forward(hidden)?)
     }
 
     /// Logits and the residual stream after chosen blocks, from one pass without a cache:
@@ -439,15 +400,15 @@ impl Decoder {
         self.dtype
     }
 
-    /// Parameters and bytes as loaded.
-    pub fn footprint(&self) -> Footprint {
-        self.footprint
+    /// What the checkpoint holds beside the language model, by part, and was not loaded.
+    pub fn skipped(&self) -> &[Skipped] {
+        &self.skipped
     }
 
     /// Bytes that one more token adds to a cache, as long as no sliding layer's window is full.
     pub fn kv_bytes_per_token(&self) -> usize {
         let item = if self.dtype == Dtype::Float32 { 4 } else { 2 };
-        2 * self.layers.len() * self.dims.kv_heads * self.dims.head_dim * item
+        self.blocks.iter().map(|it| it.cached_per_token()).sum::<usize>() * item
     }
 
     /// The parts that steering, training and `info` address.
@@ -456,10 +417,7 @@ impl Decoder {
             embedding: [self.dims.vocab, self.dims.hidden],
             layers: self.blocks.len(),
             tied_head: self.head.is_none(),
-            quantized: match &self.head {
-                Some(head) => head.is_quantized(),
-                None => self.embedding.is_quantized(),
-            },
+            quantized: self.head.as_ref().unwrap_or(self.embedding.table()).is_quantized(),
             embedding_scale: self.options.embedding_scale,
             logit_cap: self.options.logit_cap,
         }

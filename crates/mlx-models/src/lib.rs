@@ -8,7 +8,7 @@
 //! use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
 //!
 //! # fn main() -> Result<(), mlxgk_mlx_models::Error> {
-//! let model = Decoder::load("models/qwen3".as_ref(), ComputeDtype::Auto)?;
+//! let model = Decoder::load("models/qwen3", ComputeDtype::Auto)?;
 //! let mut cache = model.new_cache(1);
 //! let prompt = model.forward(&[&[5, 17, 300]], &mut cache, &mut NoHook)?; // [1, 3, vocabulary]
 //! let next = model.forward(&[&[42]], &mut cache, &mut NoHook)?; // [1, 1, vocabulary]
@@ -22,25 +22,32 @@ mod attention;
 mod backend;
 mod block;
 mod checkpoint;
-mod components;
 mod config;
 mod decoder;
+mod embedding;
 mod error;
+mod experts;
 mod families;
 mod hooks;
+mod input;
 mod linear;
+mod load;
+mod mlp;
 mod moe;
 mod norm;
+mod parameters;
 mod recording;
 mod rope;
+mod weight;
 mod weights;
 
 use mlxgk_native as native;
 
-pub use self::components::{Components, detect_components};
-pub use self::decoder::{ComputeDtype, Decoder};
+pub use self::checkpoint::Skipped;
+pub use self::decoder::{Components, ComputeDtype, Decoder, detect_components};
 pub use self::error::{Error, ErrorKind, Result};
 pub use self::families::model_types;
 pub use self::hooks::{Capture, HookPoint, NoHook, ResidualHook};
+pub use self::linear::{Adapter, Linear};
+pub use self::parameters::{Footprint, Parameter, ParameterKind};
 pub use self::recording::Recording;
-pub use self::weights::Footprint;

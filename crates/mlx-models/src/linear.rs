@@ -1,175 +1,204 @@
-//! The one weight product and the one token table of every graph.
+//! The one weight product of every graph: with a bias, as a token table, and with an adapter.
 //!
-//! Every matrix-vector product of a model goes through [`Linear`] or [`Experts`], so a backend with a
-//! faster kernel is plugged in here and nowhere else.
+//! Every matrix-vector product of a model goes through [`Linear`] or
+//! [`Experts`](crate::experts::Experts), so a backend with a faster kernel is plugged in at
+//! [`Weight`] and nowhere else.
 
-use mlx_rs::{
-    Array, Dtype,
-    error::Result,
-    ops::{addmm, dequantize, gather_mm, gather_qmm, quantized_matmul},
-    transforms::eval,
+use std::sync::Arc;
+
+use mlx_rs::{Array, error::Result as MlxResult, ops::addmm, transforms::eval};
+
+use crate::{
+    Error, ErrorKind, Result,
+    parameters::{Parameter, ParameterKind, Replace},
+    weight::Weight,
 };
 
-use crate::native::Native;
-
-/// Packed weights as MLX's affine quantization writes them: `w = scale · q + bias` per group.
+/// `y = x Wᵀ + b`, or a token table, whose rows are looked up.
+///
+/// It keeps the name it was loaded under, and may carry an [`Adapter`].
 #[derive(Debug, Clone)]
-pub(crate) struct Packed {
-    /// u32, `[.., out, in · bits / 32]`.
-    pub(crate) weight: Array,
-    /// `[.., out, in / group_size]`.
-    pub(crate) scales: Array,
-    /// `[.., out, in / group_size]`.
-    pub(crate) biases: Array,
-    pub(crate) group_size: i32,
-    pub(crate) bits: i32,
-}
-
-/// Weights of one product, `[.., out, in]`.
-#[derive(Debug, Clone)]
-pub(crate) enum Weight {
-    Dense(Transposed),
-    Quantized(Packed),
-}
-
-impl Weight {
-    pub(crate) fn dense(weight: &Array) -> Result<Self> {
-        Transposed::new(weight).map(Self::Dense)
-    }
-}
-
-/// Views of a dense weight, made once, because a view costs a graph node each time.
-#[derive(Debug, Clone)]
-pub(crate) struct Transposed {
-    /// `[.., in, out]`.
-    plain: Array,
-    /// `[1, in, out]`: a batch of one row meets it as it is, where MLX would reshape the row to meet
-    /// `plain`, and the product back.
-    single: Option<Array>,
-}
-
-impl Transposed {
-    fn new(weight: &Array) -> Result<Self> {
-        let plain = weight.swap_axes(-1, -2)?;
-        let single = if plain.ndim() == 2 { Some(plain.expand_dims(0)?) } else { None };
-        eval([Some(&plain), single.as_ref()].into_iter().flatten())?;
-        Ok(Self { plain, single })
-    }
-
-    fn of(&self, x: &Array) -> &Array {
-        self.single.as_ref().filter(|_| x.ndim() == 3 && x.dim(0) == 1).unwrap_or(&self.plain)
-    }
-}
-
-/// `y = x Wᵀ + b`.
-#[derive(Debug, Clone)]
-pub(crate) struct Linear {
-    pub(crate) weight: LinearWeight,
-    pub(crate) bias: Option<Array>,
-}
-
-#[derive(Debug, Clone)]
-pub(crate) enum LinearWeight {
-    Plain(Weight),
-    /// bf16 in a model that computes in fp32, `[out, in]`: half the memory to read, the same numbers.
-    Widening(Native, Array),
+pub struct Linear {
+    path: Arc<str>,
+    weight: Weight,
+    bias: Option<Array>,
+    adapter: Option<Adapter>,
 }
 
 impl Linear {
-    pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
+    pub(crate) fn new(path: impl Into<Arc<str>>, weight: Weight, bias: Option<Array>) -> Self {
+        Self { path: path.into(), weight, bias, adapter: None }
+    }
+
+    /// The name without an ending: `model.layers.0.self_attn.q_proj`.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Shape of the matrix, `[out, in]`; of a token table `[vocabulary, hidden]`.
+    pub fn shape(&self) -> [usize; 2] {
+        match self.weight.shape().as_slice() {
+            &[out, columns] => [out, columns],
+            _ => [0, 0],
+        }
+    }
+
+    /// Whether the weights are packed.
+    pub fn is_quantized(&self) -> bool {
+        self.weight.is_quantized()
+    }
+
+    /// The matrix in the dtype that the model computes in, `[out, in]`, without the adapter; not yet
+    /// evaluated where it is packed.
+    ///
+    /// # Errors
+    /// When MLX fails.
+    pub fn dequantized(&self) -> Result<Array> {
+        Ok(self.weight.dequantized()?)
+    }
+
+    /// The adapter, where one is set.
+    pub fn adapter(&self) -> Option<&Adapter> {
+        self.adapter.as_ref()
+    }
+
+    /// Adds `adapter` to every product and every row from here on, in place of one that was set.
+    ///
+    /// # Errors
+    /// When its matrices do not fit this one, or cannot be computed.
+    pub fn set_adapter(&mut self, adapter: Adapter) -> Result<()> {
+        let (fits, found) = (self.shape(), [adapter.b.dim(0), adapter.a.dim(1)]);
+        if !fits.iter().zip(found).all(|(&fits, found)| fits == found as usize) {
+            let path = &self.path;
+            return Err(Error::new(
+                ErrorKind::Weights,
+                format!("the adapter for `{path}` is for {found:?}, but its shape is {fits:?}"),
+            ));
+        }
+        self.adapter = Some(adapter);
+        Ok(())
+    }
+
+    /// Takes the adapter off.
+    pub fn clear_adapter(&mut self) -> Option<Adapter> {
+        self.adapter.take()
+    }
+
+    pub(crate) fn weight(&self) -> &Weight {
+        &self.weight
+    }
+
+    /// `x Wᵀ + b` for `x` of `[.., in]`.
+    pub(crate) fn forward(&self, x: &Array) -> MlxResult<Array> {
         let y = match (&self.weight, &self.bias) {
-            (LinearWeight::Plain(Weight::Dense(weight)), Some(bias)) => {
-                return addmm(bias, x, weight.of(x), None, None);
-            }
-            (LinearWeight::Plain(Weight::Dense(weight)), None) => x.matmul(weight.of(x))?,
-            (LinearWeight::Plain(Weight::Quantized(packed)), _) => packed_matmul(x, packed)?,
-            (LinearWeight::Widening(native, weight), _) => native.widening_product(x, weight)?,
+            (Weight::Dense(weight), Some(bias)) => addmm(bias, x, weight.facing(x), None, None)?,
+            (weight, Some(bias)) => weight.product(x)?.add(bias)?,
+            (weight, None) => weight.product(x)?,
         };
-        match &self.bias {
-            Some(bias) => y.add(bias),
+        match &self.adapter {
             None => Ok(y),
+            Some(adapter) => y.add(adapter.product(x)?.as_dtype(y.dtype())?),
         }
     }
 
-    pub(crate) fn is_quantized(&self) -> bool {
-        matches!(self.weight, LinearWeight::Plain(Weight::Quantized(_)))
+    /// Rows of a token table: ids of `[batch, tokens]` to `[batch, tokens, hidden]`.
+    pub(crate) fn rows(&self, ids: &Array) -> MlxResult<Array> {
+        let rows = self.weight.rows(ids)?;
+        match &self.adapter {
+            None => Ok(rows),
+            Some(adapter) => rows.add(adapter.rows(ids)?.as_dtype(rows.dtype())?),
+        }
+    }
+
+    pub(crate) fn parameters(&self, f: &mut dyn FnMut(Parameter<'_>)) {
+        self.weight.parameters(&self.path, f);
+        if let Some(bias) = &self.bias {
+            f(Parameter::new(&format!("{}.bias", self.path), ParameterKind::Bias, bias));
+        }
+        if let Some(Adapter { a, b, .. }) = &self.adapter {
+            f(Parameter::new(&format!("{}.{LORA_A}", self.path), ParameterKind::Adapter, a));
+            f(Parameter::new(&format!("{}.{LORA_B}", self.path), ParameterKind::Adapter, b));
+        }
+    }
+
+    pub(crate) fn replace(&mut self, f: &mut Replace<'_>) -> Result<()> {
+        self.weight.replace(&self.path, f)?;
+        if let Some(bias) = &mut self.bias {
+            let path = format!("{}.bias", self.path);
+            if let Some(array) = Parameter::new(&path, ParameterKind::Bias, bias).replaced(f)? {
+                *bias = array.as_dtype(bias.dtype())?;
+            }
+        }
+        if let Some(Adapter { a, b, scale }) = &self.adapter {
+            let [of_a, of_b] = [LORA_A, LORA_B].map(|it| format!("{}.{it}", self.path));
+            let new_a = Parameter::new(&of_a, ParameterKind::Adapter, a).replaced(f)?;
+            let new_b = Parameter::new(&of_b, ParameterKind::Adapter, b).replaced(f)?;
+            let (a, b) = (new_a.unwrap_or_else(|| a.clone()), new_b.unwrap_or_else(|| b.clone()));
+            self.adapter = Some(Adapter { a, b, scale: *scale });
+        }
+        Ok(())
     }
 }
 
-fn packed_matmul(x: &Array, it: &Packed) -> Result<Array> {
-    quantized_matmul(x, &it.weight, &it.scales, &it.biases, true, it.group_size, it.bits)
-}
+/// PEFT's names, since the shapes are PEFT's.
+const LORA_A: &str = "lora_A.weight";
+const LORA_B: &str = "lora_B.weight";
 
-/// One [`Linear`] without bias per expert, `[experts, out, in]`.
+/// A low-rank addition to a matrix, `W + scale · B A` (LoRA, Hu et al., 2021): the product becomes
+/// `y = W x + b + scale · B (A x)`, the row of a token table `W[id] + scale · B[id] A`.
+///
+/// As in PEFT, `A` is `[rank, in]`, `B` is `[out, rank]` and `scale` is `alpha / rank`; a checkpoint
+/// of mlx-lm holds both transposed (`lora_a`, `lora_b`), and the scale itself.
 #[derive(Debug, Clone)]
-pub(crate) struct Experts(pub(crate) Weight);
-
-impl Experts {
-    /// `x` is `[batch, tokens, 1 or chosen, 1, in]`, `chosen` u32 `[batch, tokens, chosen]`; returns
-    /// `[batch, tokens, chosen, 1, out]`.
-    pub(crate) fn forward(&self, x: &Array, chosen: &Array) -> Result<Array> {
-        match &self.0 {
-            Weight::Dense(weight) => gather_mm(x, &weight.plain, None, chosen, false),
-            Weight::Quantized(it) => gather_qmm(
-                x,
-                &it.weight,
-                &it.scales,
-                &it.biases,
-                None,
-                chosen,
-                true,
-                it.group_size,
-                it.bits,
-                false,
-            ),
-        }
-    }
+pub struct Adapter {
+    a: Array,
+    b: Array,
+    scale: f32,
 }
 
-/// The token table; tied models use it as the head too.
-#[derive(Debug, Clone)]
-pub(crate) enum Embedding {
-    /// `[vocabulary, hidden]`, and its transposed view for a tied head.
-    Dense {
-        table: Array,
-        transposed: Transposed,
-    },
-    /// bf16 in a model that computes in fp32.
-    Widening(Native, Array),
-    Quantized(Packed),
-}
-
-impl Embedding {
-    pub(crate) fn dense(table: Array) -> Result<Self> {
-        let transposed = Transposed::new(&table)?;
-        Ok(Self::Dense { table, transposed })
-    }
-
-    /// Rows of the table: `[batch, tokens]` to `[batch, tokens, hidden]`.
-    pub(crate) fn forward(&self, tokens: &Array) -> Result<Array> {
-        match self {
-            Self::Dense { table, .. } => table.take_axis(tokens, 0),
-            Self::Widening(_, table) => table.take_axis(tokens, 0)?.as_dtype(Dtype::Float32),
-            Self::Quantized(it) => dequantize(
-                it.weight.take_axis(tokens, 0)?,
-                it.scales.take_axis(tokens, 0)?,
-                &it.biases.take_axis(tokens, 0)?,
-                it.group_size,
-                it.bits,
-            ),
+impl Adapter {
+    /// An adapter of two float matrices, `a` of `[rank, in]` and `b` of `[out, rank]`, which are
+    /// evaluated here.
+    ///
+    /// # Errors
+    /// When their shapes or dtypes are others, or MLX cannot compute them.
+    pub fn new(a: Array, b: Array, scale: f32) -> Result<Self> {
+        let matrices = a.ndim() == 2 && b.ndim() == 2 && a.dim(0) == b.dim(1);
+        if !matrices || !a.dtype().is_float() || !b.dtype().is_float() {
+            let what = format!(
+                "an adapter takes float matrices of [rank, in] and [out, rank], found {:?} {:?} and \
+                 {:?} {:?}",
+                a.dtype(),
+                a.shape(),
+                b.dtype(),
+                b.shape()
+            );
+            return Err(Error::new(ErrorKind::Weights, what));
         }
+        eval([&a, &b])?;
+        Ok(Self { a, b, scale })
     }
 
-    /// The tied head: `x Eᵀ`.
-    pub(crate) fn as_linear(&self, x: &Array) -> Result<Array> {
-        match self {
-            Self::Dense { transposed, .. } => x.matmul(transposed.of(x)),
-            Self::Widening(native, table) => native.widening_product(x, table),
-            Self::Quantized(it) => packed_matmul(x, it),
-        }
+    /// `[rank, in]`.
+    pub fn a(&self) -> &Array {
+        &self.a
     }
 
-    pub(crate) fn is_quantized(&self) -> bool {
-        matches!(self, Self::Quantized(_))
+    /// `[out, rank]`.
+    pub fn b(&self) -> &Array {
+        &self.b
+    }
+
+    /// What `B A` is multiplied by.
+    pub fn scale(&self) -> f32 {
+        self.scale
+    }
+
+    fn product(&self, x: &Array) -> MlxResult<Array> {
+        x.matmul(self.a.t())?.matmul(self.b.t())?.multiply(Array::from_f32(self.scale))
+    }
+
+    fn rows(&self, ids: &Array) -> MlxResult<Array> {
+        self.b.take_axis(ids, 0)?.matmul(&self.a)?.multiply(Array::from_f32(self.scale))
     }
 }

@@ -2,18 +2,23 @@
 
 use mlx_rs::{Array, Dtype, error::Result as MlxResult, fast::rms_norm, ops::rsqrt};
 
-use crate::{Result, backend::Backend, native::Native};
+use crate::{
+    Result,
+    backend::Backend,
+    native::Native,
+    parameters::{Parameter, ParameterKind, Replace},
+};
 
 /// `x / sqrt(mean(x²) + ε) · w` over the last axis (Zhang & Sennrich, 2019).
 #[derive(Debug, Clone)]
-pub(crate) enum RmsNorm {
-    /// MLX's kernel, with `w`.
-    Kernel { weight: Array, eps: f32 },
-    /// Our own, with `w`.
-    Native { native: Native, weight: Array, eps: f32 },
-    /// `x / sqrt(sum(x²) + n·ε) · √n·w`: without the mean, and with constants of three axes, which a
-    /// single token need not broadcast, 7 graph nodes where MLX's own take 11.
-    Composed { weight: Array, eps: Array },
+pub(crate) struct RmsNorm {
+    path: String,
+    /// As checkpoints store it, `[size]`.
+    stored: Array,
+    form: NormWeight,
+    eps: f32,
+    backend: Backend,
+    computed: Computed,
 }
 
 /// What a family's checkpoints store as the norm's weight.
@@ -25,48 +30,84 @@ pub(crate) enum NormWeight {
     Offset,
 }
 
+/// How it is computed, with the weight that takes.
+#[derive(Debug, Clone)]
+enum Computed {
+    /// MLX's kernel, with `w`.
+    Kernel { weight: Array, eps: f32 },
+    /// Our own, with `w`.
+    Native { native: Native, weight: Array, eps: f32 },
+    /// `x / sqrt(sum(x²) + n·ε) · √n·w`: without the mean, and with constants of three axes, which a
+    /// single token need not broadcast, 7 graph nodes where MLX's own take 11.
+    Composed { weight: Array, eps: Array },
+}
+
 impl RmsNorm {
+    /// `stored` is the tensor `{path}.weight`.
     pub(crate) fn new(
-        weight: Array,
+        path: &str,
+        stored: Array,
         eps: f32,
-        stored: NormWeight,
+        form: NormWeight,
         backend: Backend,
     ) -> Result<Self> {
-        let weight = match stored {
-            NormWeight::Plain => weight,
-            NormWeight::Offset => {
-                let dtype = weight.dtype();
-                let one = Array::from_f32(1.0);
-                weight.as_dtype(Dtype::Float32)?.add(one)?.as_dtype(dtype)?
-            }
-        };
-        Ok(match backend {
-            Backend::Gpu => Self::Kernel { weight: evaluated(weight)?, eps },
-            Backend::Native(native) => Self::Native { native, weight: evaluated(weight)?, eps },
-            Backend::Composed => {
-                let size = weight.dim(-1);
-                let root = Array::from_f32((size as f32).sqrt()).as_dtype(weight.dtype())?;
-                let weight = weight.multiply(root)?.reshape(&[1, 1, size])?;
-                let eps = Array::from_slice(&[size as f32 * eps], &[1, 1, 1]);
-                Self::Composed { weight: evaluated(weight)?, eps }
-            }
-        })
+        let computed = Computed::new(&stored, eps, form, backend)?;
+        computed.weight().eval()?;
+        Ok(Self { path: format!("{path}.weight"), stored, form, eps, backend, computed })
     }
 
     pub(crate) fn forward(&self, x: &Array) -> MlxResult<Array> {
-        match self {
-            Self::Kernel { weight, eps } => rms_norm(x, Some(weight), *eps),
-            Self::Native { native, weight, eps } => native.rms_norm(x, weight, *eps),
-            Self::Composed { weight, eps } => {
+        match &self.computed {
+            Computed::Kernel { weight, eps } => rms_norm(x, Some(weight), *eps),
+            Computed::Native { native, weight, eps } => native.rms_norm(x, weight, *eps),
+            Computed::Composed { weight, eps } => {
                 let wide = x.as_dtype(Dtype::Float32)?;
                 let norm = wide.square()?.sum_axis(-1, true)?.add(eps)?;
                 wide.multiply(rsqrt(norm)?)?.as_dtype(x.dtype())?.multiply(weight)
             }
         }
     }
+
+    pub(crate) fn parameter(&self) -> Parameter<'_> {
+        Parameter::new(&self.path, ParameterKind::Norm, &self.stored)
+    }
+
+    pub(crate) fn replace(&mut self, f: &mut Replace<'_>) -> Result<()> {
+        if let Some(array) = self.parameter().replaced(f)? {
+            self.stored = array.as_dtype(self.stored.dtype())?;
+            self.computed = Computed::new(&self.stored, self.eps, self.form, self.backend)?;
+        }
+        Ok(())
+    }
 }
 
-fn evaluated(array: Array) -> MlxResult<Array> {
-    array.eval()?;
-    Ok(array)
+impl Computed {
+    fn new(stored: &Array, eps: f32, form: NormWeight, backend: Backend) -> MlxResult<Self> {
+        let weight = match form {
+            NormWeight::Plain => stored.clone(),
+            NormWeight::Offset => {
+                let wide = stored.as_dtype(Dtype::Float32)?.add(Array::from_f32(1.0))?;
+                wide.as_dtype(stored.dtype())?
+            }
+        };
+        Ok(match backend {
+            Backend::Gpu => Self::Kernel { weight, eps },
+            Backend::Native(native) => Self::Native { native, weight, eps },
+            Backend::Composed => {
+                let size = weight.dim(-1);
+                let root = Array::from_f32((size as f32).sqrt()).as_dtype(weight.dtype())?;
+                let weight = weight.multiply(root)?.reshape(&[1, 1, size])?;
+                let eps = Array::from_slice(&[size as f32 * eps], &[1, 1, 1]);
+                Self::Composed { weight, eps }
+            }
+        })
+    }
+
+    fn weight(&self) -> &Array {
+        match self {
+            Self::Kernel { weight, .. }
+            | Self::Native { weight, .. }
+            | Self::Composed { weight, .. } => weight,
+        }
+    }
 }

@@ -8,11 +8,15 @@ use mlx_rs::{Array, Dtype, error::Exception, ops::stack};
 use crate::{
     Error, ErrorKind, Result,
     backend::Backend,
-    checkpoint::{Tensors, language_model},
+    checkpoint::{Naming, Skipped, Tensors},
     config::{Config, Dims},
-    linear::{Embedding, Experts, Linear, LinearWeight, Packed, Weight},
+    experts::Experts,
+    input::quoted,
+    linear::Linear,
     native::Native,
     norm::{NormWeight, RmsNorm},
+    parameters::Tensor,
+    weight::{Affine, Weight},
 };
 
 /// A checkpoint being taken apart.
@@ -20,19 +24,13 @@ use crate::{
 pub(crate) struct Weights {
     /// What errors call the checkpoint.
     name: String,
+    /// By the names of a plain text model.
     tensors: Tensors,
+    /// How the file's own names differ from those.
+    naming: Naming,
+    skipped: Vec<Skipped>,
     dtype: Dtype,
     backend: Backend,
-    footprint: Footprint,
-}
-
-/// What the weights take once loaded.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Footprint {
-    /// Parameters; a packed weight counts what it unpacks to.
-    pub parameters: usize,
-    /// Bytes in memory.
-    pub bytes: usize,
 }
 
 impl Weights {
@@ -44,7 +42,8 @@ impl Weights {
         dtype: Option<Dtype>,
     ) -> Result<Self> {
         refuse_foreign_quantization(config)?;
-        let tensors = if config.has("text_config") { language_model(tensors) } else { tensors };
+        let naming = Naming::of(&tensors);
+        let (tensors, skipped) = naming.language_model(tensors, config.has("text_config"));
         let stored = || {
             let table = tensors.get("model.embed_tokens.scales");
             let table = table.or_else(|| tensors.get("model.embed_tokens.weight"));
@@ -52,7 +51,7 @@ impl Weights {
         };
         let dtype = dtype.unwrap_or_else(stored);
         let backend = Backend::new(dtype)?;
-        Ok(Self { name, tensors, dtype, backend, footprint: Footprint::default() })
+        Ok(Self { name, tensors, naming, skipped, dtype, backend })
     }
 
     /// The dtype that floats are converted to.
@@ -73,53 +72,45 @@ impl Weights {
         Error::new(ErrorKind::Weights, format!("{}: {what}", self.name))
     }
 
+    /// A tensor's name in the file, for errors.
+    fn in_file(&self, tensor: &str) -> String {
+        quoted(&self.naming.in_file(tensor))
+    }
+
     fn failed(&self, tensor: &str, e: &Exception) -> Error {
-        self.error(format_args!("`{tensor}` cannot be read: {}", e.what()))
+        self.error(format_args!("{} cannot be read: {}", self.in_file(tensor), e.what()))
     }
 
     fn remove(&mut self, tensor: &str) -> Result<Array> {
         let found = self.tensors.remove(tensor);
-        found.ok_or_else(|| self.error(format_args!("the tensor `{tensor}` is missing")))
+        found.ok_or_else(|| {
+            self.error(format_args!("the tensor {} is missing", self.in_file(tensor)))
+        })
     }
 
     /// Takes a float tensor of exactly this shape, converted and in memory.
-    pub(crate) fn take(&mut self, tensor: &str, shape: &[usize]) -> Result<Array> {
-        let array = self.take_as(tensor, shape, self.dtype)?;
-        self.footprint.parameters += array.size();
-        Ok(array)
-    }
-
-    /// Takes a weight of two axes as it is stored, if that is bf16 and can be computed with as it is.
-    fn take_narrow(&mut self, tensor: &str, shape: &[usize]) -> Result<Option<(Native, Array)>> {
-        let stored = self.tensors.get(tensor).map(Array::dtype);
-        let Some(native) = self.backend.native().filter(|_| stored == Some(Dtype::Bfloat16)) else {
-            return Ok(None);
-        };
-        let array = self.take_as(tensor, shape, Dtype::Bfloat16)?;
-        self.footprint.parameters += array.size();
-        Ok(Some((native, array)))
+    fn take(&mut self, tensor: &str, shape: &[usize]) -> Result<Array> {
+        self.take_as(tensor, shape, self.dtype)
     }
 
     fn take_as(&mut self, tensor: &str, shape: &[usize], dtype: Dtype) -> Result<Array> {
         let array = self.remove(tensor)?;
         if !array.shape().iter().map(|&it| it as usize).eq(shape.iter().copied()) {
-            let found = array.shape();
+            let (name, found) = (self.in_file(tensor), array.shape());
             return Err(self.error(format_args!(
-                "the tensor `{tensor}` has shape {found:?}, but config.json makes it {shape:?}"
+                "the tensor {name} has shape {found:?}, but config.json makes it {shape:?}"
             )));
         }
         if array.dtype().is_float() != dtype.is_float() {
-            let found = array.dtype();
+            let (name, found) = (self.in_file(tensor), array.dtype());
             return Err(self.error(format_args!(
-                "the tensor `{tensor}` holds {found:?} where {dtype:?} is expected"
+                "the tensor {name} holds {found:?} where {dtype:?} is expected"
             )));
         }
-        let array = array
+        array
             .as_dtype(dtype)
             .and_then(|it| it.eval().map(|()| it))
-            .map_err(|e| self.failed(tensor, &e))?;
-        self.footprint.bytes += array.nbytes();
-        Ok(array)
+            .map_err(|e| self.failed(tensor, &e))
     }
 
     /// Takes `{at}.weight`, `[.., rows, columns]`, dense or packed.
@@ -130,24 +121,38 @@ impl Weights {
         rows: usize,
         columns: usize,
     ) -> Result<Weight> {
-        let name = format!("{at}.weight");
-        let shape = |last: usize| [leading, &[rows, last]].concat();
-        if !self.has(&format!("{at}.scales")) {
-            let dense = self.take(&name, &shape(columns))?;
-            return Weight::dense(&dense).map_err(|e| self.failed(&name, &e));
+        if self.has(&format!("{at}.scales")) {
+            return self.affine(at, leading, rows, columns).map(Weight::Affine);
         }
-        self.packed(at, leading, rows, columns).map(Weight::Quantized)
+        let name = format!("{at}.weight");
+        let shape = [leading, &[rows, columns]].concat();
+        if let (Some(native), true) = (self.narrow(&name), leading.is_empty()) {
+            return Ok(Weight::Bf16(native, self.take_as(&name, &shape, Dtype::Bfloat16)?));
+        }
+        let dense = self.take(&name, &shape)?;
+        self.dense(&name, dense)
+    }
+
+    fn dense(&self, name: &str, array: Array) -> Result<Weight> {
+        let weight = Weight::dense(array).and_then(|it| it.eval().map(|()| it));
+        weight.map_err(|e| self.failed(name, &e))
+    }
+
+    /// Whether the tensor is stored as bf16 and can be computed with as it is.
+    fn narrow(&self, tensor: &str) -> Option<Native> {
+        let stored = self.tensors.get(tensor).map(Array::dtype);
+        self.backend.native().filter(|_| stored == Some(Dtype::Bfloat16))
     }
 
     /// Takes `{at}.weight`, `.scales` and `.biases`. Group size and bits follow from the shapes, as
     /// in mlx-lm, so per-layer overrides need no table.
-    fn packed(
+    fn affine(
         &mut self,
         at: &str,
         leading: &[usize],
         rows: usize,
         columns: usize,
-    ) -> Result<Packed> {
+    ) -> Result<Affine> {
         let last = |array: Option<&Array>| {
             array.and_then(|it| it.shape().last().copied()).map_or(0, |it| it as usize)
         };
@@ -158,18 +163,19 @@ impl Weights {
         let fits = group_size * groups == columns && bits * columns == words * 32;
         if !fits || ![2, 3, 4, 5, 6, 8].contains(&bits) {
             return Err(self.error(format_args!(
-                "`{at}` is no affine-quantized weight of {columns} columns: {words} words and {groups} \
-                 groups per row"
+                "{} is no affine-quantized weight of {columns} columns: {words} words and {groups} \
+                 groups per row",
+                self.in_file(at)
             )));
         }
         let shape = |last: usize| [leading, &[rows, last]].concat();
-        let weight = self.take_as(&format!("{at}.weight"), &shape(words), Dtype::Uint32)?;
-        let scales = self.take_as(&format!("{at}.scales"), &shape(groups), self.dtype)?;
-        let biases = self.take_as(&format!("{at}.biases"), &shape(groups), self.dtype)?;
-        self.footprint.parameters += leading.iter().product::<usize>() * rows * columns;
-        Ok(Packed { weight, scales, biases, group_size: group_size as i32, bits: bits as i32 })
+        let words = self.take_as(&format!("{at}.weight"), &shape(words), Dtype::Uint32)?;
+        let scales = self.take(&format!("{at}.scales"), &shape(groups))?;
+        let biases = self.take(&format!("{at}.biases"), &shape(groups))?;
+        Ok(Affine { words, scales, biases, group_size: group_size as i32, bits: bits as i32 })
     }
 
+    /// Takes the product at `at`, `[rows, columns]`, and its bias.
     pub(crate) fn linear(
         &mut self,
         at: &str,
@@ -177,114 +183,95 @@ impl Weights {
         columns: usize,
         bias: bool,
     ) -> Result<Linear> {
-        let name = format!("{at}.weight");
-        let narrow = if self.has(&format!("{at}.scales")) {
-            None
-        } else {
-            self.take_narrow(&name, &[rows, columns])?
-        };
-        let weight = match narrow {
-            Some((native, weight)) => LinearWeight::Widening(native, weight),
-            None => LinearWeight::Plain(self.weight(at, &[], rows, columns)?),
-        };
+        let weight = self.weight(at, &[], rows, columns)?;
         let bias = if bias { Some(self.take(&format!("{at}.bias"), &[rows])?) } else { None };
-        Ok(Linear { weight, bias })
+        Ok(Linear::new(at, weight, bias))
     }
 
-    /// Takes one projection of every expert: `{at}.switch_mlp.{name}` as mlx-lm stacks them, or
-    /// HF's `{at}.experts.{index}.{name}`.
+    /// Takes one projection, `[experts, rows, columns]`, of every expert: `{at}.switch_mlp.{name}` as
+    /// mlx-lm stacks them, or HF's `{at}.experts.{index}.{name}`.
     pub(crate) fn experts(
         &mut self,
         at: &str,
         name: &str,
-        count: usize,
-        rows: usize,
-        columns: usize,
+        [count, rows, columns]: [usize; 3],
+        bias: bool,
     ) -> Result<Experts> {
-        let stacked = format!("{at}.switch_mlp.{name}");
-        if self.has(&format!("{stacked}.weight")) {
-            return self.weight(&stacked, &[count], rows, columns).map(Experts);
-        }
-        let each = (0..count)
-            .map(|it| self.take(&format!("{at}.experts.{it}.{name}.weight"), &[rows, columns]))
-            .collect::<Result<Vec<_>>>()?;
-        let weight = stack(&each, 0).and_then(|it| Weight::dense(&it));
-        weight.map(Experts).map_err(|e| self.failed(&stacked, &e))
+        let path = format!("{at}.switch_mlp.{name}");
+        let together = self.has(&format!("{path}.weight"));
+        let mut take = |ending: &str, shape: &[usize]| -> Result<Array> {
+            if together {
+                return self.take(&format!("{path}.{ending}"), &[&[count], shape].concat());
+            }
+            let each = (0..count)
+                .map(|it| self.take(&format!("{at}.experts.{it}.{name}.{ending}"), shape))
+                .collect::<Result<Vec<_>>>()?;
+            stack(&each, 0).map_err(|e| self.failed(&path, &e))
+        };
+        let bias = if bias { Some(take("bias", &[rows])?) } else { None };
+        let weight = if together {
+            self.weight(&path, &[count], rows, columns)?
+        } else {
+            let weight = take("weight", &[rows, columns])?;
+            self.dense(&path, weight)?
+        };
+        Ok(Experts::new(path, weight, bias, !together))
     }
 
-    pub(crate) fn embedding(&mut self, at: &str, rows: usize, columns: usize) -> Result<Embedding> {
-        if self.has(&format!("{at}.scales")) {
-            return self.packed(at, &[], rows, columns).map(Embedding::Quantized);
-        }
-        let name = format!("{at}.weight");
-        if let Some((native, table)) = self.take_narrow(&name, &[rows, columns])? {
-            return Ok(Embedding::Widening(native, table));
-        }
-        let table = self.take(&name, &[rows, columns])?;
-        Embedding::dense(table).map_err(|e| self.failed(&name, &e))
+    /// Takes an array that is no weight of a product.
+    pub(crate) fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        Ok(Tensor::new(name, self.take(name, shape)?))
     }
 
-    /// A norm over the hidden size.
-    pub(crate) fn norm(&mut self, at: &str, dims: &Dims, stored: NormWeight) -> Result<RmsNorm> {
-        self.sized_norm(at, dims.hidden, dims.eps, stored)
-    }
-
-    /// A norm over one head.
-    pub(crate) fn head_norm(
-        &mut self,
-        at: &str,
-        dims: &Dims,
-        stored: NormWeight,
-    ) -> Result<RmsNorm> {
-        self.sized_norm(at, dims.head_dim, dims.eps, stored)
-    }
-
-    fn sized_norm(
+    /// Takes a norm over `size` numbers.
+    pub(crate) fn norm(
         &mut self,
         at: &str,
         size: usize,
         eps: f32,
-        stored: NormWeight,
+        form: NormWeight,
     ) -> Result<RmsNorm> {
-        let name = format!("{at}.weight");
-        let weight = self.take(&name, &[size])?;
-        RmsNorm::new(weight, eps, stored, self.backend)
+        let stored = self.take(&format!("{at}.weight"), &[size])?;
+        RmsNorm::new(at, stored, eps, form, self.backend)
     }
 
     /// The untied head, or `None` where the token table serves. As in HF, a head that is there and
     /// differs from the table is used even where the config calls it tied.
-    pub(crate) fn head(&mut self, dims: &Dims, table: &Embedding) -> Result<Option<Linear>> {
-        if dims.tied && !self.has("lm_head.weight") {
+    pub(crate) fn head(&mut self, dims: &Dims, table: &Linear) -> Result<Option<Linear>> {
+        let name = "lm_head.weight";
+        if dims.tied && !self.has(name) {
             return Ok(None);
         }
-        if let (true, Embedding::Dense { table, .. }) = (dims.tied, table) {
-            let same = self.tensors["lm_head.weight"]
-                .as_dtype(self.dtype)
-                .and_then(|head| head.eq_values(table))
-                .map_err(|e| self.failed("lm_head.weight", &e))?;
+        if dims.tied && !table.is_quantized() && !self.has("lm_head.scales") {
+            let same = table
+                .weight()
+                .dequantized()
+                .and_then(|table| self.tensors[name].as_dtype(self.dtype)?.eq_values(&table))
+                .map_err(|e| self.failed(name, &e))?;
             if same {
-                self.tensors.remove("lm_head.weight");
+                self.tensors.remove(name);
                 return Ok(None);
             }
         }
         self.linear("lm_head", dims.vocab, dims.hidden, false).map(Some)
     }
 
-    /// Ends the loading: anything left over is a tensor that this architecture does not know.
-    pub(crate) fn finish(mut self) -> Result<Footprint> {
+    /// Ends the loading: anything left over is a tensor that this architecture does not know. Returns
+    /// what belongs to other modalities.
+    pub(crate) fn finish(mut self) -> Result<Vec<Skipped>> {
         // Old checkpoints carry rotary tables, which every graph computes.
         self.tensors.retain(|name, _| !name.ends_with("rotary_emb.inv_freq"));
         let mut left: Vec<&String> = self.tensors.keys().collect();
         left.sort();
         match left.as_slice() {
-            [] => Ok(self.footprint),
+            [] => Ok(self.skipped),
             [first, rest @ ..] => {
-                let more = if rest.is_empty() {
-                    String::new()
-                } else {
-                    format!(" and {} more", rest.len())
+                let first = self.in_file(first);
+                let more = match rest.len() {
+                    0 => String::new(),
+                    more => format!(" and {more} more"),
                 };
-                Err(self.error(format_args!("this architecture has no tensor `{first}`{more}")))
+                Err(self.error(format_args!("this architecture has no tensor {first}{more}")))
             }
         }
     }

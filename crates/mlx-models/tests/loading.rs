@@ -45,6 +45,23 @@ fn edit_header(folder: &Path, edit: impl FnOnce(&mut Value)) {
     fs::write(path, edited).unwrap();
 }
 
+/// Appends fp32 tensors of one number each.
+fn add_tensors(folder: &Path, names: &[&str]) {
+    let path = folder.join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut end = bytes.len() - 8 - length;
+    edit_header(folder, |header| {
+        for name in names {
+            header[name] = json!({"dtype": "F32", "shape": [1], "data_offsets": [end, end + 4]});
+            end += 4;
+        }
+    });
+    let mut bytes = fs::read(&path).unwrap();
+    bytes.resize(bytes.len() + 4 * names.len(), 0);
+    fs::write(path, bytes).unwrap();
+}
+
 #[track_caller]
 fn check(folder: &Path, kind: ErrorKind, words: &[&str]) {
     let error = Decoder::load(folder, ComputeDtype::Auto).unwrap_err();
@@ -53,6 +70,7 @@ fn check(folder: &Path, kind: ErrorKind, words: &[&str]) {
         assert!(error.to_string().contains(word), "{word:?} is not in: {error}");
     }
     assert!(!error.to_string().contains('\n'), "more than one line: {error}");
+    assert!(error.to_string().len() <= 400, "{} bytes: {error}", error.to_string().len());
 }
 
 #[test]
@@ -134,6 +152,160 @@ fn config_fields_are_named() {
     }
 }
 
+/// What Python's `json` writes and reads, and what no reader of ours needs.
+#[test]
+fn numbers_that_are_not_finite_may_stand_in_a_config() {
+    let folder = copy("llama");
+    let path = folder.path().join("config.json");
+    let text = fs::read_to_string(&path).unwrap();
+    let open = text.trim_start().strip_prefix('{').unwrap();
+    let limits = r#"{"time_step_limit": [0.0, Infinity], "loss": NaN, "least": -Infinity,"#;
+    fs::write(&path, format!("{limits} {open}")).unwrap();
+    Decoder::load(folder.path(), ComputeDtype::Auto).unwrap();
+    fs::write(&path, format!(r#"{{"rms_norm_eps": Infinity, "rope_theta": NaN, {open}"#)).unwrap();
+    check(folder.path(), ErrorKind::Config, &["`rope_theta` must be a number, found NaN"]);
+}
+
+/// As in HF, which looks for the whole file first.
+#[test]
+fn a_whole_file_beside_an_index_of_another_checkpoint_is_read() {
+    let folder = copy("llama");
+    let index = folder.path().join("model.safetensors.index.json");
+    fs::write(
+        index,
+        r#"{"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}"#,
+    )
+    .unwrap();
+    Decoder::load(folder.path(), ComputeDtype::Auto).unwrap();
+    fs::remove_file(folder.path().join("model.safetensors")).unwrap();
+    check(folder.path(), ErrorKind::File, &["model-00001-of-00002.safetensors"]);
+}
+
+/// `AutoModel` saves the body alone, without `model.` before its names.
+#[test]
+fn a_base_checkpoint_has_no_prefix() {
+    let logits = |folder: &Path| -> Vec<f32> {
+        let model = Decoder::load(folder, ComputeDtype::Float32).unwrap();
+        model.logits_of(&[&[3, 1, 4]]).unwrap().to_vec_exact().unwrap()
+    };
+    let rename = |folder: &Path, keep_head: bool| {
+        edit_header(folder, |header| {
+            let tensors = std::mem::take(header.as_object_mut().unwrap()).into_iter();
+            let renamed = tensors
+                .filter(|(name, _)| keep_head || !name.starts_with("lm_head."))
+                .map(|(name, it)| {
+                    (name.strip_prefix("model.").map(str::to_owned).unwrap_or(name), it)
+                });
+            *header = renamed.collect();
+        });
+    };
+    for name in ["llama", "gemma2", "qwen3-moe"] {
+        let folder = copy(name);
+        rename(folder.path(), true);
+        assert_eq!(logits(folder.path()), logits(&fixture(name)), "{name}");
+    }
+    // Errors use the names that the file has.
+    let extra = copy("llama");
+    rename(extra.path(), true);
+    edit_config(extra.path(), |config| config["num_hidden_layers"] = json!(1));
+    check(extra.path(), ErrorKind::Weights, &["no tensor `layers.1."]);
+    edit_config(extra.path(), |config| config["num_hidden_layers"] = json!(9));
+    check(extra.path(), ErrorKind::Weights, &["the tensor `layers.", "is missing"]);
+}
+
+/// Refused at once: opening a pipe would wait for somebody to write into it.
+#[cfg(unix)]
+#[test]
+fn what_is_no_file_is_refused() {
+    use std::{os::unix::fs::symlink, process::Command};
+
+    for file in ["config.json", "model.safetensors"] {
+        let path = |folder: &tempfile::TempDir| folder.path().join(file);
+        let pipe = copy("llama");
+        fs::remove_file(path(&pipe)).unwrap();
+        assert!(Command::new("mkfifo").arg(path(&pipe)).status().unwrap().success());
+        check(pipe.path(), ErrorKind::File, &[file, "is a device or a pipe, not a file"]);
+        let device = copy("llama");
+        fs::remove_file(path(&device)).unwrap();
+        symlink("/dev/zero", path(&device)).unwrap();
+        check(device.path(), ErrorKind::File, &[file, "is a device or a pipe, not a file"]);
+        let inner = copy("llama");
+        fs::remove_file(path(&inner)).unwrap();
+        fs::create_dir(path(&inner)).unwrap();
+        check(inner.path(), ErrorKind::File, &[file, "is a folder, not a file"]);
+    }
+    let pipe = copy("llama-yarn");
+    let shard = pipe.path().join("model-00002-of-00003.safetensors");
+    fs::remove_file(&shard).unwrap();
+    assert!(Command::new("mkfifo").arg(&shard).status().unwrap().success());
+    check(pipe.path(), ErrorKind::File, &["00002", "is a device or a pipe, not a file"]);
+    fs::remove_file(pipe.path().join("model.safetensors.index.json")).unwrap();
+    check(pipe.path(), ErrorKind::File, &["00002", "is a device or a pipe, not a file"]);
+}
+
+#[test]
+fn names_of_megabytes_are_shortened() {
+    let long = format!("begin\n{}end", "x".repeat(3_000_000));
+    let tensor = copy("llama");
+    add_tensors(tensor.path(), &[&long]);
+    check(tensor.path(), ErrorKind::Weights, &["no tensor `begin\\nxxx", "xxx…xxx", "xxxend`"]);
+
+    for (field, value) in [
+        ("model_type", json!(long)),
+        ("hidden_act", json!(long)),
+        ("rms_norm_eps", json!(long)),
+        ("rope_scaling", json!({"rope_type": long})),
+        ("layer_types", json!(long)),
+        ("quantization_config", json!({"quant_method": long})),
+    ] {
+        let folder = copy("qwen3");
+        edit_config(folder.path(), |config| {
+            config["use_sliding_window"] = json!(true);
+            config[field] = value;
+        });
+        check(folder.path(), ErrorKind::Config, &[field]);
+    }
+    let folder = copy("llama");
+    edit_config(folder.path(), |config| config[&long] = json!(1));
+    Decoder::load(folder.path(), ComputeDtype::Auto).unwrap();
+
+    let folder = copy("llama-yarn");
+    let index = folder.path().join("model.safetensors.index.json");
+    for (file, what) in [
+        ("../x", "must name a file in the same folder"),
+        ("model-00001-of-00003.safetensors", "which does not hold it"),
+    ] {
+        fs::write(&index, json!({"weight_map": {&long: file}}).to_string()).unwrap();
+        check(folder.path(), ErrorKind::Weights, &["`begin\\nxxx", what]);
+    }
+}
+
+/// Sizes are compared with the weights before anything of that size is made.
+#[test]
+fn sizes_that_no_weights_hold_are_refused() {
+    for (field, value) in [
+        ("hidden_size", 2_000_000_000),
+        ("vocab_size", 2_000_000_000),
+        ("intermediate_size", 2_000_000_000),
+        ("num_attention_heads", 2_000_000_000),
+        ("head_dim", 2_000_000_000),
+        ("head_dim", 20_000_000),
+        ("num_attention_heads", 20_000_000),
+        ("hidden_size", u64::MAX),
+        ("head_dim", 1 << 40),
+    ] {
+        let folder = copy("qwen3");
+        edit_config(folder.path(), |config| config[field] = json!(value));
+        check(folder.path(), ErrorKind::Config, &[&format!("`{field}` ")]);
+    }
+    for field in ["moe_intermediate_size", "num_experts"] {
+        let folder = copy("qwen3-moe");
+        edit_config(folder.path(), |config| config[field] = json!(100_000_000_000_000_u64));
+        let error = Decoder::load(folder.path(), ComputeDtype::Auto).unwrap_err();
+        assert!([ErrorKind::Config, ErrorKind::Weights].contains(&error.kind()), "{error}");
+    }
+}
+
 #[test]
 fn tokens_are_checked_before_mlx_sees_them() {
     let model = Decoder::load(&fixture("llama"), ComputeDtype::Auto).unwrap();
@@ -166,10 +338,10 @@ fn a_model_in_memory_equals_the_same_model_on_disk() {
     }
 }
 
-/// A folder of a model that also sees, as the two libraries name its tensors, gives what the text
-/// model alone gives.
+/// A multimodal folder, as the two libraries name its tensors, gives what the text model alone gives,
+/// and says what was left out.
 #[test]
-fn of_a_model_that_sees_the_language_model_is_run() {
+fn of_a_multimodal_model_the_language_model_is_run() {
     let logits = |folder: &Path| {
         let model = Decoder::load(folder, ComputeDtype::Float32).unwrap();
         let mut cache = model.new_cache(1);
@@ -180,6 +352,7 @@ fn of_a_model_that_sees_the_language_model_is_run() {
     for (of_body, of_head) in [
         ("language_model.model.", "language_model.lm_head."),
         ("model.language_model.", "lm_head."),
+        ("language_model.", "lm_head."),
     ] {
         let folder = copy("gemma3");
         edit_config(folder.path(), |config| {
@@ -196,5 +369,21 @@ fn of_a_model_that_sees_the_language_model_is_run() {
             *header = tensors.into_iter().map(|(name, it)| (rename(name), it)).collect();
         });
         assert_eq!(logits(folder.path()), expected, "{of_body}");
+        add_tensors(
+            folder.path(),
+            &[
+                "vision_tower.blocks.0.weight",
+                "vision_tower.norm.weight",
+                "model.audio_tower.weight",
+            ],
+        );
+        assert_eq!(logits(folder.path()), expected, "{of_body}");
+        let model = Decoder::load(folder.path(), ComputeDtype::Auto).unwrap();
+        let skipped: Vec<_> = model.skipped().iter().map(|it| (&*it.part, it.tensors)).collect();
+        assert_eq!(skipped, [("model.audio_tower", 1), ("vision_tower", 2)]);
+        // Within the language model nothing may be left over.
+        let stray = format!("{of_body}layers.0.mlp.extra.weight");
+        add_tensors(folder.path(), &[&stray]);
+        check(folder.path(), ErrorKind::Weights, &[&format!("no tensor `{stray}`")]);
     }
 }

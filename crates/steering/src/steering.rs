@@ -131,7 +131,7 @@ pub enum Conflict {
 /// use mlxgk_steering::{Injection, Steering, SteeringVectors};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let model = Decoder::load("models/qwen3".as_ref(), ComputeDtype::Auto)?;
+/// let model = Decoder::load("models/qwen3", ComputeDtype::Auto)?;
 /// let joy = SteeringVectors::load("joy.safetensors".as_ref())?;
 /// let steering = Steering::from(Injection::new(joy, 1.5));
 /// let mut hook = steering.hook(&model)?;

@@ -1,16 +1,7 @@
 //! Gemma 1 (HF `GemmaForCausalLM`): scaled embeddings, norms stored as `w - 1`, a tied head.
 
-use crate::{
-    Decoder, Result,
-    activation::Activation,
-    block::{AttentionOptions, FeedForward, GatedMlp, SelfAttention, TransformerBlock},
-    config::{Config, Defaults, Dims},
-    decoder::DecoderOptions,
-    families::{assemble, layer_name, spec},
-    norm::NormWeight,
-    rope::{Rope, RopeParameters},
-    weights::Weights,
-};
+use super::prelude::*;
+use crate::activation::Activation;
 
 const DEFAULTS: Defaults = Defaults {
     kv_heads: Some(16),
@@ -22,28 +13,23 @@ const DEFAULTS: Defaults = Defaults {
 
 pub(super) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
     let dims = Dims::read(config, &DEFAULTS)?;
-    let parameters = RopeParameters::read(config, dims.max_positions)?;
-    let rope = Rope::new(&parameters, dims.head_dim, dims.head_dim)?;
+    let heads = Heads::read(config, &DEFAULTS, dims.hidden)?;
+    let rope = rope(config, &dims, heads)?;
     let bias = config.bool("attention_bias")?.unwrap_or(false);
+    let mut mlp = mlp(config, "hidden_act", "gelu_pytorch_tanh")?;
     // The first checkpoints say "gelu" and were trained with its tanh form; HF reads both as that.
-    let activation = match Activation::read(config, "hidden_act", "gelu_pytorch_tanh")? {
-        Activation::Gelu => Activation::GeluTanh,
-        other => other,
-    };
-    let stored = NormWeight::Offset;
+    if mlp.activation == Activation::Gelu {
+        mlp.activation = Activation::GeluTanh;
+    }
+    let form = NormWeight::Offset;
     let scale = (dims.hidden as f32).sqrt();
     let options = DecoderOptions { embedding_scale: Some(scale), ..DecoderOptions::default() };
-    assemble("gemma", dims.clone(), weights, stored, options, |weights, layer| {
-        let (at, spec) = (layer_name(layer), spec(None));
-        let options = AttentionOptions {
+    assemble("gemma", dims, weights, form, options, |weights, at, _| {
+        let attention = AttentionOptions {
             qkv_bias: bias,
             output_bias: bias,
-            ..AttentionOptions::new(rope.clone(), spec)
+            ..AttentionOptions::new(heads, rope.clone(), LayerSpec::Full)
         };
-        let attention = SelfAttention::load(weights, &format!("{at}.self_attn"), &dims, options)?;
-        let mlp = GatedMlp::load(weights, &format!("{at}.mlp"), &dims, activation, false)?;
-        let mlp = FeedForward::Gated(mlp);
-        let block = TransformerBlock::load(weights, &at, &dims, stored, attention, mlp)?;
-        Ok((spec, Box::new(block)))
+        dense_block(weights, at, &dims, (Norms::Before, form), attention, mlp)
     })
 }

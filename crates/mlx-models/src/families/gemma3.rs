@@ -1,17 +1,8 @@
 //! Gemma 3 (HF `Gemma3ForCausalLM`): local layers with their own rotary base, norms on queries and
-//! keys. Of the models that also see, the language model is run.
+//! keys. Of the multimodal models, the language model is run.
 
-use crate::{
-    Decoder, Result,
-    activation::Activation,
-    block::{AttentionOptions, FeedForward, GatedMlp, SelfAttention, TransformerBlock},
-    config::{Config, Defaults, Dims},
-    decoder::DecoderOptions,
-    families::{assemble, gemma2::soft_cap, layer_name, sliding_layers, spec, window},
-    norm::NormWeight,
-    rope::{Rope, RopeParameters},
-    weights::Weights,
-};
+use super::{prelude::*, sliding_layers, soft_cap, window};
+use crate::rope::{Rope, RopeParameters};
 
 const DEFAULTS: Defaults = Defaults {
     kv_heads: Some(4),
@@ -21,7 +12,7 @@ const DEFAULTS: Defaults = Defaults {
     max_positions: 131_072,
 };
 
-/// What `Gemma3TextConfig` has for fields that the published configs of models that see leave out.
+/// What `Gemma3TextConfig` has for fields that the published configs of multimodal models leave out.
 const TEXT_DEFAULTS: [(&str, usize); 5] = [
     ("vocab_size", 262_208),
     ("hidden_size", 2304),
@@ -37,43 +28,39 @@ pub(super) fn build_multimodal(config: &Config, weights: Weights) -> Result<Deco
 
 pub(super) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
     let dims = Dims::read(config, &DEFAULTS)?;
-    let (global, local) = ropes(config, &dims)?;
+    let heads = Heads::read(config, &DEFAULTS, dims.hidden)?;
+    let (global, local) = ropes(config, &dims, heads)?;
     let bias = config.bool("attention_bias")?.unwrap_or(false);
-    let activation = Activation::read(config, "hidden_activation", "gelu_pytorch_tanh")?;
+    let mlp = mlp(config, "hidden_activation", "gelu_pytorch_tanh")?;
     let window = window(config, Some(4096))?;
     let pattern = config.usize("sliding_window_pattern")?.unwrap_or(6).max(1);
     let sliding = sliding_layers(config, &dims, |layer| !(layer + 1).is_multiple_of(pattern))?;
     let scale = config.positive("query_pre_attn_scalar")?.unwrap_or(256.0).powf(-0.5) as f32;
-    let stored = NormWeight::Offset;
+    let form = NormWeight::Offset;
     let options = DecoderOptions {
         embedding_scale: Some((dims.hidden as f32).sqrt()),
         logit_cap: soft_cap(config, "final_logit_softcapping", None)?,
         ..DecoderOptions::default()
     };
-    assemble("gemma3_text", dims.clone(), weights, stored, options, |weights, layer| {
-        let at = layer_name(layer);
+    assemble("gemma3_text", dims, weights, form, options, |weights, at, layer| {
         let (spec, rope) = match sliding[layer] {
             true => (spec(window), &local),
             false => (spec(None), &global),
         };
-        let options = AttentionOptions {
+        let attention = AttentionOptions {
             qkv_bias: bias,
             output_bias: bias,
-            head_norms: Some(stored),
+            head_norms: Some(form),
             scale: Some(scale),
-            ..AttentionOptions::new(rope.clone(), spec)
+            ..AttentionOptions::new(heads, rope.clone(), spec)
         };
-        let attention = SelfAttention::load(weights, &format!("{at}.self_attn"), &dims, options)?;
-        let mlp = GatedMlp::load(weights, &format!("{at}.mlp"), &dims, activation, false)?;
-        let mlp = FeedForward::Gated(mlp);
-        let block = TransformerBlock::load_sandwich(weights, &at, &dims, attention, mlp)?;
-        Ok((spec, Box::new(block)))
+        dense_block(weights, at, &dims, (Norms::Around, form), attention, mlp)
     })
 }
 
 /// The rotary embeddings of full and of sliding layers. The 5.x form keeps one dictionary per layer
 /// type; the old one has two bases, and its `rope_scaling` is for the full layers alone.
-fn ropes(config: &Config, dims: &Dims) -> Result<(Rope, Rope)> {
+fn ropes(config: &Config, dims: &Dims, heads: Heads) -> Result<(Rope, Rope)> {
     let nested = config.object("rope_parameters")?;
     let of = |kind: &str| nested.as_ref().map_or(Ok(None), |it| it.object(kind));
     let build = |kind: &str, theta_key: &str, default: f64, scaling| {
@@ -81,7 +68,7 @@ fn ropes(config: &Config, dims: &Dims) -> Result<(Rope, Rope)> {
         let scaling = scaling.or(of(kind)?);
         let theta = config.positive(theta_key)?.unwrap_or(default);
         let parameters = RopeParameters::new(config, scaling, theta, dims.max_positions)?;
-        Rope::new(&parameters, dims.head_dim, dims.head_dim)
+        Rope::new(&parameters, heads.dim, heads.dim)
     };
     let scaling = config.object("rope_scaling")?.filter(|it| it.entries().next().is_some());
     let global = build("full_attention", "rope_theta", 1e6, scaling)?;

@@ -14,10 +14,15 @@ use mlxgk_kv_cache::LayerSpec;
 
 use crate::{
     Decoder, Error, ErrorKind, Result,
-    block::Block,
-    config::{Config, Dims},
+    activation::Activation,
+    block::{AttentionOptions, Block, FeedForward, Norms, SelfAttention, TransformerBlock},
+    config::{Config, Dims, Heads},
     decoder::DecoderOptions,
+    input::shortened,
+    load,
+    mlp::{GatedMlp, MlpOptions},
     norm::NormWeight,
+    rope::{Rope, RopeParameters},
     weights::Weights,
 };
 
@@ -54,7 +59,11 @@ fn find(config: &Config) -> Result<Build> {
         let known: Vec<&str> = model_types().collect();
         config.error(
             "model_type",
-            format_args!("is {wanted:?}, which is not supported; known are {}", known.join(", ")),
+            format_args!(
+                "is \"{}\", which is not supported; known are {}",
+                shortened(&wanted),
+                known.join(", ")
+            ),
         )
     })
 }
@@ -69,24 +78,79 @@ pub(crate) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
     find(config)?(config, weights)
 }
 
-/// Builds `dims.layers` blocks and the parts around them.
+/// What every family's file uses.
+mod prelude {
+    pub(super) use mlxgk_kv_cache::LayerSpec;
+
+    pub(super) use super::{assemble, dense_block, mlp, rope, spec};
+    pub(super) use crate::{
+        Decoder, Result,
+        block::{AttentionOptions, Norms},
+        config::{Config, Defaults, Dims, Heads},
+        decoder::DecoderOptions,
+        mlp::MlpOptions,
+        norm::NormWeight,
+        weights::Weights,
+    };
+}
+
+/// Builds the blocks, each at its name (`model.layers.3`), and the parts around them.
 fn assemble(
     model_type: &str,
     dims: Dims,
     mut weights: Weights,
-    stored: NormWeight,
+    form: NormWeight,
     options: DecoderOptions,
-    mut block: impl FnMut(&mut Weights, usize) -> Result<(LayerSpec, Box<dyn Block>)>,
+    mut block: impl FnMut(&mut Weights, &str, usize) -> Result<Box<dyn Block>>,
 ) -> Result<Decoder> {
-    let blocks =
-        (0..dims.layers).map(|layer| block(&mut weights, layer)).collect::<Result<Vec<_>>>()?;
-    let norm = weights.norm("model.norm", &dims, stored)?;
-    Decoder::assemble(model_type, dims, weights, norm, blocks, options)
+    let blocks = (0..dims.layers)
+        .map(|layer| block(&mut weights, &format!("model.layers.{layer}"), layer))
+        .collect::<Result<Vec<_>>>()?;
+    let norm = weights.norm("model.norm", dims.hidden, dims.eps, form)?;
+    load::assemble(model_type, dims, weights, norm, blocks, options)
 }
 
-/// The name under which a layer's tensors stand.
-fn layer_name(layer: usize) -> String {
-    format!("model.layers.{layer}")
+/// A block of attention and one gated feed-forward layer, under HF's usual names.
+fn dense_block(
+    weights: &mut Weights,
+    at: &str,
+    dims: &Dims,
+    norms: (Norms, NormWeight),
+    attention: AttentionOptions,
+    mlp: MlpOptions,
+) -> Result<Box<dyn Block>> {
+    let mlp = GatedMlp::load(weights, &format!("{at}.mlp"), dims.hidden, mlp)?;
+    block(weights, at, dims, norms, attention, FeedForward::Gated { mlp })
+}
+
+/// As [`dense_block`], around another feed-forward half.
+fn block(
+    weights: &mut Weights,
+    at: &str,
+    dims: &Dims,
+    norms: (Norms, NormWeight),
+    attention: AttentionOptions,
+    feed_forward: FeedForward,
+) -> Result<Box<dyn Block>> {
+    let attention = SelfAttention::load(weights, &format!("{at}.self_attn"), dims, attention)?;
+    let block = TransformerBlock::load(weights, at, dims, norms, attention, feed_forward)?;
+    Ok(Box::new(block))
+}
+
+/// One rotary embedding for all layers and the whole of each head.
+fn rope(config: &Config, dims: &Dims, heads: Heads) -> Result<Rope> {
+    Rope::new(&RopeParameters::read(config, dims.max_positions)?, heads.dim, heads.dim)
+}
+
+/// A gated feed-forward layer without biases.
+fn mlp(config: &Config, activation: &str, default: &str) -> Result<MlpOptions> {
+    let activation = Activation::read(config, activation, default)?;
+    Ok(MlpOptions::new(config.size("intermediate_size")?, activation))
+}
+
+/// A cap: absent is the class's default, `null` is none.
+fn soft_cap(config: &Config, key: &str, default: Option<f32>) -> Result<Option<f32>> {
+    if config.has(key) { config.f32(key) } else { Ok(default) }
 }
 
 /// A window of `window` tokens, or everything.
@@ -125,4 +189,16 @@ fn sliding_layers(config: &Config, dims: &Dims, rule: impl Fn(usize) -> bool) ->
             ),
         )),
     }
+}
+
+/// Qwen's windows: the size, if `use_sliding_window` is on, and which layers have it: those from
+/// `max_window_layers` on, unless `layer_types` says otherwise.
+fn qwen_windows(config: &Config, dims: &Dims) -> Result<Vec<LayerSpec>> {
+    if !config.bool("use_sliding_window")?.unwrap_or(false) {
+        return Ok(vec![LayerSpec::Full; dims.layers]);
+    }
+    let first = config.usize("max_window_layers")?.unwrap_or(28);
+    let window = window(config, Some(4096))?;
+    let sliding = sliding_layers(config, dims, |layer| layer >= first)?;
+    Ok(sliding.into_iter().map(|slides| spec(window.filter(|_| slides))).collect())
 }

@@ -1,16 +1,6 @@
 //! Qwen3 (HF `Qwen3ForCausalLM`): norms on each head's queries and keys.
 
-use crate::{
-    Decoder, Result,
-    activation::Activation,
-    block::{AttentionOptions, FeedForward, GatedMlp, SelfAttention, TransformerBlock},
-    config::{Config, Defaults, Dims},
-    decoder::DecoderOptions,
-    families::{assemble, layer_name, qwen2::windows, spec},
-    norm::NormWeight,
-    rope::{Rope, RopeParameters},
-    weights::Weights,
-};
+use super::{prelude::*, qwen_windows};
 
 const DEFAULTS: Defaults = Defaults {
     kv_heads: Some(32),
@@ -22,24 +12,19 @@ const DEFAULTS: Defaults = Defaults {
 
 pub(super) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
     let dims = Dims::read(config, &DEFAULTS)?;
-    let parameters = RopeParameters::read(config, dims.max_positions)?;
-    let rope = Rope::new(&parameters, dims.head_dim, dims.head_dim)?;
-    let activation = Activation::read(config, "hidden_act", "silu")?;
+    let heads = Heads::read(config, &DEFAULTS, dims.hidden)?;
+    let rope = rope(config, &dims, heads)?;
+    let mlp = mlp(config, "hidden_act", "silu")?;
     let bias = config.bool("attention_bias")?.unwrap_or(false);
-    let (window, sliding) = windows(config, &dims)?;
-    let stored = NormWeight::Plain;
-    assemble("qwen3", dims.clone(), weights, stored, DecoderOptions::default(), |weights, layer| {
-        let (at, spec) = (layer_name(layer), spec(window.filter(|_| sliding[layer])));
-        let options = AttentionOptions {
+    let specs = qwen_windows(config, &dims)?;
+    let form = NormWeight::Plain;
+    assemble("qwen3", dims, weights, form, DecoderOptions::default(), |weights, at, layer| {
+        let attention = AttentionOptions {
             qkv_bias: bias,
             output_bias: bias,
-            head_norms: Some(stored),
-            ..AttentionOptions::new(rope.clone(), spec)
+            head_norms: Some(form),
+            ..AttentionOptions::new(heads, rope.clone(), specs[layer])
         };
-        let attention = SelfAttention::load(weights, &format!("{at}.self_attn"), &dims, options)?;
-        let mlp = GatedMlp::load(weights, &format!("{at}.mlp"), &dims, activation, false)?;
-        let mlp = FeedForward::Gated(mlp);
-        let block = TransformerBlock::load(weights, &at, &dims, stored, attention, mlp)?;
-        Ok((spec, Box::new(block)))
+        dense_block(weights, at, &dims, (Norms::Before, form), attention, mlp)
     })
 }

@@ -2,17 +2,12 @@
 
 use serde_json::Value;
 
+use super::{block, prelude::*, window};
 use crate::{
-    Decoder, Result,
     activation::Activation,
-    block::{AttentionOptions, FeedForward, GatedMlp, SelfAttention, TransformerBlock},
-    config::{Config, Defaults, Dims},
-    decoder::DecoderOptions,
-    families::{assemble, layer_name, spec, window},
-    moe::{MixtureDims, MixtureOfExperts},
-    norm::NormWeight,
-    rope::{Rope, RopeParameters},
-    weights::Weights,
+    block::FeedForward,
+    mlp::GatedMlp,
+    moe::{MixtureOfExperts, MixtureOptions, Routing, Scores},
 };
 
 const DEFAULTS: Defaults =
@@ -20,51 +15,60 @@ const DEFAULTS: Defaults =
 
 pub(super) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
     let dims = Dims::read(config, &DEFAULTS)?;
-    let parameters = RopeParameters::read(config, dims.max_positions)?;
-    let rope = Rope::new(&parameters, dims.head_dim, dims.head_dim)?;
-    let activation = Activation::read(config, "hidden_act", "silu")?;
+    let heads = Heads::read(config, &DEFAULTS, dims.hidden)?;
+    let rope = rope(config, &dims, heads)?;
     let bias = config.bool("attention_bias")?.unwrap_or(false);
     // Unlike Qwen3, this graph gives the window to all layers.
     let slides = config.bool("use_sliding_window")?.unwrap_or(false);
     let spec = spec(if slides { window(config, Some(4096))? } else { None });
     let mixture = mixture(config, &dims)?;
     let is_sparse = sparse_layers(config, mixture.experts)?;
-    let stored = NormWeight::Plain;
+    let form = NormWeight::Plain;
     let options = DecoderOptions::default();
-    assemble("qwen3_moe", dims.clone(), weights, stored, options, |weights, layer| {
-        let at = layer_name(layer);
-        let options = AttentionOptions {
+    assemble("qwen3_moe", dims, weights, form, options, |weights, at, layer| {
+        let attention = AttentionOptions {
             qkv_bias: bias,
             output_bias: bias,
-            head_norms: Some(stored),
-            ..AttentionOptions::new(rope.clone(), spec)
+            head_norms: Some(form),
+            ..AttentionOptions::new(heads, rope.clone(), spec)
         };
-        let attention = SelfAttention::load(weights, &format!("{at}.self_attn"), &dims, options)?;
-        let mlp = format!("{at}.mlp");
-        let mlp = if is_sparse(layer) {
-            FeedForward::Experts(MixtureOfExperts::load(weights, &mlp, mixture)?)
+        let inside = format!("{at}.mlp");
+        let half = if is_sparse(layer) {
+            FeedForward::Mixture { experts: MixtureOfExperts::load(weights, &inside, mixture)? }
         } else {
-            FeedForward::Gated(GatedMlp::load(weights, &mlp, &dims, activation, false)?)
+            let mlp = mlp(config, "hidden_act", "silu")?;
+            FeedForward::Gated { mlp: GatedMlp::load(weights, &inside, dims.hidden, mlp)? }
         };
-        let block = TransformerBlock::load(weights, &at, &dims, stored, attention, mlp)?;
-        Ok((spec, Box::new(block)))
+        block(weights, at, &dims, (Norms::Before, form), attention, half)
     })
 }
 
-fn mixture(config: &Config, dims: &Dims) -> Result<MixtureDims> {
+fn mixture(config: &Config, dims: &Dims) -> Result<MixtureOptions> {
     let experts = config.usize("num_experts")?.or(config.usize("num_local_experts")?);
-    let mixture = MixtureDims {
-        hidden: dims.hidden,
-        intermediate: config.usize("moe_intermediate_size")?.unwrap_or(768),
-        experts: experts.unwrap_or(128),
-        chosen: config.usize("num_experts_per_tok")?.unwrap_or(8),
-        normalise: config.bool("norm_topk_prob")?.unwrap_or(false),
-    };
-    if mixture.experts > 0 && !(1..=mixture.experts).contains(&mixture.chosen) {
-        let what = format!("is {}, with {} experts", mixture.chosen, mixture.experts);
+    let experts = experts.unwrap_or(128);
+    let chosen = config.usize("num_experts_per_tok")?.unwrap_or(8);
+    if experts > 0 && !(1..=experts).contains(&chosen) {
+        let what = format!("is {chosen}, with {experts} experts");
         return Err(config.error("num_experts_per_tok", what));
     }
-    Ok(mixture)
+    let normalise = config.bool("norm_topk_prob")?.unwrap_or(false);
+    Ok(MixtureOptions {
+        hidden: dims.hidden,
+        inner: config.usize("moe_intermediate_size")?.unwrap_or(768),
+        experts,
+        activation: Activation::read(config, "hidden_act", "silu")?,
+        expert_bias: false,
+        routing: Routing {
+            scores: Scores::Softmax,
+            chosen,
+            groups: None,
+            normalise: normalise.then_some(0.0),
+            scale: 1.0,
+        },
+        router_bias: false,
+        correction: false,
+        shared: None,
+    })
 }
 
 /// Every `decoder_sparse_step`-th layer, except those in `mlp_only_layers`.

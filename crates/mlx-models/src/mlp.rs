@@ -1,0 +1,85 @@
+//! The gated feed-forward layer.
+
+use mlx_rs::Array;
+
+use crate::{
+    Result, activation::Activation, backend::Backend, linear::Linear, parameters::visit,
+    weights::Weights,
+};
+
+/// `down(activation(gate(x)) · up(x))` (Shazeer, 2020).
+#[derive(Debug)]
+pub(crate) struct GatedMlp {
+    gate_up: GateUp,
+    down: Linear,
+    activation: Activation,
+    backend: Backend,
+}
+
+#[derive(Debug)]
+enum GateUp {
+    Separate {
+        gate: Linear,
+        up: Linear,
+    },
+    /// One product whose rows are gate and up in turn (Phi-3).
+    Fused {
+        both: Linear,
+    },
+}
+
+visit!(struct GatedMlp { gate_up, down });
+visit!(enum GateUp { Separate { gate, up }, Fused { both } });
+
+/// What differs between the families' gated layers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MlpOptions {
+    /// Rows of gate and up.
+    pub(crate) inner: usize,
+    pub(crate) activation: Activation,
+    /// A bias on all three products.
+    pub(crate) bias: bool,
+    pub(crate) fused: bool,
+}
+
+impl MlpOptions {
+    /// Three products without biases.
+    pub(crate) fn new(inner: usize, activation: Activation) -> Self {
+        Self { inner, activation, bias: false, fused: false }
+    }
+}
+
+impl GatedMlp {
+    /// Loads the layer at `at` (`model.layers.3.mlp`).
+    pub(crate) fn load(
+        weights: &mut Weights,
+        at: &str,
+        hidden: usize,
+        options: MlpOptions,
+    ) -> Result<Self> {
+        let MlpOptions { inner, activation, bias, fused } = options;
+        let mut linear =
+            |name, rows, columns| weights.linear(&format!("{at}.{name}"), rows, columns, bias);
+        let gate_up = if fused {
+            GateUp::Fused { both: linear("gate_up_proj", 2 * inner, hidden)? }
+        } else {
+            GateUp::Separate {
+                gate: linear("gate_proj", inner, hidden)?,
+                up: linear("up_proj", inner, hidden)?,
+            }
+        };
+        let down = linear("down_proj", hidden, inner)?;
+        Ok(Self { gate_up, down, activation, backend: weights.backend() })
+    }
+
+    pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
+        let (gate, up) = match &self.gate_up {
+            GateUp::Separate { gate, up } => (gate.forward(x)?, up.forward(x)?),
+            GateUp::Fused { both } => {
+                let halves = both.forward(x)?.split_equal(2, -1)?;
+                (halves[0].clone(), halves[1].clone())
+            }
+        };
+        Ok(self.down.forward(&self.activation.gate(&gate, &up, self.backend)?)?)
+    }
+}

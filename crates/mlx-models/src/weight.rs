@@ -1,0 +1,241 @@
+//! The weights of a product and the forms they are kept in.
+//!
+//! Every form knows the same few operations, so a further one (MLX's microscaling modes) is a variant
+//! here and a way to read it in [`Weights`](crate::weights::Weights).
+
+use mlx_rs::{
+    Array, Dtype,
+    error::Result as MlxResult,
+    ops::{dequantize, gather_mm, gather_qmm, quantized_matmul},
+    transforms::eval,
+};
+
+use crate::{
+    Result,
+    native::Native,
+    parameters::{Parameter, ParameterKind, Replace},
+};
+
+/// A matrix `W` of `[out, in]`, or one per expert, `[experts, out, in]`.
+#[derive(Debug, Clone)]
+pub(crate) enum Weight {
+    /// In the dtype that the model computes in.
+    Dense(Dense),
+    /// bf16 in a model that computes in fp32: half the memory to read, the same numbers.
+    Bf16(Native, Array),
+    /// MLX's affine quantization.
+    Affine(Affine),
+}
+
+/// A weight that is multiplied as it is.
+#[derive(Debug, Clone)]
+pub(crate) struct Dense {
+    /// `[.., out, in]`.
+    rows: Array,
+    /// `[.., in, out]`: a view, made once because a view costs a graph node each time.
+    columns: Array,
+    /// `[1, in, out]`: a batch of one row meets it as it is, where MLX would reshape the row to meet
+    /// `columns`, and the product back.
+    single: Option<Array>,
+    /// There where a replacement in bf16 would stay as it is, as the first weight did.
+    narrow: Option<Native>,
+}
+
+/// Packed weights as MLX's affine quantization writes them: `w = scale · q + bias` per group.
+#[derive(Debug, Clone)]
+pub(crate) struct Affine {
+    /// u32, `[.., out, in · bits / 32]`.
+    pub(crate) words: Array,
+    /// `[.., out, in / group_size]`.
+    pub(crate) scales: Array,
+    /// `[.., out, in / group_size]`.
+    pub(crate) biases: Array,
+    pub(crate) group_size: i32,
+    pub(crate) bits: i32,
+}
+
+impl Dense {
+    /// Nothing is evaluated: the array may be one that a gradient is taken by.
+    pub(crate) fn new(rows: Array) -> MlxResult<Self> {
+        let columns = rows.swap_axes(-1, -2)?;
+        let single = if columns.ndim() == 2 { Some(columns.expand_dims(0)?) } else { None };
+        Ok(Self { rows, columns, single, narrow: None })
+    }
+
+    /// The transposed view that meets `x`.
+    pub(crate) fn facing(&self, x: &Array) -> &Array {
+        self.single.as_ref().filter(|_| x.ndim() == 3 && x.dim(0) == 1).unwrap_or(&self.columns)
+    }
+}
+
+impl Affine {
+    fn dequantized(&self, rows: Option<&Array>) -> MlxResult<Array> {
+        let rows = |it: &Array| rows.map_or_else(|| Ok(it.clone()), |ids| it.take_axis(ids, 0));
+        let (words, scales, biases) =
+            (rows(&self.words)?, rows(&self.scales)?, rows(&self.biases)?);
+        dequantize(words, scales, &biases, self.group_size, self.bits)
+    }
+}
+
+impl Weight {
+    /// A weight in the compute dtype.
+    pub(crate) fn dense(rows: Array) -> MlxResult<Self> {
+        Dense::new(rows).map(Self::Dense)
+    }
+
+    /// `x Wᵀ` for `x` of `[.., in]`.
+    pub(crate) fn product(&self, x: &Array) -> MlxResult<Array> {
+        match self {
+            Self::Dense(it) => x.matmul(it.facing(x)),
+            Self::Bf16(native, it) => native.widening_product(x, it),
+            Self::Affine(it) => {
+                let (size, bits) = (it.group_size, it.bits);
+                quantized_matmul(x, &it.words, &it.scales, &it.biases, true, size, bits)
+            }
+        }
+    }
+
+    /// `x W[chosen]ᵀ`, one matrix per entry of `chosen`: see [`Experts`](crate::experts::Experts).
+    pub(crate) fn gathered_product(&self, x: &Array, chosen: &Array) -> MlxResult<Array> {
+        match self {
+            Self::Dense(it) => gather_mm(x, &it.columns, None, chosen, false),
+            Self::Bf16(_, it) => {
+                let columns = it.as_dtype(Dtype::Float32)?.swap_axes(-1, -2)?;
+                gather_mm(x, &columns, None, chosen, false)
+            }
+            Self::Affine(it) => {
+                let (size, bits) = (it.group_size, it.bits);
+                gather_qmm(
+                    x, &it.words, &it.scales, &it.biases, None, chosen, true, size, bits, false,
+                )
+            }
+        }
+    }
+
+    /// Rows of the matrix in the compute dtype: ids of `[..]` to `[.., in]`.
+    pub(crate) fn rows(&self, ids: &Array) -> MlxResult<Array> {
+        match self {
+            Self::Dense(it) => it.rows.take_axis(ids, 0),
+            Self::Bf16(_, it) => it.take_axis(ids, 0)?.as_dtype(Dtype::Float32),
+            Self::Affine(it) => it.dequantized(Some(ids)),
+        }
+    }
+
+    /// The whole matrix in the compute dtype.
+    pub(crate) fn dequantized(&self) -> MlxResult<Array> {
+        match self {
+            Self::Dense(it) => Ok(it.rows.clone()),
+            Self::Bf16(_, it) => it.as_dtype(Dtype::Float32),
+            Self::Affine(it) => it.dequantized(None),
+        }
+    }
+
+    /// Computes its arrays and the views of them.
+    pub(crate) fn eval(&self) -> MlxResult<()> {
+        match self {
+            Self::Dense(it) => {
+                eval([Some(&it.rows), Some(&it.columns), it.single.as_ref()].into_iter().flatten())
+            }
+            Self::Bf16(_, it) => it.eval(),
+            Self::Affine(it) => eval([&it.words, &it.scales, &it.biases]),
+        }
+    }
+
+    /// The unpacked shape, `[.., out, in]`.
+    pub(crate) fn shape(&self) -> Vec<usize> {
+        match self {
+            Self::Dense(Dense { rows: it, .. }) | Self::Bf16(_, it) => sizes(it.shape()),
+            Self::Affine(it) => {
+                let mut shape = sizes(it.scales.shape());
+                if let Some(last) = shape.last_mut() {
+                    *last *= it.group_size as usize;
+                }
+                shape
+            }
+        }
+    }
+
+    /// Its arrays, each with the ending of its name.
+    fn arrays(&self) -> Vec<(&'static str, ParameterKind, &Array)> {
+        match self {
+            Self::Dense(Dense { rows: it, .. }) | Self::Bf16(_, it) => {
+                vec![("weight", ParameterKind::Weight, it)]
+            }
+            Self::Affine(it) => vec![
+                ("weight", ParameterKind::Packed, &it.words),
+                ("scales", ParameterKind::Scales, &it.scales),
+                ("biases", ParameterKind::Offsets, &it.biases),
+            ],
+        }
+    }
+
+    /// Calls `f` with its arrays under the names they have at `path`.
+    pub(crate) fn parameters(&self, path: &str, f: &mut dyn FnMut(Parameter<'_>)) {
+        for (ending, kind, array) in self.arrays() {
+            let count = match kind {
+                ParameterKind::Packed => self.shape().iter().product(),
+                ParameterKind::Weight => array.size(),
+                _ => 0,
+            };
+            f(Parameter { count, ..Parameter::new(&format!("{path}.{ending}"), kind, array) });
+        }
+    }
+
+    /// Asks `f` for each of them, and takes what it returns.
+    pub(crate) fn replace(&mut self, path: &str, f: &mut Replace<'_>) -> Result<()> {
+        let mut replaced = Vec::new();
+        self.parameters(path, &mut |it| replaced.push(it.replaced(f)));
+        let endings: Vec<&str> = self.arrays().into_iter().map(|it| it.0).collect();
+        for (ending, array) in endings.into_iter().zip(replaced) {
+            if let Some(array) = array? {
+                self.set(ending, array)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts `array` in place of the one with this ending. bf16 stays bf16 only where the weight was
+    /// loaded as that.
+    fn set(&mut self, ending: &str, array: Array) -> MlxResult<()> {
+        let narrow = match self {
+            Self::Dense(it) => it.narrow,
+            Self::Bf16(native, _) => Some(*native),
+            Self::Affine(_) => None,
+        };
+        match (&mut *self, ending) {
+            (Self::Dense(_) | Self::Bf16(..), _) => match narrow {
+                Some(native) if array.dtype() == Dtype::Bfloat16 => {
+                    // The native product reads it while the graph is built.
+                    let array = array.contiguous()?;
+                    array.eval()?;
+                    *self = Self::Bf16(native, array);
+                }
+                _ => {
+                    let dense = Dense::new(array.as_dtype(self.dtype())?)?;
+                    *self = Self::Dense(Dense { narrow, ..dense });
+                }
+            },
+            (Self::Affine(it), "weight") => it.words = array,
+            (Self::Affine(it), "scales") => it.scales = array.as_dtype(it.scales.dtype())?,
+            (Self::Affine(it), _) => it.biases = array.as_dtype(it.biases.dtype())?,
+        }
+        Ok(())
+    }
+
+    /// The dtype that products come out in.
+    fn dtype(&self) -> Dtype {
+        match self {
+            Self::Dense(it) => it.rows.dtype(),
+            Self::Bf16(..) => Dtype::Float32,
+            Self::Affine(it) => it.scales.dtype(),
+        }
+    }
+
+    pub(crate) fn is_quantized(&self) -> bool {
+        matches!(self, Self::Affine(_))
+    }
+}
+
+fn sizes(shape: &[i32]) -> Vec<usize> {
+    shape.iter().map(|&it| it as usize).collect()
+}
