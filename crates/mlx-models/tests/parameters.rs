@@ -48,7 +48,7 @@ fn headers(folder: &Path) -> BTreeMap<String, Vec<u64>> {
 }
 
 fn logits(model: &Decoder) -> Vec<f32> {
-    model.logits_of(&[&[5, 17, 42, 9], &[3, 3, 8, 1]]).unwrap().to_vec_exact().unwrap()
+    model.logits_of(&[&[5, 17, 42], &[3, 8, 1]]).unwrap().to_vec_exact().unwrap()
 }
 
 fn noise(seed: u64, shape: &[i32]) -> Array {
@@ -104,13 +104,11 @@ fn packed_words_count_as_what_they_unpack_to() {
 #[test]
 fn replaced_parameters_take_effect_and_can_be_put_back() {
     for folder in folders() {
-        for dtype in [ComputeDtype::Float32, ComputeDtype::Bfloat16] {
+        // How norms and weights are kept depends on the dtype; half precision is slow on a CPU.
+        let in_both = ["gemma2", "llama-q4", "qwen3-moe-q4"].iter().any(|it| folder.ends_with(it));
+        let narrow = in_both.then_some(ComputeDtype::Bfloat16);
+        for dtype in [ComputeDtype::Float32].into_iter().chain(narrow) {
             let name = folder.display();
-            let is_narrow = dtype == ComputeDtype::Bfloat16;
-            if is_narrow && name.to_string().contains("moe") && !name.to_string().ends_with("q4") {
-                // MLX's CPU backend gathers products in fp32 only.
-                continue;
-            }
             let mut model = Decoder::load(&folder, dtype).unwrap();
             let (before, footprint) = (logits(&model), model.footprint());
             let mut held = BTreeMap::new();

@@ -57,7 +57,11 @@ fn print(info: &ModelInfo, model: &Model) -> Result<()> {
         ("tokenizer", tokenizer.unwrap_or_else(|| "none".to_owned())),
         ("chat template", chat_template),
     ];
-    for (name, value) in rows {
+    let skipped = model.decoder().skipped().iter();
+    let skipped: Vec<String> =
+        skipped.map(|it| format!("{} ({} tensors)", it.part, it.tensors)).collect();
+    let left_out = (!skipped.is_empty()).then(|| ("left out", skipped.join(", ")));
+    for (name, value) in rows.into_iter().chain(left_out) {
         terminal::line(format_args!("{name:<14} {value}"))?;
     }
     Ok(())
