@@ -77,7 +77,7 @@ impl<'a> DecoderSession<'a> {
         hook: impl ResidualHook + 'a,
     ) -> Result<Self> {
         if cache.batch() != 1 || prompt.is_empty() {
-            let what = "a cache can be gone on with for one row, and one token at least";
+            let what = "only a cache with one row can be resumed, with at least one token";
             return Err(Error::new(ErrorKind::Prompt, what));
         }
         let same = cache.tokens(0).iter().zip(prompt).take_while(|(a, b)| a == b).count();
@@ -87,7 +87,9 @@ impl<'a> DecoderSession<'a> {
             Some(limit) => cache.len() <= limit || kept > limit,
             None => true,
         };
-        if !rotated_alike || cache.trim(cache.len() - kept).is_err() {
+        if rotated_alike {
+            cache.back_to(kept);
+        } else {
             cache.clear();
         }
         let rest = &prompt[cache.len()..];
@@ -256,6 +258,8 @@ impl Speculative for DecoderSession<'_> {
             self.logits.0 = concatenate(&scores, 0)?;
             return Ok(async_eval([&self.logits.0])?);
         }
+        // Guesses may be rejected, and a layer's state has no way back of its own.
+        self.cache.checkpoint();
         let hidden = self.model.hidden(&[tokens], &mut self.cache, &mut *self.hook)?;
         self.logits.0 = self.model.logits(&hidden)?.squeeze_axes(&[0])?;
         Ok(async_eval([&self.logits.0])?)
@@ -266,20 +270,7 @@ impl Speculative for DecoderSession<'_> {
             // The cache says it best.
             return Ok(self.cache.trim(count)?);
         };
-        let reads_as_before = match self.model.original_context() {
-            Some(limit) => self.cache.len() <= limit || left > limit,
-            None => true,
-        };
-        if reads_as_before && self.cache.trim(count).is_ok() {
-            return Ok(());
-        }
-        // What would come back into view was dropped, or rotated for a longer text: read it anew.
-        let text = self.cache.tokens(0)[..left].to_vec();
-        self.cache.rewind();
-        if !text.is_empty() {
-            self.model.hidden(&[&text], &mut self.cache, &mut *self.hook)?;
-        }
-        Ok(())
+        Ok(self.model.roll_back(left, &mut self.cache, &mut *self.hook)?)
     }
 
     fn room(&self) -> usize {

@@ -10,18 +10,9 @@ use mlxgk_kv_cache::{KvCache, LayerSpec};
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let layers = [LayerSpec::Full, LayerSpec::Sliding { window: 512 }];
     let mut prompt = KvCache::new(&layers, 1);
-    let keys = zeros_dtype(&[1, 8, 1000, 64], Dtype::Float32)?;
-    for layer in 0..layers.len() {
-        prompt.update(layer, &keys, &keys)?;
-    }
-    prompt.advance(1000);
-
+    feed(&mut prompt, 1000)?;
     let mut question = prompt.fork();
-    let more = zeros_dtype(&[1, 8, 20, 64], Dtype::Float32)?;
-    for layer in 0..layers.len() {
-        question.update(layer, &more, &more)?;
-    }
-    question.advance(20);
+    feed(&mut question, 20)?;
 
     for (name, cache) in [("prompt", &prompt), ("question", &question)] {
         println!(
@@ -31,5 +22,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             cache.allocated_bytes()
         );
     }
+    Ok(())
+}
+
+/// A pass over so many tokens.
+fn feed(cache: &mut KvCache, count: usize) -> Result<(), Box<dyn std::error::Error>> {
+    let keys = zeros_dtype(&[1, 8, count as i32, 64], Dtype::Float32)?;
+    let layers = cache.layers().len();
+    let mut pass = cache.begin_tokens(&[&vec![7; count]], &[])?;
+    for layer in 0..layers {
+        pass.append(layer, &keys, &keys)?;
+    }
+    pass.commit()?;
     Ok(())
 }

@@ -1,12 +1,16 @@
-//! One layer's keys and values: a block of columns that grows in steps and is written in place.
+//! One layer's columns: blocks that grow in steps and are written in place.
 //!
 //! MLX arrays are immutable, but a slice update whose source nobody else holds reuses the source's
 //! memory. The buffer therefore keeps exactly one handle per array between forward passes: a decode
 //! step writes one column and copies nothing. A fork holds a second handle, so its first write pays
 //! for one copy.
+//!
+//! A buffer holds several arrays that grow together (keys and values, or what they are packed into),
+//! all `[batch, heads, slots + columns, width]`. The slots in front are for attention sinks: a row's
+//! first tokens, copied there when the columns they stood in are dropped.
 
 use mlx_rs::{
-    Array, Dtype,
+    Array,
     error::Exception,
     ops::{
         concatenate,
@@ -15,7 +19,7 @@ use mlx_rs::{
     },
 };
 
-use crate::{Error, Result};
+use crate::{Error, Quantization, Result, columns::Format};
 
 /// Columns are allocated in multiples of this (mlx-lm's step, so allocations compare).
 const STEP: usize = 256;
@@ -24,22 +28,28 @@ const STEP: usize = 256;
 /// draft of up to this many tokens can always be undone.
 pub(crate) const ROLLBACK: usize = 64;
 
-/// Keys and values of one layer, `[batch, kv heads, columns, head dimension]`.
+/// The columns of one layer.
 #[derive(Debug, Clone)]
 pub(crate) struct Buffer {
-    arrays: Option<(Array, Array)>,
-    /// The absolute column that stands at index 0; above 0 only after a sliding layer moved.
-    first: usize,
+    /// Empty before the first write.
+    pub(crate) arrays: Vec<Array>,
+    pub(crate) format: Format,
+    /// Sinks per row; they hold something once columns were dropped.
+    pub(crate) slots: usize,
+    /// The column that stands behind the slots; above 0 only after the buffer dropped some.
+    pub(crate) first: usize,
     capacity: usize,
 }
 
 /// What a buffer that has to move makes room for.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Room {
+pub(crate) struct Room<'a> {
     /// The first column worth carrying along.
     pub(crate) keep_from: usize,
     /// The column up to which more are known to come.
     pub(crate) planned: usize,
+    /// Where each row's first token stands.
+    pub(crate) padding: &'a [usize],
 }
 
 /// A buffer on its way into another: it holds `len` columns, which all move by `shift`. Those that
@@ -49,6 +59,7 @@ pub(crate) struct Piece<'a> {
     pub(crate) buffer: &'a Buffer,
     pub(crate) len: usize,
     pub(crate) shift: isize,
+    pub(crate) padding: &'a [usize],
 }
 
 impl Piece<'_> {
@@ -61,137 +72,209 @@ impl Piece<'_> {
         }
     }
 
-    /// The columns from `from` on after the move, zeros in place of padding that is not held.
-    fn columns(&self, from: usize) -> Result<[Array; 2], Exception> {
+    /// The slots, and the columns from `from` on after the move, zeros in place of padding that is
+    /// not held.
+    fn columns(&self, from: usize) -> Result<Vec<Array>, Exception> {
         let filler = 0_usize.saturating_add_signed(self.shift).saturating_sub(from);
         let own = from.saturating_add_signed(-self.shift);
-        let (keys, values) = self.buffer.columns(own, self.len)?;
-        Ok([prepend(filler, &keys)?, prepend(filler, &values)?])
+        let sinks = self.buffer.sinks(own, self.padding)?;
+        let columns = self.buffer.columns(own, self.len)?;
+        let part = |(sinks, columns): (Array, Array)| {
+            concatenate(&[&sinks, &zeros_like(&columns, filler)?, &columns], 2)
+        };
+        sinks.into_iter().zip(columns).map(part).collect()
     }
 }
 
 impl Buffer {
+    pub(crate) fn new(format: Format, slots: usize) -> Self {
+        Self { arrays: Vec::new(), format, slots, first: 0, capacity: 0 }
+    }
+
     /// The rows of all pieces, as far back as each of them goes, up to column `len`.
-    pub(crate) fn join(pieces: &[Piece<'_>], len: usize) -> Result<Self, Exception> {
+    pub(crate) fn join(pieces: &[Piece<'_>; 2], len: usize) -> Result<Self, Exception> {
         let first = pieces.iter().map(Piece::first).max().unwrap_or(0);
         let rows = pieces.iter().map(|it| it.columns(first)).collect::<Result<Vec<_>, _>>()?;
         let capacity = (len - first).div_ceil(STEP) * STEP;
-        let all = |which: usize| {
+        let (slots, format) = (pieces[0].buffer.slots, pieces[0].buffer.format);
+        let whole = |which: usize| {
             let parts: Vec<&Array> = rows.iter().map(|it| &it[which]).collect();
             let rows = concatenate(&parts, 0)?;
-            let none = rows.try_index((.., .., 0..0, ..))?;
-            append(&rows, &none, capacity - (len - first))
+            concatenate(&[&rows, &zeros_like(&rows, capacity - (len - first))?], 2)
         };
-        Ok(Self { arrays: Some((all(0)?, all(1)?)), first, capacity })
+        let arrays = (0..rows[0].len()).map(whole).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { arrays, format, slots, first, capacity })
     }
 
-    pub(crate) fn new() -> Self {
-        Self { arrays: None, first: 0, capacity: 0 }
+    /// A buffer around arrays that hold the slots and the columns from `first` on.
+    pub(crate) fn holding(arrays: Vec<Array>, format: Format, slots: usize, first: usize) -> Self {
+        let columns = arrays.first().map_or(0, |it| it.dim(2) as usize);
+        Self { arrays, format, slots, first, capacity: columns.saturating_sub(slots) }
     }
 
-    /// Writes `keys` and `values` at absolute column `at` and returns the columns from `from` up
-    /// to the end of what was written.
-    pub(crate) fn write(
-        &mut self,
-        at: usize,
-        from: usize,
-        room: Room,
-        keys: &Array,
-        values: &Array,
-    ) -> Result<(Array, Array)> {
-        let end = at + keys.dim(2) as usize;
-        let wrap = |e: Exception| {
-            let shape = keys.shape();
-            Error::mlx(&format!("writing keys {shape:?} at column {at} of the cache"), &e)
-        };
-        match &mut self.arrays {
-            Some((held_keys, held_values)) if end - self.first <= self.capacity => {
-                let columns = (at - self.first) as i32..(end - self.first) as i32;
-                held_keys.try_index_mut((.., .., columns.clone(), ..), keys).map_err(wrap)?;
-                held_values.try_index_mut((.., .., columns, ..), values).map_err(wrap)?;
+    /// Writes `new`, encoded keys and values, at column `at`.
+    pub(crate) fn write(&mut self, at: usize, room: Room<'_>, new: &[Array]) -> Result<()> {
+        let end = at + new[0].dim(2) as usize;
+        for (held, new) in self.arrays.iter().zip(new) {
+            let alike = |it: &Array| (it.dim(0), it.dim(1), it.dim(3), it.dtype());
+            if alike(held) != alike(new) {
+                return Err(Error::argument(format!(
+                    "new columns {:?} of {:?} behind held ones {:?} of {:?}",
+                    new.shape(),
+                    new.dtype(),
+                    held.shape(),
+                    held.dtype()
+                )));
             }
-            _ => self.reallocate(at, room, keys, values).map_err(wrap)?,
         }
-        self.columns(from, end).map_err(wrap)
+        let wrap = |e: Exception| {
+            let shape = new[0].shape();
+            Error::mlx(&format!("writing columns {shape:?} at column {at} of the cache"), &e)
+        };
+        if self.arrays.is_empty() || end - self.first > self.capacity {
+            return self.reallocate(at, room, new).map_err(wrap);
+        }
+        let columns = self.place(at)..self.place(end);
+        for (held, new) in self.arrays.iter_mut().zip(new) {
+            held.try_index_mut((.., .., columns.clone(), ..), new).map_err(wrap)?;
+        }
+        Ok(())
     }
 
     /// Moves the columns worth keeping into a new block with the new ones behind them and room for
     /// what is planned, or for up to a step more.
-    fn reallocate(
-        &mut self,
-        at: usize,
-        room: Room,
-        keys: &Array,
-        values: &Array,
-    ) -> Result<(), Exception> {
+    fn reallocate(&mut self, at: usize, room: Room<'_>, new: &[Array]) -> Result<(), Exception> {
         let keep_from = room.keep_from.max(self.first);
-        let kept = if self.arrays.is_some() {
-            self.columns(keep_from, at)?
-        } else {
-            // Nothing is held yet, so nothing precedes the first column.
-            (keys.try_index((.., .., 0..0, ..))?, values.try_index((.., .., 0..0, ..))?)
-        };
-        let used = at - keep_from + keys.dim(2) as usize;
+        let used = at - keep_from + new[0].dim(2) as usize;
         let wanted = used.max(room.planned.saturating_sub(keep_from));
         let capacity = wanted.div_ceil(STEP) * STEP;
-        let arrays =
-            (append(&kept.0, keys, capacity - used)?, append(&kept.1, values, capacity - used)?);
+        let (sinks, kept) = if self.arrays.is_empty() {
+            // Nothing is held yet, so nothing precedes the first column.
+            let none = |count: usize| new.iter().map(|it| zeros_like(it, count)).collect();
+            let none = |count| -> Result<Vec<Array>, Exception> { none(count) };
+            (none(self.slots)?, none(0)?)
+        } else {
+            (self.sinks(keep_from, room.padding)?, self.columns(keep_from, at)?)
+        };
+        let parts = sinks.iter().zip(&kept).zip(new);
+        let moved = parts.map(|((sinks, kept), new)| {
+            let room = zeros_like(new, capacity - used)?;
+            match self.slots {
+                0 => concatenate(&[kept, new, &room], 2),
+                _ => concatenate(&[sinks, kept, new, &room], 2),
+            }
+        });
         // The old block must not outlive this call: a second handle on what was copied from it
         // would only hold memory.
-        self.arrays = Some(arrays);
+        self.arrays = moved.collect::<Result<_, _>>()?;
         self.first = keep_from;
         self.capacity = capacity;
         Ok(())
     }
 
-    fn columns(&self, from: usize, to: usize) -> Result<(Array, Array), Exception> {
-        let Some((keys, values)) = &self.arrays else {
-            return Err(Exception::custom("the layer holds no columns"));
-        };
-        let range = (from - self.first) as i32..(to - self.first) as i32;
-        Ok((keys.try_index((.., .., range.clone(), ..))?, values.try_index((.., .., range, ..))?))
-    }
-
-    /// The first column still held.
-    pub(crate) fn first(&self) -> usize {
-        self.first
-    }
-
-    /// Keeps, repeats or reorders rows.
-    pub(crate) fn select(&mut self, rows: &Array) -> Result<(), Exception> {
-        if let Some((keys, values)) = &mut self.arrays {
-            *keys = keys.take_axis(rows, 0)?;
-            *values = values.take_axis(rows, 0)?;
+    /// The slots as they have to be once the columns before `keep_from` are gone.
+    fn sinks(&self, keep_from: usize, padding: &[usize]) -> Result<Vec<Array>, Exception> {
+        if self.slots == 0 || keep_from <= self.first {
+            let slots = |it: &Array| it.try_index((.., .., 0..self.slots as i32, ..));
+            return self.arrays.iter().map(slots).collect();
         }
+        // Where nothing can be read the mask hides what is: the row's token stands further behind.
+        let last = self.slots + self.capacity - 1;
+        let place = |padding: usize, sink: usize| match padding + sink {
+            column if column < self.first => sink,
+            column => (self.slots + column - self.first).min(last),
+        };
+        let places: Vec<i32> = padding
+            .iter()
+            .flat_map(|&row| (0..self.slots).map(move |sink| place(row, sink) as i32))
+            .collect();
+        let places = Array::from_slice(&places, &[padding.len() as i32, 1, self.slots as i32, 1]);
+        self.arrays.iter().map(|it| it.take_along_axis(&places, 2)).collect()
+    }
+
+    /// Where a column stands in the arrays.
+    fn place(&self, column: usize) -> i32 {
+        (self.slots + column - self.first) as i32
+    }
+
+    fn columns(&self, from: usize, to: usize) -> Result<Vec<Array>, Exception> {
+        if self.arrays.is_empty() {
+            return Err(Exception::custom("the layer holds no columns"));
+        }
+        let range = self.place(from)..self.place(to);
+        self.arrays.iter().map(|it| it.try_index((.., .., range.clone(), ..))).collect()
+    }
+
+    /// What is to be shown of the columns from `from` to `to`: where columns were dropped that sinks
+    /// were taken from, the slots and all that is held.
+    pub(crate) fn shown(&self, from: usize, to: usize) -> Result<Vec<Array>, Exception> {
+        if self.shows_slots() {
+            let range = 0..self.place(to);
+            return self
+                .arrays
+                .iter()
+                .map(|it| it.try_index((.., .., range.clone(), ..)))
+                .collect();
+        }
+        self.columns(from, to)
+    }
+
+    /// Whether sinks stand in the slots.
+    pub(crate) fn shows_slots(&self) -> bool {
+        self.slots > 0 && self.first > 0
+    }
+
+    /// Holds `columns` columns from now on, quantized.
+    pub(crate) fn quantize(&mut self, how: Quantization) -> Result<()> {
+        let format = Format::Quantized(how);
+        if self.format == format {
+            return Ok(());
+        }
+        if let [keys, values] = self.arrays.as_slice() {
+            self.arrays = format.encode(keys, values)?;
+        }
+        self.format = format;
         Ok(())
     }
 
-    /// Bytes of one column of keys and values over all rows and heads.
+    /// Keeps, repeats or reorders rows, and forgets the first `drop` columns, which are padding.
+    pub(crate) fn select(&mut self, rows: &Array, drop: usize) -> Result<(), Exception> {
+        let dropped = drop.saturating_sub(self.first);
+        for array in &mut self.arrays {
+            if dropped > 0 {
+                let kept = array.try_index((.., .., (self.slots + dropped) as i32.., ..))?;
+                *array = match self.slots as i32 {
+                    0 => kept,
+                    slots => concatenate(&[&array.try_index((.., .., 0..slots, ..))?, &kept], 2)?,
+                };
+            }
+            *array = array.take_axis(rows, 0)?;
+        }
+        if !self.arrays.is_empty() {
+            self.capacity -= dropped;
+        }
+        self.first = self.first.saturating_sub(drop);
+        Ok(())
+    }
+
+    /// The arrays without their spare room: the slots, and the columns up to `len`.
+    pub(crate) fn without_room(&self, len: usize) -> Result<Vec<Array>, Exception> {
+        let range = 0..self.place(len);
+        self.arrays.iter().map(|it| it.try_index((.., .., range.clone(), ..))).collect()
+    }
+
+    /// Bytes of one column over all rows and heads.
     pub(crate) fn column_bytes(&self) -> usize {
-        self.allocated_bytes().checked_div(self.capacity).unwrap_or(0)
+        self.allocated_bytes().checked_div(self.slots + self.capacity).unwrap_or(0)
     }
 
     pub(crate) fn allocated_bytes(&self) -> usize {
-        self.arrays.as_ref().map_or(0, |(keys, values)| keys.nbytes() + values.nbytes())
-    }
-
-    /// The arrays held, for one evaluation over the whole cache.
-    pub(crate) fn arrays(&self) -> impl Iterator<Item = &Array> {
-        self.arrays.iter().flat_map(|(keys, values)| [keys, values])
+        self.arrays.iter().map(Array::nbytes).sum()
     }
 }
 
-/// `kept`, then `new`, then `room` columns of zeros.
-fn append(kept: &Array, new: &Array, room: usize) -> Result<Array, Exception> {
-    let shape = new.shape();
-    let dtype: Dtype = new.dtype();
-    let zeros = zeros_dtype(&[shape[0], shape[1], room as i32, shape[3]], dtype)?;
-    concatenate(&[kept, new, &zeros], 2)
-}
-
-/// `count` columns of zeros, then `columns`.
-fn prepend(count: usize, columns: &Array) -> Result<Array, Exception> {
+/// `count` columns of zeros, else like `columns`.
+fn zeros_like(columns: &Array, count: usize) -> Result<Array, Exception> {
     let shape = columns.shape();
-    let zeros = zeros_dtype(&[shape[0], shape[1], count as i32, shape[3]], columns.dtype())?;
-    concatenate(&[&zeros, columns], 2)
+    zeros_dtype(&[shape[0], shape[1], count as i32, shape[3]], columns.dtype())
 }

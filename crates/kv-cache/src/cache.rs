@@ -2,73 +2,132 @@
 
 use std::sync::Arc;
 
-use mlx_rs::Array;
+use mlx_rs::{Array, transforms::eval};
 
 use crate::{
-    Error, Result, RowId,
-    buffer::{Buffer, ROLLBACK, Room},
+    CacheOptions, Column, Error, LayerSpec, Result, RowId,
+    buffer::Buffer,
+    columns::Format,
+    mark::Timeline,
     row::{Filled, RowState},
     step::Step,
 };
 
-/// What one decoder layer keeps of the past.
+/// What every layer keeps of the past for one batch of rows, and what it came from.
 ///
-/// A model states it per layer; later kinds (a shared layer, a recurrent state) become variants
-/// here and one more kind of storage beside the full and sliding buffers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum LayerSpec {
-    /// Every token.
-    Full,
-    /// A query sees itself and the `window - 1` tokens before it.
-    Sliding {
-        /// Tokens visible to one query, itself included; at least 1.
-        window: usize,
-    },
+/// A column is one position across all rows, left padding included. All rows have the same number of
+/// columns. A forward pass is begun, written layer by layer and committed: [`begin`](Self::begin).
+#[derive(Debug, Clone)]
+pub struct KvCache {
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) options: CacheOptions,
+    pub(crate) len: usize,
+    pub(crate) planned: usize,
+    /// Left padding of the longest row there ever was; below 0 where that row left and columns that
+    /// only it had were dropped.
+    pub(crate) least_padding: isize,
+    pub(crate) rows: Vec<RowState>,
+    pub(crate) timeline: Timeline,
+    /// Columns of the widest pass there was.
+    pub(crate) widest: usize,
 }
 
-impl LayerSpec {
-    /// The first column that a query at column `start` may see.
-    pub(crate) fn first_visible(self, start: usize) -> usize {
-        match self {
-            Self::Full => 0,
-            Self::Sliding { window } => (start + 1).saturating_sub(window),
+/// One layer of the cache.
+#[derive(Debug, Clone)]
+pub(crate) struct Layer {
+    /// What the model says of it.
+    pub(crate) spec: LayerSpec,
+    /// What it sees under the cache's options.
+    pub(crate) sight: LayerSpec,
+    pub(crate) kept: Kept,
+}
+
+/// What a layer keeps.
+#[derive(Debug, Clone)]
+pub(crate) enum Kept {
+    Columns(Buffer),
+    /// Empty before the first pass.
+    State(Vec<Array>),
+    /// What it sees is another layer's.
+    Nothing,
+}
+
+impl Kept {
+    pub(crate) fn new(sight: LayerSpec, format: Format) -> Self {
+        match sight {
+            LayerSpec::State => Self::State(Vec::new()),
+            LayerSpec::Shared { .. } => Self::Nothing,
+            _ => Self::Columns(Buffer::new(format, sight.sinks())),
         }
     }
 }
 
-/// Keys and values of every layer for one batch of rows, and the tokens they came from.
-///
-/// A column is one token position across all rows, left padding included. All rows have the same
-/// number of columns.
-#[derive(Debug, Clone)]
-pub struct KvCache {
-    pub(crate) layers: Vec<(LayerSpec, Buffer)>,
-    pub(crate) len: usize,
-    pub(crate) planned: usize,
-    pub(crate) least_padding: usize,
-    pub(crate) rows: Vec<RowState>,
-}
-
 impl KvCache {
-    /// An empty cache for `batch` rows without padding.
+    /// An empty cache for `batch` rows without padding, which keeps dense columns.
     pub fn new(layers: &[LayerSpec], batch: usize) -> Self {
         Self::left_padded(layers, &vec![0; batch])
     }
 
-    /// An empty cache for a left-padded batch: row *i* begins with `padding[i]` columns that no
-    /// token ever looks at.
+    /// An empty cache for a left-padded batch, which keeps dense columns: row *i* begins with
+    /// `padding[i]` columns that no token ever looks at.
     pub fn left_padded(layers: &[LayerSpec], padding: &[usize]) -> Self {
-        Self {
-            layers: layers.iter().map(|&spec| (spec, Buffer::new())).collect(),
+        Self::made(layers, padding, &CacheOptions::default())
+    }
+
+    /// As [`left_padded`](Self::left_padded), for a cache that keeps its columns as `options` say.
+    ///
+    /// # Errors
+    /// When a layer could see nothing, or reads a layer that has no columns.
+    pub fn with_options(
+        layers: &[LayerSpec],
+        padding: &[usize],
+        options: &CacheOptions,
+    ) -> Result<Self> {
+        let cache = Self::made(layers, padding, options);
+        cache.check_layers()?;
+        Ok(cache)
+    }
+
+    /// A cache for a single pass over `batch` rows, which keeps nothing of it: what training and
+    /// scoring need. No column is copied.
+    pub fn for_one_pass(layers: &[LayerSpec], batch: usize) -> Self {
+        Self::made(layers, &vec![0; batch], &CacheOptions::new().single_pass())
+    }
+
+    fn made(layers: &[LayerSpec], padding: &[usize], options: &CacheOptions) -> Self {
+        let mut cache = Self {
+            layers: Vec::new(),
+            options: options.clone(),
             len: 0,
             planned: 0,
-            least_padding: padding.iter().copied().min().unwrap_or(0),
+            least_padding: padding.iter().copied().min().unwrap_or(0) as isize,
             rows: RowId::first(padding.len())
                 .into_iter()
                 .zip(padding)
                 .map(|(id, &padding)| RowState::new(id, padding))
                 .collect(),
+            timeline: Timeline::default(),
+            widest: 0,
+        };
+        let format = cache.format(0);
+        let layer = |&spec: &LayerSpec| {
+            let sight = options.sight(spec);
+            Layer { spec, sight, kept: Kept::new(sight, format) }
+        };
+        cache.layers = layers.iter().map(layer).collect();
+        cache
+    }
+
+    pub(crate) fn check_layers(&self) -> Result<()> {
+        let sights: Vec<LayerSpec> = self.layers.iter().map(|it| it.sight).collect();
+        sights.iter().enumerate().try_for_each(|(index, sight)| sight.check(index, &sights))
+    }
+
+    /// How columns are held by a pass that begins at column `start`.
+    pub(crate) fn format(&self, start: usize) -> Format {
+        match self.options.quantization {
+            Some(how) if start >= how.start => Format::Quantized(how),
+            _ => Format::Dense,
         }
     }
 
@@ -175,18 +234,6 @@ impl KvCache {
         self.rows.iter().zip(names).try_for_each(|(row, name)| row.check_steering(name.as_deref()))
     }
 
-    /// Notes the steerings that a pass went through, one name per row.
-    ///
-    /// # Errors
-    /// When there is not one name per row.
-    pub fn set_steering(&mut self, names: &[Option<Arc<str>>]) -> Result<()> {
-        self.check_count(names.len(), "names of steerings")?;
-        for (row, name) in self.rows.iter_mut().zip(names) {
-            row.filled = name.clone().map_or(Filled::Bare, Filled::Under);
-        }
-        Ok(())
-    }
-
     /// Lets the next pass be under any steering, whose cache this is from then on: for a prefix that
     /// is meant to be read in one way and continued in another.
     pub fn allow_other_steering(&mut self) {
@@ -203,91 +250,62 @@ impl KvCache {
         self.rows.iter().map(|row| row.padding).collect()
     }
 
-    /// Left padding of the longest row there ever was, which may have left the batch since.
-    ///
-    /// A model that treats a batch by its longest row (longrope) thus treats those that remain as
-    /// before.
-    pub fn least_padding(&self) -> usize {
-        self.least_padding
+    /// Length of the longest row there ever was, had the cache `columns` columns. Rows that have left
+    /// count, so that a model that treats a batch by its longest row (longrope) treats those that
+    /// remain as before.
+    pub fn longest(&self, columns: usize) -> usize {
+        (columns as isize - self.least_padding).max(0) as usize
     }
 
-    /// What each layer keeps.
+    /// Columns of the widest pass there was, so that what has to be read again is read in passes for
+    /// which there was memory.
+    pub fn widest_pass(&self) -> usize {
+        self.widest
+    }
+
+    /// What each layer may see, as the model states it.
     pub fn layers(&self) -> impl ExactSizeIterator<Item = LayerSpec> + '_ {
-        self.layers.iter().map(|(spec, _)| *spec)
+        self.layers.iter().map(|layer| layer.spec)
     }
 
-    /// The tokens of a row as far as they were [recorded](Self::record), left padding included.
+    /// How the columns are kept.
+    pub fn options(&self) -> &CacheOptions {
+        &self.options
+    }
+
+    /// Whether another layer reads this one's columns.
+    pub(crate) fn is_shared(&self, layer: usize) -> bool {
+        self.layers.iter().any(|it| it.spec == LayerSpec::Shared { owner: layer })
+    }
+
+    /// What stands in a row's columns, left padding included.
     ///
     /// # Panics
     /// When `row` is not below [`batch`](Self::batch).
-    pub fn tokens(&self, row: usize) -> &[u32] {
-        &self.rows[row].tokens
+    pub fn columns(&self, row: usize) -> &[Column] {
+        &self.rows[row].columns
     }
 
-    /// Positions and masks for the next `count` tokens of every row.
+    /// The tokens of a row up to the first column that holds an embedding, left padding included: all
+    /// that a prompt can have in common with it.
+    ///
+    /// # Panics
+    /// When `row` is not below [`batch`](Self::batch).
+    pub fn tokens(&self, row: usize) -> Vec<u32> {
+        self.rows[row].columns.iter().map_while(|it| it.token()).collect()
+    }
+
+    /// The state of a layer, as its last pass left it; empty where there is none.
+    ///
+    /// # Panics
+    /// When `layer` does not exist.
+    pub fn state_of(&self, layer: usize) -> &[Array] {
+        if let Kept::State(state) = &self.layers[layer].kept { state } else { &[] }
+    }
+
+    /// Positions of the next `count` tokens of every row, as a hook would be given them.
     pub fn step(&self, count: usize) -> Step {
-        Step::new(self.len, count, &self.rows, self.layers())
-    }
-
-    /// Writes a layer's new keys and values, `[batch, kv heads, count, head dimension]`, and returns
-    /// all that the new tokens may look at, oldest first. The step's [`Mask`](crate::Mask) fits the
-    /// returned keys.
-    ///
-    /// # Errors
-    /// When the layer does not exist, the shapes do not fit the batch, or MLX fails.
-    pub fn update(&mut self, layer: usize, keys: &Array, values: &Array) -> Result<(Array, Array)> {
-        let (batch, layers) = (self.batch(), self.layers.len());
-        let Some((spec, buffer)) = self.layers.get_mut(layer) else {
-            return Err(Error::argument(format!("layer {layer} of a cache with {layers} layers")));
-        };
-        for (name, it) in [("keys", keys), ("values", values)] {
-            if it.ndim() != 4 || it.dim(0) as usize != batch || it.dim(2) != keys.dim(2) {
-                let shape = it.shape();
-                return Err(Error::argument(format!(
-                    "{name} of layer {layer} have shape {shape:?}, not [{batch}, heads, tokens, dimension]"
-                )));
-            }
-        }
-        let from = spec.first_visible(self.len);
-        let (keep_from, planned) = match spec {
-            LayerSpec::Full => (0, self.planned),
-            LayerSpec::Sliding { .. } => (from.saturating_sub(ROLLBACK), 0),
-        };
-        buffer.write(self.len, from, Room { keep_from, planned }, keys, values)
-    }
-
-    /// Counts `count` new columns as held. Call it once per forward pass, after every layer was
-    /// [updated](Self::update).
-    pub fn advance(&mut self, count: usize) {
-        self.len += count;
-    }
-
-    /// Notes the tokens of columns fed earlier, one slice per row, all of one length.
-    ///
-    /// Separate from [`advance`](Self::advance) because a token drawn on the device is fed to the
-    /// next pass before the host has read it.
-    ///
-    /// # Errors
-    /// When there is not one slice per row, or more tokens than columns.
-    pub fn record(&mut self, rows: &[&[u32]]) -> Result<()> {
-        let count = rows.first().map_or(0, |it| it.len());
-        if rows.len() != self.batch() || rows.iter().any(|it| it.len() != count) {
-            return Err(Error::argument(format!(
-                "{} rows of tokens for a cache of {} rows, which must be equally long",
-                rows.len(),
-                self.batch()
-            )));
-        }
-        if self.rows.iter().any(|row| row.tokens.len() + count > self.len) {
-            return Err(Error::argument(format!(
-                "{count} more tokens than the cache has columns for ({})",
-                self.len
-            )));
-        }
-        for (held, new) in self.rows.iter_mut().zip(rows) {
-            held.tokens.extend_from_slice(new);
-        }
-        Ok(())
+        Step::new(self.len, count, &self.rows)
     }
 
     /// A second cache with the same content. It costs a handle per array; the first write to
@@ -295,30 +313,6 @@ impl KvCache {
     #[must_use]
     pub fn fork(&self) -> Self {
         self.clone()
-    }
-
-    /// Forgets the last `count` columns, as if they had never been fed.
-    ///
-    /// # Errors
-    /// When fewer columns are held, or a sliding layer no longer has the older columns that would
-    /// come back into view. The cache is unchanged then. A rollback of up to 64 columns right after
-    /// they were fed one by one is always possible.
-    pub fn trim(&mut self, count: usize) -> Result<()> {
-        let Some(len) = self.len.checked_sub(count) else {
-            return Err(Error::argument(format!("cannot trim {count} of {} columns", self.len)));
-        };
-        for (index, (spec, buffer)) in self.layers.iter().enumerate() {
-            if spec.first_visible(len) < buffer.first() {
-                return Err(Error::dropped(format!(
-                    "cannot trim {count} columns: layer {index} ({spec:?}) has dropped the columns \
-                     before {}",
-                    buffer.first()
-                )));
-            }
-        }
-        self.len = len;
-        self.rows.iter_mut().for_each(|row| row.truncate(len));
-        Ok(())
     }
 
     /// Forgets everything but the rows and their padding.
@@ -329,71 +323,81 @@ impl KvCache {
         }
     }
 
-    /// Forgets what was fed, but not where prompts end and how strongly each column was steered: for
-    /// reading the same text again.
-    pub fn rewind(&mut self) {
-        self.len = 0;
-        self.planned = 0;
-        for row in &mut self.rows {
-            row.filled = Filled::Bare;
-            row.tokens.clear();
-        }
-        self.layers.iter_mut().for_each(|(_, buffer)| *buffer = Buffer::new());
-    }
-
     /// Keeps the given rows in the given order: drops finished rows, or repeats a row for beams or
-    /// several samples of one prompt.
+    /// several samples of one prompt. Columns that are padding in all rows that remain are dropped;
+    /// returns how many.
     ///
     /// # Errors
     /// When `rows` is empty or names a row that does not exist.
-    pub fn select(&mut self, rows: &[usize]) -> Result<()> {
+    pub fn select(&mut self, rows: &[usize]) -> Result<usize> {
         let batch = self.batch();
         if let Some(row) = rows.iter().find(|&&row| row >= batch) {
             return Err(Error::argument(format!("row {row} of a cache with {batch} rows")));
         }
-        if rows.is_empty() {
+        let Some(drop) = rows.iter().map(|&row| self.rows[row].padding).min() else {
             return Err(Error::argument("a cache cannot be left without rows"));
-        }
+        };
+        let drop = drop.min(self.len);
         let indices: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
         let indices = Array::from_slice(&indices, &[indices.len() as i32]);
+        let doing = |e| Error::mlx("selecting rows of the cache", &e);
         let mut layers = self.layers.clone();
-        for (_, buffer) in &mut layers {
-            buffer.select(&indices).map_err(|e| Error::mlx("selecting rows of the cache", &e))?;
+        for layer in &mut layers {
+            match &mut layer.kept {
+                Kept::Columns(buffer) => buffer.select(&indices, drop).map_err(doing)?,
+                Kept::State(state) => {
+                    for array in state {
+                        *array = array.take_axis(&indices, 0).map_err(doing)?;
+                    }
+                }
+                Kept::Nothing => {}
+            }
         }
+        self.timeline.select(&indices, drop)?;
         self.layers = layers;
         self.rows = rows.iter().map(|&row| self.rows[row].clone()).collect();
-        Ok(())
+        self.rows.iter_mut().for_each(|row| row.shift(-(drop as isize)));
+        self.least_padding -= drop as isize;
+        self.planned = self.planned.saturating_sub(drop);
+        self.len -= drop;
+        Ok(drop)
     }
 
-    /// [`select`](Self::select) with as many rows as before: what beam search does after each step
-    /// (`reorder_cache`).
-    ///
-    /// # Errors
-    /// As [`select`](Self::select), and when the number of rows would change.
-    pub fn reorder(&mut self, rows: &[usize]) -> Result<()> {
-        if rows.len() != self.batch() {
-            return Err(Error::argument(format!(
-                "{} indices to reorder {} rows",
-                rows.len(),
-                self.batch()
-            )));
-        }
-        self.select(rows)
-    }
-
-    /// Bytes of the keys and values that the next token can still see.
+    /// Bytes of what the next token can still see: columns, sinks and states.
     pub fn live_bytes(&self) -> usize {
-        let visible = |spec: LayerSpec| self.len - spec.first_visible(self.len).min(self.len);
-        self.layers.iter().map(|(spec, buffer)| visible(*spec) * buffer.column_bytes()).sum()
+        let visible = |layer: &Layer| match &layer.kept {
+            Kept::Columns(buffer) => {
+                let first = layer.sight.first_visible(self.len).min(self.len);
+                let sinks = if first > 0 { layer.sight.sinks().min(first) } else { 0 };
+                (self.len - first + sinks) * buffer.column_bytes()
+            }
+            Kept::State(state) => state.iter().map(Array::nbytes).sum(),
+            Kept::Nothing => 0,
+        };
+        self.layers.iter().map(visible).sum()
     }
 
-    /// Bytes allocated, room for further tokens included.
+    /// Bytes allocated, room for further columns included.
     pub fn allocated_bytes(&self) -> usize {
-        self.layers.iter().map(|(_, buffer)| buffer.allocated_bytes()).sum()
+        self.arrays().map(Array::nbytes).sum()
     }
 
     /// Every array held, to evaluate them together, as after a chunk of a long prompt.
     pub fn arrays(&self) -> impl Iterator<Item = &Array> {
-        self.layers.iter().flat_map(|(_, buffer)| buffer.arrays())
+        let kept = self.layers.iter().flat_map(|layer| match &layer.kept {
+            Kept::Columns(buffer) => buffer.arrays.as_slice(),
+            Kept::State(state) => state.as_slice(),
+            Kept::Nothing => &[],
+        });
+        kept.chain(self.timeline.arrays())
+    }
+
+    /// Computes everything that is still to be computed. An MLX array belongs to the thread that made
+    /// it until then, so a cache that goes to another thread has to be evaluated first.
+    ///
+    /// # Errors
+    /// When MLX fails.
+    pub fn evaluate(&self) -> Result<()> {
+        eval(self.arrays()).map_err(|e| Error::mlx("evaluating the cache", &e))
     }
 }

@@ -19,7 +19,19 @@ use crate::{Error, Result};
 /// assert_eq!(cache.row_ids()[1].to_string(), "9");
 /// # Ok::<(), mlxgk_kv_cache::Error>(())
 /// ```
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub struct RowId(u64);
 
 impl RowId {
@@ -45,14 +57,47 @@ impl fmt::Display for RowId {
     }
 }
 
+/// What a column of a row was made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Column {
+    /// A token of the vocabulary, or what pads a row on its left.
+    Token(u32),
+    /// An embedding that is no token's, such as a soft prompt's, by a hash of its numbers. It never
+    /// equals a token, so that a prompt cannot be mistaken for one that begins with it.
+    Embedded(u64),
+}
+
+impl Column {
+    /// The column of an embedding, by a hash of its numbers (64-bit FNV-1a of their bytes).
+    ///
+    /// ```
+    /// use mlxgk_kv_cache::Column;
+    ///
+    /// assert_eq!(Column::embedded(&[0.5, 1.0]), Column::embedded(&[0.5, 1.0]));
+    /// assert_ne!(Column::embedded(&[0.5, 1.0]), Column::embedded(&[1.0, 0.5]));
+    /// ```
+    pub fn embedded(embedding: &[f32]) -> Self {
+        let bytes = embedding.iter().flat_map(|it| it.to_le_bytes());
+        let hash = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        Self::Embedded(bytes.fold(0xcbf2_9ce4_8422_2325, hash))
+    }
+
+    /// The token; `None` for an embedding.
+    pub fn token(self) -> Option<u32> {
+        if let Self::Token(token) = self { Some(token) } else { None }
+    }
+}
+
 /// What a cache knows of one row.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub(crate) struct RowState {
     pub(crate) id: RowId,
     /// Columns before the row's first token.
     pub(crate) padding: usize,
-    /// By column, as far as they were recorded, left padding included.
-    pub(crate) tokens: Vec<u32>,
+    /// What stands in each column, left padding included.
+    pub(crate) columns: Vec<Column>,
     /// The column after the prompt's last, where the owner said so.
     pub(crate) prompt_end: Option<usize>,
     /// How strongly a hook acts on each column, as far as that was set.
@@ -62,13 +107,14 @@ pub(crate) struct RowState {
 }
 
 /// What hook a row's columns went through.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Filled {
     /// None that names itself.
     #[default]
     Bare,
     /// The one of this name.
-    Under(Arc<str>),
+    Under(#[serde(with = "name")] Arc<str>),
     /// Whichever comes next is taken as theirs.
     Any,
 }
@@ -78,17 +124,11 @@ impl RowState {
         Self {
             id,
             padding,
-            tokens: Vec::new(),
+            columns: Vec::new(),
             prompt_end: None,
             strengths: Vec::new(),
             filled: Filled::Bare,
         }
-    }
-
-    /// Forgets the columns from `len` on.
-    pub(crate) fn truncate(&mut self, len: usize) {
-        self.tokens.truncate(len);
-        self.strengths.truncate(len);
     }
 
     /// Moves every column by `shift`; what would come to stand before the first is padding and goes.
@@ -97,7 +137,7 @@ impl RowState {
         let (filler, dropped) = (moved(0), 0_usize.saturating_add_signed(-shift));
         self.padding = moved(self.padding);
         self.prompt_end = self.prompt_end.map(moved);
-        self.tokens = shifted(&self.tokens, filler, dropped, 0);
+        self.columns = shifted(&self.columns, filler, dropped, Column::Token(0));
         self.strengths = shifted(&self.strengths, filler, dropped, 1.0);
     }
 
@@ -124,6 +164,21 @@ impl RowState {
             named(self.steering()),
             named(name)
         )))
+    }
+}
+
+/// A shared name as a plain string.
+mod name {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(name: &Arc<str>, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(name)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Arc<str>, D::Error> {
+        Ok(String::deserialize(from)?.into())
     }
 }
 

@@ -1,15 +1,19 @@
 //! Where the next tokens stand and what they may look at.
 
-use std::cell::OnceCell;
+use std::cell::RefCell;
 
-use mlx_rs::{Array, error::Exception, ops::arange};
+use mlx_rs::{
+    Array,
+    error::Exception,
+    ops::{arange, broadcast_to, concatenate},
+};
 
 use crate::{Error, LayerSpec, Result, RowId, row::RowState};
 
 /// The next `count` tokens of every row: their positions and masks.
 ///
-/// Made by [`KvCache::step`](crate::KvCache::step) once per forward pass and shared by all layers;
-/// masks are built on first use and kept, one per distinct [`LayerSpec`].
+/// Made once per forward pass and shared by all layers; masks are built on first use and kept, one per
+/// kind of layer.
 #[derive(Debug)]
 pub struct Step {
     start: usize,
@@ -22,7 +26,16 @@ pub struct Step {
     strengths: Option<Vec<f32>>,
     tokens: Option<Array>,
     positions: Positions,
-    masks: Vec<(LayerSpec, OnceCell<Mask>)>,
+    masks: RefCell<Vec<(Sight, Mask)>>,
+}
+
+/// What the queries of a layer are shown: the slots of its sinks where it shows any, and the columns
+/// from `first` on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sight {
+    pub(crate) spec: LayerSpec,
+    pub(crate) first: usize,
+    pub(crate) slots: bool,
 }
 
 /// The position of a step's first token, for rotary embeddings.
@@ -60,21 +73,10 @@ pub enum Mask {
 }
 
 impl Step {
-    pub(crate) fn new(
-        start: usize,
-        count: usize,
-        rows: &[RowState],
-        specs: impl Iterator<Item = LayerSpec>,
-    ) -> Self {
+    pub(crate) fn new(start: usize, count: usize, rows: &[RowState]) -> Self {
         let strengths =
             |row: &RowState| row.strengths.get(start..start + count).map(<[f32]>::to_vec);
         let padding: Vec<usize> = rows.iter().map(|row| row.padding).collect();
-        let mut masks: Vec<(LayerSpec, OnceCell<Mask>)> = Vec::new();
-        for spec in specs {
-            if !masks.iter().any(|(it, _)| *it == spec) {
-                masks.push((spec, OnceCell::new()));
-            }
-        }
         Self {
             start,
             count,
@@ -85,7 +87,7 @@ impl Step {
             tokens: None,
             positions: Positions::new(start, &padding),
             padding,
-            masks,
+            masks: RefCell::default(),
         }
     }
 
@@ -131,7 +133,7 @@ impl Step {
             tokens,
             positions: Positions::new(self.start, &padding),
             padding,
-            masks: self.masks.iter().map(|(spec, _)| (*spec, OnceCell::new())).collect(),
+            masks: RefCell::default(),
         })
     }
 
@@ -189,7 +191,8 @@ impl Step {
         self.again
     }
 
-    /// The ids of the step's tokens, `[batch, count]`, perhaps still on the device.
+    /// The ids of the step's tokens, u32 `[batch, count]`; `u32::MAX` where an embedding stands that is
+    /// no token's.
     pub fn tokens(&self) -> Option<&Array> {
         self.tokens.as_ref()
     }
@@ -199,45 +202,71 @@ impl Step {
         &self.positions
     }
 
-    /// What the step's tokens may look at in a layer of the given kind.
-    ///
-    /// # Errors
-    /// When the cache has no layer of this kind, or MLX fails.
-    pub fn mask(&self, spec: LayerSpec) -> Result<&Mask> {
-        let Some((_, cell)) = self.masks.iter().find(|(it, _)| *it == spec) else {
-            return Err(Error::argument(format!("the cache has no {spec:?} layer")));
-        };
-        if let Some(mask) = cell.get() {
-            return Ok(mask);
+    /// Which of the step's tokens are not left padding, boolean `[batch, count]`; `None` where all of
+    /// them are real. A recurrence or a convolution has to leave padding out, which attention masks.
+    pub fn real(&self) -> Option<Array> {
+        let before = |row: &usize| row.saturating_sub(self.start).min(self.count);
+        if self.padding.iter().all(|row| before(row) == 0) {
+            return None;
         }
-        let mask = self.build(spec).map_err(|e| Error::mlx("building the attention mask", &e))?;
-        Ok(cell.get_or_init(|| mask))
+        let columns = |row: &usize| {
+            let before = before(row);
+            (0..self.count).map(move |column| column >= before)
+        };
+        let real: Vec<bool> = self.padding.iter().flat_map(columns).collect();
+        Some(Array::from_slice(&real, &[self.padding.len() as i32, self.count as i32]))
     }
 
-    fn build(&self, spec: LayerSpec) -> Result<Mask, Exception> {
+    /// Which of the keys that `sight` shows the step's tokens may look at.
+    pub(crate) fn mask(&self, sight: Sight) -> Result<Mask> {
+        if let Some((_, mask)) = self.masks.borrow().iter().find(|(it, _)| *it == sight) {
+            return Ok(mask.clone());
+        }
+        let mask = self.build(sight).map_err(|e| Error::mlx("building the attention mask", &e))?;
+        self.masks.borrow_mut().push((sight, mask.clone()));
+        Ok(mask)
+    }
+
+    fn build(&self, Sight { spec, first, slots }: Sight) -> Result<Mask, Exception> {
         let end = self.start + self.count;
-        let first_key = spec.first_visible(self.start);
-        let padded = self.padding.iter().any(|&it| it > first_key);
-        let windowed = matches!(spec, LayerSpec::Sliding { window } if end > window);
-        if !padded && (self.count == 1 || !windowed) {
-            // A single query of a sliding layer is handed exactly its window of keys.
+        let size =
+            if let LayerSpec::Bounded { size, .. } = spec { Some(size) } else { spec.newest() };
+        let padded = self.padding.iter().any(|&it| it > first);
+        let limited = slots || size.is_some_and(|size| end > size);
+        // A single query of a sliding layer is handed exactly its window of keys.
+        let exact = spec.sinks() == 0 && self.count == 1;
+        if !padded && (exact || !limited) {
             return Ok(if self.count == 1 { Mask::None } else { Mask::Causal });
         }
         let queries = arange::<i32, i32>(self.start as i32, end as i32, 1)?.expand_dims(1)?;
-        let keys = arange::<i32, i32>(first_key as i32, end as i32, 1)?.expand_dims(0)?;
+        let keys = arange::<i32, i32>(first as i32, end as i32, 1)?.expand_dims(0)?;
+        let padding: Vec<i32> = self.padding.iter().map(|&it| it as i32).collect();
+        let padding = Array::from_slice(&padding, &[padding.len() as i32, 1, 1]);
         let mut seen = keys.le(&queries)?;
-        if let LayerSpec::Sliding { window } = spec {
-            let oldest = queries.subtract(Array::from_int(window as i32))?;
-            seen = seen.logical_and(keys.gt(oldest)?)?;
+        if let Some(newest) = spec.newest().filter(|_| limited || padded) {
+            let mut near = keys.gt(queries.subtract(Array::from_int(newest as i32))?)?;
+            if spec.sinks() > 0 {
+                let sinks = padding.add(Array::from_int(spec.sinks() as i32))?;
+                near = near.logical_or(keys.lt(sinks)?)?;
+            }
+            seen = seen.logical_and(near)?;
         }
         if padded {
-            let padding: Vec<i32> = self.padding.iter().map(|&it| it as i32).collect();
-            let padding = Array::from_slice(&padding, &[padding.len() as i32, 1, 1]);
             // A padding query sees itself: with nothing to see its softmax would be NaN, and a NaN
             // value poisons the rows that mask it (0 · NaN).
-            seen = seen.logical_and(keys.ge(padding)?)?.logical_or(keys.eq(&queries)?)?;
-            return Ok(Mask::Array(seen.expand_dims(1)?));
+            seen = seen.logical_and(keys.ge(&padding)?)?.logical_or(keys.eq(&queries)?)?;
         }
-        Ok(Mask::Array(seen.expand_dims_axes(&[0, 1])?))
+        if slots {
+            // A slot counts once the column that it was taken from is no longer shown.
+            let places =
+                arange::<i32, i32>(0, spec.sinks() as i32, 1)?.expand_dims_axes(&[0, 1])?;
+            let taken = padding.add(places)?.lt(Array::from_int(first as i32))?;
+            let (rows, count) = (self.padding.len() as i32, self.count as i32);
+            let taken = broadcast_to(&taken, &[rows, count, spec.sinks() as i32])?;
+            let seen = broadcast_to(&seen, &[rows, count, (end - first) as i32])?;
+            return Ok(Mask::Array(concatenate(&[&taken, &seen], -1)?.expand_dims(1)?));
+        }
+        let axes: &[i32] = if seen.ndim() == 3 { &[1] } else { &[0, 1] };
+        Ok(Mask::Array(seen.expand_dims_axes(axes)?))
     }
 }

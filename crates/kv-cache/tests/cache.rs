@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use mlx_rs::{Array, ops::indexing::TryIndexOp};
-use mlxgk_kv_cache::{ErrorKind, KvCache, LayerSpec, Mask, Positions, RowId};
+use mlxgk_kv_cache::{ErrorKind, KvCache, LayerSpec, Mask, Positions, RowId, Step};
 
 const HEADS: i32 = 2;
 const DIM: i32 = 3;
@@ -29,9 +29,21 @@ fn columns(batch: usize, start: usize, count: usize) -> Array {
 
 fn feed(cache: &mut KvCache, count: usize) -> Vec<(Array, Array)> {
     let new = columns(cache.batch(), cache.len(), count);
+    feed_these(cache, &new).into_iter().map(|(shown, _)| shown).collect()
+}
+
+/// What every layer is shown, and the mask that goes with it.
+fn feed_these(cache: &mut KvCache, new: &Array) -> Vec<((Array, Array), Mask)> {
+    let fed = vec![vec![7; new.dim(2) as usize]; cache.batch()];
+    let fed: Vec<&[u32]> = fed.iter().map(Vec::as_slice).collect();
     let layers = cache.layers().len();
-    let shown = (0..layers).map(|layer| cache.update(layer, &new, &new).unwrap()).collect();
-    cache.advance(count);
+    let mut pass = cache.begin_tokens(&fed, &[]).unwrap();
+    let shown = |layer| {
+        let seen = pass.append(layer, new, new).unwrap();
+        ((seen.keys.dense().unwrap(), seen.values.dense().unwrap()), seen.mask)
+    };
+    let shown = (0..layers).map(shown).collect();
+    pass.commit().unwrap();
     shown
 }
 
@@ -63,13 +75,10 @@ fn a_fork_and_its_origin_do_not_disturb_each_other() {
     feed(&mut cache, 10);
     let mut fork = cache.fork();
     let other = columns(1, 5000, 1);
-    for layer in 0..2 {
-        fork.update(layer, &other, &other).unwrap();
-    }
-    fork.advance(1);
+    feed_these(&mut fork, &other);
     let shown = feed(&mut cache, 1);
     check_shown(&shown[0], 1, 0, 11);
-    let (keys, _) = fork.update(0, &columns(1, 11, 1), &columns(1, 11, 1)).unwrap();
+    let (keys, _) = &feed(&mut fork, 1)[0];
     let eleventh = keys.try_index((.., .., 10..11, ..)).unwrap();
     assert_eq!(values(&eleventh), values(&other));
 }
@@ -104,20 +113,39 @@ fn a_trim_beyond_what_a_window_holds_is_refused_and_changes_nothing() {
 #[test]
 fn rows_are_dropped_repeated_and_reordered_with_their_tokens() {
     let mut cache = KvCache::left_padded(&[LayerSpec::Full], &[0, 1, 2]);
-    feed(&mut cache, 2);
-    cache.record(&[&[1, 2], &[0, 3], &[0, 0]]).unwrap();
-    cache.select(&[2, 0, 0]).unwrap();
+    let mut pass = cache.begin_tokens(&[&[1, 2], &[0, 3], &[0, 0]], &[]).unwrap();
+    let two = columns(3, 0, 2);
+    pass.append(0, &two, &two).unwrap();
+    pass.commit().unwrap();
+    assert_eq!(cache.select(&[2, 0, 0]).unwrap(), 0);
     assert_eq!(cache.padding(), [2, 0, 0]);
-    assert_eq!((cache.tokens(0), cache.tokens(1)), (&[0, 0][..], &[1, 2][..]));
-    let new = columns(3, 2, 1);
-    let (keys, _) = cache.update(0, &new, &new).unwrap();
+    assert_eq!((cache.tokens(0), cache.tokens(1)), (vec![0, 0], vec![1, 2]));
+    let (keys, _) = &feed(&mut cache, 1)[0];
     let first = keys.try_index((0..1, .., 0..2, ..)).unwrap();
-    let expected = columns(3, 0, 2).try_index((2..3, .., .., ..)).unwrap();
+    let expected = two.try_index((2..3, .., .., ..)).unwrap();
     assert_eq!(values(&first), values(&expected));
 
-    assert_eq!(cache.reorder(&[0, 1]).unwrap_err().kind(), ErrorKind::Argument);
     assert_eq!(cache.select(&[3]).unwrap_err().kind(), ErrorKind::Argument);
     assert_eq!(cache.select(&[]).unwrap_err().kind(), ErrorKind::Argument);
+}
+
+#[test]
+fn padding_that_no_row_needs_any_longer_is_dropped() {
+    let mut cache = KvCache::left_padded(&[LayerSpec::Full, WINDOW], &[0, 7, 9]);
+    cache.set_prompt_end(10);
+    feed(&mut cache, 12);
+    assert_eq!(cache.select(&[2, 1]).unwrap(), 7);
+    assert_eq!((cache.len(), cache.padding(), cache.prompt_end(0)), (5, vec![2, 0], Some(3)));
+    assert_eq!(cache.tokens(0).len(), 5);
+    let (keys, _) = &feed_these(&mut cache, &columns(2, 12, 1))[0].0;
+    let expected = columns(3, 7, 6).take_axis(Array::from_slice(&[2, 1], &[2]), 0).unwrap();
+    let (found, expected) = (values(keys), values(&expected));
+    // The last column is new, and of rows in their new order.
+    for (row, (found, expected)) in found.chunks(36).zip(expected.chunks(36)).enumerate() {
+        for head in 0..2 {
+            assert_eq!(found[head * 18..][..15], expected[head * 18..][..15], "row {row}");
+        }
+    }
 }
 
 /// Which keys a mask lets each query see, spelt out from the definition.
@@ -147,10 +175,10 @@ fn masks_follow_from_window_padding_and_position() {
         for spec in [LayerSpec::Full, WINDOW] {
             let mut cache = KvCache::left_padded(&[spec], &pads);
             for count in [1, 4, 1, 9, 1] {
-                let step = cache.step(count);
                 let start = cache.len();
                 let expected = expected_mask(spec, start, count, &pads);
-                match step.mask(spec).unwrap() {
+                let new = columns(pads.len(), start, count);
+                match &feed_these(&mut cache, &new)[0].1 {
                     Mask::None => assert!(expected.iter().all(|&it| it)),
                     Mask::Causal => {
                         let plain = expected_mask(LayerSpec::Full, start, count, &[0]);
@@ -164,7 +192,6 @@ fn masks_follow_from_window_padding_and_position() {
                         assert_eq!(mask, expected, "{spec:?}, {pads:?}, {start} + {count}");
                     }
                 }
-                feed(&mut cache, count);
             }
         }
     }
@@ -196,11 +223,14 @@ fn bytes_are_those_of_the_columns() {
 #[test]
 fn wrong_shapes_layers_and_counts_are_refused() {
     let mut cache = KvCache::new(&[LayerSpec::Full], 2);
-    let one_row = columns(1, 0, 1);
-    assert_eq!(cache.update(0, &one_row, &one_row).unwrap_err().kind(), ErrorKind::Argument);
-    let two_rows = columns(2, 0, 1);
-    assert_eq!(cache.update(1, &two_rows, &two_rows).unwrap_err().kind(), ErrorKind::Argument);
-    assert_eq!(cache.record(&[&[1], &[2]]).unwrap_err().kind(), ErrorKind::Argument);
+    let (one_row, two_rows) = (columns(1, 0, 1), columns(2, 0, 1));
+    let mut pass = cache.begin_tokens(&[&[1], &[2]], &[]).unwrap();
+    assert_eq!(pass.append(0, &one_row, &one_row).unwrap_err().kind(), ErrorKind::Argument);
+    assert_eq!(pass.append(1, &two_rows, &two_rows).unwrap_err().kind(), ErrorKind::Argument);
+    let longer = columns(2, 0, 2);
+    assert_eq!(pass.append(0, &longer, &longer).unwrap_err().kind(), ErrorKind::Argument);
+    drop(pass);
+    feed(&mut cache, 3);
     cache.clear();
     assert!(cache.is_empty());
 }
@@ -237,7 +267,7 @@ fn strengths_belong_to_columns() {
     // A longer step is not covered.
     assert_eq!(cache.step(3).strengths(), None);
     feed(&mut cache, 2);
-    cache.reorder(&[1, 0]).unwrap();
+    cache.select(&[1, 0]).unwrap();
     cache.trim(1).unwrap();
     cache.set_strengths(1, &[0.75, 0.0]).unwrap();
     feed(&mut cache, 1);
@@ -252,32 +282,44 @@ fn strengths_belong_to_columns() {
 #[test]
 fn a_cache_knows_what_each_row_was_filled_under() {
     let named = |name: &str| Some(Arc::<str>::from(name));
+    let under = |cache: &mut KvCache, names: &[Option<Arc<str>>]| {
+        let fed = vec![&[7][..]; cache.batch()];
+        let new = columns(cache.batch(), cache.len(), 1);
+        let mut pass = cache.begin_tokens(&fed, names)?;
+        pass.append(0, &new, &new)?;
+        pass.commit()
+    };
     let mut cache = KvCache::new(&[LayerSpec::Full], 1);
-    cache.check_steering(&[named("joy")]).unwrap();
-    feed(&mut cache, 2);
-    cache.set_steering(&[named("joy")]).unwrap();
+    under(&mut cache, &[named("joy")]).unwrap();
+    under(&mut cache, &[named("joy")]).unwrap();
     assert_eq!(cache.fork().steering(0), Some("joy"));
-    cache.check_steering(&[named("joy")]).unwrap();
-    let error = cache.check_steering(&[named("woe")]).unwrap_err();
+    let error = under(&mut cache, &[named("woe")]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Steering);
     let error = error.to_string();
     assert!(error.contains("`joy`") && error.contains("`woe`"), "{error}");
-    assert_eq!(cache.check_steering(&[]).unwrap_err().kind(), ErrorKind::Argument);
+    assert_eq!(under(&mut cache, &[]).unwrap_err().kind(), ErrorKind::Steering);
+    assert_eq!(under(&mut cache, &[None, None]).unwrap_err().kind(), ErrorKind::Argument);
     // Rows under other steerings share a batch, and each keeps its own.
     let mut both = KvCache::new(&[LayerSpec::Full], 1);
-    feed(&mut both, 1);
+    under(&mut both, &[]).unwrap();
     both.join(&cache).unwrap();
     assert_eq!((both.steering(0), both.steering(1)), (None, Some("joy")));
-    both.check_steering(&[None, named("joy")]).unwrap();
-    assert!(both.check_steering(&[named("joy"), named("joy")]).is_err());
+    assert!(under(&mut both, &[named("joy"), named("joy")]).is_err());
+    under(&mut both, &[None, named("joy")]).unwrap();
     both.select(&[1]).unwrap();
-    both.check_steering(&[named("joy")]).unwrap();
+    under(&mut both, &[named("joy")]).unwrap();
     let mut mixed = cache.fork();
     mixed.allow_other_steering();
-    mixed.check_steering(&[None]).unwrap();
+    under(&mut mixed, &[]).unwrap();
     assert_eq!(mixed.steering(0), None);
+    // Going back to a mark goes back to the steering.
+    let mark = cache.mark();
+    cache.allow_other_steering();
+    under(&mut cache, &[named("woe")]).unwrap();
+    cache.roll_back_to(&mark).unwrap();
+    assert_eq!(cache.steering(0), Some("joy"));
     cache.trim(2).unwrap();
-    cache.check_steering(&[None]).unwrap();
+    under(&mut cache, &[]).unwrap();
 }
 
 #[test]
@@ -304,26 +346,19 @@ fn a_step_of_some_rows_is_their_own_step() {
     cache.set_strengths(2, &[0.25, 0.5, 1.0]).unwrap();
     let tokens = Array::from_slice(&[1_u32, 2, 3, 4, 5, 6], &[3, 2]);
     let step = cache.step(2).with_tokens(&tokens).reading_again(1);
-    let some = step.select(&[1, 2, 1]).unwrap();
+    let some = step.select(&[1, 0, 1]).unwrap();
     let mut alone = cache.fork();
-    alone.select(&[1, 2, 1]).unwrap();
+    alone.select(&[1, 0, 1]).unwrap();
     let alone = alone.step(2);
     assert_eq!((some.start(), some.count(), some.again()), (4, 2, 1));
     assert_eq!((some.rows(), some.padding()), (alone.rows(), alone.padding()));
     assert_eq!(some.strengths(), alone.strengths());
-    assert_eq!(some.strengths(), Some(&[0.5, 0.5, 1.0, 1.0, 0.5, 0.5][..]));
+    assert_eq!(some.strengths(), Some(&[0.5, 0.5, 0.25, 0.25, 0.5, 0.5][..]));
     assert_eq!(some.prompt_end(2), Some(6));
     let ids: Vec<u32> = some.tokens().unwrap().contiguous().unwrap().to_vec_exact().unwrap();
-    assert_eq!(ids, [3, 4, 5, 6, 3, 4]);
-    for spec in [LayerSpec::Full, WINDOW] {
-        let (Mask::Array(some), Mask::Array(alone)) =
-            (some.mask(spec).unwrap(), alone.mask(spec).unwrap())
-        else {
-            panic!("padded rows need a mask")
-        };
-        let read = |it: &Array| it.contiguous().unwrap().to_vec_exact::<bool>().unwrap();
-        assert_eq!((some.shape(), read(some)), (alone.shape(), read(alone)));
-    }
+    assert_eq!(ids, [3, 4, 1, 2, 3, 4]);
+    let read = |it: &Step| it.real().map(|it| it.to_vec_exact::<bool>().unwrap());
+    assert_eq!(read(&some), read(&alone));
     assert_eq!(step.select(&[3]).unwrap_err().kind(), ErrorKind::Argument);
 }
 
@@ -333,7 +368,6 @@ fn a_batch_without_rows_is_empty_and_nothing_more() {
     let mut cache = KvCache::new(&[LayerSpec::Full], 0);
     assert_eq!((cache.batch(), cache.padding()), (0, vec![]));
     assert!(cache.step(1).rows().is_empty());
-    let mut other = KvCache::new(&[LayerSpec::Full], 1);
-    feed(&mut other, 2);
+    assert_eq!(cache.begin_tokens(&[], &[]).unwrap_err().kind(), ErrorKind::Argument);
     assert_eq!(cache.select(&[]).unwrap_err().kind(), ErrorKind::Argument);
 }

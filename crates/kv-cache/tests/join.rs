@@ -20,8 +20,13 @@ fn columns(names: &[f32], from: usize, count: usize, padding: &[usize]) -> Array
 
 fn feed(cache: &mut KvCache, names: &[f32], count: usize) -> Vec<Array> {
     let new = columns(names, cache.len(), count, &cache.padding());
-    let seen = (0..LAYERS.len()).map(|layer| cache.update(layer, &new, &new).unwrap().0).collect();
-    cache.advance(count);
+    let fed = vec![vec![7; count]; cache.batch()];
+    let fed: Vec<&[u32]> = fed.iter().map(Vec::as_slice).collect();
+    let mut pass = cache.begin_tokens(&fed, &[]).unwrap();
+    let seen = (0..LAYERS.len())
+        .map(|layer| pass.append(layer, &new, &new).unwrap().keys.dense().unwrap())
+        .collect();
+    pass.commit().unwrap();
     seen
 }
 
@@ -61,7 +66,8 @@ fn rows_of_different_lengths_go_on_side_by_side() {
 fn padding_that_all_rows_share_is_dropped() {
     let mut one = KvCache::left_padded(&LAYERS, &[9, 0]);
     feed(&mut one, &[1000.0, 2000.0], 12);
-    one.select(&[0]).unwrap();
+    assert_eq!(one.select(&[0]).unwrap(), 9);
+    assert_eq!((one.len(), one.padding()), (3, vec![0]));
     let mut other = KvCache::new(&LAYERS, 1);
     feed(&mut other, &[3000.0], 2);
     one.join(&other).unwrap();

@@ -7,11 +7,11 @@
 use std::fmt::Debug;
 
 use mlx_rs::Array;
-use mlxgk_kv_cache::{KvCache, LayerSpec, Step};
+use mlxgk_kv_cache::{LayerSpec, Pass, Seen, Step};
 
 use crate::{
     Result,
-    attention::attention,
+    attention::{attention, attention_with_weights},
     backend::Backend,
     config::{Dims, Heads},
     linear::Linear,
@@ -23,35 +23,106 @@ use crate::{
     weights::Weights,
 };
 
-/// One forward pass as a block sees it.
+/// One forward pass as a block sees it: the cache's pass, and what all blocks share.
 #[derive(Debug)]
-pub(crate) struct Pass<'a> {
-    /// Positions and masks.
-    pub(crate) step: &'a Step,
-    /// Whether the sequence exceeds the original context (see [`Rope::rotation`]).
-    pub(crate) long: bool,
-    /// One per embedding met so far.
-    pub(crate) rotations: Vec<(Rope, Rotation)>,
+pub struct BlockPass<'c> {
     /// The caller's cache; a block reads and writes its own layer.
-    pub(crate) cache: &'a mut KvCache,
+    pub(crate) cache: Pass<'c>,
+    /// Whether the sequence exceeds the original context (see [`Rope::rotation`]).
+    long: bool,
+    /// One per embedding met so far.
+    rotations: Vec<(Rope, Rotation)>,
+    /// Whether the attention weights of the block at work are asked for, and those it left.
+    pub(crate) weights: Wanted,
 }
 
-impl Pass<'_> {
+/// Attention weights, where they are asked for.
+#[derive(Debug)]
+pub(crate) enum Wanted {
+    /// Nobody looks at them: attention is computed in one operation.
+    No,
+    /// They are to be left here.
+    Yes,
+    /// `[batch, heads, tokens, columns]`.
+    Left(Array),
+}
+
+impl<'c> BlockPass<'c> {
+    pub(crate) fn new(cache: Pass<'c>, long: bool) -> Self {
+        Self { cache, long, rotations: Vec::new(), weights: Wanted::No }
+    }
+
+    /// The tokens' positions, ids and rows.
+    pub fn step(&self) -> &Step {
+        self.cache.step()
+    }
+
+    /// Brings a layer's new keys and values, `[batch, kv heads, tokens, dimension]` each, and returns
+    /// all that the new tokens may look at.
+    ///
+    /// # Errors
+    /// As [`Pass::append`].
+    pub fn append(&mut self, layer: usize, keys: &Array, values: &Array) -> Result<Seen> {
+        Ok(self.cache.append(layer, keys, values)?)
+    }
+
+    /// What a layer may look at that shares an earlier one's columns.
+    ///
+    /// # Errors
+    /// As [`Pass::shared`].
+    pub fn shared(&self, layer: usize) -> Result<Seen> {
+        Ok(self.cache.shared(layer)?.clone())
+    }
+
+    /// The state that a layer left in the pass before; `None` before the first.
+    ///
+    /// # Errors
+    /// As [`Pass::state`].
+    pub fn state(&self, layer: usize) -> Result<Option<&[Array]>> {
+        Ok(self.cache.state(layer)?)
+    }
+
+    /// Replaces the state of a layer. Left padding must have left it untouched: see [`Step::real`].
+    ///
+    /// # Errors
+    /// As [`Pass::set_state`].
+    pub fn set_state(&mut self, layer: usize, state: Vec<Array>) -> Result<()> {
+        Ok(self.cache.set_state(layer, state)?)
+    }
+
     /// What an embedding does to this pass's tokens; made once for all layers.
     fn rotation(&mut self, rope: &Rope) -> Result<Rotation> {
         if let Some((_, rotation)) = self.rotations.iter().find(|(it, _)| it.is(rope)) {
             return Ok(rotation.clone());
         }
-        let rotation = rope.rotation(self.step, self.long)?;
+        let rotation = rope.rotation(self.step(), self.long)?;
         self.rotations.push((rope.clone(), rotation.clone()));
         Ok(rotation)
+    }
+
+    /// Softmax attention of `queries`, `[batch, heads, tokens, dimension]`, over what they see; leaves
+    /// its weights where somebody asked for them.
+    fn attend(
+        &mut self,
+        queries: &Array,
+        seen: &Seen,
+        scale: f32,
+        soft_cap: Option<f32>,
+        backend: Backend,
+    ) -> Result<Array> {
+        if matches!(self.weights, Wanted::No) {
+            return attention(queries, seen, scale, soft_cap, backend);
+        }
+        let (mixed, weights) = attention_with_weights(queries, seen, scale, soft_cap)?;
+        self.weights = Wanted::Left(weights);
+        Ok(mixed)
     }
 }
 
 /// What a family supplies per layer.
 pub(crate) trait Block: Debug + Send + Visit {
     /// What the token mixer adds to `hidden`, `[batch, tokens, hidden]`.
-    fn mix(&self, layer: usize, hidden: &Array, pass: &mut Pass<'_>) -> Result<Array>;
+    fn mix(&self, layer: usize, hidden: &Array, pass: &mut BlockPass<'_>) -> Result<Array>;
 
     /// What the feed-forward half adds to `hidden`.
     fn feed_forward(&self, hidden: &Array) -> Result<Array>;
@@ -77,7 +148,7 @@ pub(crate) struct TransformerBlock {
 }
 
 impl Block for TransformerBlock {
-    fn mix(&self, layer: usize, hidden: &Array, pass: &mut Pass<'_>) -> Result<Array> {
+    fn mix(&self, layer: usize, hidden: &Array, pass: &mut BlockPass<'_>) -> Result<Array> {
         let mixed = self.attention.forward(layer, &self.input_norm.forward(hidden)?, pass)?;
         match &self.after_attention_norm {
             Some(norm) => Ok(norm.forward(&mixed)?),
@@ -263,7 +334,7 @@ impl SelfAttention {
         })
     }
 
-    fn forward(&self, layer: usize, x: &Array, pass: &mut Pass<'_>) -> Result<Array> {
+    fn forward(&self, layer: usize, x: &Array, pass: &mut BlockPass<'_>) -> Result<Array> {
         let (batch, tokens) = (x.dim(0), x.dim(1));
         let [query_heads, kv_heads, head_dim] =
             [self.heads.count, self.heads.kv, self.heads.dim].map(|it| it as i32);
@@ -291,10 +362,8 @@ impl SelfAttention {
         let queries = rotate(&heads(&queries, query_heads, self.query_norm.as_ref())?)?;
         let keys = rotate(&heads(&keys, kv_heads, self.key_norm.as_ref())?)?;
         let values = heads(&values, kv_heads, None)?;
-        let (keys, values) = pass.cache.update(layer, &keys, &values)?;
-        let mask = pass.step.mask(self.spec)?;
-        let mixed =
-            attention(&queries, &keys, &values, self.scale, mask, self.soft_cap, self.backend)?;
+        let seen = pass.append(layer, &keys, &values)?;
+        let mixed = pass.attend(&queries, &seen, self.scale, self.soft_cap, self.backend)?;
         let mixed = if tokens == 1 { mixed } else { mixed.transpose_axes(&[0, 2, 1, 3])? };
         let mixed = mixed.reshape(&[batch, tokens, query_heads * head_dim])?;
         Ok(self.output.forward(&mixed)?)

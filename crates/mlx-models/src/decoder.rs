@@ -1,16 +1,11 @@
 //! The one decoder loop: embed, blocks, norm, head.
 
-use std::sync::Arc;
-
-use mlx_rs::{
-    Array, Device, DeviceType, Dtype,
-    ops::{concatenate, indexing::TryIndexOp, tanh},
-};
-use mlxgk_kv_cache::{KvCache, LayerSpec, Step};
+use mlx_rs::{Array, Device, DeviceType, Dtype, ops::tanh};
+use mlxgk_kv_cache::{CacheOptions, KvCache, LayerSpec};
 
 use crate::{
     Error, ErrorKind, Result,
-    block::{Block, Pass},
+    block::{Block, BlockPass, Wanted},
     checkpoint::Skipped,
     config::Dims,
     embedding::Embedding,
@@ -118,6 +113,15 @@ impl Decoder {
         KvCache::left_padded(&self.layers, padding)
     }
 
+    /// As [`new_padded_cache`](Self::new_padded_cache), for a cache that keeps its columns as
+    /// `options` say: quantized, bounded, or not at all.
+    ///
+    /// # Errors
+    /// When the options do not fit a layer.
+    pub fn new_cache_with(&self, padding: &[usize], options: &CacheOptions) -> Result<KvCache> {
+        Ok(KvCache::with_options(&self.layers, padding, options)?)
+    }
+
     /// Feeds `rows`, one equally long slice of token ids per row of the cache, and returns the
     /// logits of every position, fp32 `[batch, tokens, vocabulary]`, not yet evaluated.
     ///
@@ -134,153 +138,33 @@ impl Decoder {
         self.logits(&hidden)
     }
 
-    /// As [`forward`](Self::forward), but stops after the final norm: `[batch, tokens, hidden]`. For
-    /// long prompts, where the head is needed for the last position only.
-    ///
-    /// # Errors
-    /// As [`forward`](Self::forward).
-    pub fn hidden(
-        &self,
-        rows: &[&[u32]],
-        cache: &mut KvCache,
-        hook: &mut dyn ResidualHook,
-    ) -> Result<Array> {
-        let tokens = self.tokens(rows)?;
-        let hidden = self.hidden_of(&tokens, cache, hook)?;
-        cache.record(rows)?;
-        Ok(hidden)
-    }
-
-    /// As [`hidden`](Self::hidden), for ids that are still on the device: `tokens` is u32 or i32
-    /// `[batch, tokens]`, every id below the vocabulary size (MLX does not check). The caller
-    /// [records](KvCache::record) them once it has read them.
-    ///
-    /// # Errors
-    /// As [`forward`](Self::forward).
-    pub fn hidden_of(
-        &self,
-        tokens: &Array,
-        cache: &mut KvCache,
-        hook: &mut dyn ResidualHook,
-    ) -> Result<Array> {
-        self.check(tokens, cache, hook)?;
-        let (held, all) = (cache.len(), cache.len() + tokens.dim(1) as usize);
-        if held > cache.least_padding() && !self.is_long(held, cache) && self.is_long(all, cache) {
-            // Longrope rotates all keys differently from here on (HF drops its cache at the same
-            // place).
-            return self.reread(tokens, cache, hook);
-        }
-        self.advance(tokens, 0, cache, hook)
-    }
-
-    /// As [`hidden`](Self::hidden), but reads the whole text anew instead of going on from what the
-    /// cache holds of it: HF's `use_cache=False`. The states are those of the new tokens alone.
-    ///
-    /// # Errors
-    /// As [`forward`](Self::forward), and when the cache does not know the [ids](KvCache::record) of
-    /// all that it holds.
-    pub fn hidden_anew(
-        &self,
-        rows: &[&[u32]],
-        cache: &mut KvCache,
-        hook: &mut dyn ResidualHook,
-    ) -> Result<Array> {
-        let tokens = self.tokens(rows)?;
-        self.check(&tokens, cache, hook)?;
-        let hidden = self.reread(&tokens, cache, hook)?;
-        cache.record(rows)?;
-        Ok(hidden)
-    }
-
-    fn check(&self, tokens: &Array, cache: &KvCache, hook: &dyn ResidualHook) -> Result<()> {
-        if tokens.ndim() != 2 || tokens.dim(0) as usize != cache.batch() {
-            return Err(Error::new(
-                ErrorKind::Tokens,
-                format!("{:?} tokens for a cache of {} rows", tokens.shape(), cache.batch()),
-            ));
-        }
-        if !cache.layers().eq(self.layers.iter().copied()) {
-            return Err(Error::new(ErrorKind::Cache, "the cache was made for another model"));
-        }
-        Ok(cache.check_steering(&names(cache, hook))?)
-    }
-
-    /// Whether a text of so many columns is read with longrope's long factors.
-    fn is_long(&self, columns: usize, cache: &KvCache) -> bool {
-        let tokens = columns.max(cache.planned()).saturating_sub(cache.least_padding());
-        self.options.original_context.is_some_and(|limit| tokens > limit)
-    }
-
-    /// Runs the loop on tokens of which the first `again` are read a second time, and counts the new
-    /// columns as held.
-    fn advance(
-        &self,
-        tokens: &Array,
-        again: usize,
-        cache: &mut KvCache,
-        hook: &mut dyn ResidualHook,
-    ) -> Result<Array> {
-        let count = tokens.dim(1) as usize;
-        let columns = cache.len() + count;
-        let long = columns > cache.least_padding() && self.is_long(columns, cache);
-        let step = cache.step(count).with_tokens(tokens).reading_again(again);
-        let hidden = self.run(tokens, &step, long, cache, hook)?;
-        cache.advance(count);
-        cache.set_steering(&names(cache, hook))?;
-        Ok(hidden)
-    }
-
-    /// Feeds everything again that the cache holds, and the new tokens behind it.
-    fn reread(
-        &self,
-        tokens: &Array,
-        cache: &mut KvCache,
-        hook: &mut dyn ResidualHook,
-    ) -> Result<Array> {
-        let (held, count) = (cache.len(), tokens.dim(1));
-        let rows: Vec<&[u32]> = (0..cache.batch()).map(|row| cache.tokens(row)).collect();
-        if rows.iter().any(|row| row.len() != held) {
-            let what = "the cache must hold every token's id where a text is read anew";
-            return Err(Error::new(ErrorKind::Cache, what));
-        }
-        let doing = |e| Error::mlx("feeding the context again", &e);
-        let tokens = tokens.as_type::<u32>().map_err(doing)?;
-        let all = concatenate(&[&self.tokens(&rows)?, &tokens], 1).map_err(doing)?;
-        let mut fresh = cache.fork();
-        fresh.rewind();
-        fresh.plan(held + count as usize);
-        let hidden = self.advance(&all, held, &mut fresh, hook)?;
-        fresh.record(&rows)?;
-        *cache = fresh;
-        hidden.try_index((.., held as i32.., ..)).map_err(doing)
-    }
-
     /// The loop itself. Adding to the residual stream and calling the hook happen here only.
-    fn run(
+    pub(crate) fn run(
         &self,
-        tokens: &Array,
-        step: &Step,
-        long: bool,
-        cache: &mut KvCache,
+        embedded: Array,
+        pass: &mut BlockPass<'_>,
         hook: &mut dyn ResidualHook,
     ) -> Result<Array> {
-        let mut pass = Pass { step, long, cache, rotations: Vec::new() };
-        let mut hidden = self.embed(tokens)?;
+        let mut hidden = embedded;
         for (layer, block) in self.blocks.iter().enumerate() {
             let shape = hidden.shape().to_vec();
             let failed = |half: &str, e: Error| {
                 e.during(format_args!("{half} of layer {layer} on {shape:?}"))
             };
-            hidden = hook.apply(HookPoint::ResidPre(layer), hidden, step)?;
-            let mixed = block.mix(layer, &hidden, &mut pass).map_err(|e| failed("attention", e))?;
+            hidden = hook.apply(HookPoint::ResidPre(layer), hidden, pass.step())?;
+            pass.weights = if hook.sees_attention(layer) { Wanted::Yes } else { Wanted::No };
+            let mixed = block.mix(layer, &hidden, pass).map_err(|e| failed("attention", e))?;
+            if let Wanted::Left(weights) = &pass.weights {
+                hook.attention(layer, weights, pass.step())?;
+            }
             hidden = hidden.add(mixed)?;
-            hidden = hook.apply(HookPoint::ResidMid(layer), hidden, step)?;
+            hidden = hook.apply(HookPoint::ResidMid(layer), hidden, pass.step())?;
             let fed = block.feed_forward(&hidden).map_err(|e| failed("feed-forward", e))?;
             hidden = hidden.add(fed)?;
-            hidden = hook.apply(HookPoint::ResidPost(layer), hidden, step)?;
+            hidden = hook.apply(HookPoint::ResidPost(layer), hidden, pass.step())?;
         }
         let hidden = self.norm.forward(&hidden)?;
-        hook.apply(HookPoint::FinalNorm, hidden, step)
+        hook.apply(HookPoint::FinalNorm, hidden, pass.step())
     }
 
     /// What the first block is given for some tokens: rows of the token table, times the factor that
@@ -335,7 +219,7 @@ impl Decoder {
             return Err(Error::new(ErrorKind::Hook, what));
         }
         let mut capture = Capture::new(layers.iter().map(|&it| HookPoint::ResidPost(it)));
-        let logits = self.forward(rows, &mut self.new_cache(rows.len()), &mut capture)?;
+        let logits = self.forward(rows, &mut self.single_pass(rows.len()), &mut capture)?;
         let captured = capture.into_captured();
         let hidden = layers.iter().map(|&it| captured[&HookPoint::ResidPost(it)].clone()).collect();
         Ok((logits, hidden))
@@ -346,22 +230,12 @@ impl Decoder {
     /// # Errors
     /// As [`forward`](Self::forward).
     pub fn logits_of(&self, rows: &[&[u32]]) -> Result<Array> {
-        self.forward(rows, &mut self.new_cache(rows.len()), &mut NoHook)
+        self.forward(rows, &mut self.single_pass(rows.len()), &mut NoHook)
     }
 
-    /// Rows of ids as a u32 array, after checking that they are equally long and in the vocabulary.
-    fn tokens(&self, rows: &[&[u32]]) -> Result<Array> {
-        let count = rows.first().map_or(0, |row| row.len());
-        if count == 0 || rows.iter().any(|row| row.len() != count) {
-            let what = "a batch needs rows of one length, with at least one token each";
-            return Err(Error::new(ErrorKind::Tokens, what));
-        }
-        let vocab = self.dims.vocab;
-        if let Some(id) = rows.iter().flat_map(|row| *row).find(|&&id| id as usize >= vocab) {
-            let what = format!("token id {id} is outside the vocabulary of {vocab}");
-            return Err(Error::new(ErrorKind::Tokens, what));
-        }
-        Ok(Array::from_slice(&rows.concat(), &[rows.len() as i32, count as i32]))
+    /// A cache that keeps nothing, for a pass that nothing follows.
+    fn single_pass(&self, rows: usize) -> KvCache {
+        KvCache::for_one_pass(&self.layers, rows)
     }
 
     /// HF's `model_type`.
@@ -422,9 +296,4 @@ impl Decoder {
             logit_cap: self.options.logit_cap,
         }
     }
-}
-
-/// What a hook does to each of a cache's rows, by name.
-fn names(cache: &KvCache, hook: &dyn ResidualHook) -> Vec<Option<Arc<str>>> {
-    cache.row_ids().into_iter().map(|row| hook.name(row)).collect()
 }

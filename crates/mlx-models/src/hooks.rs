@@ -73,6 +73,24 @@ pub trait ResidualHook: Send {
         None
     }
 
+    /// Whether the hook wants to see what the attention of block `layer` looks at. Attention is then
+    /// computed unfused there, which costs time and `heads · tokens · columns` numbers per row.
+    fn sees_attention(&self, layer: usize) -> bool {
+        let _ = layer;
+        false
+    }
+
+    /// Shows the attention weights of block `layer`, `[batch, heads, tokens, columns]`, where
+    /// [`sees_attention`](Self::sees_attention) asked for them: the columns are those that the layer
+    /// sees, the newest last.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply).
+    fn attention(&mut self, layer: usize, weights: &Array, step: &Step) -> Result<()> {
+        let _ = (layer, weights, step);
+        Ok(())
+    }
+
     /// How far the hook may move the choice of a row's token: the most that KL(hooked ‖ unhooked) may be,
     /// in nats. A loop that chooses tokens keeps to it by scaling the hook down with
     /// [`KvCache::set_strengths`](mlxgk_kv_cache::KvCache::set_strengths), for which `apply` has to
@@ -92,6 +110,14 @@ impl<H: ResidualHook + ?Sized> ResidualHook for &mut H {
         (**self).name(row)
     }
 
+    fn sees_attention(&self, layer: usize) -> bool {
+        (**self).sees_attention(layer)
+    }
+
+    fn attention(&mut self, layer: usize, weights: &Array, step: &Step) -> Result<()> {
+        (**self).attention(layer, weights, step)
+    }
+
     fn budget(&self, row: RowId) -> Option<f64> {
         (**self).budget(row)
     }
@@ -104,6 +130,14 @@ impl<H: ResidualHook + ?Sized> ResidualHook for Box<H> {
 
     fn name(&self, row: RowId) -> Option<Arc<str>> {
         (**self).name(row)
+    }
+
+    fn sees_attention(&self, layer: usize) -> bool {
+        (**self).sees_attention(layer)
+    }
+
+    fn attention(&mut self, layer: usize, weights: &Array, step: &Step) -> Result<()> {
+        (**self).attention(layer, weights, step)
     }
 
     fn budget(&self, row: RowId) -> Option<f64> {
@@ -119,6 +153,14 @@ impl<H: ResidualHook + ?Sized> ResidualHook for Arc<Mutex<H>> {
 
     fn name(&self, row: RowId) -> Option<Arc<str>> {
         locked(self).name(row)
+    }
+
+    fn sees_attention(&self, layer: usize) -> bool {
+        locked(self).sees_attention(layer)
+    }
+
+    fn attention(&mut self, layer: usize, weights: &Array, step: &Step) -> Result<()> {
+        locked(self).attention(layer, weights, step)
     }
 
     fn budget(&self, row: RowId) -> Option<f64> {
@@ -143,6 +185,20 @@ impl<A: ResidualHook, B: ResidualHook> ResidualHook for (A, B) {
             (Some(a), Some(b)) => Some(format!("{a}; {b}").into()),
             (one, other) => one.or(other),
         }
+    }
+
+    fn sees_attention(&self, layer: usize) -> bool {
+        self.0.sees_attention(layer) || self.1.sees_attention(layer)
+    }
+
+    fn attention(&mut self, layer: usize, weights: &Array, step: &Step) -> Result<()> {
+        if self.0.sees_attention(layer) {
+            self.0.attention(layer, weights, step)?;
+        }
+        if self.1.sees_attention(layer) {
+            self.1.attention(layer, weights, step)?;
+        }
+        Ok(())
     }
 
     fn budget(&self, row: RowId) -> Option<f64> {

@@ -19,15 +19,18 @@
 
 mod activation;
 mod attention;
+mod attentions;
 mod backend;
 mod block;
 mod checkpoint;
 mod config;
+mod custom;
 mod decoder;
 mod embedding;
 mod error;
 mod experts;
 mod families;
+mod feed;
 mod hooks;
 mod input;
 mod linear;
@@ -43,7 +46,10 @@ mod weights;
 
 use mlxgk_native as native;
 
+pub use self::attentions::AttentionRecorder;
+pub use self::block::BlockPass;
 pub use self::checkpoint::Skipped;
+pub use self::custom::CustomBlock;
 pub use self::decoder::{Components, ComputeDtype, Decoder, detect_components};
 pub use self::error::{Error, ErrorKind, Result};
 pub use self::families::model_types;

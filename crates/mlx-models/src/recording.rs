@@ -77,6 +77,9 @@ impl ResidualHook for Recording {
     fn apply(&mut self, point: HookPoint, hidden: Array, step: &Step) -> Result<Array> {
         let Some(parts) = self.points.get_mut(&point) else { return Ok(hidden) };
         // What is read again was recorded when it was new.
+        if step.again() == step.count() {
+            return Ok(hidden);
+        }
         let again = step.again() as i32;
         let new = if again == 0 { hidden.clone() } else { hidden.try_index((.., again.., ..))? };
         let start = step.start() + step.again();

@@ -114,7 +114,7 @@ fn a_failing_hook_leaves_the_cache_as_it_was() {
     model.forward(&[&[1, 2, 3]], &mut cache, &mut NoHook).unwrap();
     let mut clean = cache.fork();
     assert!(model.forward(&[&[4, 5]], &mut cache, &mut Fail).is_err());
-    assert_eq!((cache.len(), cache.tokens(0)), (3, &[1, 2, 3][..]));
+    assert_eq!((cache.len(), cache.tokens(0)), (3, vec![1, 2, 3]));
     let after = model.forward(&[&[6]], &mut cache, &mut NoHook).unwrap();
     let expected = model.forward(&[&[6]], &mut clean, &mut NoHook).unwrap();
     assert_eq!(values(&after), values(&expected));

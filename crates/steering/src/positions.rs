@@ -351,7 +351,7 @@ impl FromStr for Clause {
 
 #[cfg(test)]
 mod tests {
-    use mlxgk_kv_cache::KvCache;
+    use mlxgk_kv_cache::{Column, KvCache};
 
     use super::*;
 
@@ -373,7 +373,8 @@ mod tests {
             for (row, picked) in picked.chunks(count).enumerate() {
                 rows[row].extend(picked.iter().map(|&it| if it { 'x' } else { '.' }));
             }
-            cache.advance(count);
+            let fed = vec![vec![Column::Token(0); count]; 2];
+            cache.begin(&[&fed[0], &fed[1]], &[]).unwrap().commit().unwrap();
         }
         rows
     }

@@ -339,7 +339,7 @@ fn beside_a_longer_row(model: &Decoder, steering: &Steering) -> Vec<f32> {
     let vocab = model.vocab_size();
     let first = model.forward(&[&tokens[..12], &other[..12]], &mut cache, &mut hook).unwrap();
     let mut logits = values(&first)[3 * vocab..12 * vocab].to_vec();
-    cache.reorder(&[1, 0]).unwrap();
+    cache.select(&[1, 0]).unwrap();
     let second = model.forward(&[&other[12..], &tokens[12..]], &mut cache, &mut hook).unwrap();
     logits.extend(&values(&second)[6 * vocab..]);
     logits

@@ -2,7 +2,7 @@
 
 use mlx_rs::{
     Array, Dtype,
-    ops::{arange, concatenate, select},
+    ops::{arange, concatenate, indexing::TryIndexOp, select},
     transforms::async_eval,
 };
 use mlxgk_kv_cache::KvCache;
@@ -98,10 +98,13 @@ impl LanguageModel for ContrastiveSession<'_> {
 
 impl Reorder for ContrastiveSession<'_> {
     fn reorder(&mut self, rows: &[usize]) -> Result<()> {
-        self.cache.select(rows)?;
+        let dropped = self.cache.select(rows)?;
         let rows = indices(rows);
         self.logits.0 = self.logits.0.take_axis(&rows, 0)?;
         self.states = self.states.take_axis(&rows, 0)?;
+        if dropped > 0 {
+            self.states = self.states.try_index((.., dropped as i32.., ..))?;
+        }
         Ok(())
     }
 }

@@ -1,0 +1,172 @@
+//! What a layer may see of the past, and how the cache is to keep it: two things.
+
+use crate::{Error, Result};
+
+/// What one decoder layer may see of the past. A model states it per layer.
+///
+/// How columns are kept (dense or quantized) is the cache's affair: [`CacheOptions`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum LayerSpec {
+    /// Every token. Latent attention is of this kind, too: keys and values may have unlike widths, so
+    /// a block appends the latent as one and the rotary key as the other.
+    Full,
+    /// A query sees itself and the `window - 1` tokens before it.
+    Sliding {
+        /// Tokens visible to one query, itself included; at least 1.
+        window: usize,
+    },
+    /// A query sees the row's first `sinks` tokens and the newest ones, `size` in all (StreamingLLM;
+    /// mlx-lm's `RotatingKVCache` with `keep`). Positions are those of the whole text.
+    Bounded {
+        /// Tokens at the beginning of a row that stay visible.
+        sinks: usize,
+        /// Tokens visible to one query, itself and the sinks included; above `sinks`.
+        size: usize,
+    },
+    /// What the layer `owner` sees, which comes earlier and has columns: the layer has none of its
+    /// own (Gemma 3n and 4).
+    Shared {
+        /// The layer whose columns are read.
+        owner: usize,
+    },
+    /// A state that every pass replaces, such as a recurrence's or a convolution's, and no columns.
+    State,
+}
+
+impl LayerSpec {
+    /// How many of the newest tokens a query sees, itself included; `None` for all of them.
+    pub(crate) fn newest(self) -> Option<usize> {
+        match self {
+            Self::Sliding { window } => Some(window),
+            Self::Bounded { sinks, size } => Some(size - sinks),
+            _ => None,
+        }
+    }
+
+    /// The first column among the newest that a query at column `start` may see.
+    pub(crate) fn first_visible(self, start: usize) -> usize {
+        self.newest().map_or(0, |newest| (start + 1).saturating_sub(newest))
+    }
+
+    /// How many of a row's first tokens stay visible for good.
+    pub(crate) fn sinks(self) -> usize {
+        if let Self::Bounded { sinks, .. } = self { sinks } else { 0 }
+    }
+
+    /// Whether the layer has columns of its own.
+    pub(crate) fn has_columns(self) -> bool {
+        !matches!(self, Self::Shared { .. } | Self::State)
+    }
+
+    /// Refuses a layer that could see nothing or read what is not there.
+    pub(crate) fn check(self, index: usize, layers: &[Self]) -> Result<()> {
+        let wrong = |what: String| Err(Error::argument(format!("layer {index} {what}")));
+        match self {
+            Self::Sliding { window: 0 } => wrong("has a window of 0 tokens".into()),
+            Self::Bounded { sinks, size } if size <= sinks => {
+                wrong(format!("has a size of {size} tokens, which {sinks} sinks fill"))
+            }
+            Self::Shared { owner } if owner >= index || !layers[owner].has_columns() => {
+                wrong(format!("shares layer {owner}, which is not an earlier layer with columns"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// How a cache keeps what its layers may see.
+///
+/// ```
+/// use mlxgk_kv_cache::{CacheOptions, KvCache, LayerSpec, Quantization};
+///
+/// let options = CacheOptions::new().quantized(Quantization::new(64, 8)?);
+/// let cache = KvCache::with_options(&[LayerSpec::Full], &[0], &options)?;
+/// assert_eq!(cache.options(), &options);
+/// # Ok::<(), mlxgk_kv_cache::Error>(())
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[non_exhaustive]
+pub struct CacheOptions {
+    /// Columns are quantized in this way.
+    pub quantization: Option<Quantization>,
+    /// Full layers are bounded to so many sinks and so many tokens in all: see
+    /// [`LayerSpec::Bounded`].
+    pub bound: Option<(usize, usize)>,
+    /// The cache serves a single pass and keeps nothing of it, as in training: no column is copied.
+    pub single_pass: bool,
+}
+
+impl CacheOptions {
+    /// Dense columns, everything kept.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Keeps columns quantized.
+    #[must_use]
+    pub fn quantized(self, quantization: Quantization) -> Self {
+        Self { quantization: Some(quantization), ..self }
+    }
+
+    /// Bounds full layers: a query sees its row's first `sinks` tokens and the newest, `size` in all.
+    #[must_use]
+    pub fn bounded(self, sinks: usize, size: usize) -> Self {
+        Self { bound: Some((sinks, size)), ..self }
+    }
+
+    /// Keeps nothing beyond one pass.
+    #[must_use]
+    pub fn single_pass(self) -> Self {
+        Self { single_pass: true, ..self }
+    }
+
+    /// What a layer of this kind sees under these options.
+    pub(crate) fn sight(&self, spec: LayerSpec) -> LayerSpec {
+        match (spec, self.bound) {
+            (LayerSpec::Full, Some((sinks, size))) => LayerSpec::Bounded { sinks, size },
+            _ => spec,
+        }
+    }
+}
+
+/// Columns in MLX's affine format: groups of numbers along the head dimension as integers of a few
+/// bits, `scale · q + bias` (mlx-lm's `QuantizedKVCache`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[non_exhaustive]
+pub struct Quantization {
+    /// Numbers that share a scale; the head dimension must be a multiple of it.
+    pub group_size: i32,
+    /// Bits per number.
+    pub bits: i32,
+    /// Passes that begin before this column keep dense columns; the first one at or after it
+    /// quantizes what is held, and from then on all is quantized (mlx-lm's `quantized_kv_start`). With
+    /// 0 a row does not depend on how it was cut into passes.
+    pub start: usize,
+}
+
+impl Quantization {
+    /// Quantizes from the first column on.
+    ///
+    /// # Errors
+    /// When MLX has no such format: the group must be 32, 64 or 128, the bits 2, 3, 4, 5, 6 or 8.
+    pub fn new(group_size: i32, bits: i32) -> Result<Self> {
+        if !matches!(group_size, 32 | 64 | 128) {
+            let what = "the group size of a quantized cache";
+            return Err(Error::argument(format!("{what} is {group_size}, not 32, 64 or 128")));
+        }
+        if !matches!(bits, 2..=6 | 8) {
+            let what = "the bits of a quantized cache";
+            return Err(Error::argument(format!("{what} are {bits}, not 2, 3, 4, 5, 6 or 8")));
+        }
+        Ok(Self { group_size, bits, start: 0 })
+    }
+
+    /// Keeps columns dense until `column` of them are held.
+    #[must_use]
+    pub fn starting_at(self, column: usize) -> Self {
+        Self { start: column, ..self }
+    }
+}
