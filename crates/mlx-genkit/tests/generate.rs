@@ -1,6 +1,7 @@
 //! The facade on real models. What the tokens are is for the parity suite; here it is how the parts
 //! of a request bear on one another.
 
+#![cfg(feature = "bundled")]
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
 
 use std::path::Path;

@@ -1,6 +1,7 @@
 //! Hidden states: what they are is for the parity suite; here it is that no way of getting to the
 //! same tokens changes them.
 
+#![cfg(feature = "bundled")]
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
 
 use std::path::Path;

@@ -1,6 +1,7 @@
 //! What must hold of every family, whatever its tokens are: neighbours, a missing cache and steps
 //! taken back change nothing.
 
+#![cfg(all(feature = "bundled", feature = "grammars"))]
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
 
 use mlx_genkit::{

@@ -1,5 +1,6 @@
 //! Steering through `generate()`: whichever way tokens are fed, the same tokens come out.
 
+#![cfg(all(feature = "bundled", feature = "grammars"))]
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
 
 use std::{collections::BTreeMap, path::Path};

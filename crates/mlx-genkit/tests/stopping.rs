@@ -1,5 +1,6 @@
 //! What ends a sequence, and what is left of its text.
 
+#![cfg(feature = "bundled")]
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
 
 use mlx_genkit::{

@@ -1,7 +1,7 @@
 //! Grammars and DRY, which need the model's tokenizer.
 
+#![cfg(all(feature = "bundled", feature = "grammars"))]
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
-#![cfg(feature = "grammars")]
 
 use std::path::Path;
 
