@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
-use mlx_genkit::{ComputeDtype, Model, load};
+use mlx_genkit::{ComputeDtype, Model};
 use mlxgk_bench::{models, time};
 
 /// Ids below 2,000, which both vocabularies have.
@@ -50,7 +50,8 @@ fn measure(c: &mut Criterion, name: &str, model: &Model, prefill: u32) {
 
 fn generation(c: &mut Criterion) {
     let folder = models::default_folder();
-    let open = |path| load(path, ComputeDtype::Float32).expect("the folder was just written");
+    let open =
+        |path| Model::load(path, ComputeDtype::Float32).expect("the folder was just written");
     let bundled = open(models::endless_bundled(&folder).expect("build/bench can be written"));
     measure(c, "bundled", &bundled, 512);
     let large = open(models::random_qwen3(&folder).expect("build/bench can be written"));

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use mlx_genkit::{GenerationConfig, Model, Request, stream};
+use mlx_genkit::{GenerationConfig, Model, Request};
 
 use crate::Result;
 
@@ -38,7 +38,7 @@ pub fn time(model: &Model, prompt: &[u32], new_tokens: usize) -> Result<Timed> {
     let begun = Instant::now();
     let mut tokens = Vec::with_capacity(new_tokens);
     let (mut first, mut last) = (begun, begun);
-    for piece in stream(model, Request::new(prompt.to_vec()).config(config))? {
+    for piece in model.stream(Request::new(prompt.to_vec()).config(config))? {
         let token = piece?.token;
         last = Instant::now();
         if tokens.is_empty() {

@@ -200,7 +200,7 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use mlx_genkit::{ComputeDtype, load};
+    use mlx_genkit::{ComputeDtype, Model};
 
     use super::*;
 
@@ -218,7 +218,7 @@ mod tests {
             vocab: 101,
         };
         write_random(&path, &shape).unwrap();
-        let model = load(&path, ComputeDtype::Float32).unwrap();
+        let model = Model::load(&path, ComputeDtype::Float32).unwrap();
         let parameters: usize =
             tensors(&shape).iter().map(|(_, sizes)| sizes.iter().product::<usize>()).sum();
         assert_eq!(model.decoder().footprint().parameters, parameters);
@@ -228,7 +228,8 @@ mod tests {
     #[test]
     fn the_bundled_model_is_kept_from_ending() {
         let folder = tempfile::tempdir().unwrap();
-        let model = load(endless_bundled(folder.path()).unwrap(), ComputeDtype::Float32).unwrap();
+        let model =
+            Model::load(endless_bundled(folder.path()).unwrap(), ComputeDtype::Float32).unwrap();
         assert!(model.generation_config().eos_token_id.is_none());
     }
 }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use mlx_genkit::{
-    ComputeDtype, Generation, GenerationConfig, Model, Prompt, Request, Seed, generate,
-    generation_config::Kwargs, load, stream,
+    ComputeDtype, Generation, GenerationConfig, Model, Prompt, Request, Seed,
+    generation_config::Kwargs,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -130,7 +130,7 @@ impl Task {
                     Precision::Float32 => ComputeDtype::Float32,
                     Precision::Bfloat16 => ComputeDtype::Bfloat16,
                 };
-                let model = load(model, dtype)?;
+                let model = Model::load(model, dtype)?;
                 // The first request pays for threads and memory that the later ones find ready.
                 time(&model, prompt, 2)?;
                 let mut tokens = Vec::new();
@@ -151,7 +151,7 @@ impl Task {
                 }))
             }
             Self::Request { model, fields, prompts, repeats } => {
-                let model = load(model, ComputeDtype::Float32)?;
+                let model = Model::load(model, ComputeDtype::Float32)?;
                 answer(&model, fields, prompts)?;
                 let mut rates = Vec::new();
                 let mut last = None;
@@ -170,7 +170,7 @@ impl Task {
                 }))
             }
             Self::Growth { model, prompt, new_tokens, every } => {
-                let model = load(model, ComputeDtype::Float32)?;
+                let model = Model::load(model, ComputeDtype::Float32)?;
                 time(&model, prompt, 2)?;
                 growth(&model, prompt, *new_tokens, *every)
             }
@@ -199,7 +199,7 @@ impl Task {
 /// Answers `prompts`, one batch, with fields of HF's generation config.
 fn answer(model: &Model, fields: &Value, prompts: &[Vec<u32>]) -> Result<Generation> {
     let prompts = prompts.iter().map(|ids| Prompt::Ids(ids.clone()));
-    Ok(generate(model, Request::batch(prompts).overrides(Kwargs::from_json(fields)?))?)
+    Ok(model.generate(Request::batch(prompts).overrides(Kwargs::from_json(fields)?))?)
 }
 
 /// One point for `every` tokens: tokens so far, microseconds per token, bytes that MLX holds.
@@ -211,7 +211,7 @@ fn growth(model: &Model, prompt: &[u32], new_tokens: usize, every: usize) -> Res
     };
     let request = Request::new(prompt.to_vec()).config(config);
     let (mut points, mut since) = (Vec::new(), Instant::now());
-    for (index, piece) in stream(model, request)?.enumerate() {
+    for (index, piece) in model.stream(request)?.enumerate() {
         piece?;
         if index == 0 {
             since = Instant::now();

@@ -5,9 +5,8 @@
 #![allow(clippy::print_stdout, reason = "an example prints")]
 
 use mlxgk_decoding_strategies::{
-    DEFAULT_PREFILL_CHUNK, DecoderSession, Decoding, LeftPadded, Rule, Stop,
+    LeftPadded, Limits, Prefill, RowGroup, RowOutcome, SampleLoop, TokenLoop,
 };
-use mlxgk_logits_processors::ProcessorList;
 use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -18,13 +17,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let model = Decoder::load(folder, ComputeDtype::Auto)?;
     let prompts = LeftPadded::new(&[ids], 0)?;
-    let mut hook = NoHook;
-    let session = DecoderSession::prefill(&model, &prompts, DEFAULT_PREFILL_CHUNK, &mut hook)?;
-    let stop = Stop { max_new_tokens: 20, eos: vec![] };
-    let processors = ProcessorList::default();
-    let (rows, padding) = (prompts.rows(), prompts.padding());
-    for step in Decoding::new(session, rows, padding, processors, Rule::Greedy, stop, 0) {
-        println!("{:?}", step?[0]);
+    let session = Prefill::new(&model, &prompts, NoHook).finish()?;
+    let group = RowGroup::greedy(Limits { max_new_tokens: 20, eos: vec![] });
+    let mut tokens = SampleLoop::new(session, &prompts, group);
+    while let Some(step) = tokens.step() {
+        for event in step? {
+            if let RowOutcome::Token { token, .. } = event.outcome {
+                println!("{token}");
+            }
+        }
     }
     Ok(())
 }

@@ -1,206 +1,159 @@
 //! A batch whose rows come and go.
 
-use mlx_rs::{
-    Array,
-    ops::concatenate,
-    transforms::{async_eval, eval},
-};
-use mlxgk_kv_cache::KvCache;
-use mlxgk_logits_processors::{Context, LogitsProcessor, ProcessorList};
-use mlxgk_mlx_models::{Decoder, ResidualHook};
+use std::collections::VecDeque;
 
 use crate::{
-    DecoderSession, Error, ErrorKind, FinishReason, LeftPadded, Result, Rule, Stopping,
-    budget::within_budget, session::Pending,
+    DecoderSession, Error, ErrorKind, LeftPadded, LoopOutput, Prefill, Result, RowEvent, RowGroup,
+    RowId, RowOutcome, SampleLoop, TokenLoop,
 };
 
-/// A row to be: a prompt and how it is continued.
-#[derive(Debug)]
-pub struct Joining {
-    /// The prompt's tokens.
-    pub prompt: Vec<u32>,
-    /// What its scores go through.
-    pub processors: ProcessorList,
-    /// How its tokens are chosen, with a random stream of its own.
-    pub rule: Rule,
-    /// When it ends.
-    pub stopping: Stopping,
-}
-
-/// One row's token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Event {
-    /// The number that [`ContinuousBatch::join`] gave.
-    pub id: usize,
-    /// The token.
-    pub token: u32,
-    /// Why the row ended with it; `None` while it goes on.
-    pub finish_reason: Option<FinishReason>,
-}
+/// Prompt tokens fed between two tokens of running rows, where nothing smaller is asked for: enough to
+/// use the device well, few enough for nobody to notice the pause.
+pub const JOIN_CHUNK: usize = 512;
 
 /// A batch that requests join and leave between steps: what a server runs.
 ///
-/// An iterator over steps, each with a token of every row; it gives `None` while the batch is empty
-/// and goes on when something has joined. A row's tokens do not depend on who shares its batch.
+/// It is the [`SampleLoop`] with a queue in front: between two tokens of the running rows at most one
+/// chunk of a waiting prompt is fed. A row's tokens do not depend on who shares its batch.
+#[derive(Debug)]
 pub struct ContinuousBatch<'a> {
-    model: &'a Decoder,
-    hook: &'a mut dyn ResidualHook,
-    /// Of the rows, in their order; none while there are none.
-    state: Option<(KvCache, Pending)>,
-    rows: Vec<Running>,
-    joined: usize,
+    rows: SampleLoop<DecoderSession<'a>>,
+    waiting: VecDeque<Joining<'a>>,
 }
 
-struct Running {
-    id: usize,
-    text: Vec<u32>,
-    prompt_len: usize,
-    processors: ProcessorList,
-    rule: Rule,
-    stopping: Stopping,
+/// A request that waits for its prompts to be fed.
+#[derive(Debug)]
+struct Joining<'a> {
+    first: RowId,
+    prefill: Prefill<'a>,
+    copies: usize,
+    prompts: LeftPadded,
+    group: RowGroup,
+    /// Rows that left before they could join.
+    left: Vec<RowId>,
+}
+
+impl Joining<'_> {
+    fn ids(&self) -> impl Iterator<Item = RowId> + use<> {
+        let (first, count) = (self.first.get(), self.prompts.rows().len() as u64);
+        (first..first + count).map(RowId::new)
+    }
+}
+
+impl Default for ContinuousBatch<'_> {
+    fn default() -> Self {
+        Self { rows: SampleLoop::empty(), waiting: VecDeque::new() }
+    }
 }
 
 impl<'a> ContinuousBatch<'a> {
-    /// An empty batch. The hook sees every pass: a joining row's prompt alone, then all rows.
+    /// How many rows are running or waiting.
+    pub fn len(&self) -> usize {
+        let waiting = self.waiting.iter().map(|it| it.prompts.rows().len() - it.left.len());
+        self.rows.running() + waiting.sum::<usize>()
+    }
+
+    /// Whether no row is running or waiting.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Ids for rows that are to join, as many as `prefill` will have; the first of them.
+    pub fn reserve(&mut self, count: usize) -> RowId {
+        self.rows.reserve(count)
+    }
+
+    /// Puts a request into the queue, under ids that were [reserved](Self::reserve). `prefill` reads
+    /// its prompts (behind them, with guidance, those that it is guided away from), each of which is
+    /// then continued by `copies` rows.
     ///
     /// # Errors
     /// When the model uses longrope, which reads all rows of a batch as its longest row demands.
-    pub fn new(model: &'a Decoder, hook: &'a mut dyn ResidualHook) -> Result<Self> {
-        if model.original_context().is_some() {
-            let what = "a model with longrope reads a row differently beside a longer one, so rows \
+    pub fn join(
+        &mut self,
+        first: RowId,
+        mut prefill: Prefill<'a>,
+        prompts: &LeftPadded,
+        copies: usize,
+        group: RowGroup,
+    ) -> Result<()> {
+        if prefill.model().original_context().is_some() {
+            let what = "a model with longrope reads a row differently next to a longer one, so rows \
                         cannot join and leave";
             return Err(Error::new(ErrorKind::Model, what));
         }
-        Ok(Self { model, hook, state: None, rows: Vec::new(), joined: 0 })
-    }
-
-    /// How many rows are running.
-    pub fn len(&self) -> usize {
-        self.rows.len()
-    }
-
-    /// Whether nothing is running.
-    pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-
-    /// Feeds a prompt, in passes of at most `chunk` tokens, and lets it take part from the next step
-    /// on. Returns its number.
-    ///
-    /// # Errors
-    /// When the prompt is empty, a token is outside the vocabulary, or the model fails. The others
-    /// are not affected.
-    pub fn join(&mut self, row: Joining, chunk: usize) -> Result<usize> {
-        let prompt = LeftPadded::new(std::slice::from_ref(&row.prompt), 0)?;
-        let session = DecoderSession::prefill(self.model, &prompt, chunk, &mut *self.hook)?;
-        let (cache, logits) = session.into_state();
-        let state = match &self.state {
-            None => (cache, logits),
-            Some((all, others)) => {
-                let mut all = all.fork();
-                all.join(&cache)?;
-                (all, Pending(concatenate(&[&others.0, &logits.0], 0)?))
-            }
-        };
-        eval(state.0.arrays().chain([&state.1.0]))?;
-        self.state = Some(state);
-        let id = self.joined;
-        self.joined += 1;
-        let Joining { prompt, processors, rule, stopping } = row;
-        let prompt_len = prompt.len();
-        self.rows.push(Running { id, text: prompt, prompt_len, processors, rule, stopping });
-        Ok(id)
-    }
-
-    /// Takes a row out, whether or not it has ended; `false` where there is none of this number.
-    ///
-    /// # Errors
-    /// When MLX fails.
-    pub fn leave(&mut self, id: usize) -> Result<bool> {
-        let Some(place) = self.rows.iter().position(|it| it.id == id) else { return Ok(false) };
-        let kept: Vec<usize> = (0..self.rows.len()).filter(|&it| it != place).collect();
-        self.keep(&kept)?;
-        Ok(true)
-    }
-
-    /// Keeps the rows at these places.
-    fn keep(&mut self, places: &[usize]) -> Result<()> {
-        match &mut self.state {
-            _ if places.len() == self.rows.len() => {}
-            Some((cache, logits)) if !places.is_empty() => {
-                cache.select(places)?;
-                let indices: Vec<i32> = places.iter().map(|&it| it as i32).collect();
-                let indices = Array::from_slice(&indices, &[indices.len() as i32]);
-                logits.0 = logits.0.take_axis(&indices, 0)?;
-            }
-            _ => self.state = None,
-        }
-        let mut place = 0;
-        self.rows.retain(|_| {
-            place += 1;
-            places.contains(&(place - 1))
-        });
+        prefill.name_rows(first, copies)?;
+        let (prompts, left) = (prompts.repeat(copies), Vec::new());
+        self.waiting.push_back(Joining { first, prefill, copies, prompts, group, left });
         Ok(())
     }
 
-    fn step(&mut self) -> Result<Vec<Event>> {
-        let Some((_, logits)) = &mut self.state else { return Ok(Vec::new()) };
-        let vocab = self.model.vocab_size();
-        let scores = logits.read()?;
-        let rows = self.rows.iter_mut().zip(scores.chunks_exact(vocab));
-        let events = rows.map(|(row, scores)| row.choose(scores)).collect::<Result<Vec<_>>>()?;
-        let going = |it: &usize| events[*it].finish_reason.is_none();
-        let places: Vec<usize> = (0..events.len()).filter(going).collect();
-        self.keep(&places)?;
-        if let Some((cache, logits)) = &mut self.state {
-            let fed: Vec<u32> = places.iter().map(|&it| events[it].token).collect();
-            let tokens: Vec<&[u32]> = fed.chunks(1).collect();
-            let model = self.model;
-            logits.0 = within_budget(cache, self.hook, 1, &mut |cache, hook| {
-                let hidden = model.hidden(&tokens, cache, hook)?;
-                Ok(model.logits(&hidden)?.squeeze_axes(&[1])?)
-            })?;
-            async_eval([&logits.0])?;
+    /// Feeds a chunk of a waiting prompt, and advances every running row by a token. No events where
+    /// nothing is running yet, or at all.
+    ///
+    /// # Errors
+    /// When the model fails; the batch is then empty. A row that fails ends alone, as an event.
+    pub fn step(&mut self) -> Result<Vec<RowEvent>> {
+        let mut events = self.admit();
+        match self.rows.step() {
+            Some(Err(e)) => {
+                self.waiting.clear();
+                return Err(e);
+            }
+            Some(Ok(step)) => events.extend(step),
+            None => {}
         }
+        self.rows.release();
         Ok(events)
     }
-}
 
-impl Running {
-    fn choose(&mut self, scores: &[f32]) -> Result<Event> {
-        let context = Context::new(&self.text, self.prompt_len);
-        let token = if self.processors.is_empty() {
-            self.rule.choose(0, &context, scores)?
-        } else {
-            let mut scores = scores.to_vec();
-            self.processors.process(&context, &mut scores)?;
-            self.rule.choose(0, &context, &scores)?
+    /// Feeds a chunk of the first prompt in the queue, and lets it join once all is fed.
+    fn admit(&mut self) -> Vec<RowEvent> {
+        let most = if self.rows.running() > 0 { JOIN_CHUNK } else { usize::MAX };
+        let fed = self.waiting.front_mut().map(|it| it.prefill.step(most));
+        if matches!(fed, None | Some(Ok(false))) {
+            return Vec::new();
+        }
+        let Some(joining) = self.waiting.pop_front() else { return Vec::new() };
+        let (ids, left) = (joining.ids(), joining.left.clone());
+        let joined = fed.map_or(Ok(()), |it| it.map(drop)).and_then(|()| self.add(joining));
+        let Err(e) = joined else {
+            for row in left {
+                self.rows.leave(row);
+            }
+            return Vec::new();
         };
-        self.text.push(token);
-        let finish_reason = self.stopping.check(&Context::new(&self.text, self.prompt_len))?;
-        Ok(Event { id: self.id, token, finish_reason })
+        // Its cache was its own so far, so that the others are not affected.
+        let failed = |row| RowEvent { row, outcome: RowOutcome::Failed(e.clone()) };
+        ids.filter(|it| !left.contains(it)).map(failed).collect()
     }
-}
 
-impl Iterator for ContinuousBatch<'_> {
-    type Item = Result<Vec<Event>>;
-
-    /// The next step. After an error the batch is empty.
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.rows.is_empty() {
-            return None;
-        }
-        let step = self.step();
-        if step.is_err() {
-            self.rows.clear();
-            self.state = None;
-        }
-        Some(step)
+    fn add(&mut self, joining: Joining<'a>) -> Result<()> {
+        let Joining { first, prefill, copies, prompts, group, .. } = joining;
+        let mut session = prefill.finish()?;
+        session.repeat(copies)?;
+        session.name_rows(first)?;
+        self.rows.join(first, session, &prompts, group)
     }
-}
 
-impl std::fmt::Debug for ContinuousBatch<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ContinuousBatch").field("rows", &self.rows.len()).finish_non_exhaustive()
+    /// Takes a row out, whether it runs or waits; `false` where there is none of this id.
+    pub fn leave(&mut self, row: RowId) -> bool {
+        let Some(at) = self.waiting.iter().position(|it| it.ids().any(|id| id == row)) else {
+            return self.rows.leave(row);
+        };
+        let joining = &mut self.waiting[at];
+        if joining.left.contains(&row) {
+            return false;
+        }
+        joining.left.push(row);
+        if joining.left.len() == joining.prompts.rows().len() {
+            self.waiting.remove(at);
+        }
+        true
+    }
+
+    /// Takes out a request by the id of its first row. Returns what became of its rows.
+    pub fn take(&mut self, first: RowId) -> LoopOutput {
+        self.rows.take(first)
     }
 }

@@ -2,23 +2,18 @@
 //! it (`_dola_decoding`).
 //!
 //! What the last layer would say is set against what an earlier layer would say already; of several
-//! earlier layers, against the one whose distribution is farthest from the last. So DoLa is a model
-//! with other scores, and any loop can run it. The contrast is computed where the logits are.
-
-use std::sync::Arc;
+//! earlier layers, against the one whose distribution is farthest from the last. So DoLa is a session
+//! with other scores ([`Prefill::dola`](crate::Prefill::dola)), and any loop can run it. The contrast is
+//! computed where the logits are. Of several layers HF takes one for the whole batch, in every step the
+//! one with the highest mean divergence; so does this.
 
 use mlx_rs::{
     Array, Dtype,
     ops::{indexing::argmax, log, logsumexp_axis, select, softmax_axis, stack},
-    transforms::async_eval,
 };
-use mlxgk_kv_cache::{KvCache, RowId, Step};
-use mlxgk_mlx_models::{Capture, Decoder, HookPoint, ResidualHook};
+use mlxgk_mlx_models::{Capture, Decoder, HookPoint};
 
-use crate::{
-    Error, ErrorKind, LanguageModel, LeftPadded, Reorder, Result,
-    session::{Pending, feed_in_parts, indices, last_position, refuse_budget},
-};
+use crate::{Error, ErrorKind, Result, session::last_position};
 
 /// A token at most this much less likely than the likeliest stays in the running.
 const RELATIVE_TOP: f64 = 0.1;
@@ -71,84 +66,13 @@ impl DolaLayers {
     }
 }
 
-/// A decoder in the middle of a batch of sequences, whose scores are contrasted.
-///
-/// Of several earlier layers, HF takes one for the whole batch, in every step the one with the
-/// highest mean divergence; so does this.
-pub struct DolaSession<'a> {
-    model: &'a Decoder,
-    cache: KvCache,
-    watched: Watched<'a>,
-    layers: Vec<usize>,
-    /// fp32 `[rows, vocabulary]`.
-    scores: Pending,
-}
-
-impl<'a> DolaSession<'a> {
-    /// Feeds the prompts as [`DecoderSession::prefill`](crate::DecoderSession::prefill) does.
-    ///
-    /// # Errors
-    /// When no layer is left to contrast, a token is outside the vocabulary, or the model fails.
-    pub fn prefill(
-        model: &'a Decoder,
-        prompts: &LeftPadded,
-        chunk: usize,
-        hook: impl ResidualHook + 'a,
-        layers: &DolaLayers,
-    ) -> Result<Self> {
-        refuse_budget(&hook, prompts.rows().len(), "DoLa")?;
-        let layers = layers.of(model.layers().len(), model.components().tied_head)?;
-        let points = layers.iter().map(|&it| point(it));
-        let mut watched = Watched { hook: Box::new(hook), capture: Capture::new(points) };
-        let mut cache = model.new_padded_cache(prompts.padding());
-        cache.plan(prompts.width());
-        let rows: Vec<&[u32]> = prompts.rows().iter().map(Vec::as_slice).collect();
-        let hidden = feed_in_parts(model, &mut cache, &rows, chunk, &mut watched, &mut |_| Ok(()))?;
-        let scores = contrasted(model, &hidden, &watched.capture, &layers)?;
-        async_eval([&scores])?;
-        Ok(Self { model, cache, watched, layers, scores: Pending(scores) })
-    }
-
-    /// Repeats every row `times` in succession.
-    ///
-    /// # Errors
-    /// When MLX fails.
-    pub fn repeat(&mut self, times: usize) -> Result<()> {
-        let rows = 0..self.cache.batch();
-        let rows: Vec<usize> = rows.flat_map(|row| std::iter::repeat_n(row, times)).collect();
-        self.reorder(&rows)
-    }
-}
-
 /// Where HF's `hidden_states[layer]` stands; it is never asked for the last.
-fn point(layer: usize) -> HookPoint {
+pub(crate) fn point(layer: usize) -> HookPoint {
     if layer == 0 { HookPoint::ResidPre(0) } else { HookPoint::ResidPost(layer - 1) }
 }
 
-/// The caller's hook, and after it a look at what it left.
-struct Watched<'a> {
-    hook: Box<dyn ResidualHook + 'a>,
-    capture: Capture,
-}
-
-impl ResidualHook for Watched<'_> {
-    fn apply(
-        &mut self,
-        point: HookPoint,
-        hidden: Array,
-        step: &Step,
-    ) -> mlxgk_mlx_models::Result<Array> {
-        let hidden = self.hook.apply(point, hidden, step)?;
-        self.capture.apply(point, hidden, step)
-    }
-
-    fn name(&self, row: RowId) -> Option<Arc<str>> {
-        self.hook.name(row)
-    }
-}
-
 /// The contrasted scores at the last position: `[rows, vocabulary]`.
-fn contrasted(
+pub(crate) fn contrasted(
     model: &Decoder,
     hidden: &Array,
     capture: &Capture,
@@ -198,41 +122,6 @@ fn farthest(mature: &Array, layers: &[Array]) -> Result<Array> {
 fn log_softmax(logits: &Array) -> Result<Array> {
     let logits = logits.as_dtype(Dtype::Float32)?;
     Ok(logits.subtract(logsumexp_axis(&logits, -1, true)?)?)
-}
-
-impl LanguageModel for DolaSession<'_> {
-    fn vocab_size(&self) -> usize {
-        self.model.vocab_size()
-    }
-
-    fn feed(&mut self, tokens: &[u32]) -> Result<()> {
-        let rows: Vec<&[u32]> = tokens.chunks(1).collect();
-        let hidden = self.model.hidden(&rows, &mut self.cache, &mut self.watched)?;
-        let scores = contrasted(self.model, &hidden, &self.watched.capture, &self.layers)?;
-        self.scores.0 = scores;
-        Ok(async_eval([&self.scores.0])?)
-    }
-
-    fn scores(&mut self) -> Result<&[f32]> {
-        self.scores.read()
-    }
-}
-
-impl Reorder for DolaSession<'_> {
-    fn reorder(&mut self, rows: &[usize]) -> Result<()> {
-        self.cache.select(rows)?;
-        self.scores.0 = self.scores.0.take_axis(indices(rows), 0)?;
-        Ok(())
-    }
-}
-
-impl std::fmt::Debug for DolaSession<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("DolaSession")
-            .field("cache", &self.cache)
-            .field("layers", &self.layers)
-            .finish_non_exhaustive()
-    }
 }
 
 #[cfg(test)]

@@ -14,8 +14,10 @@ pub enum ErrorKind {
     Processor,
     /// A constraint cannot be used, or was not met.
     Constraint,
-    /// Nothing may be said next, or the scores are NaN.
+    /// No token may come next, or the scores are NaN.
     NoToken,
+    /// A stopping criterion cannot tell whether a row ends.
+    Criterion,
 }
 
 /// A sequence that cannot be continued, in one sentence.

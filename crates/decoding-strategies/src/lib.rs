@@ -2,14 +2,16 @@
 //!
 //! A loop needs little of a model: feed a token per row, read the scores. That is [`LanguageModel`].
 //! [`DecoderSession`] is the one that runs an MLX decoder, with its cache and its hook; a table of
-//! numbers will do for a test. [`Decoding`] is the greedy and sampling loop (HF `_sample`), an
-//! iterator with one item per step, so a caller can stream, stop or give up at any token.
+//! numbers will do for a test. [`SampleLoop`] is the greedy and sampling loop (HF `_sample`). All
+//! loops are [`TokenLoop`]s: each step says what became of every row, so a caller can stream, stop or
+//! give up at any token.
 //!
 //! ```
-//! use mlxgk_decoding_strategies::{Decoding, LanguageModel, Reorder, Result, Rule, Stop};
-//! use mlxgk_logits_processors::ProcessorList;
+//! use mlxgk_decoding_strategies::{
+//!     LanguageModel, LeftPadded, Limits, Reorder, Result, RowGroup, SampleLoop, TokenLoop,
+//! };
 //!
-//! /// A model that always wants to say the next number.
+//! /// A model whose likeliest token is always the next number.
 //! struct Counter {
 //!     scores: Vec<f32>,
 //! }
@@ -40,53 +42,55 @@
 //! # fn main() -> Result<()> {
 //! let mut model = Counter { scores: vec![0.0; 10] };
 //! model.feed(&[2])?;
-//! let stop = Stop { max_new_tokens: 5, eos: vec![6] };
-//! let prompt = vec![vec![0, 1, 2]];
-//! let mut decoding =
-//!     Decoding::new(model, &prompt, &[0], ProcessorList::default(), Rule::Greedy, stop, 0);
-//! for step in decoding.by_ref() {
-//!     print!("{:?} ", step?[0]);
+//! let prompt = LeftPadded::new(&[vec![0, 1, 2]], 0)?;
+//! let group = RowGroup::greedy(Limits { max_new_tokens: 5, eos: vec![6] });
+//! let mut counting = SampleLoop::new(model, &prompt, group);
+//! while let Some(step) = counting.step() {
+//!     println!("{:?}", step?[0]);
 //! }
-//! assert_eq!(decoding.rows()[0].tokens, [3, 4, 5, 6]);
+//! assert_eq!(counting.into_parts().1[0].tokens, [3, 4, 5, 6]);
 //! # Ok(())
 //! # }
 //! ```
+
+pub use mlxgk_kv_cache::RowId;
+pub use mlxgk_sampling::{Chooser, Sampling};
 
 mod assisted;
 mod beam;
 mod budget;
 mod continuous;
 mod contrastive;
-mod decoding;
 mod dola;
 mod error;
-mod guided;
-mod keep;
 mod model;
 mod prompts;
-mod sampling;
+mod record;
+mod rows;
+mod sample;
 mod score;
 mod session;
-mod stopping;
+mod stop;
+mod token_loop;
 mod top_k;
 
 pub use self::assisted::{
-    Acceptance, AssistantOptions, AssistedDecoding, CandidateGenerator, Candidates, DraftModel,
-    PromptLookup, Schedule, Speculative, Turn,
+    Acceptance, AssistantOptions, AssistedLoop, CandidateGenerator, Candidates, DraftContext,
+    DraftModel, PromptLookup, Schedule, Speculative,
 };
 pub use self::beam::{
-    Beam, BeamOptions, BeamSearch, Constraint, EarlyStopping, HeapBeamSearch, Variant,
+    BeamOptions, BeamPath, BeamSearch, Constraint, EarlyStopping, HeapBeamSearch, Variant,
 };
-pub use self::continuous::{ContinuousBatch, Event, Joining};
-pub use self::contrastive::{Contrast, ContrastiveSearch, ContrastiveSession, Rehearse};
-pub use self::decoding::{Decoded, Decoding};
-pub use self::dola::{DolaLayers, DolaSession};
+pub use self::continuous::{ContinuousBatch, JOIN_CHUNK};
+pub use self::contrastive::{ContrastiveLoop, ContrastiveOptions, ContrastiveSession, Lookahead};
+pub use self::dola::DolaLayers;
 pub use self::error::{Error, ErrorKind, Result};
-pub use self::guided::Guided;
-pub use self::keep::{Keep, Kept, TokenLogprobs};
-pub use self::model::{LanguageModel, Reorder};
+pub use self::model::{Join, LanguageModel, Reorder};
 pub use self::prompts::LeftPadded;
-pub use self::sampling::{Rule, Sampling};
+pub use self::record::{Record, Recorded, TokenLogprobs};
+pub use self::rows::RowGroup;
+pub use self::sample::SampleLoop;
 pub use self::score::score;
-pub use self::session::{DEFAULT_PREFILL_CHUNK, DecoderSession};
-pub use self::stopping::{FinishReason, MaxTime, Stop, Stopping, StoppingCriterion};
+pub use self::session::{DEFAULT_PREFILL_CHUNK, DecoderSession, Prefill};
+pub use self::stop::{FinishReason, Limits, MaxTime, StopConditions, StoppingCriterion};
+pub use self::token_loop::{LoopOutput, RowEvent, RowOutcome, RowOutput, TokenLoop};

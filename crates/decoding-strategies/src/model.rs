@@ -1,5 +1,7 @@
 //! What a decoding loop needs of a model.
 
+use mlxgk_kv_cache::KvCache;
+
 use crate::Result;
 
 /// A batch of sequences that can be continued by one token per row.
@@ -20,15 +22,37 @@ pub trait LanguageModel {
     /// # Errors
     /// When the model fails.
     fn scores(&mut self) -> Result<&[f32]>;
+
+    /// The cache, for a later request to resume; `None` for a model without one.
+    fn into_cache(self) -> Option<KvCache>
+    where
+        Self: Sized,
+    {
+        None
+    }
 }
 
 /// A model whose rows can be rearranged between steps: what strategies need that follow several
 /// continuations of a text at once.
 pub trait Reorder: LanguageModel {
-    /// Keeps the given rows in the given order: row *i* goes on from what row `rows[i]` was fed.
+    /// Keeps the given rows in the given order: row *i* continues what row `rows[i]` was fed.
     /// Rows may be dropped and repeated. The scores move along.
     ///
     /// # Errors
     /// When `rows` is empty or names a row that does not exist, or the model fails.
     fn reorder(&mut self, rows: &[usize]) -> Result<()>;
+
+    /// Whether a row's scores depend on the other rows, so that rows that have ended have to stay.
+    fn couples_rows(&self) -> bool {
+        false
+    }
+}
+
+/// A model that rows can be added to between steps.
+pub trait Join: Reorder + Sized {
+    /// Adds the rows of another after this one's. The scores move along.
+    ///
+    /// # Errors
+    /// When the two cannot run as one batch. This one is then as it was.
+    fn join(&mut self, other: Self) -> Result<()>;
 }

@@ -55,6 +55,11 @@ impl LeftPadded {
         self.rows[0].len()
     }
 
+    /// One of the rows alone, with its padding.
+    pub(crate) fn row(&self, at: usize) -> Self {
+        Self { rows: vec![self.rows[at].clone()], padding: vec![self.padding[at]] }
+    }
+
     /// Each row `times` in succession (HF `repeat_interleave`): several samples of each prompt.
     #[must_use]
     pub fn repeat(&self, times: usize) -> Self {

@@ -4,19 +4,24 @@ use mlx_rs::{Array, ops::logsumexp_axis};
 use mlxgk_kv_cache::RowId;
 use mlxgk_mlx_models::{Decoder, ResidualHook};
 
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, TokenLogprobs, session::Pending};
 
 /// Positions scored per pass; their logits are the largest thing in memory (fp32, this many times
 /// the vocabulary).
 const CHUNK: usize = 128;
 
-/// The log-probability of every token after the first, given those before it: natural logarithm,
-/// fp32, `tokens.len() - 1` values.
+/// The log-probability of every token after the first, given those before it, and of the `top`
+/// likeliest at its place: `tokens.len() - 1` entries.
 ///
 /// # Errors
 /// When there is no token, one is outside the vocabulary, the hook has a
 /// [budget](ResidualHook::budget), or the model fails.
-pub fn score(model: &Decoder, tokens: &[u32], hook: &mut dyn ResidualHook) -> Result<Vec<f32>> {
+pub fn score(
+    model: &Decoder,
+    tokens: &[u32],
+    top: usize,
+    hook: &mut dyn ResidualHook,
+) -> Result<Vec<TokenLogprobs>> {
     if tokens.is_empty() {
         return Err(Error::new(ErrorKind::Prompt, "there is no token to score"));
     }
@@ -31,19 +36,24 @@ pub fn score(model: &Decoder, tokens: &[u32], hook: &mut dyn ResidualHook) -> Re
     cache.plan(tokens.len());
     cache.set_prompt_end(tokens.len());
     let fed = &tokens[..tokens.len() - 1];
-    let mut logprobs = Vec::with_capacity(fed.len());
+    let mut scored = Vec::with_capacity(fed.len());
     for part in fed.chunks(CHUNK) {
-        let next = &tokens[logprobs.len() + 1..][..part.len()];
+        let next = &tokens[scored.len() + 1..][..part.len()];
         let logits = model.forward(&[part], &mut cache, hook)?;
+        if top > 0 {
+            let logits = Pending(logits);
+            let rows = logits.read()?.chunks_exact(model.vocab_size()).zip(next);
+            let row = |(row, token): (&[f32], &u32)| TokenLogprobs::of(*token, row, top);
+            scored.extend(rows.map(row).collect::<Result<Vec<_>>>()?);
+            continue;
+        }
         let targets = Array::from_slice(next, &[1, next.len() as i32, 1]);
         let chosen = logits.take_along_axis(targets, -1)?;
-        let logprob = chosen.subtract(logsumexp_axis(&logits, -1, true)?)?;
-        let values = logprob
-            .try_as_slice::<f32>()
-            .map_err(|e| Error::new(ErrorKind::Model, format!("the scores cannot be read: {e}")))?;
-        logprobs.extend_from_slice(values);
+        let logprobs = Pending(chosen.subtract(logsumexp_axis(&logits, -1, true)?)?);
+        let row = |(&token, &logprob)| TokenLogprobs { token, logprob, top: Vec::new() };
+        scored.extend(next.iter().zip(logprobs.read()?).map(row));
     }
-    Ok(logprobs)
+    Ok(scored)
 }
 
 fn check_vocabulary(model: &Decoder, tokens: &[u32]) -> Result<()> {

@@ -3,11 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
 
 use mlxgk_decoding_strategies::{
-    AssistantOptions, AssistedDecoding, CandidateGenerator, Decoding, DraftModel, Keep,
-    LanguageModel, PromptLookup, Reorder, Result, Rule, Schedule, Speculative, Stop,
+    AssistantOptions, AssistedLoop, CandidateGenerator, Candidates, Chooser, DraftContext,
+    DraftModel, LanguageModel, LeftPadded, Limits, PromptLookup, Record, Reorder, Result, RowEvent,
+    RowGroup, RowOutcome, RowOutput, SampleLoop, Schedule, Speculative, TokenLoop,
 };
 use mlxgk_logits_processors::{NoRepeatNGram, ProcessorList};
-use mlxgk_samplers::{SamplerChain, Streams};
+use mlxgk_samplers::{Mirostat, SamplerChain, Streams, Warper};
 
 const VOCAB: usize = 9;
 
@@ -73,16 +74,16 @@ impl Speculative for Table {
     }
 }
 
-fn stop(eos: &[u32]) -> Stop {
-    Stop { max_new_tokens: 30, eos: eos.to_vec() }
+fn stop(eos: &[u32]) -> Limits {
+    Limits { max_new_tokens: 30, eos: eos.to_vec() }
 }
 
-fn rule(seed: Option<u64>) -> Rule {
+fn rule(seed: Option<u64>) -> Chooser {
     match seed {
-        None => Rule::Greedy,
+        None => Chooser::Greedy,
         Some(seed) => {
             let (chain, none) = (SamplerChain::default(), ProcessorList::default());
-            Rule::sample(chain, none, Streams::fast(seed))
+            Chooser::sample(chain, none, Streams::fast(seed))
         }
     }
 }
@@ -95,12 +96,31 @@ fn processors(bans: bool) -> ProcessorList {
     list
 }
 
+fn group(bans: bool, seed: Option<u64>, limits: Limits) -> RowGroup {
+    RowGroup::greedy(limits).processors(processors(bans)).chooser(rule(seed))
+}
+
+fn tokens(events: &[RowEvent]) -> Vec<u32> {
+    let token = |it: &RowEvent| match it.outcome {
+        RowOutcome::Token { token, .. } => token,
+        ref other => panic!("{other:?}"),
+    };
+    events.iter().map(token).collect()
+}
+
+fn turns(it: &mut impl TokenLoop) -> Vec<Vec<u32>> {
+    std::iter::from_fn(|| it.step()).map(|step| tokens(&step.unwrap())).collect()
+}
+
+fn alone(prompt: &[u32], group: RowGroup) -> RowOutput {
+    let prompts = LeftPadded::new(&[prompt.to_vec()], 0).unwrap();
+    let mut it = SampleLoop::new(Table::new(prompt, 0), &prompts, group);
+    turns(&mut it);
+    it.into_parts().1.swap_remove(0)
+}
+
 fn plain(prompt: &[u32], bans: bool, seed: Option<u64>, eos: &[u32]) -> Vec<u32> {
-    let (table, rows) = (Table::new(prompt, 0), [prompt.to_vec()]);
-    let mut decoding =
-        Decoding::new(table, &rows, &[0], processors(bans), rule(seed), stop(eos), 0);
-    decoding.by_ref().for_each(|it| assert!(it.is_ok()));
-    decoding.rows()[0].tokens.clone()
+    alone(prompt, group(bans, seed, stop(eos))).tokens
 }
 
 fn helped<'a>(
@@ -109,9 +129,8 @@ fn helped<'a>(
     bans: bool,
     seed: Option<u64>,
     eos: &[u32],
-) -> AssistedDecoding<'a, Table> {
-    let (table, generator) = (Table::new(prompt, 0), Box::new(generator));
-    AssistedDecoding::new(table, generator, prompt, processors(bans), rule(seed), stop(eos))
+) -> AssistedLoop<'a, Table> {
+    AssistedLoop::new(Table::new(prompt, 0), generator, prompt, group(bans, seed, stop(eos)))
 }
 
 fn draft(prompt: &[u32], bent: usize, num_tokens: usize) -> DraftModel<Table> {
@@ -129,9 +148,8 @@ fn help_changes_nothing_that_is_said() {
         for count in [1, 2, 5, 40] {
             for bent in [0, 1, 3] {
                 let mut it = helped(&PROMPT, draft(&PROMPT, bent, count), bans, None, &eos);
-                let turns: Vec<Vec<u32>> = it.by_ref().map(|it| it.unwrap()).collect();
+                let turns = turns(&mut it);
                 assert_eq!(turns.concat(), alone, "{count} guesses of a draft bent by {bent}");
-                assert_eq!(it.row().tokens, alone);
                 let acceptance = it.acceptance();
                 assert!(acceptance.accepted <= acceptance.guessed);
                 assert_eq!(acceptance.turns, turns.len());
@@ -139,14 +157,14 @@ fn help_changes_nothing_that_is_said() {
                     assert_eq!(acceptance.rate(), Some(1.0));
                 }
                 // The model holds what was said, but for the last token, as if it had fed it singly.
-                let (model, _) = it.into_parts();
+                let (model, row) = it.into_parts();
+                assert_eq!(row.tokens, alone);
                 let said = [PROMPT.to_vec(), alone.clone()].concat();
                 assert_eq!(model.text, said[..said.len() - 1]);
             }
             let lookup = PromptLookup::new(count, 2).unwrap();
             let mut it = helped(&PROMPT, lookup, bans, None, &eos);
-            it.by_ref().for_each(|it| assert!(it.is_ok()));
-            assert_eq!(it.row().tokens, alone, "lookup of {count}");
+            assert_eq!(turns(&mut it).concat(), alone, "lookup of {count}");
         }
     }
 }
@@ -156,8 +174,7 @@ fn looked_up_guesses_leave_draws_alone_too() {
     for seed in 0..8 {
         let alone = plain(&PROMPT, false, Some(seed), &[]);
         let mut it = helped(&PROMPT, PromptLookup::new(3, 2).unwrap(), false, Some(seed), &[]);
-        it.by_ref().for_each(|it| assert!(it.is_ok()));
-        assert_eq!(it.row().tokens, alone);
+        assert_eq!(turns(&mut it).concat(), alone);
     }
 }
 
@@ -173,23 +190,15 @@ fn a_draft_leaves_the_distribution_of_draws_as_it_is() {
         }
         counts
     };
-    let short = || Stop { max_new_tokens: 3, eos: vec![] };
-    let alone = count(&mut (0..RUNS).map(|seed| {
-        let (table, rows) = (Table::new(&PROMPT, 0), [PROMPT.to_vec()]);
-        let none = ProcessorList::default();
-        let mut it = Decoding::new(table, &rows, &[0], none, rule(Some(seed)), short(), 0);
-        it.by_ref().for_each(|it| assert!(it.is_ok()));
-        it.rows()[0].tokens.clone()
-    }));
+    let short = || Limits { max_new_tokens: 3, eos: vec![] };
+    let plain =
+        count(&mut (0..RUNS).map(|seed| alone(&PROMPT, group(false, Some(seed), short())).tokens));
     let with = count(&mut (0..RUNS).map(|seed| {
-        let (table, helper) = (Table::new(&PROMPT, 0), Box::new(draft(&PROMPT, 3, 2)));
-        let none = ProcessorList::default();
-        let seed = rule(Some(seed + RUNS));
-        let mut it = AssistedDecoding::new(table, helper, &PROMPT, none, seed, short());
-        it.by_ref().for_each(|it| assert!(it.is_ok()));
-        it.row().tokens.clone()
+        let group = group(false, Some(seed + RUNS), short());
+        let helper = draft(&PROMPT, 3, 2);
+        turns(&mut AssistedLoop::new(Table::new(&PROMPT, 0), helper, &PROMPT, group)).concat()
     }));
-    for (alone, with) in alone.iter().flatten().zip(with.iter().flatten()) {
+    for (alone, with) in plain.iter().flatten().zip(with.iter().flatten()) {
         // Four standard deviations of the difference of two shares of one half.
         assert!((alone - with).abs() < 4.0 * (0.5 / RUNS as f64).sqrt(), "{alone} and {with}");
     }
@@ -211,23 +220,60 @@ fn schedules_and_confidence() {
     options = AssistantOptions { confidence_threshold: 1.1, ..AssistantOptions::default() };
     let model = DraftModel::new(Table::new(&PROMPT, 0), &PROMPT, options);
     let mut it = helped(&PROMPT, model, false, None, &[]);
-    it.by_ref().for_each(|it| assert!(it.unwrap().len() <= 2));
+    assert!(turns(&mut it).iter().all(|it| it.len() <= 2));
 }
 
 #[test]
-fn what_is_kept_is_what_plain_decoding_keeps() {
-    let keep = Keep { scores: true, logits: true, logprobs: Some(2) };
-    let (table, rows) = (Table::new(&PROMPT, 0), [PROMPT.to_vec()]);
-    let mut alone =
-        Decoding::new(table, &rows, &[0], processors(true), Rule::Greedy, stop(&[]), 0).keep(keep);
-    alone.by_ref().for_each(|it| assert!(it.is_ok()));
-    let mut with = helped(&PROMPT, draft(&PROMPT, 1, 4), true, None, &[]).keep(keep);
-    with.by_ref().for_each(|it| assert!(it.is_ok()));
-    assert_eq!(with.row().kept, alone.rows()[0].kept);
-    let kept = &with.row().kept;
-    for (token, entry) in with.row().tokens.iter().zip(&kept.logprobs) {
+fn what_is_recorded_is_what_plain_decoding_records() {
+    let record = Record { scores: true, logits: true, logprobs: Some(2) };
+    let group = || group(true, None, stop(&[])).record(record);
+    let alone = alone(&PROMPT, group());
+    let (table, helper) = (Table::new(&PROMPT, 0), draft(&PROMPT, 1, 4));
+    let mut with = AssistedLoop::new(table, helper, &PROMPT, group());
+    turns(&mut with);
+    let (_, with) = with.into_parts();
+    assert_eq!(with.recorded, alone.recorded);
+    for (token, entry) in with.tokens.iter().zip(&with.recorded.logprobs) {
         assert_eq!(entry.token, *token);
         assert!(entry.top.len() == 2 && entry.top[0].1 >= entry.top[1].1);
         assert!(entry.logprob <= entry.top[0].1);
+    }
+}
+
+/// Draws with Mirostat, whose next cut follows from the tokens that the row got.
+fn mirostat(seed: u64) -> Chooser {
+    let chain = SamplerChain::new(vec![Warper::Mirostat(Mirostat::v2(1.5, 0.9).unwrap())]).unwrap();
+    Chooser::sample(chain, ProcessorList::default(), Streams::fast(seed))
+}
+
+/// Has the warpers remember tokens that the row never gets, and guesses nothing.
+struct Dreamer;
+
+impl CandidateGenerator for Dreamer {
+    fn candidates(
+        &mut self,
+        draft: &DraftContext<'_>,
+        chooser: &mut Chooser,
+    ) -> Result<Candidates> {
+        let mut dream = mirostat(99);
+        let scores: Vec<f32> = (0..VOCAB).map(|it| it as f32 * 0.7).collect();
+        for _ in 0..5 {
+            dream.choose(0, &draft.context, &scores)?;
+        }
+        assert_ne!(dream.state(0), chooser.state(0));
+        chooser.set_state(0, dream.state(0));
+        Ok(Candidates::default())
+    }
+
+    fn update(&mut self, _: usize, _: usize) {}
+}
+
+#[test]
+fn mirostat_learns_from_the_tokens_that_stand_alone() {
+    for seed in 0..8 {
+        let group = || RowGroup::greedy(stop(&[])).chooser(mirostat(seed));
+        let alone = alone(&PROMPT, group()).tokens;
+        let mut it = AssistedLoop::new(Table::new(&PROMPT, 0), Dreamer, &PROMPT, group());
+        assert_eq!(turns(&mut it).concat(), alone);
     }
 }

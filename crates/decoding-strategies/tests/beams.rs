@@ -5,13 +5,13 @@
 mod table;
 
 use mlxgk_decoding_strategies::{
-    Beam, BeamOptions, BeamSearch, Decoding, EarlyStopping, ErrorKind, FinishReason, Result, Rule,
-    Stop, Stopping,
+    BeamOptions, BeamSearch, Chooser, EarlyStopping, ErrorKind, FinishReason, Limits, Result,
+    RowGroup, SampleLoop, StopConditions, TokenLoop,
 };
 use mlxgk_logits_processors::{Context, ProcessorList, SuppressTokens};
 use mlxgk_samplers::{SamplerChain, Streams};
 
-use table::{Table, VOCAB, log_probs};
+use table::{Beam, Table, VOCAB, batch, beams, log_probs, run_out};
 
 fn options(num_beams: usize) -> BeamOptions {
     BeamOptions {
@@ -22,26 +22,27 @@ fn options(num_beams: usize) -> BeamOptions {
     }
 }
 
-fn stop(eos: &[u32]) -> Stop {
-    Stop { max_new_tokens: 9, eos: eos.to_vec() }
+fn stop(eos: &[u32]) -> Limits {
+    Limits { max_new_tokens: 9, eos: eos.to_vec() }
 }
 
-fn draws() -> Rule {
+fn draws() -> Chooser {
     let (chain, none) = (SamplerChain::default(), ProcessorList::default());
-    Rule::sample(chain, none, Streams::fast(5))
+    Chooser::sample(chain, none, Streams::fast(5))
 }
 
 fn search(
     prompts: &[Vec<u32>],
-    rule: Rule,
-    stop: impl Into<Stopping>,
+    rule: Chooser,
+    stop: impl Into<StopConditions>,
     options: BeamOptions,
 ) -> (Table, Vec<Beam>) {
     let model = Table::new(prompts, options.num_beams);
-    let (padding, none) = (vec![0; prompts.len()], ProcessorList::default());
-    let mut search = BeamSearch::new(model, prompts, &padding, none, rule, stop, options).unwrap();
-    search.by_ref().for_each(|step| step.unwrap());
-    search.finish().unwrap()
+    let group = RowGroup::greedy(stop).chooser(rule);
+    let mut search = BeamSearch::new(model, &batch(prompts), group, options).unwrap();
+    assert!(run_out(&mut search).is_empty());
+    let (model, rows) = search.into_parts().unwrap();
+    (model, beams(rows))
 }
 
 fn prompts() -> Vec<Vec<u32>> {
@@ -53,11 +54,11 @@ fn prompts() -> Vec<Vec<u32>> {
 fn a_criterion_ends_beams_as_an_end_token_does() {
     for early_stopping in [EarlyStopping::Heuristic, EarlyStopping::WhenFinished] {
         for token in 0..VOCAB as u32 {
-            for rule in [|| Rule::Greedy, draws] {
+            for rule in [|| Chooser::Greedy, draws] {
                 let options = BeamOptions { early_stopping, ..options(4) };
                 let (_, expected) = search(&prompts(), rule(), stop(&[token]), options);
                 let says = move |it: &Context<'_>| it.generated().last() == Some(&token);
-                let stopping = Stopping::new(stop(&[]), vec![Box::new(says)]);
+                let stopping = StopConditions::new(stop(&[]), vec![Box::new(says)]);
                 let (_, beams) = search(&prompts(), rule(), stopping, options);
                 for (beam, expected) in beams.iter().zip(&expected) {
                     assert_eq!((&beam.tokens, beam.score), (&expected.tokens, expected.score));
@@ -71,12 +72,11 @@ fn a_criterion_ends_beams_as_an_end_token_does() {
 
 #[test]
 fn one_beam_without_an_end_token_is_greedy() {
-    let (_, beams) = search(&prompts(), Rule::Greedy, stop(&[]), options(1));
+    let (_, beams) = search(&prompts(), Chooser::Greedy, stop(&[]), options(1));
     let model = Table::new(&prompts(), 1);
-    let none = ProcessorList::default();
-    let mut greedy = Decoding::new(model, &prompts(), &[0; 3], none, Rule::Greedy, stop(&[]), 0);
-    greedy.by_ref().for_each(|step| assert!(step.is_ok()));
-    for (beam, row) in beams.iter().zip(greedy.rows()) {
+    let mut greedy = SampleLoop::new(model, &batch(&prompts()), RowGroup::greedy(stop(&[])));
+    run_out(&mut greedy);
+    for (beam, row) in beams.iter().zip(greedy.into_parts().1) {
         assert_eq!(beam.tokens, row.tokens);
         assert_eq!(beam.finish_reason, FinishReason::Length);
     }
@@ -86,8 +86,8 @@ fn one_beam_without_an_end_token_is_greedy() {
 #[test]
 fn enough_beams_find_the_best_text() {
     let prompt = vec![8, 2];
-    let short = Stop { max_new_tokens: 2, eos: vec![] };
-    let (_, beams) = search(std::slice::from_ref(&prompt), Rule::Greedy, short, options(VOCAB));
+    let short = Limits { max_new_tokens: 2, eos: vec![] };
+    let (_, beams) = search(std::slice::from_ref(&prompt), Chooser::Greedy, short, options(VOCAB));
     let score = |a, b| log_probs(&prompt, &[a, b]).iter().sum::<f64>() / 2.0;
     let all = (0..VOCAB as u32).flat_map(|a| (0..VOCAB as u32).map(move |b| (a, b)));
     let best = all.max_by(|&(a, b), &(c, d)| score(a, b).total_cmp(&score(c, d))).unwrap();
@@ -97,7 +97,7 @@ fn enough_beams_find_the_best_text() {
 #[test]
 fn scores_are_those_of_the_tokens() {
     for penalty in [1.0, 0.0, 2.0, -0.5] {
-        for rule in [Rule::Greedy, draws()] {
+        for rule in [Chooser::Greedy, draws()] {
             let options = BeamOptions { length_penalty: penalty, ..options(4) };
             let (_, beams) = search(&prompts(), rule, stop(&[6, 11]), options);
             for beam in &beams {
@@ -125,10 +125,10 @@ fn a_prompt_does_not_depend_on_its_neighbours() {
     {
         let options = BeamOptions { early_stopping, ..options(3) };
         // Searches that end at different steps: the rows of the first to end leave the batch.
-        let (_, together) = search(&prompts(), Rule::Greedy, stop(&[6, 11, 20]), options);
+        let (_, together) = search(&prompts(), Chooser::Greedy, stop(&[6, 11, 20]), options);
         for (prompt, together) in prompts().iter().zip(together.chunks(3)) {
             let alone = vec![prompt.clone()];
-            let (_, alone) = search(&alone, Rule::Greedy, stop(&[6, 11, 20]), options);
+            let (_, alone) = search(&alone, Chooser::Greedy, stop(&[6, 11, 20]), options);
             for (alone, together) in alone.iter().zip(together) {
                 assert_eq!((&alone.tokens, alone.score), (&together.tokens, together.score));
             }
@@ -140,7 +140,7 @@ fn a_prompt_does_not_depend_on_its_neighbours() {
 fn a_search_that_is_over_costs_nothing_more() {
     let early = BeamOptions { early_stopping: EarlyStopping::WhenFinished, ..options(2) };
     let eos: Vec<u32> = (0..12).collect();
-    let work = |prompts: &[Vec<u32>]| search(prompts, Rule::Greedy, stop(&eos), early).0.work;
+    let work = |prompts: &[Vec<u32>]| search(prompts, Chooser::Greedy, stop(&eos), early).0.work;
     let alone: usize = prompts().iter().map(|it| work(std::slice::from_ref(it))).sum();
     assert_eq!(work(&prompts()), alone);
     assert!(alone < 3 * 2 * 8, "{alone}");
@@ -148,7 +148,7 @@ fn a_search_that_is_over_costs_nothing_more() {
 
 #[test]
 fn every_end_token_ends_a_sequence_and_stays_in_it() {
-    for rule in [Rule::Greedy, draws()] {
+    for rule in [Chooser::Greedy, draws()] {
         let (_, beams) = search(&prompts(), rule, stop(&[6, 11, 20]), options(4));
         for beam in &beams {
             let (last, before) = beam.tokens.split_last().unwrap();
@@ -172,11 +172,10 @@ fn bans_that_leave_too_little_are_an_error() {
     let run = |num_return_sequences| {
         let options = BeamOptions { num_return_sequences, ..options(3) };
         let model = Table::new(&[vec![1]], 3);
-        let (processors, stop) = (only(6), stop(&[6]));
-        let mut search =
-            BeamSearch::new(model, &[vec![1]], &[0], processors, Rule::Greedy, stop, options)?;
-        search.by_ref().collect::<Result<Vec<()>>>()?;
-        search.finish()
+        let group = RowGroup::greedy(stop(&[6])).processors(only(6));
+        let mut search = BeamSearch::new(model, &batch(&[vec![1]]), group, options)?;
+        std::iter::from_fn(|| search.step()).collect::<Result<Vec<_>>>()?;
+        search.into_parts()
     };
     // There is one text: the end token.
     assert_eq!(run(1).unwrap().1[0].tokens, [6]);
@@ -189,9 +188,8 @@ fn bans_that_leave_too_little_are_an_error() {
 fn too_few_beams_are_refused() {
     for (num_beams, num_return_sequences) in [(0, 0), (2, 3)] {
         let options = BeamOptions { num_return_sequences, ..options(num_beams) };
-        let (model, none) = (Table::new(&[vec![1]], num_beams), ProcessorList::default());
-        let search =
-            BeamSearch::new(model, &[vec![1]], &[0], none, Rule::Greedy, stop(&[]), options);
-        assert!(search.is_err());
+        let model = Table::new(&[vec![1]], num_beams);
+        let group = RowGroup::greedy(stop(&[]));
+        assert!(BeamSearch::new(model, &batch(&[vec![1]]), group, options).is_err());
     }
 }

@@ -5,12 +5,12 @@
 mod table;
 
 use mlxgk_decoding_strategies::{
-    Contrast, ContrastiveSearch, Decoded, Decoding, FinishReason, Keep, LanguageModel, Rehearse,
-    Reorder, Result, Rule, Stop, Stopping,
+    ContrastiveLoop, ContrastiveOptions, FinishReason, LanguageModel, Limits, Lookahead, Record,
+    Reorder, Result, RowGroup, RowOutcome, RowOutput, SampleLoop, StopConditions,
 };
-use mlxgk_logits_processors::{Context, ProcessorList, SuppressTokens};
+use mlxgk_logits_processors::{Context, LogitsProcessor, ProcessorList, SuppressTokens};
 
-use table::{Table, VOCAB, probabilities};
+use table::{Table, VOCAB, batch, probabilities, run_out};
 
 const PAD: u32 = 30;
 
@@ -68,8 +68,8 @@ impl Reorder for States {
     }
 }
 
-impl Rehearse for States {
-    fn rehearse(&mut self, tokens: &[u32], per_row: usize) -> Result<Vec<f32>> {
+impl Lookahead for States {
+    fn look_ahead(&mut self, tokens: &[u32], per_row: usize) -> Result<Vec<f32>> {
         let rows = self.table.rows().len();
         assert_eq!(tokens.len(), rows * per_row);
         let copies: Vec<usize> = (0..tokens.len()).map(|it| it / per_row).collect();
@@ -82,7 +82,7 @@ impl Rehearse for States {
         Ok(found)
     }
 
-    fn keep(&mut self, copies: &[usize]) -> Result<()> {
+    fn accept(&mut self, copies: &[usize]) -> Result<()> {
         let mut tried = self.tried.take().unwrap();
         let per_row = tried.rows().len() / copies.len();
         let rows: Vec<usize> =
@@ -99,24 +99,30 @@ fn prompts() -> Vec<Vec<u32>> {
 
 fn run(
     prompts: &[Vec<u32>],
-    contrast: Contrast,
+    contrast: ContrastiveOptions,
     processors: ProcessorList,
-    stopping: impl Into<Stopping>,
-) -> (States, Vec<Decoded>) {
-    let (model, padding) = (States::new(prompts), vec![0; prompts.len()]);
-    let mut search =
-        ContrastiveSearch::new(model, prompts, &padding, processors, contrast, stopping, PAD)
-            .keep(Keep { scores: true, logits: true, logprobs: None });
-    search.by_ref().for_each(|step| drop(step.unwrap()));
+    stop: impl Into<StopConditions>,
+) -> (States, Vec<RowOutput>) {
+    let group = RowGroup::greedy(stop)
+        .processors(processors)
+        .record(Record { scores: true, logits: true, logprobs: None })
+        .pad(PAD);
+    let mut search = ContrastiveLoop::new(States::new(prompts), &batch(prompts), group, contrast);
+    run_out(&mut search);
     search.into_parts()
 }
 
-fn stop(count: usize, eos: &[u32]) -> Stop {
-    Stop { max_new_tokens: count, eos: eos.to_vec() }
+fn stop(count: usize, eos: &[u32]) -> Limits {
+    Limits { max_new_tokens: count, eos: eos.to_vec() }
 }
 
 /// What the paper says, token by token, in doubles.
-fn spelt_out(prompt: &[u32], contrast: Contrast, banned: &[u32], count: usize) -> Vec<u32> {
+fn spelt_out(
+    prompt: &[u32],
+    contrast: ContrastiveOptions,
+    banned: &[u32],
+    count: usize,
+) -> Vec<u32> {
     let mut text = prompt.to_vec();
     for _ in 0..count {
         let probabilities = probabilities(&text, banned);
@@ -138,7 +144,7 @@ fn spelt_out(prompt: &[u32], contrast: Contrast, banned: &[u32], count: usize) -
 fn it_does_what_is_defined() {
     let mut different = 0;
     for (penalty_alpha, top_k) in [(0.6, 4), (0.1, 3), (0.9, 8), (1.0, 5), (0.4, 2), (0.5, 40)] {
-        let contrast = Contrast { penalty_alpha, top_k };
+        let contrast = ContrastiveOptions { penalty_alpha, top_k };
         for banned in [&[][..], &[2, 9, 17, 20]] {
             let mut processors = ProcessorList::default();
             processors.push(SuppressTokens::new(banned));
@@ -146,7 +152,7 @@ fn it_does_what_is_defined() {
             for (prompt, row) in prompts().iter().zip(rows) {
                 let expected = spelt_out(prompt, contrast, banned, 12);
                 assert_eq!(row.tokens, expected, "{contrast:?}, without {banned:?}");
-                let likeliest = Contrast { top_k: 1, ..contrast };
+                let likeliest = ContrastiveOptions { top_k: 1, ..contrast };
                 different += usize::from(expected != spelt_out(prompt, likeliest, banned, 12));
             }
         }
@@ -157,15 +163,14 @@ fn it_does_what_is_defined() {
 #[test]
 fn without_a_penalty_or_a_choice_it_is_greedy() {
     let none = ProcessorList::default;
-    let model = Table::new(&prompts(), 1);
-    let stop = stop(10, &[6]);
-    let mut greedy =
-        Decoding::new(model, &prompts(), &[0; 3], none(), Rule::Greedy, stop.clone(), PAD);
-    greedy.by_ref().for_each(|step| assert!(step.is_ok()));
+    let (model, stop) = (Table::new(&prompts(), 1), stop(10, &[6]));
+    let mut greedy = SampleLoop::new(model, &batch(&prompts()), RowGroup::greedy(stop.clone()));
+    run_out(&mut greedy);
+    let greedy = greedy.into_parts().1;
     for (penalty_alpha, top_k) in [(0.0, 6), (0.7, 1)] {
-        let contrast = Contrast { penalty_alpha, top_k };
+        let contrast = ContrastiveOptions { penalty_alpha, top_k };
         let (_, rows) = run(&prompts(), contrast, none(), stop.clone());
-        for (ours, greedy) in rows.iter().zip(greedy.rows()) {
+        for (ours, greedy) in rows.iter().zip(&greedy) {
             assert_eq!(ours.tokens, greedy.tokens);
             assert_eq!(ours.finish_reason, greedy.finish_reason);
         }
@@ -174,7 +179,7 @@ fn without_a_penalty_or_a_choice_it_is_greedy() {
 
 #[test]
 fn rows_are_alone_and_cost_nothing_once_they_have_ended() {
-    let contrast = Contrast { penalty_alpha: 0.6, top_k: 3 };
+    let contrast = ContrastiveOptions { penalty_alpha: 0.6, top_k: 3 };
     let none = ProcessorList::default;
     // The first row ends with its third token, the last with its fifth.
     let full = run(&prompts(), contrast, none(), stop(14, &[])).1;
@@ -203,7 +208,7 @@ fn what_is_banned_is_never_said() {
     let mut processors = ProcessorList::default();
     let banned: Vec<u32> = (0..VOCAB as u32).filter(|it| !allowed.contains(it)).collect();
     processors.push(SuppressTokens::new(banned));
-    let contrast = Contrast { penalty_alpha: 1.0, top_k: 6 };
+    let contrast = ContrastiveOptions { penalty_alpha: 1.0, top_k: 6 };
     let (_, rows) = run(&prompts(), contrast, processors, stop(12, &[]));
     for row in rows {
         assert!(row.tokens.iter().all(|it| allowed.contains(it)), "{:?}", row.tokens);
@@ -211,31 +216,63 @@ fn what_is_banned_is_never_said() {
 }
 
 #[test]
-fn everything_banned_is_an_error() {
+fn a_row_without_a_token_to_take_fails_alone() {
     let mut processors = ProcessorList::default();
-    processors.push(SuppressTokens::new(Vec::from_iter(0..VOCAB as u32)));
-    let contrast = Contrast { penalty_alpha: 0.5, top_k: 3 };
-    let model = States::new(&prompts());
+    processors.push(BanAll { row: 1 });
+    let options = ContrastiveOptions { penalty_alpha: 0.5, top_k: 3 };
+    let group = RowGroup::greedy(stop(4, &[])).processors(processors);
     let mut search =
-        ContrastiveSearch::new(model, &prompts(), &[0; 3], processors, contrast, stop(4, &[]), PAD);
-    let error = search.next().unwrap().unwrap_err();
-    assert!(error.to_string().contains("all are banned"), "{error}");
-    assert!(search.next().is_none());
+        ContrastiveLoop::new(States::new(&prompts()), &batch(&prompts()), group, options);
+    let events = run_out(&mut search);
+    let failed = events.iter().filter_map(|it| match &it.outcome {
+        RowOutcome::Failed(e) => Some((it.row.get(), e.to_string())),
+        _ => None,
+    });
+    let failed: Vec<_> = failed.collect();
+    assert!(matches!(&failed[..], [(1, e)] if e.contains("all are banned")), "{failed:?}");
+    let rows = search.into_parts().1;
+    assert_eq!(rows.iter().map(|it| it.tokens.len()).collect::<Vec<_>>(), [4, 0, 4]);
+    let alone = run(&prompts()[2..], options, ProcessorList::default(), stop(4, &[])).1;
+    assert_eq!(rows[2].tokens, alone[0].tokens);
+}
+
+/// Leaves a row nothing.
+#[derive(Debug)]
+struct BanAll {
+    row: usize,
+}
+
+impl LogitsProcessor for BanAll {
+    fn name(&self) -> &'static str {
+        "BanAll"
+    }
+
+    fn process(
+        &self,
+        context: &Context<'_>,
+        scores: &mut [f32],
+    ) -> mlxgk_logits_processors::Result<()> {
+        if context.row == self.row {
+            scores.fill(f32::NEG_INFINITY);
+        }
+        Ok(())
+    }
 }
 
 #[test]
 fn criteria_end_rows_and_scores_are_kept() {
     let third = |context: &Context<'_>| context.generated().len() == 3 && context.row == 1;
-    let stopping = Stopping::new(stop(5, &[]), vec![Box::new(third)]);
+    let stopping = StopConditions::new(stop(5, &[]), vec![Box::new(third)]);
     let mut processors = ProcessorList::default();
     processors.push(SuppressTokens::new([4]));
-    let contrast = Contrast { penalty_alpha: 0.6, top_k: 4 };
+    let contrast = ContrastiveOptions { penalty_alpha: 0.6, top_k: 4 };
     let (_, rows) = run(&prompts(), contrast, processors, stopping);
     assert_eq!(rows[1].finish_reason, Some(FinishReason::Criterion));
     assert_eq!(rows.iter().map(|it| it.tokens.len()).collect::<Vec<_>>(), [5, 3, 5]);
     for (prompt, row) in prompts().iter().zip(rows) {
         let mut model = Table::new(std::slice::from_ref(prompt), 1);
-        for ((token, logits), scores) in row.tokens.iter().zip(row.kept.logits).zip(row.kept.scores)
+        for ((token, logits), scores) in
+            row.tokens.iter().zip(row.recorded.logits).zip(row.recorded.scores)
         {
             assert_eq!(model.scores().unwrap(), logits);
             assert_eq!(scores[4], f32::NEG_INFINITY);

@@ -3,8 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
 
 use mlxgk_decoding_strategies::{
-    Decoding, ErrorKind, FinishReason, LanguageModel, LeftPadded, Reorder, Result, Rule, Sampling,
-    Stop,
+    Chooser, Error, ErrorKind, FinishReason, Join, LanguageModel, LeftPadded, Limits, Reorder,
+    Result, RowEvent, RowGroup, RowId, RowOutcome, RowOutput, SampleLoop, StopConditions,
+    StoppingCriterion, TokenLoop,
 };
 use mlxgk_logits_processors::{Context, LogitsProcessor, ProcessorList};
 use mlxgk_samplers::{SamplerChain, Streams};
@@ -57,44 +58,73 @@ impl LanguageModel for Table {
     }
 }
 
-fn greedy(prompts: &[Vec<u32>], stop: Stop) -> Decoding<Table> {
-    let last: Vec<u32> = prompts.iter().map(|it| *it.last().unwrap()).collect();
-    let padding = vec![0; prompts.len()];
-    let processors = ProcessorList::default();
-    Decoding::new(Table::new(&last), prompts, &padding, processors, Rule::Greedy, stop, 7)
+impl Join for Table {
+    fn join(&mut self, other: Self) -> Result<()> {
+        self.last.extend(other.last);
+        self.fill();
+        Ok(())
+    }
+}
+
+fn table(prompts: &[Vec<u32>]) -> Table {
+    Table::new(&prompts.iter().map(|it| *it.last().unwrap()).collect::<Vec<_>>())
+}
+
+fn batch(prompts: &[Vec<u32>]) -> LeftPadded {
+    LeftPadded::new(prompts, 7).unwrap()
+}
+
+fn limits(max_new_tokens: usize, eos: Vec<u32>) -> Limits {
+    Limits { max_new_tokens, eos }
+}
+
+fn sample_loop(prompts: &[Vec<u32>], group: RowGroup) -> SampleLoop<Table> {
+    SampleLoop::new(table(prompts), &batch(prompts), group.pad(7))
+}
+
+/// Steps a loop to its end.
+fn run_out(it: &mut impl TokenLoop) -> Vec<Vec<RowEvent>> {
+    std::iter::from_fn(|| it.step()).map(|step| step.unwrap()).collect()
+}
+
+fn token(event: &RowEvent) -> u32 {
+    match event.outcome {
+        RowOutcome::Token { token, .. } => token,
+        ref other => panic!("{other:?}"),
+    }
+}
+
+fn greedy(prompts: &[Vec<u32>], limits: Limits) -> Vec<RowOutput> {
+    let mut it = sample_loop(prompts, RowGroup::greedy(limits));
+    run_out(&mut it);
+    it.into_parts().1
+}
+
+fn draws(streams: Streams) -> Chooser {
+    let (chain, none) = (SamplerChain::default(), ProcessorList::default());
+    Chooser::sample(chain, none, streams)
 }
 
 fn sampled(prompts: &[Vec<u32>], streams: Streams, eos: Vec<u32>) -> Vec<Vec<u32>> {
-    let last: Vec<u32> = prompts.iter().map(|it| *it.last().unwrap()).collect();
-    let none = ProcessorList::default;
-    let sampling = Sampling::new(SamplerChain::default(), none(), streams);
-    let padding = vec![0; prompts.len()];
-    let (rule, stop) = (Rule::Sample(Box::new(sampling)), Stop { max_new_tokens: 12, eos });
-    let mut decoding = Decoding::new(Table::new(&last), prompts, &padding, none(), rule, stop, 0);
-    for step in decoding.by_ref() {
-        step.unwrap();
-    }
-    decoding.rows().iter().map(|it| it.tokens.clone()).collect()
+    let group = RowGroup::greedy(limits(12, eos)).chooser(draws(streams));
+    let mut it = sample_loop(prompts, group);
+    run_out(&mut it);
+    it.into_parts().1.into_iter().map(|it| it.tokens).collect()
 }
 
 #[test]
 fn rows_end_on_their_own_and_leave_the_model() {
-    let alone: Vec<Vec<u32>> = [vec![1], vec![2]]
-        .iter()
-        .map(|prompt| {
-            let stop = Stop { max_new_tokens: 6, eos: vec![] };
-            let mut decoding = greedy(std::slice::from_ref(prompt), stop);
-            decoding.by_ref().for_each(|step| assert!(step.is_ok()));
-            decoding.rows()[0].tokens.clone()
-        })
-        .collect();
-    // An end token that the first row says early and the second one later or never.
+    let alone = |last| greedy(&[vec![last]], limits(6, vec![])).swap_remove(0).tokens;
+    let alone = [alone(1), alone(2)];
+    // An end token that the first row has early and the second one later or never.
     let eos = alone[0][0];
-    let mut decoding = greedy(&[vec![1], vec![2]], Stop { max_new_tokens: 6, eos: vec![eos] });
-    let steps: Vec<_> = decoding.by_ref().map(|it| it.unwrap()).collect();
-    assert_eq!(steps[0][0], Some(eos));
-    assert!(steps[1..].iter().all(|it| it[0].is_none()));
-    let (model, rows) = decoding.into_parts();
+    let group = RowGroup::greedy(limits(6, vec![eos]));
+    let mut it = sample_loop(&[vec![1], vec![2]], group);
+    let steps = run_out(&mut it);
+    assert_eq!(token(&steps[0][0]), eos);
+    assert!(steps[1..].iter().flatten().all(|it| it.row == RowId::new(1)));
+    let (model, rows) = it.into_parts();
+    let model = model.unwrap();
     assert_eq!(rows[0].tokens, [eos]);
     assert_eq!(rows[0].finish_reason, Some(FinishReason::Eos));
     let second: Vec<u32> = match alone[1].iter().position(|&it| it == eos) {
@@ -151,61 +181,94 @@ fn processors_see_padding_prompt_and_new_tokens() {
             Ok(())
         }
     }
-    let batch = LeftPadded::new(&[vec![1, 2, 3], vec![4]], 0).unwrap();
     let mut processors = ProcessorList::default();
     processors.push(Probe);
-    let stop = Stop { max_new_tokens: 3, eos: vec![] };
-    let mut decoding = Decoding::new(
-        Table::new(&[3, 4]),
-        batch.rows(),
-        batch.padding(),
-        processors,
-        Rule::Greedy,
-        stop,
-        0,
-    );
-    decoding.by_ref().for_each(|step| assert!(step.is_ok()));
-    assert!(decoding.rows().iter().all(|it| it.tokens == [3, 4, 5]));
+    let prompts = [vec![1, 2, 3], vec![4]];
+    let mut it = sample_loop(&prompts, RowGroup::greedy(limits(3, vec![])).processors(processors));
+    run_out(&mut it);
+    assert!(it.into_parts().1.iter().all(|it| it.tokens == [3, 4, 5]));
 }
 
-/// Gives every token the same score.
+/// Gives every token of one row the same score.
 #[derive(Debug)]
-struct Fill(f32);
+struct Fill {
+    row: usize,
+    score: f32,
+}
 
 impl LogitsProcessor for Fill {
     fn name(&self) -> &'static str {
         "Fill"
     }
 
-    fn process(&self, _: &Context<'_>, scores: &mut [f32]) -> mlxgk_logits_processors::Result<()> {
-        scores.fill(self.0);
+    fn process(
+        &self,
+        context: &Context<'_>,
+        scores: &mut [f32],
+    ) -> mlxgk_logits_processors::Result<()> {
+        if context.row == self.row {
+            scores.fill(self.score);
+        }
         Ok(())
     }
 }
 
-#[test]
-fn an_error_ends_the_iteration() {
-    let sample = || {
-        let none = ProcessorList::default();
-        let sampling = Sampling::new(SamplerChain::default(), none, Streams::fast(0));
-        Rule::Sample(Box::new(sampling))
-    };
-    let decoding = |score, rule| {
-        let mut processors = ProcessorList::default();
-        processors.push(Fill(score));
-        let stop = Stop { max_new_tokens: 3, eos: vec![] };
-        Decoding::new(Table::new(&[1]), &[vec![1]], &[0], processors, rule, stop, 0)
-    };
-    for (score, rule) in
-        [(f32::NEG_INFINITY, sample()), (f32::NAN, sample()), (f32::NAN, Rule::Greedy)]
-    {
-        let mut decoding = decoding(score, rule);
-        assert_eq!(decoding.next().unwrap().unwrap_err().kind(), ErrorKind::NoToken);
-        assert!(decoding.next().is_none());
+/// Cannot tell of one row whether it ends.
+struct Puzzled(usize);
+
+impl StoppingCriterion for Puzzled {
+    fn ends(&mut self, context: &Context<'_>) -> Result<Option<FinishReason>> {
+        let puzzled = || Error::new(ErrorKind::Criterion, "cannot tell");
+        if context.row == self.0 { Err(puzzled()) } else { Ok(None) }
     }
-    // Greedy says id 0 where everything is banned, as HF does.
-    let mut decoding = decoding(f32::NEG_INFINITY, Rule::Greedy);
-    assert_eq!(decoding.next().unwrap().unwrap(), [Some(0)]);
+}
+
+#[test]
+fn a_row_that_fails_ends_alone() {
+    let prompts = [vec![3], vec![1], vec![4]];
+    let seeded = || draws(Streams::fast(11));
+    let torch = || draws(Streams::torch(5));
+    let whole = |rule: Chooser| {
+        let mut it = sample_loop(&prompts, RowGroup::greedy(limits(9, vec![])).chooser(rule));
+        run_out(&mut it);
+        it.into_parts().1
+    };
+    let choosers: [&dyn Fn() -> Chooser; 3] = [&|| Chooser::Greedy, &seeded, &torch];
+    for rule in choosers {
+        let expected = whole(rule());
+        for failing in 0..3 {
+            for (score, criterion) in [(f32::NAN, false), (f32::NEG_INFINITY, false), (0.0, true)] {
+                let mut group = RowGroup::greedy(limits(9, vec![]));
+                if criterion {
+                    let criteria: Vec<Box<dyn StoppingCriterion>> =
+                        vec![Box::new(Puzzled(failing))];
+                    group = RowGroup::greedy(StopConditions::new(limits(9, vec![]), criteria));
+                } else if score == f32::NEG_INFINITY && matches!(rule(), Chooser::Greedy) {
+                    continue;
+                } else {
+                    let mut processors = ProcessorList::default();
+                    processors.push(Fill { row: failing, score });
+                    group = group.processors(processors);
+                }
+                let mut it = sample_loop(&prompts, group.chooser(rule()));
+                let steps = run_out(&mut it);
+                let failed: Vec<_> = steps
+                    .iter()
+                    .flatten()
+                    .filter(|it| matches!(it.outcome, RowOutcome::Failed(_)))
+                    .map(|it| it.row.get())
+                    .collect();
+                assert_eq!(failed, [failing as u64]);
+                for (row, (ours, expected)) in it.into_parts().1.iter().zip(&expected).enumerate() {
+                    if row == failing {
+                        assert_eq!(ours.finish_reason, None);
+                    } else {
+                        assert_eq!(ours, expected, "row {row} beside {failing}");
+                    }
+                }
+            }
+        }
+    }
 }
 
 #[test]
@@ -213,4 +276,59 @@ fn empty_prompts_are_refused() {
     assert_eq!(LeftPadded::new(&[], 0).unwrap_err().kind(), ErrorKind::Prompt);
     let error = LeftPadded::new(&[vec![1], vec![]], 0).unwrap_err();
     assert!(error.to_string().contains("prompt 1 is empty"));
+}
+
+/// Requests come and go; what each is given is what it is given alone.
+#[test]
+fn rows_join_and_leave_without_a_trace() {
+    let requests =
+        [(vec![3], 7, None), (vec![1], 12, Some(4)), (vec![4], 3, None), (vec![2], 9, Some(8))];
+    let group = |count: usize, seed: Option<u64>| {
+        let chooser = seed.map_or(Chooser::Greedy, |seed| draws(Streams::fast(seed)));
+        RowGroup::greedy(limits(count, vec![])).chooser(chooser)
+    };
+    let alone: Vec<RowOutput> = requests
+        .iter()
+        .map(|(prompt, count, seed)| {
+            let mut it = sample_loop(std::slice::from_ref(prompt), group(*count, *seed));
+            run_out(&mut it);
+            it.into_parts().1.swap_remove(0)
+        })
+        .collect();
+    for between in 1..5 {
+        let mut all: SampleLoop<Table> = SampleLoop::empty();
+        let (mut waiting, mut firsts) = (requests.iter(), Vec::new());
+        // One that will leave.
+        let gone = all.reserve(1);
+        all.join(gone, table(&[vec![5]]), &batch(&[vec![5]]), group(50, None)).unwrap();
+        for step in 0.. {
+            if step % between == 0
+                && let Some((prompt, count, seed)) = waiting.next()
+            {
+                let (first, prompts) = (all.reserve(1), std::slice::from_ref(prompt));
+                all.join(first, table(prompts), &batch(prompts), group(*count, *seed)).unwrap();
+                firsts.push(first);
+            }
+            if step == 6 {
+                assert!(all.leave(gone));
+                assert!(!all.leave(gone));
+            }
+            if all.step().is_none() && firsts.len() == requests.len() {
+                break;
+            }
+        }
+        for (first, alone) in firsts.into_iter().zip(&alone) {
+            assert_eq!(&all.take(first).rows[0], alone, "one joins every {between} steps");
+            assert!(all.take(first).rows.is_empty());
+        }
+    }
+}
+
+#[test]
+fn no_tokens_are_asked_for() {
+    let mut it = sample_loop(&[vec![3], vec![1]], RowGroup::greedy(limits(0, vec![])));
+    let steps = run_out(&mut it);
+    assert_eq!(steps.len(), 1);
+    let finished = RowOutcome::Finished(FinishReason::Length);
+    assert!(steps[0].iter().all(|it| it.outcome == finished), "{steps:?}");
 }

@@ -7,11 +7,12 @@ mod table;
 use std::slice::from_ref;
 
 use mlxgk_decoding_strategies::{
-    Beam, BeamOptions, Constraint, EarlyStopping, ErrorKind, HeapBeamSearch, Result, Stop, Variant,
+    BeamOptions, Constraint, EarlyStopping, ErrorKind, HeapBeamSearch, Limits, Result, RowGroup,
+    TokenLoop, Variant,
 };
 use mlxgk_logits_processors::{ProcessorList, SuppressTokens};
 
-use table::Table;
+use table::{Beam, Table, batch, beams};
 
 fn options(num_beams: usize) -> BeamOptions {
     BeamOptions {
@@ -32,13 +33,12 @@ fn run(
     processors: ProcessorList,
     options: BeamOptions,
 ) -> Result<Vec<Beam>> {
-    let stop = Stop { max_new_tokens: 10, eos: vec![6] };
+    let limits = Limits { max_new_tokens: 10, eos: vec![6] };
     let model = Table::new(prompts, options.num_beams);
-    let padding = vec![0; prompts.len()];
-    let mut search =
-        HeapBeamSearch::new(model, prompts, &padding, processors, stop, 0, options, variant)?;
-    search.by_ref().collect::<Result<Vec<()>>>()?;
-    Ok(search.finish()?.1)
+    let group = RowGroup::greedy(limits).processors(processors);
+    let mut search = HeapBeamSearch::new(model, &batch(prompts), group, options, variant)?;
+    std::iter::from_fn(|| search.step()).collect::<Result<Vec<_>>>()?;
+    Ok(beams(search.into_parts()?.1))
 }
 
 fn words(words: &[&[u32]]) -> Variant {

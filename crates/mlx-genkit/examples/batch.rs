@@ -2,7 +2,7 @@
 
 use std::io::{Write, stdout};
 
-use mlx_genkit::{ComputeDtype, GenerationConfig, Message, Model, Prompt, Request, Seed, generate};
+use mlx_genkit::{ComputeDtype, GenerationConfig, Message, Model, Prompt, Request, Seed};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let model = Model::bundled(ComputeDtype::Auto)?;
@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     // With a seed per request and a stream per row, the draws come out the same on every run.
     let request = Request::batch(prompts).config(config).seed(Seed::Fast(1));
-    let generation = generate(&model, request)?;
+    let generation = model.generate(request)?;
 
     let mut out = stdout();
     for sequence in &generation.sequences {

@@ -2,14 +2,14 @@
 
 use std::io::{Write, stdout};
 
-use mlx_genkit::{ComputeDtype, GenerationConfig, Message, Model, Request, load, stream};
+use mlx_genkit::{ComputeDtype, GenerationConfig, Message, Model, Request};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let question = args.next().unwrap_or_else(|| "What do you like?".to_owned());
     let system = args.next();
     let model = match args.next() {
-        Some(folder) => load(folder, ComputeDtype::Auto)?,
+        Some(folder) => Model::load(folder, ComputeDtype::Auto)?,
         None => Model::bundled(ComputeDtype::Auto)?,
     };
 
@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         temperature: Some(0.7),
         ..GenerationConfig::default()
     };
-    let mut stream = stream(&model, Request::new(messages).config(config))?;
+    let mut stream = model.stream(Request::new(messages).config(config))?;
     for piece in stream.by_ref() {
         write!(stdout(), "{}", piece?.text)?;
         stdout().flush()?;

@@ -3,8 +3,8 @@
 use std::io::{Write, stdout};
 
 use mlx_genkit::{
-    ComputeDtype, HookPoint, Model, Prompt, ResidualHook, kv_cache::Step, mlx_models,
-    mlx_rs::Array, score,
+    ComputeDtype, HookPoint, Model, Request, ResidualHook, kv_cache::Step, mlx_models,
+    mlx_rs::Array,
 };
 
 /// Per block and token, the length of what the block added, relative to the stream before it.
@@ -37,7 +37,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let text = std::env::args().nth(1).unwrap_or_else(|| "The fox went to the harbour.".to_owned());
     let model = Model::bundled(ComputeDtype::Float32)?;
     let mut movement = Movement::default();
-    let scored = score(&model, &Prompt::from(text), &mut movement)?;
+    let scored = model.score(Request::new(text).hook(&mut movement))?;
 
     let mut out = stdout();
     write!(out, "{:>12}", "token")?;

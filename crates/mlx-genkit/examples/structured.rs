@@ -4,7 +4,7 @@
 
 use std::io::{Write, stdout};
 
-use mlx_genkit::{ComputeDtype, GenerationConfig, Message, Model, Request, Seed, generate};
+use mlx_genkit::{ComputeDtype, GenerationConfig, Message, Model, Request, Seed};
 use serde_json::{Value, json};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ..GenerationConfig::default()
     };
     let chat = vec![Message::new("user", format!("Tell me about {subject}."))];
-    let generation = generate(&model, Request::new(chat).config(config).seed(Seed::Fast(7)))?;
+    let generation = model.generate(Request::new(chat).config(config).seed(Seed::Fast(7)))?;
     let mut out = stdout().lock();
     for sequence in &generation.sequences {
         // Every answer parses; there is nothing to repair.

@@ -116,7 +116,6 @@ pub(crate) fn generator<'a>(
     let options = assistant.options()?;
     let padded = LeftPadded::new(&[prompt.to_vec()], 0)?;
     let chunk = config.prefill_chunk_size.unwrap_or(DEFAULT_PREFILL_CHUNK);
-    let session =
-        DecoderSession::prefill(assistant.model.decoder(), &padded, chunk, NoHook::leaked())?;
+    let session = DecoderSession::prefill(assistant.model.decoder(), &padded, chunk, NoHook)?;
     Ok(Box::new(DraftModel::new(session, prompt, options)))
 }

@@ -2,151 +2,249 @@
 
 use std::collections::BTreeMap;
 
-use mlxgk_decoding_strategies::{
-    ContinuousBatch, DEFAULT_PREFILL_CHUNK, FinishReason, Joining, Keep,
-};
-use mlxgk_generation_config::GenerationMode;
-use mlxgk_mlx_models::{NoHook, ResidualHook};
+use mlxgk_decoding_strategies::{ContinuousBatch, RowEvent, RowId, TokenLoop};
+use mlxgk_generation_config::Warning;
 
 use crate::{
-    Error, ErrorKind, Model, Request, Result,
-    generate::{Job, uses_cache},
-    healing::beyond,
-    stream::RowText,
+    Abilities, Ability, AssistedRequest, Error, Generation, Model, Piece, Result,
+    output::Answer,
+    plan::Plan,
+    start::{join, start},
 };
 
-/// One request's next token.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BatchPiece {
+/// What a step made of one request.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct BatchEvent {
     /// The number that [`Batch::join`] gave.
     pub id: usize,
-    /// The token.
-    pub token: u32,
-    /// The text that became certain with it.
-    pub text: String,
-    /// Why the request is done; `None` while it goes on.
-    pub finish_reason: Option<FinishReason>,
+    /// What became of it.
+    pub outcome: BatchOutcome,
+}
+
+/// See [`BatchEvent`].
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum BatchOutcome {
+    /// One of its sequences has one token more.
+    Piece(Piece),
+    /// One of its sequences cannot be continued and has ended. Nothing else is affected.
+    Failed {
+        /// Index of the sequence.
+        sequence: usize,
+        /// Why.
+        error: Error,
+    },
+    /// All its sequences have ended; those that failed are left out. The last event of a request.
+    Finished(Box<Generation>),
 }
 
 /// A batch that requests join and leave between steps.
 ///
-/// An iterator over steps, each with a piece of every request; `None` while there is none. What a
-/// request is answered does not depend on who shares its batch.
+/// What a request is answered does not depend on who shares its batch, and it is what
+/// [`Model::generate`] would answer. Requests in greedy decoding and sampling share every pass; others
+/// (see [`Ability::SharedPass`]) run in loops of their own between the others' steps.
 ///
 /// ```
-/// use mlx_genkit::{Batch, ComputeDtype, Model, Request};
+/// use mlx_genkit::{Batch, BatchOutcome, ComputeDtype, Model, Request};
 ///
 /// let model = Model::bundled(ComputeDtype::Auto)?;
-/// let mut batch = Batch::new(&model)?;
+/// let mut batch = Batch::new(&model);
 /// let first = batch.join(Request::new("Once upon a time"))?;
-/// let step = batch.next().transpose()?.unwrap_or_default();
-/// assert_eq!(step[0].id, first);
+/// assert_eq!(batch.step()?[0].id, first);
 /// let second = batch.join(Request::new("The harbour"))?;
-/// let step = batch.next().transpose()?.unwrap_or_default();
-/// assert_eq!(step.iter().map(|it| it.id).collect::<Vec<_>>(), [first, second]);
-/// batch.leave(first)?;
-/// assert_eq!(batch.len(), 1);
+/// assert_eq!(batch.step()?.iter().map(|it| it.id).collect::<Vec<_>>(), [first, second]);
+/// batch.leave(first);
+/// while !batch.is_empty() {
+///     for event in batch.step()? {
+///         if let BatchOutcome::Finished(generation) = event.outcome {
+///             println!("{}", generation.sequences[0].text);
+///         }
+///     }
+/// }
 /// # Ok::<(), mlx_genkit::Error>(())
 /// ```
+#[derive(Debug)]
 pub struct Batch<'a> {
     model: &'a Model,
-    rows: ContinuousBatch<'a>,
-    texts: BTreeMap<usize, RowText<'a>>,
+    shared: ContinuousBatch<'a>,
+    requests: BTreeMap<usize, Served<'a>>,
+    /// Requests that share passes, by their first row.
+    sharing: BTreeMap<RowId, usize>,
+    joined: usize,
+}
+
+struct Served<'a> {
+    answer: Answer<'a>,
+    tokens: Tokens<'a>,
+}
+
+/// Where a request's tokens come from.
+enum Tokens<'a> {
+    /// The shared rows from this one on.
+    Shared(RowId),
+    Own(Box<dyn TokenLoop + 'a>),
+}
+
+impl std::fmt::Debug for Served<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.answer.fmt(f)
+    }
 }
 
 impl<'a> Batch<'a> {
     /// An empty batch.
-    ///
-    /// # Errors
-    /// When the model uses longrope, which reads a row differently beside a longer one.
-    pub fn new(model: &'a Model) -> Result<Self> {
-        Self::hooked(model, NoHook::leaked())
+    pub fn new(model: &'a Model) -> Self {
+        Self {
+            model,
+            shared: ContinuousBatch::default(),
+            requests: BTreeMap::new(),
+            sharing: BTreeMap::new(),
+            joined: 0,
+        }
     }
 
-    /// An empty batch with a hook, such as steering, that all its requests share.
+    /// Lets a request take part. Returns its number. Its prompts are fed between the other requests'
+    /// tokens, a chunk at a time; where it does not share their passes, at once.
     ///
     /// # Errors
-    /// As [`new`](Self::new).
-    pub fn hooked(model: &'a Model, hook: &'a mut dyn ResidualHook) -> Result<Self> {
-        let rows = ContinuousBatch::new(model.decoder(), hook)?;
-        Ok(Self { model, rows, texts: BTreeMap::new() })
-    }
-
-    /// Feeds a request's prompt and lets it take part from the next step on. Returns its number.
-    ///
-    /// # Errors
-    /// As [`generate`](crate::generate), and when the request has several prompts or sequences, beams,
-    /// an assistant, guidance, a hook, a cache, or scores to keep. The other requests go on.
-    pub fn join(&mut self, request: Request<'_>) -> Result<usize> {
-        let job = Job::new(self.model, request)?;
-        let plain =
-            matches!(job.resolved.mode, GenerationMode::GreedySearch | GenerationMode::Sample);
-        let alone = job.padded.rows().len() * job.copies == 1;
-        let bare = job.guidance.is_none() && job.cache.is_none() && !job.hooked;
-        if !uses_cache(&job.resolved) {
-            let what = "`use_cache` is false, but a batch that requests join is one cache";
-            return Err(Error::new(ErrorKind::Request, what));
-        }
-        if !(plain && alone && bare && job.keep == Keep::default()) {
-            let what = "a batch takes requests of one prompt and one sequence, greedy or drawn, \
-                        without guidance, a hook of their own, a cache or scores to keep";
-            return Err(Error::new(ErrorKind::Request, what));
-        }
-        let chunk = job.resolved.prefill_chunk_size.unwrap_or(DEFAULT_PREFILL_CHUNK);
-        let prompt = job.padded.rows()[0].clone();
-        let text = RowText::new(self.model, &prompt, beyond(&job.healed, 0), &job.trimmed)?;
-        let (processors, rule, stopping) = (job.processors, job.rule, job.stopping);
-        let id = self.rows.join(Joining { prompt, processors, rule, stopping }, chunk)?;
-        self.texts.insert(id, text);
+    /// As [`Model::generate`]. The other requests are not affected.
+    pub fn join(&mut self, request: impl Into<AssistedRequest<'a>>) -> Result<usize> {
+        let plan = self.model.plan(request)?;
+        let served = if self.can_share(&plan) {
+            let (first, answer) = join(plan, &mut self.shared)?;
+            self.sharing.insert(first, self.joined);
+            Served { answer, tokens: Tokens::Shared(first) }
+        } else {
+            let (tokens, answer) = start(plan)?;
+            Served { answer, tokens: Tokens::Own(tokens) }
+        };
+        let id = self.joined;
+        self.joined += 1;
+        self.requests.insert(id, served);
         Ok(id)
     }
 
-    /// Takes a request out before its end; `false` where there is none of this number.
+    /// Whether a request can share passes. Longrope reads a row differently next to a longer one, and a
+    /// hook may tell rows apart.
+    fn can_share(&self, plan: &Plan<'_>) -> bool {
+        let abilities = Abilities::of(plan.mode());
+        abilities.has(Ability::SharedPass)
+            && plan.resolved.config.use_cache != Some(false)
+            && self.model.decoder().original_context().is_none()
+            && !plan.is_hooked
+    }
+
+    /// Advances every request. No events where none has a token yet.
     ///
     /// # Errors
-    /// When MLX fails.
-    pub fn leave(&mut self, id: usize) -> Result<bool> {
-        self.texts.remove(&id);
-        Ok(self.rows.leave(id)?)
-    }
-
-    /// How many requests are running.
-    pub fn len(&self) -> usize {
-        self.rows.len()
-    }
-
-    /// Whether none is running.
-    pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-}
-
-impl Iterator for Batch<'_> {
-    type Item = Result<Vec<BatchPiece>>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let step = match self.rows.next()? {
-            Ok(step) => step,
-            Err(e) => return Some(Err(e.into())),
-        };
-        let pieces = step.into_iter().map(|event| {
-            let ends = event.finish_reason.is_some();
-            let text = match self.texts.get_mut(&event.id) {
-                Some(text) => text.push(event.token, ends)?,
-                None => String::new(),
-            };
-            if ends {
-                self.texts.remove(&event.id);
+    /// When the model fails, which ends all requests that share passes. A sequence that fails ends
+    /// alone, as an event.
+    pub fn step(&mut self) -> Result<Vec<BatchEvent>> {
+        let mut events = Vec::new();
+        let shared = self.shared.step().inspect_err(|_| {
+            for id in std::mem::take(&mut self.sharing).into_values() {
+                self.requests.remove(&id);
             }
-            let (id, token, finish_reason) = (event.id, event.token, event.finish_reason);
-            Ok(BatchPiece { id, token, text, finish_reason })
         });
-        Some(pieces.collect())
+        for event in shared? {
+            let Some((_, &id)) = self.sharing.range(..=event.row).next_back() else { continue };
+            if let Some(served) = self.requests.get_mut(&id)
+                && let Some(row) = tell(&mut served.answer, id, event, &mut events)
+            {
+                self.shared.leave(row);
+            }
+        }
+        for (&id, served) in &mut self.requests {
+            served.step(id, &mut events);
+        }
+        let ended = self.requests.extract_if(.., |_, it| !it.answer.is_running());
+        for (id, Served { answer, tokens }) in ended.collect::<Vec<_>>() {
+            let output = match tokens {
+                Tokens::Own(tokens) => tokens.finish().map_err(Error::from),
+                Tokens::Shared(first) => {
+                    self.sharing.remove(&first);
+                    Ok(self.shared.take(first))
+                }
+            };
+            let outcome = match output.and_then(|it| answer.finish(it)) {
+                Ok((generation, _)) => BatchOutcome::Finished(Box::new(generation)),
+                Err(error) => BatchOutcome::Failed { sequence: 0, error },
+            };
+            events.push(BatchEvent { id, outcome });
+        }
+        Ok(events)
+    }
+
+    /// Takes a request out before its end; `false` where there is none of this number.
+    pub fn leave(&mut self, id: usize) -> bool {
+        let Some(served) = self.requests.remove(&id) else { return false };
+        if let Tokens::Shared(first) = served.tokens {
+            self.sharing.remove(&first);
+            let rows = first.get()..first.get() + served.answer.rows() as u64;
+            rows.map(RowId::new).for_each(|row| _ = self.shared.leave(row));
+            self.shared.take(first);
+        }
+        true
+    }
+
+    /// What is odd about a request's configuration, as HF would warn; empty where there is none of this
+    /// number.
+    pub fn warnings(&self, id: usize) -> &[Warning] {
+        self.requests.get(&id).map_or(&[], |it| it.answer.warnings())
+    }
+
+    /// How many requests are running or waiting.
+    pub fn len(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// Whether no request is running or waiting.
+    pub fn is_empty(&self) -> bool {
+        self.requests.is_empty()
     }
 }
 
-impl std::fmt::Debug for Batch<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Batch").field("rows", &self.rows).finish_non_exhaustive()
+impl Served<'_> {
+    /// Advances a request that has a loop of its own.
+    fn step(&mut self, id: usize, events: &mut Vec<BatchEvent>) {
+        let Tokens::Own(tokens) = &mut self.tokens else { return };
+        match tokens.step() {
+            Some(Ok(step)) => {
+                for event in step {
+                    if let Some(row) = tell(&mut self.answer, id, event, events)
+                        && let Tokens::Own(tokens) = &mut self.tokens
+                    {
+                        tokens.leave(row);
+                    }
+                }
+            }
+            Some(Err(e)) => {
+                let error = Error::from(e);
+                let failed = |sequence| {
+                    let outcome = BatchOutcome::Failed { sequence, error: error.clone() };
+                    BatchEvent { id, outcome }
+                };
+                events.extend(self.answer.fail_all().into_iter().map(failed));
+            }
+            None => self.answer.end(),
+        }
     }
+}
+
+/// Adds what an event of a row means. Returns the row where it has to end because its text cannot be
+/// decoded.
+fn tell(
+    answer: &mut Answer<'_>,
+    id: usize,
+    event: RowEvent,
+    events: &mut Vec<BatchEvent>,
+) -> Option<RowId> {
+    let (row, sequence) = (event.row, answer.sequence(event.row));
+    let (outcome, ends) = match answer.piece(row, event.outcome) {
+        Ok(piece) => (BatchOutcome::Piece(piece?), None),
+        Err(error) => (BatchOutcome::Failed { sequence, error }, Some(row)),
+    };
+    events.push(BatchEvent { id, outcome });
+    ends
 }

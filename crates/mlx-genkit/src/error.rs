@@ -1,6 +1,6 @@
 //! The facade's one error type.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 /// What went wrong; see [`Error::kind`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,10 +15,14 @@ pub enum ErrorKind {
 }
 
 /// A request that cannot be served, in one sentence.
-#[derive(Debug, Clone, PartialEq, Eq)]
+///
+/// Two are equal where kind, field and sentence are.
+#[derive(Debug, Clone)]
 pub struct Error {
     kind: ErrorKind,
     message: String,
+    field: Option<String>,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
 /// A result with this crate's [`Error`].
@@ -27,7 +31,17 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error of the given kind.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self { kind, message: message.into(), field: None, source: None }
+    }
+
+    /// A request that is wrong in one field of its configuration.
+    pub(crate) fn of_field(field: &str, message: impl Into<String>) -> Self {
+        Self { field: Some(field.to_owned()), ..Self::new(ErrorKind::Request, message) }
+    }
+
+    fn caused(kind: ErrorKind, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        let message = source.to_string();
+        Self { source: Some(Arc::new(source)), ..Self::new(kind, message) }
     }
 
     /// Says which prompt of several is meant.
@@ -39,7 +53,20 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
+
+    /// The field of the generation config that is wrong, where it is one.
+    pub fn field(&self) -> Option<&str> {
+        self.field.as_deref()
+    }
 }
+
+impl PartialEq for Error {
+    fn eq(&self, other: &Self) -> bool {
+        (self.kind, &self.field, &self.message) == (other.kind, &other.field, &other.message)
+    }
+}
+
+impl Eq for Error {}
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -47,7 +74,11 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_deref().map(|it| it as _)
+    }
+}
 
 impl From<mlxgk_mlx_models::Error> for Error {
     fn from(source: mlxgk_mlx_models::Error) -> Self {
@@ -57,7 +88,7 @@ impl From<mlxgk_mlx_models::Error> for Error {
             Kind::File | Kind::Weights => ErrorKind::Model,
             _ => ErrorKind::Run,
         };
-        Self::new(kind, source.to_string())
+        Self::caused(kind, source)
     }
 }
 
@@ -68,19 +99,38 @@ impl From<mlxgk_decoding_strategies::Error> for Error {
             Kind::Prompt | Kind::Processor | Kind::Constraint => ErrorKind::Request,
             _ => ErrorKind::Run,
         };
-        Self::new(kind, source.to_string())
+        Self::caused(kind, source)
     }
 }
 
 impl From<mlxgk_generation_config::Error> for Error {
     fn from(source: mlxgk_generation_config::Error) -> Self {
-        Self::new(ErrorKind::Request, source.to_string())
+        let field = source.field().map(str::to_owned);
+        Self { field, ..Self::caused(ErrorKind::Request, source) }
     }
 }
 
 impl From<mlxgk_logits_processors::Error> for Error {
     fn from(source: mlxgk_logits_processors::Error) -> Self {
-        Self::new(ErrorKind::Request, source.to_string())
+        Self::caused(ErrorKind::Request, source)
+    }
+}
+
+impl From<mlxgk_kv_cache::Error> for Error {
+    fn from(source: mlxgk_kv_cache::Error) -> Self {
+        use mlxgk_kv_cache::ErrorKind as Kind;
+        let kind = match source.kind() {
+            Kind::Steering | Kind::Argument => ErrorKind::Request,
+            _ => ErrorKind::Run,
+        };
+        Self::caused(kind, source)
+    }
+}
+
+impl From<mlx_rs::error::Exception> for Error {
+    fn from(source: mlx_rs::error::Exception) -> Self {
+        let message = source.what().to_owned();
+        Self { message, ..Self::caused(ErrorKind::Run, source) }
     }
 }
 
@@ -91,7 +141,7 @@ impl From<mlxgk_steering::Error> for Error {
             Kind::File | Kind::Run => ErrorKind::Run,
             _ => ErrorKind::Request,
         };
-        Self::new(kind, source.to_string())
+        Self::caused(kind, source)
     }
 }
 
@@ -102,6 +152,6 @@ impl From<mlxgk_tokenizer_bridge::Error> for Error {
             Kind::Refused | Kind::Conversation => ErrorKind::Request,
             _ => ErrorKind::Model,
         };
-        Self::new(kind, source.to_string())
+        Self::caused(kind, source)
     }
 }

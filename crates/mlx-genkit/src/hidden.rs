@@ -1,17 +1,21 @@
 //! The residual stream that each token was chosen from: HF's `hidden_states`.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use mlx_rs::{Array, Dtype, error::Exception, ops::concatenate, ops::indexing::TryIndexOp};
+use mlxgk_decoding_strategies::RowId;
 use mlxgk_generation_config::Resolved;
-use mlxgk_mlx_models::{Decoder, HookPoint, Recording, ResidualHook};
+use mlxgk_kv_cache::Step;
+use mlxgk_mlx_models::{Decoder, HookPoint, ResidualHook};
 
 use crate::{Error, ErrorKind, Result};
 
-/// The residual stream behind chosen layers, for every new token of a sequence.
+/// The residual stream after chosen layers, for every new token of a sequence.
 ///
 /// HF returns a tuple per token, of which each holds a tensor per layer, `[rows, positions, hidden]`;
 /// this is one row of it, its left padding left out.
 #[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
 pub struct HiddenStates {
     /// The layers, numbered as in HF: 0 is the embeddings, *i* what block *i* - 1 returns, and the
     /// last, as many as there are blocks, what the final norm makes of it.
@@ -24,17 +28,28 @@ pub struct HiddenStates {
     pub steps: Vec<Vec<Vec<f32>>>,
 }
 
-/// Records the stream of a request under way.
+/// Records the stream of a request under way, row by row.
 #[derive(Debug, Clone)]
 pub(crate) struct HiddenRecorder {
     layers: Vec<usize>,
     points: Vec<HookPoint>,
     hidden_size: usize,
-    recording: Arc<Mutex<Recording>>,
+    parts: Arc<Mutex<Vec<Part>>>,
+}
+
+/// What one pass left at one point.
+#[derive(Debug)]
+struct Part {
+    point: HookPoint,
+    /// Each row's id and the position of its first token, counted from the row's own first; below 0
+    /// while it is padding.
+    rows: Vec<(RowId, isize)>,
+    /// `[rows, tokens, hidden]`.
+    states: Array,
 }
 
 impl HiddenRecorder {
-    /// Keeps `layers`, or all of them where only the configuration asks for hidden states; `None`
+    /// Records `layers`, or all of them where only the configuration asks for hidden states; `None`
     /// where nothing does.
     pub(crate) fn new(
         layers: Option<Vec<usize>>,
@@ -50,7 +65,7 @@ impl HiddenRecorder {
         if let Some(layer) = layers.iter().find(|it| **it > count) {
             let what = format!(
                 "there are no hidden states of layer {layer}: they are numbered from 0, the \
-                 embeddings, to {count}, behind the last block and the final norm"
+                 embeddings, to {count}, after the last block and the final norm"
             );
             return Err(Error::new(ErrorKind::Request, what));
         }
@@ -59,39 +74,96 @@ impl HiddenRecorder {
             _ if layer == count => HookPoint::FinalNorm,
             _ => HookPoint::ResidPost(layer - 1),
         };
-        let points: Vec<HookPoint> = layers.iter().map(point).collect();
-        let recording = Arc::new(Mutex::new(Recording::new(points.iter().copied())));
-        Ok(Some(Self { layers, points, hidden_size: model.hidden_size(), recording }))
+        let points = layers.iter().map(point).collect();
+        let (hidden_size, parts) = (model.hidden_size(), Arc::default());
+        Ok(Some(Self { layers, points, hidden_size, parts }))
     }
 
-    /// The request's own hook, and behind it the recording.
-    pub(crate) fn behind<'a>(
-        &self,
-        hook: Box<dyn ResidualHook + 'a>,
-    ) -> Box<dyn ResidualHook + 'a> {
-        Box::new((hook, Arc::clone(&self.recording)))
+    /// The request's own hook, and after it the recorder.
+    pub(crate) fn after<'a>(&self, hook: Box<dyn ResidualHook + 'a>) -> Box<dyn ResidualHook + 'a> {
+        Box::new((hook, self.clone()))
     }
 
-    /// What row `row` of `rows` was chosen from: `tokens` new ones behind a prompt that ends before
-    /// column `width`, the first `padding` of them no part of it.
+    fn parts(&self) -> MutexGuard<'_, Vec<Part>> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the `tokens` new tokens of a row were chosen from. Its prompt of `prompt_len` tokens was
+    /// fed as a part of `prompt_row`, perhaps another.
     pub(crate) fn states(
         &self,
-        (row, rows): (usize, usize),
-        padding: usize,
-        width: usize,
+        row: RowId,
+        prompt_row: RowId,
+        prompt_len: usize,
         tokens: usize,
     ) -> Result<HiddenStates> {
-        let recording = self.recording.lock().unwrap_or_else(PoisonError::into_inner);
+        let doing = |e: Exception| {
+            Error::new(ErrorKind::Run, format!("reading the hidden states: {}", e.what()))
+        };
         let mut steps = vec![Vec::with_capacity(self.layers.len()); tokens];
         for &point in &self.points {
-            let (start, values) = recording.row(point, row, rows)?;
-            let column = |at: usize| (at - start) * self.hidden_size;
+            // By position; what is fed later to a position that was rolled back takes its place.
+            let end = (prompt_len + tokens).saturating_sub(1);
+            let mut places: Vec<Option<usize>> = vec![None; end];
+            let (mut slices, mut count) = (Vec::new(), 0);
+            for part in self.parts().iter().filter(|it| it.point == point) {
+                let found = part.rows.iter().enumerate().find(|(_, (id, first))| {
+                    *id == row || (*id == prompt_row && *first < prompt_len as isize)
+                });
+                let Some((at, &(id, first))) = found else { continue };
+                let end = if id == row { end } else { prompt_len };
+                let width = part.states.dim(1) as usize;
+                for token in 0..width {
+                    let position = first + token as isize;
+                    if (0..end as isize).contains(&position) {
+                        places[position as usize] = Some(count + token);
+                    }
+                }
+                count += width;
+                slices.push(part.states.try_index((at as i32, .., ..)).map_err(doing)?);
+            }
+            let values = if slices.is_empty() {
+                Vec::new()
+            } else {
+                let whole = concatenate(&slices, 0).and_then(|it| it.as_dtype(Dtype::Float32));
+                let whole = whole.and_then(|it| it.contiguous()).map_err(doing)?;
+                whole.to_vec_exact::<f32>().map_err(|e| {
+                    Error::new(ErrorKind::Run, format!("the hidden states cannot be read: {e}"))
+                })?
+            };
+            let of = |positions: std::ops::Range<usize>| -> Vec<f32> {
+                let places = places.get(positions).unwrap_or_default().iter().flatten();
+                let size = self.hidden_size;
+                places.flat_map(|it| &values[it * size..(it + 1) * size]).copied().collect()
+            };
             for (token, step) in steps.iter_mut().enumerate() {
-                let begin = if token == 0 { padding.max(start) } else { width + token - 1 };
-                step.push(values[column(begin)..column(width + token)].to_vec());
+                let begin = if token == 0 { 0 } else { prompt_len + token - 1 };
+                step.push(of(begin..prompt_len + token));
             }
         }
         let (layers, hidden_size) = (self.layers.clone(), self.hidden_size);
         Ok(HiddenStates { layers, hidden_size, steps })
+    }
+}
+
+impl ResidualHook for HiddenRecorder {
+    fn apply(
+        &mut self,
+        point: HookPoint,
+        hidden: Array,
+        step: &Step,
+    ) -> mlxgk_mlx_models::Result<Array> {
+        if !self.points.contains(&point) {
+            return Ok(hidden);
+        }
+        // What is read again was recorded when it was new.
+        let again = step.again() as i32;
+        let states =
+            if again == 0 { hidden.clone() } else { hidden.try_index((.., again.., ..))? };
+        let start = (step.start() + step.again()) as isize;
+        let first = |(&id, padding): (&RowId, &usize)| (id, start - *padding as isize);
+        let rows = step.rows().iter().zip(step.padding()).map(first).collect();
+        self.parts().push(Part { point, rows, states });
+        Ok(hidden)
     }
 }

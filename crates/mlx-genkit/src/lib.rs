@@ -1,23 +1,25 @@
 #![doc = include_str!("../README.md")]
 
+mod abilities;
 mod assistant;
 mod batch;
-mod beams;
 #[cfg(feature = "bundled")]
 mod bundled;
 mod error;
 mod generate;
-mod guidance;
 mod healing;
 mod hidden;
 mod model;
+mod output;
 mod pairs;
+mod plan;
 mod prompt;
 mod request;
 mod score;
+mod start;
 mod stopping;
-mod strategy;
 mod stream;
+mod text;
 mod text_processors;
 
 pub use mlx_rs;
@@ -39,14 +41,16 @@ pub use mlxgk_mlx_models::{Capture, ComputeDtype, HookPoint, NoHook, Recording, 
 pub use mlxgk_samplers::Seed;
 pub use mlxgk_tokenizer_bridge::Message;
 
+pub use self::abilities::{Abilities, Ability};
 pub use self::assistant::Assistant;
-pub use self::batch::{Batch, BatchPiece};
+pub use self::batch::{Batch, BatchEvent, BatchOutcome};
 pub use self::error::{Error, ErrorKind, Result};
-pub use self::generate::{Generation, Sequence, generate, stream};
 pub use self::hidden::HiddenStates;
-pub use self::model::{Model, load};
+pub use self::model::Model;
+pub use self::output::{Generation, Piece, Sequence};
 pub use self::pairs::{Contrast, ContrastPair};
+pub use self::plan::Plan;
 pub use self::prompt::Prompt;
-pub use self::request::Request;
-pub use self::score::{Scored, score};
-pub use self::stream::{Piece, TokenStream};
+pub use self::request::{AssistedRequest, Request};
+pub use self::score::Scored;
+pub use self::stream::TokenStream;

@@ -30,21 +30,21 @@ pub struct Model {
     name: String,
 }
 
-/// Loads a model folder as HF or mlx-lm write it: `config.json`, safetensors, and what there is of
-/// `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja` and `generation_config.json`.
-///
-/// A folder without a tokenizer works with token ids.
-///
-/// # Errors
-/// When a file is missing, damaged or does not fit the others; the message names it.
-pub fn load(folder: impl AsRef<Path>, dtype: ComputeDtype) -> Result<Model> {
-    let folder = folder.as_ref();
-    let decoder = Decoder::load(folder, dtype)?;
-    let files = Files::from_folder(folder)?;
-    Model::assemble(folder.display().to_string(), decoder, &files)
-}
-
 impl Model {
+    /// Loads a model folder as HF or mlx-lm write it: `config.json`, safetensors, and what there is of
+    /// `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja` and `generation_config.json`.
+    ///
+    /// A folder without a tokenizer works with token ids.
+    ///
+    /// # Errors
+    /// When a file is missing, damaged or does not fit the others; the message names it.
+    pub fn load(folder: impl AsRef<Path>, dtype: ComputeDtype) -> Result<Self> {
+        let folder = folder.as_ref();
+        let decoder = Decoder::load(folder, dtype)?;
+        let files = Files::from_folder(folder)?;
+        Self::assemble(folder.display().to_string(), decoder, &files)
+    }
+
     /// The small model inside the library: Qwen3-shaped, about 3 million parameters, taught to
     /// chat in four voices. For first runs, examples and tests.
     ///
@@ -89,9 +89,9 @@ impl Model {
     /// count where the model's own configuration names none.
     ///
     /// ```no_run
-    /// use mlx_genkit::{ComputeDtype, load};
+    /// use mlx_genkit::{ComputeDtype, Model};
     ///
-    /// let model = load("./weights", ComputeDtype::Auto)?.with_tokenizer("./tokenizer")?;
+    /// let model = Model::load("./weights", ComputeDtype::Auto)?.with_tokenizer("./tokenizer")?;
     /// # Ok::<(), mlx_genkit::Error>(())
     /// ```
     ///
@@ -139,7 +139,7 @@ impl Model {
         })
     }
 
-    /// The tokenizer, for whoever has to own it.
+    /// The tokenizer, to be shared.
     pub(crate) fn shared_tokenizer(&self) -> Option<Arc<Tokenizer>> {
         self.tokenizer.clone()
     }

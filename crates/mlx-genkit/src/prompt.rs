@@ -10,11 +10,12 @@ use crate::{Error, ErrorKind, Model, Result};
 /// use mlx_genkit::Prompt;
 ///
 /// assert_eq!(Prompt::from("Once upon a time"), Prompt::Text("Once upon a time".into()));
-/// assert_eq!(Prompt::from(vec![5, 17, 300]), Prompt::Ids(vec![5, 17, 300]));
+/// assert_eq!(Prompt::from([5, 17, 300]), Prompt::Ids(vec![5, 17, 300]));
 /// ```
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum Prompt {
-    /// Text to go on from as it stands; the tokenizer adds its own special tokens, as HF's does.
+    /// Text to continue as it stands; the tokenizer adds its own special tokens, as HF's does.
     Text(String),
     /// Token ids.
     Ids(Vec<u32>),
@@ -37,6 +38,30 @@ impl From<String> for Prompt {
 impl From<Vec<u32>> for Prompt {
     fn from(ids: Vec<u32>) -> Self {
         Self::Ids(ids)
+    }
+}
+
+impl From<&[u32]> for Prompt {
+    fn from(ids: &[u32]) -> Self {
+        Self::Ids(ids.to_vec())
+    }
+}
+
+impl<const N: usize> From<[u32; N]> for Prompt {
+    fn from(ids: [u32; N]) -> Self {
+        Self::Ids(ids.to_vec())
+    }
+}
+
+impl From<&[Message]> for Prompt {
+    fn from(messages: &[Message]) -> Self {
+        Self::Messages(messages.to_vec())
+    }
+}
+
+impl From<&Prompt> for Prompt {
+    fn from(prompt: &Prompt) -> Self {
+        prompt.clone()
     }
 }
 

@@ -1,13 +1,16 @@
 //! What a caller asks for.
 
+use std::sync::Arc;
+
 use mlxgk_decoding_strategies::StoppingCriterion;
-use mlxgk_generation_config::{GenerationConfig, GenerationMode, Kwargs, Sources};
+use mlxgk_generation_config::{GenerationConfig, Kwargs};
 use mlxgk_kv_cache::KvCache;
 use mlxgk_logits_processors::LogitsProcessor;
 use mlxgk_mlx_models::ResidualHook;
 use mlxgk_samplers::Seed;
+use mlxgk_steering::Steering;
 
-use crate::{Assistant, Model, Prompt, Result};
+use crate::{Assistant, Prompt};
 
 /// Prompts to continue, and how.
 ///
@@ -19,8 +22,8 @@ pub struct Request<'a> {
     pub(crate) config: GenerationConfig,
     pub(crate) processors: Vec<Box<dyn LogitsProcessor>>,
     pub(crate) seed: Seed,
-    pub(crate) hook: Option<&'a mut dyn ResidualHook>,
-    pub(crate) assistant: Option<Assistant<'a>>,
+    pub(crate) hook: Option<Box<dyn ResidualHook + 'a>>,
+    pub(crate) steering: Option<Arc<Steering>>,
     pub(crate) criteria: Vec<Box<dyn StoppingCriterion>>,
     pub(crate) negative_prompts: Vec<Prompt>,
     pub(crate) cache: Option<KvCache>,
@@ -32,19 +35,19 @@ pub struct Request<'a> {
 impl<'a> Request<'a> {
     /// A request for one prompt, with the model's own settings and a random seed.
     pub fn new(prompt: impl Into<Prompt>) -> Self {
-        Self::batch([prompt.into()])
+        Self::batch([prompt])
     }
 
     /// A request for several prompts, which run as one left-padded batch.
-    pub fn batch(prompts: impl IntoIterator<Item = Prompt>) -> Self {
+    pub fn batch(prompts: impl IntoIterator<Item = impl Into<Prompt>>) -> Self {
         Self {
-            prompts: prompts.into_iter().collect(),
+            prompts: prompts.into_iter().map(Into::into).collect(),
             overrides: Kwargs::from(GenerationConfig::default()),
             config: GenerationConfig::default(),
             processors: Vec::new(),
             seed: Seed::random(),
             hook: None,
-            assistant: None,
+            steering: None,
             criteria: Vec::new(),
             negative_prompts: Vec::new(),
             cache: None,
@@ -52,16 +55,6 @@ impl<'a> Request<'a> {
             logprobs: None,
             hidden_states: None,
         }
-    }
-
-    /// The strategy that the fields ask for, once they are merged with the model's own.
-    ///
-    /// # Errors
-    /// When the fields cannot be merged.
-    pub fn mode(&self, model: &Model) -> Result<GenerationMode> {
-        let (kwargs, passed) = (&self.overrides, &self.config);
-        let sources = Sources { kwargs, passed, model: model.generation_config() };
-        Ok(sources.merge()?.config.generation_mode(self.assistant.is_some()))
     }
 
     /// The configuration: HF's `generation_config` argument.
@@ -83,7 +76,7 @@ impl<'a> Request<'a> {
     ///
     /// ```
     /// use mlx_genkit::{
-    ///     ComputeDtype, Model, Request, generate,
+    ///     ComputeDtype, Model, Request,
     ///     logits_processors::{Context, Error, LogitsProcessor},
     /// };
     ///
@@ -107,7 +100,7 @@ impl<'a> Request<'a> {
     ///
     /// let model = Model::bundled(ComputeDtype::Auto)?;
     /// let request = Request::new(vec![5, 6]).processors(vec![Box::new(OnlyToken(42))]);
-    /// let sequence = &generate(&model, request)?.sequences[0];
+    /// let sequence = &model.generate(request)?.sequences[0];
     /// assert_eq!(sequence.tokens, [42; 20]);
     /// # Ok::<(), mlx_genkit::Error>(())
     /// ```
@@ -122,28 +115,52 @@ impl<'a> Request<'a> {
         Self { seed, ..self }
     }
 
-    /// A hook on the residual stream, called in every forward pass.
-    #[must_use]
-    pub fn hook(self, hook: &'a mut dyn ResidualHook) -> Self {
-        Self { hook: Some(hook), ..self }
-    }
-
-    /// A draft model that guesses ahead (HF's `assistant_model`), for one prompt at a time.
+    /// A hook on the residual stream, called in every forward pass. It knows rows by their
+    /// [ids](mlxgk_kv_cache::RowId): prompt · `num_return_sequences` + sequence, the rows that guidance
+    /// moves away from after them; with beams, the prompt's number. To look into it afterwards, hand in
+    /// an `Arc<Mutex<..>>` of it, or a `&mut` where the request does not outlive it.
     ///
     /// ```
-    /// use mlx_genkit::{ComputeDtype, Model, Request, generate};
+    /// use std::sync::{Arc, Mutex};
+    ///
+    /// use mlx_genkit::{ComputeDtype, HookPoint, Model, Recording, Request};
     ///
     /// let model = Model::bundled(ComputeDtype::Auto)?;
-    /// let alone = generate(&model, Request::new("Once upon a time"))?;
+    /// let recording = Arc::new(Mutex::new(Recording::new([HookPoint::FinalNorm])));
+    /// model.generate(Request::new("Once").hook(Arc::clone(&recording)))?;
+    /// let states = recording.lock().unwrap().states(HookPoint::FinalNorm)?;
+    /// assert_eq!(states.unwrap().dim(0), 1);
+    /// # Ok::<(), mlx_genkit::Error>(())
+    /// ```
+    #[must_use]
+    pub fn hook(self, hook: impl ResidualHook + 'a) -> Self {
+        Self { hook: Some(Box::new(hook)), ..self }
+    }
+
+    /// Steers the residual stream; the [hook](Self::hook), where there is one too, sees it steered. One
+    /// steering serves any number of requests at a time.
+    #[must_use]
+    pub fn steering(self, steering: impl Into<Arc<Steering>>) -> Self {
+        Self { steering: Some(steering.into()), ..self }
+    }
+
+    /// A draft model that guesses ahead (HF's `assistant_model`), for one prompt at a time. Said last:
+    /// a draft model is borrowed, so that the outcome, unlike a request, stays on its thread.
+    ///
+    /// ```
+    /// use mlx_genkit::{ComputeDtype, Model, Request};
+    ///
+    /// let model = Model::bundled(ComputeDtype::Auto)?;
+    /// let alone = model.generate(Request::new("Once upon a time"))?;
     /// // A model that assists itself is of no use, but always right.
-    /// let helped = generate(&model, Request::new("Once upon a time").assistant(&model))?;
+    /// let helped = model.generate(Request::new("Once upon a time").assistant(&model))?;
     /// assert_eq!(alone.sequences[0].tokens, helped.sequences[0].tokens);
     /// assert_eq!(helped.acceptance.and_then(|it| it.rate()), Some(1.0));
     /// # Ok::<(), mlx_genkit::Error>(())
     /// ```
     #[must_use]
-    pub fn assistant(self, assistant: impl Into<Assistant<'a>>) -> Self {
-        Self { assistant: Some(assistant.into()), ..self }
+    pub fn assistant(self, assistant: impl Into<Assistant<'a>>) -> AssistedRequest<'a> {
+        AssistedRequest { request: self, assistant: Some(assistant.into()) }
     }
 
     /// A reason of the caller's own to end a sequence, asked after each token (HF's
@@ -151,12 +168,12 @@ impl<'a> Request<'a> {
     ///
     /// ```
     /// use mlx_genkit::{
-    ///     ComputeDtype, FinishReason, Model, Request, generate, logits_processors::Context,
+    ///     ComputeDtype, FinishReason, Model, Request, logits_processors::Context,
     /// };
     ///
     /// let model = Model::bundled(ComputeDtype::Auto)?;
     /// let third = |context: &Context<'_>| context.generated().len() == 3;
-    /// let sequence = &generate(&model, Request::new("Once").stop_when(third))?.sequences[0];
+    /// let sequence = &model.generate(Request::new("Once").stop_when(third))?.sequences[0];
     /// assert_eq!(sequence.tokens.len(), 3);
     /// assert_eq!(sequence.finish_reason, FinishReason::Criterion);
     /// # Ok::<(), mlx_genkit::Error>(())
@@ -170,22 +187,22 @@ impl<'a> Request<'a> {
     /// What `guidance_scale` moves away from (HF's `negative_prompt_ids`): one for all prompts, or
     /// one for each. Without, it is each prompt's last token.
     #[must_use]
-    pub fn negative_prompts(self, prompts: impl IntoIterator<Item = Prompt>) -> Self {
-        Self { negative_prompts: prompts.into_iter().collect(), ..self }
+    pub fn negative_prompts(self, prompts: impl IntoIterator<Item = impl Into<Prompt>>) -> Self {
+        Self { negative_prompts: prompts.into_iter().map(Into::into).collect(), ..self }
     }
 
     /// A cache of earlier requests to the same model: as much of the prompt as it holds is not fed
-    /// again. For one prompt, without beams, guidance, contrastive search or DoLa, and under the
-    /// steering that filled it ([`KvCache::steering`]).
+    /// again. For one prompt and one sequence (see [`Abilities`](crate::Abilities)), and under the steering
+    /// that filled it ([`KvCache::steering`]).
     /// [`TokenStream::finish_with_cache`](crate::TokenStream::finish_with_cache) gives it back.
     ///
     /// ```
-    /// use mlx_genkit::{ComputeDtype, Model, Request, stream};
+    /// use mlx_genkit::{ComputeDtype, Model, Request};
     ///
     /// let model = Model::bundled(ComputeDtype::Auto)?;
     /// let mut cache = model.decoder().new_cache(1);
     /// for prompt in ["Once upon a time", "Once upon a time, in a land far away"] {
-    ///     let mut stream = stream(&model, Request::new(prompt).cache(cache))?;
+    ///     let mut stream = model.stream(Request::new(prompt).cache(cache))?;
     ///     stream.by_ref().try_for_each(|it| it.map(drop))?;
     ///     cache = stream.finish_with_cache()?.1;
     /// }
@@ -202,23 +219,23 @@ impl<'a> Request<'a> {
         Self { trim_stop: trim, ..self }
     }
 
-    /// Keeps the log-probability of each token, and of the `top` likeliest, under the model's own
+    /// Records the log-probability of each token, and of the `top` likeliest, under the model's own
     /// logits.
     #[must_use]
     pub fn logprobs(self, top: usize) -> Self {
         Self { logprobs: Some(top), ..self }
     }
 
-    /// Keeps the residual stream behind these layers (HF's `output_hidden_states`, which keeps all of
+    /// Records the residual stream after these layers (HF's `output_hidden_states`, which keeps all of
     /// them), numbered as in [`HiddenStates`](crate::HiddenStates). A layer takes four bytes per
     /// token and unit of the stream's width.
     ///
     /// ```
-    /// use mlx_genkit::{ComputeDtype, Model, Request, generate};
+    /// use mlx_genkit::{ComputeDtype, Model, Request};
     ///
     /// let model = Model::bundled(ComputeDtype::Auto)?;
     /// let request = Request::new("Once upon a time").hidden_states([3]);
-    /// let sequence = &generate(&model, request)?.sequences[0];
+    /// let sequence = &model.generate(request)?.sequences[0];
     /// let hidden = sequence.hidden_states.as_ref().unwrap();
     /// assert_eq!(hidden.steps.len(), sequence.tokens.len());
     /// // The first token was chosen from the whole prompt, the next from one token more.
@@ -241,7 +258,28 @@ impl std::fmt::Debug for Request<'_> {
             .field("processors", &self.processors)
             .field("seed", &self.seed)
             .field("hook", &self.hook.is_some())
-            .field("assistant", &self.assistant)
             .finish_non_exhaustive()
+    }
+}
+
+/// A request, and the draft model that helps with it, if any does: what a [`Model`](crate::Model) is
+/// asked.
+#[derive(Debug)]
+pub struct AssistedRequest<'a> {
+    pub(crate) request: Request<'a>,
+    pub(crate) assistant: Option<Assistant<'a>>,
+}
+
+impl<'a> AssistedRequest<'a> {
+    /// Lets this draft model help.
+    #[must_use]
+    pub fn assistant(self, assistant: impl Into<Assistant<'a>>) -> Self {
+        Self { assistant: Some(assistant.into()), ..self }
+    }
+}
+
+impl<'a> From<Request<'a>> for AssistedRequest<'a> {
+    fn from(request: Request<'a>) -> Self {
+        Self { request, assistant: None }
     }
 }

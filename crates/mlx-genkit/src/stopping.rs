@@ -7,7 +7,7 @@ use mlxgk_generation_config::Resolved;
 use mlxgk_logits_processors::Context;
 use mlxgk_tokenizer_bridge::StopStrings;
 
-use crate::{Error, ErrorKind, Model, Result};
+use crate::{Error, Model, Result};
 
 /// The criteria in HF's order: the clock, stop strings, the caller's own.
 pub(crate) fn criteria(
@@ -20,18 +20,18 @@ pub(crate) fn criteria(
     if let Some(seconds) = resolved.config.max_time {
         let limit = Duration::try_from_secs_f64(seconds).map_err(|_| {
             let what = format!("`max_time` must be a number of seconds, but is {seconds}");
-            Error::new(ErrorKind::Request, what)
+            Error::of_field("max_time", what)
         })?;
         all.push(Box::new(MaxTime::new(begun, limit)));
     }
-    let strings = trims(resolved);
+    let strings = stop_strings(resolved);
     if resolved.config.stop_strings.is_some() {
         let tokenizer = model.shared_tokenizer().ok_or_else(|| {
             let what = format!(
                 "`stop_strings` are looked for in the text, but {} has no tokenizer.json",
                 model.name()
             );
-            Error::new(ErrorKind::Request, what)
+            Error::of_field("stop_strings", what)
         })?;
         all.push(Box::new(AtStrings(StopStrings::new(tokenizer, strings)?)));
     }
@@ -40,7 +40,7 @@ pub(crate) fn criteria(
 }
 
 /// The strings to stop at.
-pub(crate) fn trims(resolved: &Resolved) -> Vec<String> {
+pub(crate) fn stop_strings(resolved: &Resolved) -> Vec<String> {
     resolved.config.stop_strings.as_ref().map_or_else(Vec::new, |it| it.as_slice().to_vec())
 }
 
@@ -52,7 +52,7 @@ impl StoppingCriterion for AtStrings {
         let found = self
             .0
             .end(context.tokens)
-            .map_err(|e| strategies::Error::new(strategies::ErrorKind::Model, e.to_string()))?;
+            .map_err(|e| strategies::Error::new(strategies::ErrorKind::Criterion, e.to_string()))?;
         Ok(found.then_some(FinishReason::StopString))
     }
 }

@@ -3,11 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
 
 use mlx_genkit::{
-    Assistant, ErrorKind, Generation, GenerationConfig, HookPoint, Prompt, Recording, Request,
-    Seed, generate,
+    Assistant, AssistedRequest, ErrorKind, Generation, GenerationConfig, HookPoint, Model, Prompt,
+    Recording, Request, Seed,
     generation_config::{ForcedWord, OneOrMany},
     logits_processors::Context,
-    stream,
 };
 
 mod families;
@@ -40,19 +39,19 @@ fn tokens(generation: &Generation) -> &[u32] {
 fn greedy_tokens_are_the_same_with_help_and_without() {
     for name in FAMILIES {
         let model = tiny(name);
-        let alone = generate(&model, request(greedy(40))).unwrap();
+        let alone = model.generate(request(greedy(40))).unwrap();
         let options = GenerationConfig {
             num_assistant_tokens: Some(7),
             assistant_confidence_threshold: Some(0.0),
             ..GenerationConfig::default()
         };
         let helper = Assistant::new(&model).config(options);
-        let helped = generate(&model, request(greedy(40)).assistant(helper)).unwrap();
+        let helped = model.generate(request(greedy(40)).assistant(helper)).unwrap();
         assert_eq!(tokens(&helped), tokens(&alone), "{name} with a draft");
         let acceptance = helped.acceptance.unwrap();
         assert_eq!(acceptance.accepted, acceptance.guessed, "{name}");
         let lookup = GenerationConfig { prompt_lookup_num_tokens: Some(5), ..greedy(40) };
-        let helped = generate(&model, request(lookup)).unwrap();
+        let helped = model.generate(request(lookup)).unwrap();
         assert_eq!(tokens(&helped), tokens(&alone), "{name} with prompt lookup");
     }
 }
@@ -61,7 +60,7 @@ fn greedy_tokens_are_the_same_with_help_and_without() {
 fn a_poor_draft_changes_nothing_either() {
     for (name, draft) in [("llama", "assisted/llama-draft"), ("gemma3", "assisted/gemma3-draft")] {
         let (model, draft) = (tiny(name), tiny(&format!("../{draft}")));
-        let alone = generate(&model, request(greedy(60))).unwrap();
+        let alone = model.generate(request(greedy(60))).unwrap();
         let (mut guessed, mut accepted) = (0, 0);
         for count in [1, 3, 20, 70] {
             let options = GenerationConfig {
@@ -71,7 +70,7 @@ fn a_poor_draft_changes_nothing_either() {
                 ..GenerationConfig::default()
             };
             let helper = Assistant::new(&draft).config(options);
-            let helped = generate(&model, request(greedy(60)).assistant(helper)).unwrap();
+            let helped = model.generate(request(greedy(60)).assistant(helper)).unwrap();
             assert_eq!(tokens(&helped), tokens(&alone), "{name}, {count} guesses");
             let acceptance = helped.acceptance.unwrap();
             (guessed, accepted) = (guessed + acceptance.guessed, accepted + acceptance.accepted);
@@ -84,10 +83,10 @@ fn a_poor_draft_changes_nothing_either() {
 fn a_hook_steers_the_checked_guesses_too() {
     let model = tiny("gemma3");
     let mut alone = Recording::new([HookPoint::ResidPost(1), HookPoint::FinalNorm]);
-    let plain = generate(&model, request(greedy(20)).hook(&mut alone)).unwrap();
+    let plain = model.generate(request(greedy(20)).hook(&mut alone)).unwrap();
     let mut helped = Recording::new([HookPoint::ResidPost(1), HookPoint::FinalNorm]);
     let lookup = GenerationConfig { prompt_lookup_num_tokens: Some(4), ..greedy(20) };
-    let with = generate(&model, request(lookup).hook(&mut helped)).unwrap();
+    let with = model.generate(request(lookup).hook(&mut helped)).unwrap();
     assert_eq!(tokens(&plain), tokens(&with));
     for point in [HookPoint::ResidPost(1), HookPoint::FinalNorm] {
         let values = |it: &Recording| {
@@ -111,12 +110,12 @@ fn a_cache_goes_on_where_it_was_left() {
         for turn in 0..3 {
             let config = greedy(9);
             let whole = Request::new(text.clone()).config(config.clone());
-            let whole = generate(&model, whole).unwrap();
+            let whole = model.generate(whole).unwrap();
             // Every other turn with a helper.
             let lookup = (turn % 2 == 1).then_some(3);
             let config = GenerationConfig { prompt_lookup_num_tokens: lookup, ..config };
             let request = Request::new(text.clone()).config(config).cache(cache);
-            let mut stream = stream(&model, request).unwrap();
+            let mut stream = model.stream(request).unwrap();
             stream.by_ref().for_each(|it| assert!(it.is_ok()));
             let (generation, left) = stream.finish_with_cache().unwrap();
             assert_eq!(tokens(&generation), tokens(&whole), "{name}, turn {turn}");
@@ -135,11 +134,11 @@ fn guidance_of_a_row_does_not_depend_on_its_neighbours() {
     let config = || GenerationConfig { guidance_scale: Some(1.7), ..greedy(12) };
     let prompts = [prompt(), vec![5, 6, 7]];
     let batch = Request::batch(prompts.clone().map(Prompt::from)).config(config());
-    let batch = generate(&model, batch).unwrap();
+    let batch = model.generate(batch).unwrap();
     for (prompt, sequence) in prompts.iter().zip(&batch.sequences) {
-        let alone = generate(&model, Request::new(prompt.clone()).config(config())).unwrap();
+        let alone = model.generate(Request::new(prompt.clone()).config(config())).unwrap();
         assert_eq!(tokens(&alone), sequence.tokens);
-        let plain = generate(&model, Request::new(prompt.clone()).config(greedy(12))).unwrap();
+        let plain = model.generate(Request::new(prompt.clone()).config(greedy(12))).unwrap();
         assert_ne!(tokens(&plain), sequence.tokens);
     }
 }
@@ -149,25 +148,25 @@ fn kept_scores_and_logprobs_belong_to_the_tokens() {
     let model = tiny("llama");
     let config =
         GenerationConfig { output_scores: Some(true), repetition_penalty: Some(1.3), ..greedy(10) };
-    let generation = generate(&model, request(config).logprobs(3)).unwrap();
+    let generation = model.generate(request(config).logprobs(3)).unwrap();
     let sequence = &generation.sequences[0];
     let scores = sequence.transition_scores(false).unwrap().unwrap();
     assert_eq!(scores.len(), 10);
-    for (at, kept) in sequence.kept.scores.iter().enumerate() {
+    for (at, kept) in sequence.recorded.scores.iter().enumerate() {
         assert_eq!(kept.iter().copied().fold(f32::NEG_INFINITY, f32::max), scores[at]);
     }
-    for entry in &sequence.kept.logprobs {
+    for entry in &sequence.recorded.logprobs {
         assert_eq!(entry.top.len(), 3);
         assert!(entry.logprob <= entry.top[0].1);
     }
-    assert!(sequence.kept.logits.is_empty());
-    let bare = generate(&model, request(greedy(2))).unwrap();
+    assert!(sequence.recorded.logits.is_empty());
+    let bare = model.generate(request(greedy(2))).unwrap();
     assert_eq!(bare.sequences[0].transition_scores(true).unwrap(), None);
 }
 
 #[track_caller]
-fn check_refused(request: Request<'_>, words: &str) {
-    let error = generate(&tiny("llama"), request).unwrap_err();
+fn check_refused<'a>(model: &'a Model, request: impl Into<AssistedRequest<'a>>, words: &str) {
+    let error = model.generate(request).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Request, "{error}");
     assert!(error.to_string().contains(words), "{words:?} is not in: {error}");
 }
@@ -177,30 +176,50 @@ fn what_does_not_go_together_is_refused() {
     let (same, other) = (tiny("llama"), tiny("qwen3"));
     let lookup = |more| GenerationConfig { prompt_lookup_num_tokens: Some(3), ..more };
     let default = GenerationConfig::default;
-    check_refused(request(greedy(4)).assistant(&other), "its vocabulary has 181 tokens, not 151");
-    let two = Request::batch([prompt().into(), vec![5].into()]);
-    check_refused(two.assistant(&same), "one prompt at a time");
+    check_refused(
+        &same,
+        request(greedy(4)).assistant(&other),
+        "its vocabulary has 181 tokens, not 151",
+    );
+    let two = Request::batch([prompt(), vec![5]]);
+    check_refused(
+        &same,
+        two.assistant(&same),
+        "more than one prompt is not available with assisted decoding",
+    );
     let several =
         GenerationConfig { do_sample: Some(true), num_return_sequences: Some(2), ..greedy(4) };
-    check_refused(request(several.clone()).assistant(&same), "`num_return_sequences`");
-    check_refused(request(lookup(several)), "`num_return_sequences`");
+    check_refused(&same, request(several.clone()).assistant(&same), "`num_return_sequences`");
+    check_refused(&same, request(lookup(several)), "`num_return_sequences`");
     let beams = GenerationConfig { num_beams: Some(2), ..greedy(4) };
-    check_refused(request(beams.clone()).assistant(&same), "greedy decoding and sampling");
-    check_refused(request(lookup(beams.clone())), "greedy decoding and sampling");
+    check_refused(
+        &same,
+        request(beams.clone()).assistant(&same),
+        "a draft model or prompt lookup is not",
+    );
+    check_refused(&same, request(lookup(beams.clone())), "a draft model or prompt lookup is not");
     let weight = GenerationConfig { assistant_ensemble_weight: Some(0.5), ..greedy(4) };
-    check_refused(request(lookup(weight)), "`assistant_ensemble_weight`");
+    check_refused(&same, request(lookup(weight)), "`assistant_ensemble_weight`");
     let guided = GenerationConfig { guidance_scale: Some(2.0), ..greedy(4) };
-    check_refused(request(lookup(guided.clone())), "`guidance_scale`");
-    check_refused(request(guided).cache(same.decoder().new_cache(1)), "a cache");
-    check_refused(request(greedy(4)).negative_prompts([vec![5].into()]), "`guidance_scale`");
+    check_refused(&same, request(lookup(guided.clone())), "`guidance_scale`");
+    check_refused(
+        &same,
+        request(guided).cache(same.decoder().new_cache(1)),
+        "a cache to resume is not available together with `guidance_scale`",
+    );
+    check_refused(&same, request(greedy(4)).negative_prompts([vec![5]]), "`guidance_scale`");
     let words = Some(vec![ForcedWord::Phrase(vec![9])]);
     let words = GenerationConfig { force_words_ids: words, ..beams };
     let stopped = request(words).stop_when(|_: &Context<'_>| true);
-    check_refused(stopped, "forced words end at end tokens");
+    check_refused(
+        &same,
+        stopped,
+        "stopping criterion is not available with constrained beam search",
+    );
     let schedule = GenerationConfig {
         num_assistant_tokens_schedule: Some("sometimes".to_owned()),
         ..default()
     };
     let helper = Assistant::new(&same).config(schedule);
-    check_refused(request(greedy(4)).assistant(helper), "`num_assistant_tokens_schedule`");
+    check_refused(&same, request(greedy(4)).assistant(helper), "`num_assistant_tokens_schedule`");
 }

@@ -5,9 +5,11 @@
 use std::collections::BTreeMap;
 
 use mlx_genkit::{
-    Batch, ErrorKind, FinishReason, GenerationConfig, Request, Seed, generate,
-    generation_config::OneOrMany,
+    AssistedRequest, Batch, BatchOutcome, Generation, GenerationConfig, Request, Seed, Sequence,
+    generation_config::{Kwargs, OneOrMany},
+    logits_processors::{Context, LogitsProcessor},
 };
+use serde_json::{Value, json};
 
 mod families;
 
@@ -35,69 +37,294 @@ fn requests<'a>() -> Vec<Request<'a>> {
         .collect()
 }
 
+/// What became of each request of a batch that is stepped to its end, `before` each step.
+fn serve<'a>(
+    batch: &mut Batch<'a>,
+    mut before: impl FnMut(usize, &mut Batch<'a>),
+) -> BTreeMap<usize, Generation> {
+    let mut said: BTreeMap<(usize, usize), Vec<u32>> = BTreeMap::new();
+    let mut finished = BTreeMap::new();
+    for step in 0.. {
+        before(step, batch);
+        if batch.is_empty() {
+            break;
+        }
+        for event in batch.step().unwrap() {
+            match event.outcome {
+                BatchOutcome::Piece(it) => {
+                    said.entry((event.id, it.sequence)).or_default().push(it.token)
+                }
+                BatchOutcome::Finished(it) => _ = finished.insert(event.id, *it),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    for (id, generation) in &finished {
+        for (at, sequence) in generation.sequences.iter().enumerate() {
+            if let Some(said) = said.get(&(*id, at)) {
+                assert!(sequence.tokens.ends_with(said));
+            }
+        }
+    }
+    finished
+}
+
+/// Joins one request more in every third step.
+fn joining<'a, R: Into<AssistedRequest<'a>>>(
+    requests: Vec<R>,
+) -> impl FnMut(usize, &mut Batch<'a>) {
+    let mut waiting = requests.into_iter();
+    move |step, batch| {
+        if step % 3 == 0
+            && let Some(request) = waiting.next()
+        {
+            batch.join(request).unwrap();
+        }
+    }
+}
+
 #[test]
 fn who_shares_the_batch_does_not_show() {
-    for name in &FAMILIES[..9] {
+    for name in FAMILIES {
         let model = tiny(name);
-        let alone: Vec<Vec<u32>> = requests()
+        let alone: Vec<Sequence> = requests()
             .into_iter()
-            .map(|it| generate(&model, it).unwrap().sequences.swap_remove(0).tokens)
+            .map(|it| model.generate(it).unwrap().sequences.swap_remove(0))
             .collect();
-        let mut batch = Batch::new(&model).unwrap();
-        let mut waiting = requests().into_iter();
-        let mut said: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
-        batch.join(waiting.next().unwrap()).unwrap();
-        let mut steps = 0;
-        while let Some(step) = batch.next() {
-            for piece in step.unwrap() {
-                said.entry(piece.id).or_default().push(piece.token);
-                let done = said[&piece.id].len() == alone[piece.id].len();
-                assert_eq!(piece.finish_reason, done.then_some(FinishReason::Length));
-            }
-            steps += 1;
-            // One more joins every third step; in between, rows end.
-            if steps % 3 == 0
-                && let Some(request) = waiting.next()
-            {
-                batch.join(request).unwrap();
-            }
-        }
-        assert!(batch.is_empty() && waiting.next().is_none());
-        assert_eq!(said.into_values().collect::<Vec<_>>(), alone, "{name}");
+        let together = serve(&mut Batch::new(&model), joining(requests()));
+        let together: Vec<Sequence> =
+            together.into_values().map(|mut it| it.sequences.swap_remove(0)).collect();
+        assert_eq!(together, alone, "{name}");
     }
 }
 
 #[test]
-fn a_request_can_leave_and_the_others_go_on() {
+fn a_request_can_leave_and_the_others_continue() {
     let model = tiny("gemma3");
     let mut all = requests();
-    let alone = generate(&model, requests().swap_remove(2)).unwrap().sequences[0].tokens.clone();
-    let mut batch = Batch::new(&model).unwrap();
+    let alone = model.generate(requests().swap_remove(2)).unwrap().sequences[0].tokens.clone();
+    let mut batch = Batch::new(&model);
     let gone = batch.join(all.remove(0)).unwrap();
     let stays = batch.join(all.remove(1)).unwrap();
-    let mut said = Vec::new();
-    for step in 0.. {
+    // One that never gets its turn.
+    let never = batch.join(all.remove(1)).unwrap();
+    assert!(batch.leave(never));
+    let found = serve(&mut batch, |step, batch| {
         if step == 4 {
-            assert!(batch.leave(gone).unwrap());
-            assert!(!batch.leave(gone).unwrap());
+            assert!(batch.leave(gone));
+            assert!(!batch.leave(gone));
             assert_eq!(batch.len(), 1);
         }
-        let Some(pieces) = batch.next() else { break };
-        let pieces = pieces.unwrap();
-        said.extend(pieces.iter().filter(|it| it.id == stays).map(|it| it.token));
+    });
+    assert_eq!(found[&stays].sequences[0].tokens, alone);
+    assert_eq!(found.len(), 1);
+}
+
+/// Whether no two are apart by more than 1e-5 of the largest: fp32 sums in another order.
+fn near(a: &[f32], b: &[f32]) -> bool {
+    let finite = b.iter().filter(|it| it.is_finite());
+    let size = finite.fold(1.0_f32, |size, it| size.max(it.abs()));
+    let close = |(a, b): (&f32, &f32)| a == b || (a - b).abs() <= 1e-5 * size;
+    a.len() == b.len() && a.iter().zip(b).all(close)
+}
+
+/// Whatever `generate` serves, a batch serves.
+#[test]
+fn every_kind_of_request_is_served_as_alone() {
+    let model = tiny("qwen3");
+    let prompt = |salt: u32| -> Vec<u32> { (0..11).map(|it| (it * 37 + salt) % 130 + 3).collect() };
+    let fields = [
+        json!({"guidance_scale": 1.6, "output_scores": true}),
+        json!({"do_sample": true, "num_return_sequences": 3, "output_logits": true}),
+        json!({"repetition_penalty": 1.4, "no_repeat_ngram_size": 2, "output_scores": true}),
+        json!({"do_sample": true, "guidance_scale": 1.3, "num_return_sequences": 2}),
+        json!({"num_beams": 3, "num_return_sequences": 2}),
+        json!({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}),
+        json!({"penalty_alpha": 0.6, "top_k": 4}),
+        json!({"dola_layers": [1]}),
+        json!({"prompt_lookup_num_tokens": 3}),
+        json!({"use_cache": false}),
+        json!({"output_hidden_states": true}),
+    ];
+    let request = |(at, fields): (usize, &Value)| {
+        let several = at % 2 == 1 && fields.get("prompt_lookup_num_tokens").is_none();
+        let prompts =
+            if several { vec![prompt(1), prompt(2)[..4].to_vec()] } else { vec![prompt(3)] };
+        let request = Request::batch(prompts).config(config(9, false)).seed(Seed::Torch(at as u64));
+        let request = request.overrides(Kwargs::from_json(fields).unwrap());
+        let third = |it: &Context<'_>| it.generated().len() == 6;
+        let beams = fields.get("num_beams").is_some();
+        let request = if beams { request } else { request.logprobs(2) };
+        if at % 3 == 0 && !beams { request.stop_when(third) } else { request }
+    };
+    let all = || fields.iter().enumerate().map(request).collect::<Vec<_>>();
+    let alone: Vec<Vec<Sequence>> =
+        all().into_iter().map(|it| model.generate(it).unwrap().sequences).collect();
+    let together = serve(&mut Batch::new(&model), joining(all()));
+    assert_eq!(together.len(), alone.len());
+    for ((id, together), alone) in together.into_iter().zip(&alone) {
+        assert_eq!(together.sequences.len(), alone.len(), "{}", fields[id]);
+        for (ours, alone) in together.sequences.iter().zip(alone) {
+            assert_eq!((&ours.tokens, ours.finish_reason), (&alone.tokens, alone.finish_reason));
+            assert_eq!(
+                (ours.prompt_index, &ours.beam_indices),
+                (alone.prompt_index, &alone.beam_indices)
+            );
+            let rows = |a: &[Vec<f32>], b: &[Vec<f32>]| {
+                a.len() == b.len() && a.iter().zip(b).all(|(a, b)| near(a, b))
+            };
+            assert!(rows(&ours.recorded.scores, &alone.recorded.scores), "{}", fields[id]);
+            assert!(rows(&ours.recorded.logits, &alone.recorded.logits), "{}", fields[id]);
+            let logprobs = |it: &Sequence| -> Vec<f32> {
+                it.recorded.logprobs.iter().map(|it| it.logprob).collect()
+            };
+            assert!(near(&logprobs(ours), &logprobs(alone)), "{}", fields[id]);
+            let states = |it: &Sequence| it.hidden_states.clone().map(|it| it.steps.concat());
+            let (a, b) = (states(ours).unwrap_or_default(), states(alone).unwrap_or_default());
+            assert!(a.len() == b.len() && a.concat().len() == b.concat().len(), "{}", fields[id]);
+        }
     }
-    assert_eq!(said, alone);
+}
+
+/// Leaves no token at the fourth step.
+#[derive(Debug)]
+struct DeadEnd;
+
+impl LogitsProcessor for DeadEnd {
+    fn name(&self) -> &'static str {
+        "DeadEnd"
+    }
+
+    fn process(
+        &self,
+        context: &Context<'_>,
+        scores: &mut [f32],
+    ) -> Result<(), mlx_genkit::logits_processors::Error> {
+        if context.generated().len() == 3 && context.row == 0 {
+            scores.fill(f32::NAN);
+        }
+        Ok(())
+    }
 }
 
 #[test]
-fn what_a_batch_cannot_serve_is_refused() {
+fn a_sequence_that_fails_ends_alone() {
     let model = tiny("llama");
-    let mut batch = Batch::new(&model).unwrap();
-    let several = Request::batch([vec![5].into(), vec![6].into()]).config(config(3, false));
-    assert_eq!(batch.join(several).unwrap_err().kind(), ErrorKind::Request);
-    let lookup = GenerationConfig { prompt_lookup_num_tokens: Some(2), ..config(3, false) };
-    let lookup = Request::new(vec![5]).config(lookup);
-    assert_eq!(batch.join(lookup).unwrap_err().kind(), ErrorKind::Request);
-    assert!(batch.next().is_none());
-    assert!(Batch::new(&tiny("phi3-longrope-5x")).is_err());
+    let alone: Vec<Vec<u32>> = requests()
+        .into_iter()
+        .map(|it| model.generate(it).unwrap().sequences.swap_remove(0).tokens)
+        .collect();
+    let mut batch = Batch::new(&model);
+    for request in requests() {
+        batch.join(request).unwrap();
+    }
+    let failing = || {
+        let prompts = [vec![9, 8, 7], vec![4, 5]];
+        Request::batch(prompts).config(config(12, false)).processors(vec![Box::new(DeadEnd)])
+    };
+    let half = batch.join(failing()).unwrap();
+    let (mut errors, mut finished) = (Vec::new(), BTreeMap::new());
+    while !batch.is_empty() {
+        for event in batch.step().unwrap() {
+            match event.outcome {
+                BatchOutcome::Failed { sequence, error } => {
+                    errors.push((event.id, sequence, error))
+                }
+                BatchOutcome::Finished(it) => _ = finished.insert(event.id, it),
+                _ => {}
+            }
+        }
+    }
+    let [(id, 0, error)] = &errors[..] else { panic!("{errors:?}") };
+    assert_eq!(*id, half);
+    assert!(
+        error.to_string().starts_with("prompt 0: ") && error.to_string().contains("NaN"),
+        "{error}"
+    );
+    // Its other sequence is answered.
+    let other = &finished[&half].sequences;
+    assert_eq!((other.len(), other[0].prompt_index, other[0].tokens.len()), (1, 1, 12));
+    for (id, alone) in alone.iter().enumerate() {
+        assert_eq!(&finished[&id].sequences[0].tokens, alone);
+    }
+    let error = model.generate(failing()).unwrap_err();
+    assert!(error.to_string().starts_with("prompt 0: "), "{error}");
+}
+
+/// Between two tokens of a running request at most a chunk of another's prompt is read.
+#[test]
+fn a_long_prompt_joins_in_chunks() {
+    let model = tiny("llama");
+    let long: Vec<u32> = (0..40).map(|it| it * 7 % 130 + 3).collect();
+    let chunked = || {
+        let config = GenerationConfig { prefill_chunk_size: Some(8), ..config(5, false) };
+        Request::new(long.clone()).config(config)
+    };
+    let alone = model.generate(chunked()).unwrap().sequences[0].tokens.clone();
+    let mut batch = Batch::new(&model);
+    let short = batch.join(Request::new([5, 6]).config(config(30, false))).unwrap();
+    assert_eq!(batch.step().unwrap().len(), 1);
+    let joined = batch.join(chunked()).unwrap();
+    // 40 tokens in chunks of 8: four steps without a token of it, and one with.
+    for step in 0..5 {
+        let ids: Vec<usize> = batch.step().unwrap().iter().map(|it| it.id).collect();
+        assert_eq!(ids, if step < 4 { vec![short] } else { vec![short, joined] });
+    }
+    let found = serve(&mut batch, |_, _| {});
+    assert_eq!(found[&joined].sequences[0].tokens, alone);
+}
+
+/// Over all families: a request that joins late, whose prompt is read in any chunks, whose neighbours come,
+/// leave and fail, is answered as it is alone, and its scores are those that it has alone.
+#[test]
+fn whatever_happens_around_a_row_it_is_what_it_is_alone() {
+    let watched = |chunk: usize, at: usize| {
+        let prompt: Vec<u32> = (0..17).map(|it| (it * 41 + at as u32) % 130 + 3).collect();
+        let fields = json!({
+            "prefill_chunk_size": chunk, "output_scores": true, "do_sample": at == 1,
+            "repetition_penalty": 1.2, "top_k": 0, "temperature": 1.0,
+        });
+        let request = Request::new(prompt).config(config(10, at == 1)).seed(Seed::Fast(at as u64));
+        request.overrides(Kwargs::from_json(&fields).unwrap())
+    };
+    for name in FAMILIES {
+        let model = tiny(name);
+        for at in 0..2 {
+            let alone = model.generate(watched(2048, at)).unwrap().sequences.swap_remove(0);
+            for chunk in [1, 5, 16] {
+                let mut batch = Batch::new(&model);
+                let long = batch
+                    .join(Request::new((3..90).collect::<Vec<u32>>()).config(config(9, false)));
+                let (long, mut id, mut found) = (long.unwrap(), None, None);
+                for step in 0.. {
+                    match step {
+                        2 => {
+                            let failing = Request::new([9, 8, 7]).config(config(9, true));
+                            batch.join(failing.processors(vec![Box::new(DeadEnd)])).unwrap();
+                        }
+                        4 => id = Some(batch.join(watched(chunk, at)).unwrap()),
+                        6 => _ = batch.join(Request::new([5]).config(config(3, false))).unwrap(),
+                        // The longest row leaves, and with it the padding that the others had.
+                        7 => assert!(batch.leave(long)),
+                        _ => {}
+                    }
+                    if batch.is_empty() {
+                        break;
+                    }
+                    for event in batch.step().unwrap() {
+                        if let BatchOutcome::Finished(it) = event.outcome
+                            && Some(event.id) == id
+                        {
+                            found = Some(it.sequences[0].clone());
+                        }
+                    }
+                }
+                let found = found.unwrap();
+                assert_eq!(found.tokens, alone.tokens, "{name} in chunks of {chunk}");
+                let scores = |it: &Sequence| it.recorded.scores.concat();
+                let is_near = near(&scores(&found), &scores(&alone));
+                assert!(is_near, "{name} in chunks of {chunk}");
+            }
+        }
+    }
 }

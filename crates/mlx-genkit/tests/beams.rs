@@ -5,13 +5,10 @@
 use mlx_genkit::{
     ErrorKind, GenerationConfig, Model, NoHook, Prompt, Request, Seed, Sequence,
     decoding_strategies::{
-        BeamOptions, BeamSearch, DecoderSession, EarlyStopping, HeapBeamSearch, LeftPadded, Rule,
-        Stop, Variant,
+        BeamOptions, BeamSearch, EarlyStopping, HeapBeamSearch, LeftPadded, Limits, Prefill,
+        RowGroup, TokenLoop, Variant,
     },
-    generate,
     generation_config::OneOrMany,
-    logits_processors::ProcessorList,
-    score, stream,
 };
 
 mod families;
@@ -33,7 +30,7 @@ fn beams(count: usize, eos: &[i64]) -> GenerationConfig {
 fn run(model: &Model, prompts: &[Vec<u32>], config: GenerationConfig) -> Vec<Sequence> {
     let prompts = prompts.iter().map(|it| Prompt::from(it.clone()));
     let request = Request::batch(prompts).config(config).seed(Seed::Torch(1));
-    generate(model, request).unwrap().sequences
+    model.generate(request).unwrap().sequences
 }
 
 /// Prompts of different lengths; the longest is longer than every window.
@@ -69,7 +66,7 @@ fn scores_are_those_of_the_text() {
         let config = GenerationConfig { length_penalty: Some(0.7), ..beams(4, &[30, 60, 90]) };
         for sequence in run(&model, &prompts(), config) {
             let text = [&prompts()[sequence.prompt_index][..], &sequence.tokens].concat();
-            let log_probs = score(&model, &Prompt::from(text), &mut NoHook).unwrap().logprobs;
+            let log_probs = model.score(Request::new(text)).unwrap().logprobs;
             let new = &log_probs[log_probs.len() - sequence.tokens.len()..];
             let expected = new.iter().sum::<f32>() / (new.len() as f32).powf(0.7);
             let error = (sequence.score.unwrap() - expected).abs();
@@ -102,24 +99,20 @@ fn a_search_with_one_beam_is_greedy() {
                 length_penalty: 1.0,
                 early_stopping: EarlyStopping::Heuristic,
             };
-            let (none, stop) = (ProcessorList::default, Stop { max_new_tokens: 12, eos: vec![] });
             let prompts = LeftPadded::new(std::slice::from_ref(&prompt), 0).unwrap();
-            let (rows, padding) = (prompts.rows(), prompts.padding());
-            let session = || {
-                DecoderSession::prefill(model.decoder(), &prompts, 64, NoHook::leaked()).unwrap()
-            };
-            let rule = Rule::Greedy;
-            let mut search =
-                BeamSearch::new(session(), rows, padding, none(), rule, stop.clone(), options)
-                    .unwrap();
-            search.by_ref().for_each(|step| step.unwrap());
-            assert_eq!(search.finish().unwrap().1[0].tokens, greedy[0].tokens, "{name}");
+            let session = || Prefill::new(model.decoder(), &prompts, NoHook).finish().unwrap();
+            let group = || RowGroup::greedy(Limits { max_new_tokens: 12, eos: vec![] });
             let variant = Variant::Groups { groups: 1, diversity_penalty: 0.0 };
-            let mut search =
-                HeapBeamSearch::new(session(), rows, padding, none(), stop, 0, options, variant)
-                    .unwrap();
-            search.by_ref().for_each(|step| step.unwrap());
-            assert_eq!(search.finish().unwrap().1[0].tokens, greedy[0].tokens, "{name}");
+            let plain = BeamSearch::new(session(), &prompts, group(), options).unwrap();
+            let heaps =
+                HeapBeamSearch::new(session(), &prompts, group(), options, variant).unwrap();
+            let searches: [Box<dyn TokenLoop>; 2] = [Box::new(plain), Box::new(heaps)];
+            for mut search in searches {
+                while let Some(step) = search.step() {
+                    step.unwrap();
+                }
+                assert_eq!(search.finish().unwrap().rows[0].tokens, greedy[0].tokens, "{name}");
+            }
         }
     }
 }
@@ -128,8 +121,9 @@ fn a_search_with_one_beam_is_greedy() {
 fn beams_cannot_be_streamed() {
     let model = tiny("llama");
     let request = Request::new(vec![5, 6]).config(beams(2, &[]));
-    assert!(!request.mode(&model).unwrap().streams());
-    let error = stream(&model, request).unwrap_err();
+    let plan = model.plan(request).unwrap();
+    assert!(!plan.streams());
+    let error = plan.stream().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Request);
-    assert!(error.to_string().contains("`num_beams`"), "{error}");
+    assert!(error.to_string().contains("streaming is not available with beam search"), "{error}");
 }

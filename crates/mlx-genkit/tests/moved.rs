@@ -6,13 +6,12 @@
 use std::slice::from_ref;
 
 use mlx_genkit::{
-    ErrorKind, GenerationConfig, HookPoint, Model, NoHook, Prompt, Request, ResidualHook, Seed,
-    Sequence, generate,
+    AssistedRequest, ErrorKind, GenerationConfig, HookPoint, Model, Prompt, Request, ResidualHook,
+    Seed, Sequence,
     generation_config::{DolaLayers, ForcedWord, OneOrMany},
     kv_cache::Step,
     mlx_models,
     mlx_rs::Array,
-    score, stream,
 };
 
 mod families;
@@ -74,7 +73,7 @@ fn modes() -> [(&'static str, GenerationConfig); 4] {
 fn run(model: &Model, prompts: &[Vec<u32>], config: GenerationConfig) -> Vec<Sequence> {
     let prompts = prompts.iter().map(|it| Prompt::from(it.clone()));
     let request = Request::batch(prompts).config(config).seed(Seed::Torch(1));
-    generate(model, request).unwrap().sequences
+    model.generate(request).unwrap().sequences
 }
 
 /// Prompts of different lengths; the longest is longer than every window.
@@ -110,7 +109,7 @@ fn every_forced_word_is_in_every_sequence() {
             };
             for config in [words(wanted.clone()), penalties] {
                 let prompts = prompts().into_iter().map(Prompt::from);
-                match generate(&model, Request::batch(prompts).config(config)) {
+                match model.generate(Request::batch(prompts).config(config)) {
                     Ok(generation) => {
                         found += 1;
                         check_words(name, &generation.sequences, wanted);
@@ -143,7 +142,7 @@ fn what_cannot_be_forced_is_an_error_that_names_it() {
     let model = tiny("qwen3");
     let refused = |config: GenerationConfig, expected: &str| {
         let request = Request::new(vec![5, 6, 7]).config(config);
-        let error = generate(&model, request).unwrap_err();
+        let error = model.generate(request).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Request);
         assert!(error.to_string().contains(expected), "{error}");
     };
@@ -240,10 +239,8 @@ fn hooks_reach_every_mode() {
         let model = tiny(name);
         for (mode, config) in modes() {
             let steered = |strength: f32| {
-                let mut hook = Push(strength);
-                let prompts = prompts().into_iter().map(Prompt::from);
-                let request = Request::batch(prompts).config(config.clone()).hook(&mut hook);
-                generate(&model, request).unwrap().sequences
+                let request = Request::batch(prompts()).config(config.clone()).hook(Push(strength));
+                model.generate(request).unwrap().sequences
             };
             let bare = run(&model, &prompts(), config.clone());
             assert_eq!(bare, steered(0.0), "{name}, {mode}");
@@ -252,7 +249,7 @@ fn hooks_reach_every_mode() {
                 // The probabilities are those of the steered model.
                 for it in steered(1.5) {
                     let text = [&prompts()[it.prompt_index][..], &it.tokens].concat();
-                    let found = score(&model, &Prompt::from(text), &mut Push(1.5)).unwrap();
+                    let found = model.score(Request::new(text).hook(Push(1.5))).unwrap();
                     let new = &found.logprobs[found.logprobs.len() - it.tokens.len()..];
                     for (ours, found) in it.beam_scores.unwrap().iter().zip(new) {
                         assert!((ours - found).abs() < 1e-4, "{name}: {ours} {found}");
@@ -270,7 +267,7 @@ fn forced_words_are_as_likely_as_the_text_says() {
         let model = tiny(name);
         for it in run(&model, &prompts()[..1], words(vec![phrase(&[71, 9]), phrase(&[12])])) {
             let text = [&prompts()[0][..], &it.tokens].concat();
-            let found = score(&model, &Prompt::from(text), &mut NoHook).unwrap().logprobs;
+            let found = model.score(Request::new(text)).unwrap().logprobs;
             let new = &found[found.len() - it.tokens.len()..];
             for (ours, found) in it.beam_scores.unwrap().iter().zip(new) {
                 assert!((ours - found).abs() < 1e-4, "{name}: {ours} {found}");
@@ -302,7 +299,7 @@ fn contrastive_search_and_dola_stream() {
     for config in [contrastive(), dola(&[0, 1, 2])] {
         let whole = run(&model, &prompts(), config.clone());
         let prompts = prompts().into_iter().map(Prompt::from);
-        let mut pieces = stream(&model, Request::batch(prompts).config(config)).unwrap();
+        let mut pieces = model.stream(Request::batch(prompts).config(config)).unwrap();
         assert_eq!(pieces.warnings(), []);
         let mut said = vec![Vec::new(); whole.len()];
         for piece in pieces.by_ref() {
@@ -323,8 +320,8 @@ fn kept_scores_belong_to_the_tokens() {
         let config = GenerationConfig { output_scores: Some(true), ..config };
         let config = GenerationConfig { output_logits: Some(true), ..config };
         for it in run(&model, &prompts(), config) {
-            assert_eq!(it.kept.scores.len(), it.tokens.len());
-            assert_eq!(it.kept.logits.len(), it.tokens.len());
+            assert_eq!(it.recorded.scores.len(), it.tokens.len());
+            assert_eq!(it.recorded.logits.len(), it.tokens.len());
             let scores = it.transition_scores(true).unwrap().unwrap();
             assert!(scores.iter().all(|it| it.is_finite() && *it <= 0.0), "{scores:?}");
         }
@@ -334,33 +331,43 @@ fn kept_scores_belong_to_the_tokens() {
 #[test]
 fn what_does_not_go_together_is_refused() {
     let model = tiny("llama");
-    let refused = |request: Request<'_>, expected: &str| {
-        let error = generate(&model, request).unwrap_err();
+    let refused = |request: AssistedRequest<'_>, expected: &str| {
+        let error = model.generate(request).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Request, "{error}");
         assert!(error.to_string().contains(expected), "{error}");
     };
     let request = |config: GenerationConfig| Request::new(vec![5, 6, 7]).config(config);
     for (_, config) in modes() {
         let guided = GenerationConfig { guidance_scale: Some(1.5), ..config.clone() };
-        refused(request(guided), "`guidance_scale` goes with greedy decoding and sampling only");
-        refused(request(config.clone()).assistant(&model), "");
-        refused(request(config).cache(model.decoder().new_cache(1)), "a cache can be gone on with");
+        refused(request(guided).into(), "`guidance_scale` is not available with");
+        let helped = request(config.clone()).assistant(&model);
+        refused(helped, "is not available with");
+        if config.dola_layers.is_none() {
+            let resumed = request(config).cache(model.decoder().new_cache(1));
+            refused(resumed.into(), "a cache to resume is not available with");
+        }
     }
     for config in [groups(), words(vec![phrase(&[9])])] {
-        let error = stream(&model, request(config.clone())).unwrap_err();
-        assert!(error.to_string().contains("beams cannot be streamed"), "{error}");
+        let error = model.stream(request(config.clone())).unwrap_err();
+        assert!(error.to_string().contains("streaming is not available with"), "{error}");
         let drawn = GenerationConfig { do_sample: Some(true), ..config.clone() };
-        refused(request(drawn), "searched, not drawn");
+        refused(request(drawn).into(), "searched, not drawn");
         let many = GenerationConfig { num_return_sequences: Some(11), ..config };
-        refused(request(many), "`num_return_sequences` is 11");
+        refused(request(many).into(), "`num_return_sequences` is 11");
     }
     let several = GenerationConfig { num_return_sequences: Some(2), ..contrastive() };
-    refused(request(several), "`num_return_sequences` is 2");
+    refused(request(several).into(), "`num_return_sequences` is 2");
     let beams = GenerationConfig { num_beams: Some(3), ..dola(&[1]) };
-    refused(request(beams), "`dola_layers` goes with greedy decoding and sampling only");
-    refused(request(dola(&[3, 9])), "`dola_layers` names no layer below the last, which is 3");
+    refused(
+        request(beams).into(),
+        "`dola_layers` is not available with beam search, only with DoLa",
+    );
+    refused(
+        request(dola(&[3, 9])).into(),
+        "`dola_layers` names no layer below the last, which is 3",
+    );
     let uneven = GenerationConfig { num_beam_groups: Some(4), ..groups() };
-    refused(request(uneven), "must divide `num_beams`");
+    refused(request(uneven).into(), "must divide `num_beams`");
     let alike = GenerationConfig { diversity_penalty: None, ..groups() };
-    refused(request(alike), "`diversity_penalty`");
+    refused(request(alike).into(), "`diversity_penalty`");
 }

@@ -7,13 +7,13 @@
 use std::path::Path;
 
 use mlx_genkit::{
-    ComputeDtype, ErrorKind, GenerationConfig, HiddenStates, Model, Request, generate,
-    generation_config::OneOrMany, load, stream,
+    ComputeDtype, ErrorKind, GenerationConfig, HiddenStates, Model, Request,
+    generation_config::OneOrMany,
 };
 
 fn tiny(name: &str) -> Model {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name);
-    load(folder, ComputeDtype::Float32).unwrap()
+    Model::load(folder, ComputeDtype::Float32).unwrap()
 }
 
 fn greedy() -> GenerationConfig {
@@ -31,7 +31,7 @@ fn prompt() -> Vec<u32> {
 }
 
 fn states(model: &Model, request: Request<'_>) -> Vec<HiddenStates> {
-    let sequences = generate(model, request).unwrap().sequences;
+    let sequences = model.generate(request).unwrap().sequences;
     sequences.into_iter().map(|it| it.hidden_states.unwrap()).collect()
 }
 
@@ -62,7 +62,7 @@ fn helpers_chunks_and_neighbours_leave_them_alone() {
         }
         // Longrope reads a batch as its longest row demands.
         let other = if name == "phi3-longrope-5x" { vec![9, 3] } else { (3..40).collect() };
-        let prompts = [prompt().into(), other.into()];
+        let prompts = [prompt(), other];
         let batch = states(&model, Request::batch(prompts.clone()).config(greedy()));
         assert_near(&batch[0], &plain);
 
@@ -94,8 +94,7 @@ fn a_cache_that_holds_the_prompt_leaves_its_end() {
     let mut cache = model.decoder().new_cache(1);
     for held in [0, 7] {
         let prompt = if held == 0 { prompt()[..7].to_vec() } else { prompt() };
-        let mut stream =
-            stream(&model, Request::new(prompt).config(greedy()).cache(cache)).unwrap();
+        let mut stream = model.stream(Request::new(prompt).config(greedy()).cache(cache)).unwrap();
         stream.by_ref().for_each(|it| drop(it.unwrap()));
         let (generation, left) = stream.finish_with_cache().unwrap();
         cache = left;
@@ -111,19 +110,25 @@ fn a_cache_that_holds_the_prompt_leaves_its_end() {
 fn what_cannot_be_had_is_refused() {
     let model = tiny("llama");
     let refused = |request: Request<'_>| {
-        let error = generate(&model, request).unwrap_err();
+        let error = model.generate(request).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Request, "{error}");
         error.to_string()
     };
     let beams = GenerationConfig { num_beams: Some(2), ..greedy() };
-    assert!(refused(Request::new(prompt()).config(beams)).contains("not kept of beams"));
+    assert!(
+        refused(Request::new(prompt()).config(beams))
+            .contains("a record of hidden states is not available with beam search")
+    );
     let layer = refused(Request::new(prompt()).config(greedy()).hidden_states([99]));
     assert!(layer.contains("layer 99"), "{layer}");
     let uncached = || GenerationConfig { use_cache: Some(false), ..greedy() };
     let lookup = GenerationConfig { prompt_lookup_num_tokens: Some(2), ..uncached() };
-    assert!(refused(Request::new(prompt()).config(lookup)).contains("`use_cache` is false"));
+    assert!(
+        refused(Request::new(prompt()).config(lookup))
+            .contains("`use_cache` = false is not available with assisted")
+    );
     let cache = Request::new(prompt()).config(uncached()).cache(model.decoder().new_cache(1));
-    assert!(refused(cache).contains("`use_cache` is false"));
+    assert!(refused(cache).contains("not available together with `use_cache` = false"));
 }
 
 #[cfg(feature = "bundled")]
@@ -139,25 +144,24 @@ fn a_healed_prompt_and_the_text_make_one_text() {
     let texts = ["Once upon a ti", "Tell me a stor", "The weather is wonderfu", "Hello"];
     let mut changed = 0;
     for text in texts {
-        let generation = generate(&model, Request::new(text).config(healing(greedy()))).unwrap();
+        let generation = model.generate(Request::new(text).config(healing(greedy()))).unwrap();
         let (prompt, sequence) = (&generation.healed_prompts[0], &generation.sequences[0]);
         let whole = [&prompt[..], &sequence.tokens].concat();
         assert_eq!(tokenizer.decode(&whole, true).unwrap(), text.to_owned() + &sequence.text);
         changed += usize::from(prompt != &tokenizer.encode(text, true).unwrap());
 
-        let mut stream = stream(&model, Request::new(text).config(healing(greedy()))).unwrap();
+        let mut stream = model.stream(Request::new(text).config(healing(greedy()))).unwrap();
         let pieces: String = stream.by_ref().map(|it| it.unwrap().text).collect();
         assert_eq!(pieces, sequence.text);
         let beams = GenerationConfig { num_beams: Some(2), ..healing(greedy()) };
-        let beams = generate(&model, Request::new(text).config(beams)).unwrap();
+        let beams = model.generate(Request::new(text).config(beams)).unwrap();
         assert_eq!(beams.healed_prompts, generation.healed_prompts);
     }
     assert!(changed >= 2, "{changed} prompts were healed");
 
-    let batch = texts.map(Into::into);
-    let batch = generate(&model, Request::batch(batch).config(healing(greedy()))).unwrap();
+    let batch = model.generate(Request::batch(texts).config(healing(greedy()))).unwrap();
     for (text, row) in texts.iter().zip(&batch.sequences) {
-        let alone = generate(&model, Request::new(*text).config(healing(greedy()))).unwrap();
+        let alone = model.generate(Request::new(*text).config(healing(greedy()))).unwrap();
         assert_eq!(row.text, alone.sequences[0].text);
     }
 }
@@ -166,6 +170,6 @@ fn a_healed_prompt_and_the_text_make_one_text() {
 fn healing_needs_a_text() {
     let model = tiny("llama");
     let config = GenerationConfig { token_healing: Some(true), ..greedy() };
-    let error = generate(&model, Request::new(prompt()).config(config)).unwrap_err();
+    let error = model.generate(Request::new(prompt()).config(config)).unwrap_err();
     assert!(error.to_string().contains("no tokenizer.json"), "{error}");
 }

@@ -9,7 +9,6 @@ use mlx_genkit::{
     decoding_strategies::{
         DEFAULT_PREFILL_CHUNK, DecoderSession, LanguageModel, LeftPadded, Speculative,
     },
-    generate,
     generation_config::OneOrMany,
 };
 
@@ -48,7 +47,7 @@ fn config(draw: bool, eos: &[u32]) -> GenerationConfig {
 
 fn run(model: &Model, prompts: &[Vec<u32>], config: GenerationConfig) -> Generation {
     let prompts = prompts.iter().map(|it| Prompt::from(it.clone()));
-    generate(model, Request::batch(prompts).config(config).seed(Seed::Fast(7))).unwrap()
+    model.generate(Request::batch(prompts).config(config).seed(Seed::Fast(7))).unwrap()
 }
 
 fn tokens(generation: &Generation) -> Vec<&[u32]> {
@@ -157,10 +156,10 @@ fn what_a_grammar_forces_costs_no_pass_of_its_own() {
         };
         let request =
             |config| Request::new("The weather is wonderful.").config(config).seed(Seed::Fast(3));
-        let alone = generate(&model, request(plain.clone())).unwrap();
+        let alone = model.generate(request(plain.clone())).unwrap();
         let lookup = GenerationConfig { prompt_lookup_num_tokens: Some(3), ..plain.clone() };
-        let lookup = generate(&model, request(lookup)).unwrap();
-        let draft = generate(&model, request(plain).assistant(&model)).unwrap();
+        let lookup = model.generate(request(lookup)).unwrap();
+        let draft = model.generate(request(plain).assistant(&model)).unwrap();
         assert_eq!(tokens(&alone), tokens(&lookup));
         // A draft's guesses use up other random numbers.
         assert!(draw || tokens(&alone) == tokens(&draft));

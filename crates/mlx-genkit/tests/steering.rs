@@ -3,19 +3,16 @@
 #![cfg(all(feature = "bundled", feature = "grammars"))]
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use mlx_genkit::{
-    Batch, ComputeDtype, ErrorKind, GenerationConfig, HookPoint, Model, NoHook, Prompt, Request,
-    ResidualHook, Seed, Sequence, generate,
+    Batch, BatchOutcome, ComputeDtype, ErrorKind, GenerationConfig, HookPoint, Model, NoHook,
+    Prompt, Request, ResidualHook, Seed, Sequence,
     generation_config::{Kwargs, OneOrMany},
     kv_cache::KvCache,
-    load,
     logits_processors::log_softmax,
     mlx_rs::{Array, ops::indexing::TryIndexOp},
-    score,
     steering::{Injection, Operation, Steering, SteeringHook, SteeringVectors},
-    stream,
 };
 
 use serde_json::json;
@@ -43,7 +40,7 @@ const NEW: usize = 10;
 
 fn tiny(name: &str) -> Model {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name);
-    load(folder, ComputeDtype::Float32).unwrap()
+    Model::load(folder, ComputeDtype::Float32).unwrap()
 }
 
 /// Vectors after the first two blocks, of length `norm`.
@@ -75,11 +72,12 @@ fn config() -> GenerationConfig {
 
 fn run(model: &Model, hook: &mut dyn ResidualHook, config: GenerationConfig) -> Vec<u32> {
     let request = Request::new(PROMPT.to_vec()).config(config).hook(hook).seed(Seed::Fast(1));
-    generate(model, request).unwrap().sequences.swap_remove(0).tokens
+    model.generate(request).unwrap().sequences.swap_remove(0).tokens
 }
 
-/// What `hook` leads to in every way there is to run a request for one sequence.
-fn ways(model: &Model, hook: &mut SteeringHook) -> BTreeMap<&'static str, Vec<u32>> {
+/// What a steering leads to in every way there is to run a request for one sequence.
+fn ways(model: &Model, steering: &Steering) -> BTreeMap<&'static str, Vec<u32>> {
+    let hook = &mut hook(model, steering);
     let mut said = BTreeMap::new();
     for (way, config) in [
         ("plain", config()),
@@ -89,13 +87,13 @@ fn ways(model: &Model, hook: &mut SteeringHook) -> BTreeMap<&'static str, Vec<u3
     ] {
         said.insert(way, run(model, hook, config));
     }
-    let assisted = Request::new(PROMPT.to_vec()).config(config()).assistant(model).hook(hook);
-    said.insert("draft", generate(model, assisted).unwrap().sequences[0].tokens.clone());
+    let assisted = Request::new(PROMPT.to_vec()).config(config()).hook(&mut *hook).assistant(model);
+    said.insert("draft", model.generate(assisted).unwrap().sequences[0].tokens.clone());
 
     let others = [(1..14).collect::<Vec<u32>>(), PROMPT.to_vec(), vec![30, 2, 7]];
     let prompts = others.iter().map(|it| Prompt::from(it.clone()));
-    let together = Request::batch(prompts).config(config()).hook(hook);
-    said.insert("padded", generate(model, together).unwrap().sequences[1].tokens.clone());
+    let together = Request::batch(prompts).config(config()).hook(&mut *hook);
+    said.insert("padded", model.generate(together).unwrap().sequences[1].tokens.clone());
 
     let cache = model.decoder().new_cache(1);
     let (_, cache) = go_on(model, hook, cache);
@@ -103,7 +101,7 @@ fn ways(model: &Model, hook: &mut SteeringHook) -> BTreeMap<&'static str, Vec<u3
     said.insert("forked", forked);
     said.insert("the fork's origin", go_on(model, hook, cache).0);
 
-    let mut batch = Batch::hooked(model, hook).unwrap();
+    let (mut batch, steering) = (Batch::new(model), Arc::new(steering.clone()));
     let mut waiting = others.iter();
     let mut tokens: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
     for step in 0.. {
@@ -111,10 +109,21 @@ fn ways(model: &Model, hook: &mut SteeringHook) -> BTreeMap<&'static str, Vec<u3
         if step % 2 == 0
             && let Some(prompt) = waiting.next()
         {
-            batch.join(Request::new(prompt.clone()).config(config())).unwrap();
+            let request = Request::new(prompt.clone()).config(config());
+            batch.join(request.steering(Arc::clone(&steering))).unwrap();
         }
-        let Some(pieces) = batch.next() else { break };
-        pieces.unwrap().iter().for_each(|it| tokens.entry(it.id).or_default().push(it.token));
+        if batch.is_empty() {
+            break;
+        }
+        for event in batch.step().unwrap() {
+            match event.outcome {
+                BatchOutcome::Piece(it) => tokens.entry(event.id).or_default().push(it.token),
+                BatchOutcome::Finished(it) => {
+                    assert_eq!(it.sequences[0].tokens, tokens[&event.id]);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
     }
     said.insert("continuous", tokens.remove(&1).unwrap());
     said
@@ -123,7 +132,7 @@ fn ways(model: &Model, hook: &mut SteeringHook) -> BTreeMap<&'static str, Vec<u3
 /// A request with a cache; gives it back.
 fn go_on(model: &Model, hook: &mut SteeringHook, cache: KvCache) -> (Vec<u32>, KvCache) {
     let request = Request::new(PROMPT.to_vec()).config(config()).cache(cache).hook(hook);
-    let mut stream = stream(model, request).unwrap();
+    let mut stream = model.stream(request).unwrap();
     stream.by_ref().for_each(|it| drop(it.unwrap()));
     let (mut generation, cache) = stream.finish_with_cache().unwrap();
     (generation.sequences.swap_remove(0).tokens, cache)
@@ -131,7 +140,7 @@ fn go_on(model: &Model, hook: &mut SteeringHook, cache: KvCache) -> (Vec<u32>, K
 
 #[track_caller]
 fn all_the_same(model: &Model, steering: &Steering, label: &str) {
-    let said = ways(model, &mut hook(model, steering));
+    let said = ways(model, steering);
     for (way, tokens) in &said {
         assert_eq!(tokens, &said["plain"], "{}: {way} differs under {label}", model.name());
     }
@@ -204,8 +213,8 @@ fn alone_as_together(
     };
     let mut search = |prompts: &[Vec<u32>]| -> Vec<Sequence> {
         let prompts = prompts.iter().map(|it| Prompt::from(it.clone()));
-        let request = Request::batch(prompts).config(config.clone()).hook(hook);
-        generate(model, request).unwrap().sequences
+        let request = Request::batch(prompts).config(config.clone()).hook(&mut *hook);
+        model.generate(request).unwrap().sequences
     };
     let together = search(prompts);
     for (prompt, together) in prompts.iter().zip(together.chunks(3)) {
@@ -254,7 +263,7 @@ fn a_text_that_is_read_anew_is_steered_as_before() {
         let mut hook = hook(&model, &steering);
         let mut run = |config| {
             let request = Request::new(prompt.clone()).config(config).hook(&mut hook);
-            generate(&model, request).unwrap().sequences.swap_remove(0).tokens
+            model.generate(request).unwrap().sequences.swap_remove(0).tokens
         };
         let plain = run(config());
         let lookup = GenerationConfig { prompt_lookup_num_tokens: Some(3), ..config() };
@@ -271,11 +280,11 @@ fn spent(model: &Model, hook: &mut SteeringHook) -> Vec<f64> {
         let request = Request::new(PROMPT.to_vec())
             .config(one_more)
             .cache(model.decoder().new_cache(1))
-            .hook(hook);
-        let mut stream = stream(model, request).unwrap();
+            .hook(&mut *hook);
+        let mut stream = model.stream(request).unwrap();
         stream.by_ref().for_each(|it| drop(it.unwrap()));
         let (generation, mut cache) = stream.finish_with_cache().unwrap();
-        let mut steered = generation.sequences[0].kept.logits[count - 1].clone();
+        let mut steered = generation.sequences[0].recorded.logits[count - 1].clone();
         // The last token was not fed; the one before it was steered, and is fed again without.
         let fed = cache.tokens(0).to_vec();
         let columns = if count == 1 { PROMPT.len() } else { 1 };
@@ -354,20 +363,20 @@ fn a_cache_is_not_gone_on_with_under_another_steering() {
     let (_, cache) = go_on(&model, &mut hook(&model, &of(1.0)), model.decoder().new_cache(1));
     assert!(cache.steering(0).unwrap().starts_with("add 1 at resid_post.0 to resid_post.1"));
 
-    let error = generate(&model, ask(cache.fork())).unwrap_err();
+    let error = model.generate(ask(cache.fork())).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Request);
     let error = error.to_string();
     assert!(error.contains("filled under the steering `add 1 at"), "{error}");
     assert!(error.contains("without steering"), "{error}");
     let mut other = hook(&model, &of(2.0));
-    let error = generate(&model, ask(cache.fork()).hook(&mut other)).unwrap_err().to_string();
+    let error = model.generate(ask(cache.fork()).hook(&mut other)).unwrap_err().to_string();
     assert!(error.contains("`add 1 at") && error.contains("`add 2 at"), "{error}");
     let (_, bare) = {
-        let mut stream = stream(&model, ask(model.decoder().new_cache(1))).unwrap();
+        let mut stream = model.stream(ask(model.decoder().new_cache(1))).unwrap();
         stream.by_ref().for_each(|it| drop(it.unwrap()));
         stream.finish_with_cache().unwrap()
     };
-    let error = generate(&model, ask(bare).hook(&mut other)).unwrap_err().to_string();
+    let error = model.generate(ask(bare).hook(&mut other)).unwrap_err().to_string();
     assert!(error.contains("filled without steering"), "{error}");
 
     // A pass of one's own is refused as well, and leaves the cache as it was.
@@ -377,16 +386,16 @@ fn a_cache_is_not_gone_on_with_under_another_steering() {
     assert_eq!((fork.len(), fork.steering(0)), (cache.len(), cache.steering(0)));
 
     // Alpha 0 is no steering, an equal steering is the same one, and mixing can be asked for.
-    let same = generate(&model, ask(cache.fork()).hook(&mut hook(&model, &of(1.0))));
+    let same = model.generate(ask(cache.fork()).hook(&mut hook(&model, &of(1.0))));
     assert_eq!(same.unwrap().sequences[0].tokens.len(), NEW);
     let mut mixed = cache.fork();
     mixed.allow_other_steering();
-    let mixed = generate(&model, ask(mixed).hook(&mut hook(&model, &of(0.0)))).unwrap();
+    let mixed = model.generate(ask(mixed).hook(&mut hook(&model, &of(0.0)))).unwrap();
     assert_eq!(mixed.sequences[0].tokens.len(), NEW);
     let mut empty = cache;
     empty.clear();
     assert_eq!(empty.steering(0), None);
-    generate(&model, ask(empty)).unwrap();
+    model.generate(ask(empty)).unwrap();
 }
 
 /// What the bundled model holds of a cheerful text, less what it holds of a gloomy one.
@@ -449,7 +458,7 @@ fn steering_goes_with_everything_else_in_one_call() {
                 let config = GenerationConfig { do_sample: Some(true), ..config.clone() };
                 request = request.config(config);
             }
-            generate(&model, hook.into_iter().fold(request, |it, hook| it.hook(hook))).unwrap()
+            model.generate(hook.into_iter().fold(request, |it, hook| it.hook(hook))).unwrap()
         };
         let mut steered = hook(&model, &steering);
         let (plain, steered) = (run(None).sequences, run(Some(&mut steered)).sequences);
@@ -487,7 +496,7 @@ fn rows_under_guidance_and_steering_do_not_know_of_each_other() {
     let mut run = |prompts: &[Vec<u32>]| -> Vec<Vec<u32>> {
         let prompts = prompts.iter().map(|it| Prompt::from(it.clone()));
         let request = Request::batch(prompts).config(config.clone()).hook(&mut hook);
-        generate(&model, request).unwrap().sequences.into_iter().map(|it| it.tokens).collect()
+        model.generate(request).unwrap().sequences.into_iter().map(|it| it.tokens).collect()
     };
     let together = run(&prompts);
     for (prompt, together) in prompts.into_iter().zip(together) {
@@ -502,9 +511,12 @@ fn what_steering_does_not_go_with_is_refused_in_a_sentence() {
     let mut bounded = hook(&model, &steering);
     let guided = GenerationConfig { guidance_scale: Some(2.0), ..config() };
     let request = Request::new(PROMPT.to_vec()).config(guided).hook(&mut bounded);
-    let error = generate(&model, request).unwrap_err();
+    let error = model.generate(request).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Request);
-    assert!(error.to_string().contains("a KL budget does not go with `guidance_scale`"), "{error}");
+    assert!(
+        error.to_string().contains("a KL budget is not available together with `guidance_scale`"),
+        "{error}"
+    );
 
     for (fields, strategy) in [
         (json!({"penalty_alpha": 0.6, "top_k": 4}), "contrastive search"),
@@ -512,11 +524,11 @@ fn what_steering_does_not_go_with_is_refused_in_a_sentence() {
     ] {
         let kwargs = Kwargs::from_json(&fields).unwrap();
         let request = Request::new(PROMPT.to_vec()).config(config()).overrides(kwargs);
-        let error = generate(&model, request.hook(&mut bounded)).unwrap_err().to_string();
+        let error = model.generate(request.hook(&mut bounded)).unwrap_err().to_string();
         assert!(error.contains("KL budget") && error.contains(strategy), "{error}");
     }
 
-    let error = score(&model, &Prompt::from(PROMPT.to_vec()), &mut bounded).unwrap_err();
+    let error = model.score(Request::new(PROMPT.to_vec()).hook(&mut bounded)).unwrap_err();
     assert!(error.to_string().contains("a given text is scored without one"), "{error}");
 
     // A pass of one's own that does not set strengths would not keep to the budget.
@@ -524,9 +536,6 @@ fn what_steering_does_not_go_with_is_refused_in_a_sentence() {
     let error = model.decoder().forward(&[&PROMPT], &mut cache, &mut bounded).unwrap_err();
     assert!(error.to_string().contains("a KL budget is kept where tokens are chosen"), "{error}");
 
-    let mut batch = Batch::new(&model).unwrap();
-    let error = batch.join(Request::new(PROMPT.to_vec()).hook(&mut bounded)).unwrap_err();
-    assert!(error.to_string().contains("a hook of their own"), "{error}");
     for budget in [0.0, -1.0, f64::NAN, f64::INFINITY] {
         let error = steering.clone().budget(budget).hook(model.decoder()).unwrap_err();
         assert!(error.to_string().contains("must be a finite number above 0"), "{error}");

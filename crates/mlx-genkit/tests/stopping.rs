@@ -4,8 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
 
 use mlx_genkit::{
-    ComputeDtype, ErrorKind, FinishReason, GenerationConfig, Model, Prompt, Request, Sequence,
-    generate, generation_config::OneOrMany, logits_processors::Context, stream,
+    AssistedRequest, ComputeDtype, ErrorKind, FinishReason, GenerationConfig, Model, Prompt,
+    Request, Sequence, generation_config::OneOrMany, logits_processors::Context,
 };
 
 fn bundled() -> Model {
@@ -28,8 +28,8 @@ fn at(strings: &[&str], count: usize) -> GenerationConfig {
 
 const STORY: &str = "Once upon a time";
 
-fn one(model: &Model, request: Request<'_>) -> Sequence {
-    generate(model, request).unwrap().sequences.swap_remove(0)
+fn one<'a>(model: &'a Model, request: impl Into<AssistedRequest<'a>>) -> Sequence {
+    model.generate(request).unwrap().sequences.swap_remove(0)
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn text_ends_at_a_string_or_before_it() {
 
         let trimmed = one(&model, request().trim_stop(true));
         assert_eq!((trimmed.text.as_str(), &trimmed.tokens), (before, &kept.tokens));
-        let mut stream = stream(&model, request().trim_stop(true)).unwrap();
+        let mut stream = model.stream(request().trim_stop(true)).unwrap();
         let shown: String = stream.by_ref().map(|it| it.unwrap().text).collect();
         assert_eq!(shown, before);
     }
@@ -91,13 +91,13 @@ fn time_and_criteria() {
     let model = bundled();
     let config = GenerationConfig { max_time: Some(0.0), ..greedy(40) };
     let prompts = [STORY, "The harbour"].map(Prompt::from);
-    for sequence in generate(&model, Request::batch(prompts).config(config)).unwrap().sequences {
+    for sequence in model.generate(Request::batch(prompts).config(config)).unwrap().sequences {
         assert_eq!((sequence.finish_reason, sequence.tokens.len()), (FinishReason::Time, 1));
     }
     let prompts = [STORY, "The harbour"].map(Prompt::from);
     let own = |context: &Context<'_>| context.generated().len() == 3 + context.row;
     let request = Request::batch(prompts).config(greedy(4)).stop_when(own);
-    let sequences = generate(&model, request).unwrap().sequences;
+    let sequences = model.generate(request).unwrap().sequences;
     assert_eq!(sequences[0].finish_reason, FinishReason::Criterion);
     assert_eq!(sequences[0].tokens.len(), 3);
     assert_eq!(sequences[1].tokens.len(), 4);
@@ -113,9 +113,9 @@ fn beams_stop_at_strings_too() {
     let start = (9..).find(|&it| whole.is_char_boundary(it)).unwrap();
     let string: String = whole[start..].chars().take(5).collect();
     let config = GenerationConfig { num_return_sequences: Some(3), ..beams(at(&[&string], 24)) };
-    let kept = generate(&model, Request::new(STORY).config(config.clone())).unwrap().sequences;
+    let kept = model.generate(Request::new(STORY).config(config.clone())).unwrap().sequences;
     let trimmed = Request::new(STORY).config(config).trim_stop(true);
-    let trimmed = generate(&model, trimmed).unwrap().sequences;
+    let trimmed = model.generate(trimmed).unwrap().sequences;
     assert!(kept.iter().any(|it| it.finish_reason == FinishReason::StopString), "{kept:?}");
     for (kept, trimmed) in kept.iter().zip(trimmed) {
         let stopped = kept.finish_reason == FinishReason::StopString;
@@ -136,7 +136,7 @@ fn what_cannot_be_stopped_at_is_refused() {
         (at(&[""], 4), "must not be empty"),
         (GenerationConfig { max_time: Some(-1.0), ..greedy(4) }, "`max_time`"),
     ] {
-        let error = generate(&model, Request::new(STORY).config(config)).unwrap_err();
+        let error = model.generate(Request::new(STORY).config(config)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Request, "{error}");
         assert!(error.to_string().contains(words), "{error}");
     }

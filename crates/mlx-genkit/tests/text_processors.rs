@@ -5,9 +5,7 @@
 
 use std::path::Path;
 
-use mlx_genkit::{
-    ComputeDtype, FinishReason, Generation, GenerationConfig, Model, Request, Seed, generate, load,
-};
+use mlx_genkit::{ComputeDtype, FinishReason, Generation, GenerationConfig, Model, Request, Seed};
 use serde_json::{Value, json};
 
 fn bundled() -> Model {
@@ -23,7 +21,7 @@ fn draw(model: &Model, prompt: &str, config: GenerationConfig) -> Generation {
         num_return_sequences: Some(4),
         ..config
     };
-    generate(model, Request::new(prompt).config(config).seed(Seed::Fast(11))).unwrap()
+    model.generate(Request::new(prompt).config(config).seed(Seed::Fast(11))).unwrap()
 }
 
 #[test]
@@ -84,7 +82,7 @@ fn dry_ends_a_loop_and_breakers_shorten_what_counts() {
     let prompt = "the sea and the sea and the sea and the sea and";
     let run = |config: GenerationConfig| {
         let config = GenerationConfig { max_new_tokens: Some(1), ..config };
-        generate(&model, Request::new(prompt).config(config)).unwrap().sequences[0].tokens[0]
+        model.generate(Request::new(prompt).config(config)).unwrap().sequences[0].tokens[0]
     };
     let dry = |breakers: Option<Vec<String>>| GenerationConfig {
         dry_multiplier: Some(100.0),
@@ -104,9 +102,9 @@ fn dry_ends_a_loop_and_breakers_shorten_what_counts() {
 #[test]
 fn a_grammar_without_a_tokenizer_is_refused() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models/llama");
-    let model = load(folder, ComputeDtype::Float32).unwrap();
+    let model = Model::load(folder, ComputeDtype::Float32).unwrap();
     let config = GenerationConfig { regex: Some("a+".to_owned()), ..GenerationConfig::default() };
-    let error = generate(&model, Request::new(vec![5, 6]).config(config)).unwrap_err();
+    let error = model.generate(Request::new(vec![5, 6]).config(config)).unwrap_err();
     assert!(error.to_string().contains("no tokenizer.json"), "{error}");
 }
 
@@ -119,7 +117,7 @@ fn requests_with_other_end_tokens_do_not_mix() {
             eos_token_id: Some(eos.into()),
             ..GenerationConfig::default()
         };
-        let generation = generate(&model, Request::new("So?").config(config)).unwrap();
+        let generation = model.generate(Request::new("So?").config(config)).unwrap();
         *generation.sequences[0].tokens.last().unwrap()
     };
     assert_eq!([ends_with(2), ends_with(0), ends_with(2)], [2, 0, 2]);

@@ -14,11 +14,10 @@ use std::{
 
 use clap::Args;
 use mlx_genkit::{
-    Assistant, GenerationConfig, Message, Model, Request, ResidualHook, Seed,
+    Assistant, AssistedRequest, GenerationConfig, Message, Model, Request, ResidualHook, Seed,
     kv_cache::{KvCache, RowId},
     logits_processors::Context,
     steering::SteeringHook,
-    stream,
 };
 
 use crate::{
@@ -274,14 +273,15 @@ impl Conversation<'_> {
             let cache = self.cache.take();
             request = request.cache(cache.unwrap_or_else(|| self.model.decoder().new_cache(1)));
         }
+        if let Some(hook) = &mut self.steering {
+            request = request.hook(hook);
+        }
+        let mut request = AssistedRequest::from(request);
         if let Some(assistant) = self.assistant {
             let assistant = Assistant::new(assistant).config(self.args.assistant.config());
             request = request.assistant(assistant);
         }
-        if let Some(hook) = &mut self.steering {
-            request = request.hook(hook);
-        }
-        let mut stream = stream(self.model, request)?;
+        let mut stream = self.model.stream(request)?;
         if !self.warned {
             for warning in stream.warnings() {
                 terminal::warning(&self.settings.spelled(&warning.to_string(), Some(self.model)));

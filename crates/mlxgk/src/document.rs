@@ -128,7 +128,7 @@ impl<'a> Continuation<'a> {
             text: &it.text,
             finish_reason: it.finish_reason.as_str(),
             score: it.score.map(Into::into),
-            logprobs: it.kept.logprobs.iter().map(Logprob::new).collect(),
+            logprobs: it.recorded.logprobs.iter().map(Logprob::new).collect(),
             transition_scores: it.transition_scores(false).ok().flatten().map(|it| widened(&it)),
             beam_indices: it.beam_indices.as_deref(),
             hidden_states: it.hidden_states.as_ref().map(Hidden::new),

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use clap::Args;
 use mlx_genkit::{
-    Assistant, FinishReason, Generation, GenerationConfig, Model, Prompt, Request, TokenStream,
-    stream,
+    Assistant, AssistedRequest, FinishReason, Generation, GenerationConfig, Model, Prompt, Request,
+    TokenStream,
 };
 
 use crate::{
@@ -116,7 +116,7 @@ fn serve(
         .config(settings.file.clone())
         .seed(seed)
         .trim_stop(args.config.trim_stop)
-        .negative_prompts(args.negative_prompt.iter().map(|it| it.as_str().into()));
+        .negative_prompts(args.negative_prompt.iter().map(String::as_str));
     if let Some(top) = args.logprobs {
         request = request.logprobs(top);
     }
@@ -125,33 +125,34 @@ fn serve(
         Some(Layers::All) => request = request.hidden_states(0..=model.decoder().layers().len()),
         None => {}
     }
+    if let Some(hook) = args.steering.hook(model)? {
+        request = request.hook(hook);
+    }
+    let mut request = AssistedRequest::from(request);
     if let Some(assistant) = &assistant {
         request = request.assistant(Assistant::new(assistant).config(args.assistant.config()));
     }
-    let mut steering = args.steering.hook(model)?;
-    if let Some(hook) = &mut steering {
-        request = request.hook(hook);
-    }
 
-    let mode = request.mode(model)?;
+    let plan = model.plan(request)?;
+    let mode = plan.mode();
     let mut warnings = Vec::new();
     let mut warn = |warning: &dyn std::fmt::Display| {
         let warning = settings.spelled(&warning.to_string(), Some(model));
         terminal::warning(&warning);
         warnings.push(warning);
     };
-    let (generation, shown) = if mode.streams() {
+    let (generation, shown) = if plan.streams() {
         let spinner = Spinner::new("reading the prompt");
-        let mut stream = stream(model, request)?;
+        let mut stream = plan.stream()?;
         stream.prefill()?;
         drop(spinner);
         stream.warnings().iter().for_each(|it| warn(it));
         // A single sequence is printed as it is made.
-        let live = live && stream.sequences() == 1;
+        let live = live && stream.num_sequences() == 1;
         (if live { show(stream, model)? } else { gather(stream)? }, live)
     } else {
         let spinner = Spinner::new("searching");
-        let generation = mlx_genkit::generate(model, request)?;
+        let generation = plan.generate()?;
         drop(spinner);
         generation.warnings.iter().for_each(|it| warn(it));
         (generation, false)
@@ -229,7 +230,7 @@ fn show(mut stream: TokenStream<'_>, model: &Model) -> Result<Generation> {
 
 /// Waits for all sequences.
 fn gather(mut stream: TokenStream<'_>) -> Result<Generation> {
-    let bar = TokenBar::new(stream.most_tokens());
+    let bar = TokenBar::new(stream.max_tokens());
     for piece in stream.by_ref() {
         piece?;
         bar.advance();

@@ -22,7 +22,7 @@ pub(crate) fn load(args: &ModelArgs) -> Result<(Model, Duration)> {
     let model = match &args.model {
         Some(folder) => {
             let _spinner = Spinner::new(format!("loading {}", folder.display()));
-            mlx_genkit::load(folder, dtype)?
+            Model::load(folder, dtype)?
         }
         None => Model::bundled(dtype)?,
     };
@@ -36,7 +36,7 @@ pub(crate) fn load(args: &ModelArgs) -> Result<(Model, Duration)> {
 /// Loads a second model, to run where and as precisely as the first.
 pub(crate) fn load_beside(folder: &Path, args: &ModelArgs) -> Result<Model> {
     let _spinner = Spinner::new(format!("loading {}", folder.display()));
-    Ok(mlx_genkit::load(folder, dtype(args))?)
+    Ok(Model::load(folder, dtype(args))?)
 }
 
 fn dtype(args: &ModelArgs) -> ComputeDtype {

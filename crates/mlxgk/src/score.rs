@@ -1,7 +1,7 @@
 //! `mlxgk score`.
 
 use clap::Args;
-use mlx_genkit::{NoHook, ResidualHook, score};
+use mlx_genkit::Request;
 
 use crate::{
     document::{self, ScoredText},
@@ -29,12 +29,11 @@ pub(crate) struct ScoreArgs {
 pub(crate) fn run(args: &ScoreArgs) -> Result<()> {
     let text = prompts::read_text(&args.text)?;
     let (model, _) = load::load(&args.model)?;
-    let mut steering = args.steering.hook(&model)?;
-    let hook: &mut dyn ResidualHook = match &mut steering {
-        Some(hook) => hook,
-        None => &mut NoHook,
-    };
-    let scored = score(&model, &text, hook)?;
+    let mut request = Request::new(text);
+    if let Some(hook) = args.steering.hook(&model)? {
+        request = request.hook(hook);
+    }
+    let scored = model.score(request)?;
     if args.output.format == Format::Json {
         return document::print(&ScoredText::new(&scored));
     }

@@ -26,14 +26,14 @@ impl Asked {
     }
 
     pub(crate) fn request<'a>(&self, config: GenerationConfig) -> Request<'a> {
-        Request::batch(self.prompts.iter().map(|it| it.clone().into()))
+        Request::batch(self.prompts.iter().cloned())
             .config(config)
             .seed(Seed::Torch(self.seed.unwrap_or(0)))
     }
 
     /// Serves the request as it was recorded.
     pub(crate) fn run(&self, model: &Model) -> Result<Generation, String> {
-        mlx_genkit::generate(model, self.request(self.config()?)).map_err(|e| e.to_string())
+        model.generate(self.request(self.config()?)).map_err(|e| e.to_string())
     }
 
     /// Compares tokens and finish reasons.
@@ -65,8 +65,9 @@ thread_local! {
 
 /// The model folder that a fixture names, computing in fp32.
 pub(crate) fn model(folder: &Path) -> Result<Rc<Model>, String> {
-    let load =
-        |path: &Path| mlx_genkit::load(path, ComputeDtype::Float32).map_err(|e| e.to_string());
+    let load = |path: &Path| {
+        mlx_genkit::Model::load(path, ComputeDtype::Float32).map_err(|e| e.to_string())
+    };
     MODELS.with(|it| it.get(folder, load))
 }
 

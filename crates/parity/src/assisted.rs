@@ -86,12 +86,13 @@ impl Case {
         config: GenerationConfig,
         helper: Option<Assistant<'_>>,
     ) -> Result<Vec<Sequence>, String> {
-        let negative = self.negative_prompts.iter().flatten().map(|it| it.clone().into());
-        let mut request = self.asked.request(config).negative_prompts(negative);
-        if let Some(helper) = helper {
-            request = request.assistant(helper);
-        }
-        Ok(mlx_genkit::generate(model, request).map_err(|e| e.to_string())?.sequences)
+        let negative = self.negative_prompts.iter().flatten().cloned();
+        let request = self.asked.request(config).negative_prompts(negative);
+        let generation = match helper {
+            Some(helper) => model.generate(request.assistant(helper)),
+            None => model.generate(request),
+        };
+        Ok(generation.map_err(|e| e.to_string())?.sequences)
     }
 
     fn compare_scores(&self, ours: &[Sequence], guided: bool) -> Outcome {
@@ -120,7 +121,7 @@ impl Case {
             }
             // HF's logits are from before the guidance, ours from behind it.
             if !guided {
-                let logits = ours.kept.logits.iter().zip(&ours.tokens);
+                let logits = ours.recorded.logits.iter().zip(&ours.tokens);
                 let logits = logits.map(|(row, &token)| row[token as usize]).collect();
                 compare("logits", logits, &self.logits[at])?;
             }

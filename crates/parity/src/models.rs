@@ -12,9 +12,9 @@ use std::{
 
 use mlx_rs::Array;
 use mlxgk_decoding_strategies::{
-    DEFAULT_PREFILL_CHUNK, DecoderSession, Decoding, LanguageModel, LeftPadded, Rule, Stop,
+    DEFAULT_PREFILL_CHUNK, DecoderSession, LanguageModel, LeftPadded, Limits, Prefill, RowGroup,
+    SampleLoop, TokenLoop,
 };
-use mlxgk_logits_processors::ProcessorList;
 use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
 use serde::Deserialize;
 
@@ -245,25 +245,14 @@ impl Forward {
 impl Eos {
     fn ends(&self, model: &Decoder) -> Result<Deviation, String> {
         let prompts = LeftPadded::new(&self.prompts, self.pad_token_id).map_err(text)?;
-        let mut hook = NoHook;
-        let session = DecoderSession::prefill(model, &prompts, DEFAULT_PREFILL_CHUNK, &mut hook)
-            .map_err(text)?;
-        let stop = Stop { max_new_tokens: self.max_new_tokens, eos: self.eos_token_id.clone() };
-        let (rows, padding, processors) =
-            (prompts.rows(), prompts.padding(), ProcessorList::default());
-        let mut decoding = Decoding::new(
-            session,
-            rows,
-            padding,
-            processors,
-            Rule::Greedy,
-            stop,
-            self.pad_token_id,
-        );
-        for step in decoding.by_ref() {
+        let session = Prefill::new(model, &prompts, NoHook).finish().map_err(text)?;
+        let limits = Limits { max_new_tokens: self.max_new_tokens, eos: self.eos_token_id.clone() };
+        let group = RowGroup::greedy(limits).pad(self.pad_token_id);
+        let mut tokens = SampleLoop::new(session, &prompts, group);
+        while let Some(step) = tokens.step() {
             step.map_err(text)?;
         }
-        let ours: Vec<_> = decoding.rows().iter().map(|it| it.tokens.clone()).collect();
+        let ours: Vec<_> = tokens.into_parts().1.into_iter().map(|it| it.tokens).collect();
         same_tokens(&ours, &self.tokens)?;
         Ok(Deviation(0.0))
     }

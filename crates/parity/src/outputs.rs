@@ -56,7 +56,7 @@ impl Case {
             let mut config = self.asked.config()?;
             config.use_cache = Some(use_cache);
             config.output_hidden_states = Some(self.hidden.is_some());
-            let ours = mlx_genkit::generate(model, self.asked.request(config));
+            let ours = model.generate(self.asked.request(config));
             let ours = ours.map_err(|e| e.to_string())?.sequences;
             let of = |what: String| format!("use_cache {use_cache}: {what}");
             self.asked.compare(&ours).map_err(of)?;

@@ -6,9 +6,8 @@
 use std::{collections::BTreeMap, ops::Range, path::Path, rc::Rc, sync::Arc};
 
 use mlxgk_decoding_strategies::{
-    DEFAULT_PREFILL_CHUNK, DecoderSession, Decoding, LeftPadded, Rule, Stop,
+    DEFAULT_PREFILL_CHUNK, DecoderSession, LeftPadded, Limits, RowGroup, SampleLoop, TokenLoop,
 };
-use mlxgk_logits_processors::ProcessorList;
 use mlxgk_mlx_models::{ComputeDtype, Decoder};
 use mlxgk_steering::{
     Conflict, HookPoint, Injection, Operation, Steering, SteeringVectors, extract::direction,
@@ -154,12 +153,13 @@ impl Case {
         let mut hook = steering.hook(model).map_err(|e| e.to_string())?;
         let session = DecoderSession::prefill(model, &prompts, chunk, &mut hook)
             .map_err(|e| e.to_string())?;
-        let stop = Stop { max_new_tokens: expected[0].len(), eos: Vec::new() };
-        let (rows, padding) = (prompts.rows(), prompts.padding());
-        let mut decoding =
-            Decoding::new(session, rows, padding, ProcessorList::default(), Rule::Greedy, stop, 0);
-        decoding.by_ref().try_for_each(|it| it.map(|_| ())).map_err(|e| e.to_string())?;
-        for (row, (ours, theirs)) in decoding.rows().iter().zip(expected).enumerate() {
+        let limits = Limits { max_new_tokens: expected[0].len(), eos: Vec::new() };
+        let mut tokens = SampleLoop::new(session, &prompts, RowGroup::greedy(limits));
+        while let Some(step) = tokens.step() {
+            step.map_err(|e| e.to_string())?;
+        }
+        let rows = tokens.into_parts().1;
+        for (row, (ours, theirs)) in rows.iter().zip(expected).enumerate() {
             if &ours.tokens != theirs {
                 let same = ours.tokens.iter().zip(theirs).take_while(|(a, b)| a == b).count();
                 return Err(format!("row {row} differs from token {same} on"));

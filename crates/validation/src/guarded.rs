@@ -2,7 +2,7 @@
 //! once more.
 
 use mlx_genkit::{
-    GenerationConfig, Model, Prompt, Request, ResidualHook, Result, Seed, Sequence, generate,
+    GenerationConfig, Model, Prompt, Request, ResidualHook, Result, Seed, Sequence,
     steering::{Suspicion, suspicions},
 };
 
@@ -32,7 +32,7 @@ pub enum Reason {
 /// `seed` feeds both draws; the second has a stream of its own.
 ///
 /// # Errors
-/// As [`generate`].
+/// As [`Model::generate`].
 pub fn guarded(
     model: &Model,
     prompts: &[Prompt],
@@ -43,7 +43,7 @@ pub fn guarded(
 ) -> Result<Vec<Guarded>> {
     let mut draw = |prompts: &[Prompt], seed: u64| {
         let request = Request::batch(prompts.iter().cloned()).config(config.clone());
-        generate(model, request.seed(Seed::Fast(seed)).hook(&mut *hook))
+        model.generate(request.seed(Seed::Fast(seed)).hook(&mut *hook))
     };
     let same = |at: usize, sequence: &Sequence| {
         base.is_some_and(|it| it[at].sequence.tokens == sequence.tokens)
@@ -67,12 +67,10 @@ pub fn guarded(
     }
     let asked: Vec<Prompt> = again.iter().map(|(at, _)| prompts[*at].clone()).collect();
     let second = draw(&asked, stream(seed, 1))?.sequences;
-    for ((at, reason), sequence) in again.into_iter().zip(second) {
-        answers[at] = Guarded {
-            suspicions: suspicions(&sequence.text),
-            sequence: Sequence { prompt_index: at, ..sequence },
-            resampled: Some(reason),
-        };
+    for ((at, reason), mut sequence) in again.into_iter().zip(second) {
+        sequence.prompt_index = at;
+        answers[at] =
+            Guarded { suspicions: suspicions(&sequence.text), sequence, resampled: Some(reason) };
     }
     Ok(answers)
 }

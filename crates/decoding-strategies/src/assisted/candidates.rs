@@ -2,7 +2,7 @@
 
 use mlxgk_logits_processors::{Context, ProcessorList};
 
-use crate::{Result, Rule};
+use crate::{Chooser, Result};
 
 /// Guesses for the next tokens.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -10,35 +10,53 @@ pub struct Candidates {
     /// The tokens, in order; may be none.
     pub tokens: Vec<u32>,
     /// The processed scores that each was chosen from, a vocabulary per token; empty where they were
-    /// not chosen from scores.
+    /// not chosen from scores, or nobody [asked](DraftContext::wants_scores) for them.
     pub scores: Vec<f32>,
 }
 
 /// Where the text stands when a guess is asked for.
 #[derive(Debug)]
-pub struct Turn<'a> {
+pub struct DraftContext<'a> {
     /// Prompt and new tokens.
     pub context: Context<'a>,
     /// How many tokens are worth guessing: with one more from the model the row is full.
-    pub room: usize,
+    pub budget: usize,
     /// How many tokens the model can check in one pass.
-    pub checkable: usize,
+    pub max_checkable: usize,
     /// Tokens that end the row.
     pub eos: &'a [u32],
     /// What the model's scores go through.
     pub processors: &'a ProcessorList,
     /// Scores per position.
     pub vocab_size: usize,
+    /// Whether the scores of the guesses are needed to judge them.
+    pub wants_scores: bool,
 }
 
 /// Guesses tokens that a model may say next (HF `CandidateGenerator`).
 pub trait CandidateGenerator {
-    /// Guesses at most `turn.checkable` tokens; those beyond `turn.room` are lost. `rule` warps and draws where tokens are drawn.
+    /// Guesses at most `draft.max_checkable` tokens; those beyond `draft.budget` are lost. `chooser`
+    /// warps and draws where tokens are drawn.
     ///
     /// # Errors
     /// When a draft model fails, or nothing can be chosen from its scores.
-    fn candidates(&mut self, turn: &Turn<'_>, rule: &mut Rule) -> Result<Candidates>;
+    fn candidates(&mut self, draft: &DraftContext<'_>, chooser: &mut Chooser)
+    -> Result<Candidates>;
 
-    /// Learns that `accepted` of the last `guessed` tokens stood.
+    /// Learns that `accepted` of the last `guessed` tokens were accepted.
     fn update(&mut self, guessed: usize, accepted: usize);
+}
+
+impl<G: CandidateGenerator + ?Sized> CandidateGenerator for Box<G> {
+    fn candidates(
+        &mut self,
+        draft: &DraftContext<'_>,
+        chooser: &mut Chooser,
+    ) -> Result<Candidates> {
+        (**self).candidates(draft, chooser)
+    }
+
+    fn update(&mut self, guessed: usize, accepted: usize) {
+        (**self).update(guessed, accepted);
+    }
 }

@@ -3,8 +3,8 @@
 use mlxgk_logits_processors::{Context, LogitsProcessor, Stage};
 use mlxgk_torch::softmax;
 
-use super::{CandidateGenerator, Candidates, Speculative, Turn};
-use crate::{Result, Rule};
+use super::{CandidateGenerator, Candidates, DraftContext, Speculative};
+use crate::{Chooser, Result};
 
 /// How the number of guesses changes with their success (`num_assistant_tokens_schedule`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -12,7 +12,7 @@ pub enum Schedule {
     /// It does not.
     #[default]
     Constant,
-    /// Two more after a turn in which all stood, one fewer after any other (HF `heuristic` and
+    /// Two more after a turn in which all were accepted, one fewer after any other (HF `heuristic` and
     /// `heuristic_transient`, which differ in what the next request begins with).
     Heuristic,
 }
@@ -79,36 +79,49 @@ impl<D: Speculative> DraftModel<D> {
 }
 
 impl<D: Speculative> CandidateGenerator for DraftModel<D> {
-    fn candidates(&mut self, turn: &Turn<'_>, rule: &mut Rule) -> Result<Candidates> {
-        let most = self.options.num_tokens.min(turn.room).min(turn.checkable);
+    fn candidates(
+        &mut self,
+        draft: &DraftContext<'_>,
+        chooser: &mut Chooser,
+    ) -> Result<Candidates> {
+        let most = self.options.num_tokens.min(draft.budget).min(draft.max_checkable);
         if most == 0 {
             return Ok(Candidates::default());
         }
-        self.catch_up(turn.context.tokens)?;
-        let mut text = turn.context.tokens.to_vec();
+        self.catch_up(draft.context.tokens)?;
+        let threshold = self.options.confidence_threshold;
+        let reads_scores = draft.wants_scores || threshold > 0.0;
+        let mut text = draft.context.tokens.to_vec();
         let mut guess = Candidates::default();
-        let (mut warped, mut probs) = (Vec::new(), Vec::new());
+        let (mut scores, mut warped, mut probs) = (Vec::new(), Vec::new(), Vec::new());
         loop {
             let all = self.model.scores()?;
-            let mut scores = all[all.len() - turn.vocab_size..].to_vec();
-            let context = Context { tokens: &text, ..turn.context };
-            turn.processors.process(&context, &mut scores)?;
+            scores.clear();
+            scores.extend_from_slice(&all[all.len() - draft.vocab_size..]);
+            let context = Context { tokens: &text, ..draft.context };
+            draft.processors.process(&context, &mut scores)?;
             // In HF the draft gets the model's list of processors beside its own, and of both lists
             // whatever stands behind the caller's processors applies: warpers, watermark and
             // normalisation apply twice.
-            rule.warp(&context, &mut scores)?;
-            for late in turn.processors.iter().filter(|it| it.stage() > Stage::User) {
+            chooser.warp(&context, &mut scores)?;
+            for late in draft.processors.iter().filter(|it| it.stage() > Stage::User) {
                 late.process(&context, &mut scores)?;
             }
-            let token = rule.choose_keeping(0, &context, &scores, &mut warped)?;
+            let token = if reads_scores {
+                chooser.choose_keeping(0, &context, &scores, &mut warped)?
+            } else {
+                chooser.choose(0, &context, &scores)?
+            };
             guess.tokens.push(token);
-            guess.scores.extend_from_slice(&warped);
-            if guess.tokens.len() == most || turn.eos.contains(&token) {
+            if draft.wants_scores {
+                guess.scores.extend_from_slice(&warped);
+            }
+            if guess.tokens.len() == most || draft.eos.contains(&token) {
                 return Ok(guess);
             }
-            if self.options.confidence_threshold > 0.0 {
+            if threshold > 0.0 {
                 softmax(&warped, &mut probs);
-                if f64::from(probs[token as usize]) < self.options.confidence_threshold {
+                if f64::from(probs[token as usize]) < threshold {
                     return Ok(guess);
                 }
             }

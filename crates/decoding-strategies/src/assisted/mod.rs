@@ -1,25 +1,25 @@
 //! Assisted decoding: something cheap guesses several tokens ahead, the model checks them in one pass.
 //!
 //! The pieces: a [`CandidateGenerator`] guesses, [`PromptLookup`] by finding the last words earlier
-//! in the text, [`DraftModel`] by asking a smaller model; [`AssistedDecoding`] checks; a
-//! [`Speculative`] model is one that can take several tokens at once and take them back.
+//! in the text, [`DraftModel`] by asking a smaller model; [`AssistedLoop`] checks; a [`Speculative`]
+//! model is one that can take several tokens at once and take them back.
 //!
-//! The outcome is the model's own. Greedily, a guess stands as long as it is what the model would
-//! have said. Drawn from a draft model's distribution `q`, a guess stands with probability
-//! `min(1, p / q)`, and where one falls the token is drawn from the rest of `p` over `q`: so each
+//! The outcome is the model's own. Greedily, a guess is accepted as long as it is what the model would
+//! have chosen. Drawn from a draft model's distribution `q`, it is accepted with probability
+//! `min(1, p / q)`, and where one is not, the token is drawn from the rest of `p` over `q`: so each
 //! token is distributed as `p`, the model's own (Leviathan et al., [Fast inference from transformers
 //! via speculative decoding](https://arxiv.org/abs/2211.17192), algorithm 1).
 
+mod assisted_loop;
 mod candidates;
-mod decoding;
 mod draft_model;
 mod prompt_lookup;
-mod verdict;
+mod speculative_sampler;
 
 use crate::{LanguageModel, Result};
 
-pub use self::candidates::{CandidateGenerator, Candidates, Turn};
-pub use self::decoding::{Acceptance, AssistedDecoding};
+pub use self::assisted_loop::{Acceptance, AssistedLoop};
+pub use self::candidates::{CandidateGenerator, Candidates, DraftContext};
 pub use self::draft_model::{AssistantOptions, DraftModel, Schedule};
 pub use self::prompt_lookup::PromptLookup;
 
@@ -40,7 +40,7 @@ pub trait Speculative: LanguageModel {
     fn roll_back(&mut self, count: usize) -> Result<()>;
 
     /// How many tokens can be fed without changing how earlier ones are read. Most models have no
-    /// such limit; one with longrope reads all of a text anew when it outgrows the original context.
+    /// such limit; one with longrope reads all of a text again when it outgrows the original context.
     fn room(&self) -> usize {
         usize::MAX
     }

@@ -2,20 +2,28 @@
 
 use mlxgk_logits_processors::{Context, LogitsProcessor};
 
-use super::{CandidateGenerator, Candidates, Turn};
-use crate::{Error, ErrorKind, Result, Rule};
+use super::{CandidateGenerator, Candidates, DraftContext};
+use crate::{Chooser, Error, ErrorKind, Result};
 
 /// Guesses that what followed the last words earlier will follow them again (HF
 /// `PromptLookupCandidateGenerator`; Saxena, prompt lookup decoding). Costs no model; pays where
 /// answers quote their prompt.
 ///
 /// ```
-/// use mlxgk_decoding_strategies::{CandidateGenerator, PromptLookup, Rule, Turn};
+/// use mlxgk_decoding_strategies::{CandidateGenerator, DraftContext, PromptLookup, Chooser};
 /// use mlxgk_logits_processors::{Context, ProcessorList};
 ///
 /// let (context, processors) = (Context::new(&[5, 6, 7, 8, 9, 5, 6], 7), ProcessorList::default());
-/// let turn = Turn { context, room: 10, checkable: 10, eos: &[], processors: &processors, vocab_size: 20 };
-/// let guess = PromptLookup::new(3, 2)?.candidates(&turn, &mut Rule::Greedy)?;
+/// let draft = DraftContext {
+///     context,
+///     budget: 10,
+///     max_checkable: 10,
+///     eos: &[],
+///     processors: &processors,
+///     vocab_size: 20,
+///     wants_scores: false,
+/// };
+/// let guess = PromptLookup::new(3, 2)?.candidates(&draft, &mut Chooser::Greedy)?;
 /// assert_eq!(guess.tokens, [7, 8, 9]);
 /// # Ok::<(), mlxgk_decoding_strategies::Error>(())
 /// ```
@@ -54,18 +62,22 @@ impl PromptLookup {
 }
 
 impl CandidateGenerator for PromptLookup {
-    fn candidates(&mut self, turn: &Turn<'_>, rule: &mut Rule) -> Result<Candidates> {
-        if turn.room == 0 {
+    fn candidates(
+        &mut self,
+        draft: &DraftContext<'_>,
+        chooser: &mut Chooser,
+    ) -> Result<Candidates> {
+        if draft.budget == 0 {
             return Ok(Candidates::default());
         }
-        for found in self.matches(turn.context.tokens) {
+        for found in self.matches(draft.context.tokens) {
             // HF checks what does not fit too, and torch draws for it: so the length is no bound.
-            let found = &found[..found.len().min(turn.checkable)];
-            let allowed = allowed(found, turn, rule)?;
+            let found = &found[..found.len().min(draft.max_checkable)];
+            let allowed = allowed(found, draft, chooser)?;
             if allowed == 0 && !found.is_empty() {
                 continue;
             }
-            let end = found[..allowed].iter().position(|it| turn.eos.contains(it));
+            let end = found[..allowed].iter().position(|it| draft.eos.contains(it));
             let tokens = found[..end.unwrap_or(allowed)].to_vec();
             return Ok(Candidates { tokens, scores: Vec::new() });
         }
@@ -77,18 +89,18 @@ impl CandidateGenerator for PromptLookup {
 
 /// How many of the tokens may be said one after the other: HF runs processors and warpers on scores
 /// that are all 1 and looks for bans. Where a penalty lowers what was said, a top-k bans it.
-fn allowed(tokens: &[u32], turn: &Turn<'_>, rule: &mut Rule) -> Result<usize> {
-    if turn.processors.is_empty() && matches!(rule, Rule::Greedy) {
+fn allowed(tokens: &[u32], draft: &DraftContext<'_>, chooser: &mut Chooser) -> Result<usize> {
+    if draft.processors.is_empty() && matches!(chooser, Chooser::Greedy) {
         return Ok(tokens.len());
     }
-    let mut text = turn.context.tokens.to_vec();
-    let mut scores = Vec::with_capacity(turn.vocab_size);
+    let mut text = draft.context.tokens.to_vec();
+    let mut scores = Vec::with_capacity(draft.vocab_size);
     for (place, &token) in tokens.iter().enumerate() {
         scores.clear();
-        scores.resize(turn.vocab_size, 1.0f32);
-        let context = Context { tokens: &text, ..turn.context };
-        turn.processors.process(&context, &mut scores)?;
-        rule.warp(&context, &mut scores)?;
+        scores.resize(draft.vocab_size, 1.0f32);
+        let context = Context { tokens: &text, ..draft.context };
+        draft.processors.process(&context, &mut scores)?;
+        chooser.warp(&context, &mut scores)?;
         if matches!(scores[token as usize], f32::NEG_INFINITY | f32::MIN) {
             return Ok(place);
         }

@@ -7,14 +7,17 @@
 use mlxgk_logits_processors::{Context, ProcessorList, Stage};
 
 use super::{
-    Beam, BeamOptions,
+    BeamOptions,
     constrained::with_advancing,
     constraint::{Constraint, Progress},
     heap::{Finished, Heap},
-    hypothesis::{Candidate, Hypothesis},
+    hypothesis::{Candidate, Hypothesis, Running},
     log_probs::LogProbs,
 };
-use crate::{Error, ErrorKind, FinishReason, Reorder, Result, Stop, top_k::TopK};
+use crate::{
+    Error, ErrorKind, FinishReason, LeftPadded, Limits, LoopOutput, Reorder, Result, RowEvent,
+    RowGroup, RowId, RowOutput, TokenLoop, top_k::TopK,
+};
 
 /// What sets a search apart.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,8 +36,7 @@ pub enum Variant {
     Words(Vec<Constraint>),
 }
 
-/// A search in groups or for given words, under way; an iterator over steps like
-/// [`BeamSearch`](crate::BeamSearch).
+/// A search in groups or for given words, under way; stepped like [`BeamSearch`](crate::BeamSearch).
 ///
 /// Sequences that end with any of several end tokens are returned with the first of them, as in HF.
 #[derive(Debug)]
@@ -44,11 +46,9 @@ pub struct HeapBeamSearch<M> {
     processors: [ProcessorList; 2],
     diversity_penalty: f64,
     constraints: Vec<Constraint>,
-    stop: Stop,
+    limits: Limits,
     pad: u32,
     options: BeamOptions,
-    prompt_len: usize,
-    padding: Vec<usize>,
     /// Of each prompt.
     searches: Vec<Vec<Group>>,
     log_probs: LogProbs,
@@ -59,7 +59,7 @@ pub struct HeapBeamSearch<M> {
 /// Some beams of one prompt that compete with one another.
 #[derive(Debug)]
 struct Group {
-    running: Vec<Hypothesis>,
+    running: Running,
     /// Of each beam, with the constraints.
     progress: Vec<Progress>,
     heap: Heap,
@@ -67,24 +67,28 @@ struct Group {
 }
 
 impl<M: Reorder> HeapBeamSearch<M> {
-    /// Continues `prompts` as [`BeamSearch::new`](crate::BeamSearch::new) does. `pad` is what HF
-    /// feeds to a group that is done; other groups of the prompt avoid it like its other tokens.
+    /// Continues prompts as [`BeamSearch::new`](crate::BeamSearch::new) does, always with the likeliest
+    /// tokens. HF feeds the group's padding to beams whose search is done; other groups of the prompt
+    /// avoid it like their other tokens.
     ///
     /// # Errors
     /// When there are no beams, or fewer than sequences to return; when groups do not divide the
-    /// beams; when the constraints need more tokens than there may be.
-    #[allow(clippy::too_many_arguments, reason = "the arguments of BeamSearch::new and two more")]
+    /// beams; when the constraints need more tokens than there may be; when there are stopping
+    /// criteria, which these searches do not ask.
     pub fn new(
         model: M,
-        prompts: &[Vec<u32>],
-        padding: &[usize],
-        processors: ProcessorList,
-        stop: Stop,
-        pad: u32,
+        prompts: &LeftPadded,
+        group: RowGroup,
         options: BeamOptions,
         variant: Variant,
     ) -> Result<Self> {
         options.check()?;
+        if group.stop.has_criteria() {
+            let what =
+                "group and constrained beam search stop only at end tokens and the length limit";
+            return Err(Error::new(ErrorKind::Prompt, what));
+        }
+        let limits = group.limits().clone();
         let (groups, diversity_penalty, constraints) = match variant {
             Variant::Groups { groups, diversity_penalty } => (groups, diversity_penalty, vec![]),
             Variant::Words(constraints) => (1, 0.0, constraints),
@@ -95,19 +99,20 @@ impl<M: Reorder> HeapBeamSearch<M> {
             return Err(Error::new(ErrorKind::Prompt, what));
         }
         let size = options.num_beams / groups;
-        let mut searches = Vec::with_capacity(prompts.len());
-        for (index, prompt) in prompts.iter().enumerate() {
+        let mut searches = Vec::with_capacity(prompts.rows().len());
+        for (index, (prompt, &padding)) in prompts.rows().iter().zip(prompts.padding()).enumerate()
+        {
             let progress = Progress::after(prompt, &constraints);
-            check_room(index, progress.missing(&constraints), &stop)?;
+            check_room(index, progress.missing(&constraints), &limits)?;
             let group = || Group {
-                running: Hypothesis::start(prompt, size),
+                running: Running::start(index, prompt, padding, size),
                 progress: vec![progress.clone(); size],
                 heap: Heap::new(size),
                 done: false,
             };
             searches.push((0..groups).map(|_| group()).collect());
         }
-        let mut before = processors;
+        let mut before = group.processors;
         let place = before.iter().take_while(|it| it.stage() <= Stage::SequenceBias).count();
         let after = before.split_off(place);
         Ok(Self {
@@ -115,11 +120,9 @@ impl<M: Reorder> HeapBeamSearch<M> {
             processors: [before, after],
             diversity_penalty,
             constraints,
-            stop,
-            pad,
+            limits,
+            pad: group.pad,
             options,
-            prompt_len: prompts.first().map_or(0, Vec::len),
-            padding: padding.to_vec(),
             searches,
             log_probs: LogProbs::default(),
             steps: 0,
@@ -127,26 +130,13 @@ impl<M: Reorder> HeapBeamSearch<M> {
         })
     }
 
-    /// When sequences end.
-    pub fn stop(&self) -> &Stop {
-        &self.stop
-    }
-
-    /// Waits until the scores of the next token are there.
-    ///
-    /// # Errors
-    /// When the model fails.
-    pub fn wait(&mut self) -> Result<()> {
-        self.model.scores().map(|_| ())
-    }
-
     /// Gives up the model, and the best sequences of each prompt, best first.
     ///
     /// # Errors
     /// When too few sequences of a prompt meet the constraints; the message names one that is
     /// missing.
-    pub fn finish(self) -> Result<(M, Vec<Beam>)> {
-        let mut beams = Vec::new();
+    pub fn into_parts(self) -> Result<(M, Vec<RowOutput>)> {
+        let mut rows = Vec::new();
         for (prompt, groups) in self.searches.into_iter().enumerate() {
             let mut found: Vec<Finished> = Vec::new();
             let mut unmet = None;
@@ -164,21 +154,21 @@ impl<M: Reorder> HeapBeamSearch<M> {
             // The last of equals comes first, as from the end of a list that Python has sorted.
             found.reverse();
             found.sort_by(|a, b| b.score.total_cmp(&a.score));
-            beams.extend(found.into_iter().take(wanted).map(|it| {
+            rows.extend(found.into_iter().take(wanted).map(|it| {
                 let hypothesis = Hypothesis { score: it.score as f32, ..it.hypothesis };
-                hypothesis.into_beam(prompt, self.prompt_len, it.finish_reason)
+                hypothesis.into_output(prompt, it.finish_reason)
             }));
         }
-        Ok((self.model, beams))
+        Ok((self.model, rows))
     }
 
     fn is_done(&self) -> bool {
         self.failed
-            || self.steps >= self.stop.max_new_tokens
+            || self.steps >= self.limits.max_new_tokens
             || self.searches.iter().flatten().all(|it| it.done)
     }
 
-    fn step(&mut self) -> Result<()> {
+    fn advance(&mut self) -> Result<()> {
         let vocab = self.model.vocab_size();
         self.log_probs.load(self.model.scores()?, vocab)?;
         self.steps += 1;
@@ -188,12 +178,12 @@ impl<M: Reorder> HeapBeamSearch<M> {
             // What the groups of this prompt have chosen in this step.
             let mut chosen = Vec::new();
             for at in 0..self.searches[prompt].len() {
-                let size = self.searches[prompt][at].running.len();
+                let size = self.searches[prompt][at].progress.len();
                 if self.searches[prompt][at].done {
                     chosen.extend(std::iter::repeat_n(self.pad, size));
                     continue;
                 }
-                let go_on = self.advance(prompt, at, first_row, &chosen)?;
+                let go_on = self.advance_group(prompt, at, first_row, &chosen)?;
                 chosen.extend(go_on.iter().map(|it| it.token));
                 if !self.searches[prompt][at].done {
                     rows.extend(go_on.iter().map(|it| first_row + it.beam));
@@ -212,7 +202,7 @@ impl<M: Reorder> HeapBeamSearch<M> {
     }
 
     /// Gives every beam of a group, the rows from `first_row` on, its next token.
-    fn advance(
+    fn advance_group(
         &mut self,
         prompt: usize,
         at: usize,
@@ -220,12 +210,9 @@ impl<M: Reorder> HeapBeamSearch<M> {
         chosen: &[u32],
     ) -> Result<Vec<Candidate>> {
         let group = &self.searches[prompt][at];
-        let contexts: Vec<Option<Context<'_>>> = group
-            .running
-            .iter()
-            .map(|beam| beam.context(prompt, self.prompt_len, self.padding[prompt]))
-            .collect();
-        let rows = first_row..first_row + group.running.len();
+        let contexts: Vec<Option<Context<'_>>> = group.running.contexts().collect();
+        let beams = group.running.beams();
+        let rows = first_row..first_row + beams.len();
         self.log_probs.process(first_row, &contexts, &self.processors[0])?;
         for row in rows.clone() {
             avoid(self.log_probs.row_mut(row), chosen, self.diversity_penalty);
@@ -233,36 +220,37 @@ impl<M: Reorder> HeapBeamSearch<M> {
         self.log_probs.process(first_row, &contexts, &self.processors[1])?;
 
         let vocab = self.model.vocab_size();
-        let mut best = TopK::new((1 + self.stop.eos.len()).max(2) * group.running.len());
-        for (beam, row) in group.running.iter().zip(rows) {
+        let mut best = TopK::new((1 + self.limits.eos.len()).max(2) * beams.len());
+        for (beam, row) in beams.iter().zip(rows) {
             best.offer(self.log_probs.row(row), beam.score);
         }
         let candidate = |beam: usize, token: u32| {
             let log_prob = self.log_probs.row(first_row + beam)[token as usize];
-            let end = self.stop.eos.contains(&token).then_some(FinishReason::Eos);
-            Candidate { beam, token, log_prob, score: log_prob + group.running[beam].score, end }
+            let end = self.limits.eos.contains(&token).then_some(FinishReason::Eos);
+            Candidate { beam, token, log_prob, score: log_prob + beams[beam].score, end }
         };
         let places = best.finish().into_iter().map(|it| it.place);
         let candidates: Vec<Candidate> =
             places.map(|place| candidate(place / vocab, (place % vocab) as u32)).collect();
 
         // Where the beams would stand if nothing had left the batch.
-        let whole_row = prompt * self.options.num_beams + at * group.running.len();
+        let whole_row = prompt * self.options.num_beams + at * beams.len();
         let group = &mut self.searches[prompt][at];
         let mut go_on =
-            group.sort_out(&candidates, whole_row, self.steps, &self.options, &self.stop);
+            group.sort_out(&candidates, whole_row, self.steps, &self.options, &self.limits);
         if !self.constraints.is_empty() {
             let candidate = |beam: usize, token: u32| {
                 let log_prob = self.log_probs.row(first_row + beam)[token as usize];
-                let score = log_prob + group.running[beam].score;
+                let score = log_prob + group.running.beams()[beam].score;
                 Candidate { beam, token, log_prob, score, end: None }
             };
-            let (running, progress) = (&group.running, &group.progress);
+            let (running, progress) = (group.running.beams(), &group.progress);
             go_on = with_advancing(go_on, running, progress, &self.constraints, candidate);
         }
         group.go_on(&go_on, whole_row, &self.constraints);
         let best = candidates.first().map_or(f32::NEG_INFINITY, |it| it.score);
-        group.done = group.heap.is_done(best, self.steps, self.stop.max_new_tokens, &self.options);
+        group.done =
+            group.heap.is_done(best, self.steps, self.limits.max_new_tokens, &self.options);
         Ok(go_on)
     }
 }
@@ -275,16 +263,16 @@ impl Group {
         first_row: usize,
         new_tokens: usize,
         options: &BeamOptions,
-        stop: &Stop,
+        limits: &Limits,
     ) -> Vec<Candidate> {
-        let size = self.running.len();
+        let size = self.progress.len();
         let mut go_on = Vec::with_capacity(size);
         for (rank, candidate) in candidates.iter().enumerate() {
             match candidate.end {
                 None => go_on.push(*candidate),
                 Some(end) if rank < size && self.progress[candidate.beam].is_complete() => {
-                    let first = Candidate { token: stop.eos[0], ..*candidate };
-                    let (row, parent) = (first_row + first.beam, &self.running[first.beam]);
+                    let first = Candidate { token: limits.eos[0], ..*candidate };
+                    let (row, parent) = (first_row + first.beam, &self.running.beams()[first.beam]);
                     let hypothesis = || parent.extended(row, &first, first.score);
                     let penalty = options.length_penalty;
                     self.heap.add(first.score, new_tokens, penalty, end, hypothesis);
@@ -300,20 +288,18 @@ impl Group {
 
     /// Makes the chosen continuations the running beams.
     fn go_on(&mut self, chosen: &[Candidate], first_row: usize, constraints: &[Constraint]) {
-        let extended =
-            |it: &Candidate| self.running[it.beam].extended(first_row + it.beam, it, it.score);
         let progress = |it: &Candidate| {
             let mut progress = self.progress[it.beam].clone();
             progress.add(it.token, constraints);
             progress
         };
-        (self.running, self.progress) =
-            chosen.iter().map(|it| (extended(it), progress(it))).unzip();
+        self.progress = chosen.iter().map(progress).collect();
+        self.running.advance(chosen, first_row, |it| it.score);
     }
 
     /// Lets the beams that still run, and lack nothing, compete with the finished.
     fn close(&mut self, new_tokens: usize, options: &BeamOptions) {
-        for (beam, progress) in self.running.iter().zip(&self.progress) {
+        for (beam, progress) in self.running.beams().iter().zip(&self.progress) {
             if progress.is_complete() && beam.score > f32::NEG_INFINITY {
                 let end = FinishReason::Length;
                 let penalty = options.length_penalty;
@@ -339,11 +325,11 @@ fn avoid(scores: &mut [f32], chosen: &[u32], penalty: f64) {
     }
 }
 
-fn check_room(prompt: usize, missing: usize, stop: &Stop) -> Result<()> {
-    if missing > stop.max_new_tokens {
+fn check_room(prompt: usize, missing: usize, limits: &Limits) -> Result<()> {
+    if missing > limits.max_new_tokens {
         let what = format!(
             "prompt {prompt}: the forced words need {missing} tokens, but only {} may be generated",
-            stop.max_new_tokens
+            limits.max_new_tokens
         );
         return Err(Error::new(ErrorKind::Constraint, what));
     }
@@ -372,15 +358,26 @@ fn too_few(
     Error::new(ErrorKind::Constraint, what)
 }
 
-impl<M: Reorder> Iterator for HeapBeamSearch<M> {
-    type Item = Result<()>;
+impl<M: Reorder> TokenLoop for HeapBeamSearch<M> {
+    fn wait(&mut self) -> Result<()> {
+        self.model.scores().map(drop)
+    }
 
-    fn next(&mut self) -> Option<Self::Item> {
+    fn step(&mut self) -> Option<Result<Vec<RowEvent>>> {
         if self.is_done() {
             return None;
         }
-        let step = self.step();
+        let step = self.advance();
         self.failed = step.is_err();
-        Some(step)
+        Some(step.map(|()| Vec::new()))
+    }
+
+    /// Beams do not end one by one.
+    fn leave(&mut self, _: RowId) -> bool {
+        false
+    }
+
+    fn finish(self: Box<Self>) -> Result<LoopOutput> {
+        Ok(LoopOutput { rows: self.into_parts()?.1, ..LoopOutput::default() })
     }
 }

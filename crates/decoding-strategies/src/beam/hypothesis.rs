@@ -2,8 +2,7 @@
 
 use mlxgk_logits_processors::Context;
 
-use super::Beam;
-use crate::FinishReason;
+use crate::{BeamPath, FinishReason, Recorded, RowOutput};
 
 /// The score HF gives what must not win: far below any sum of log-probabilities, yet finite, so
 /// that beams with it still have an order. Adding it in fp32 leaves multiples of 64.
@@ -12,7 +11,7 @@ pub(super) const OUT: f32 = -1e9;
 /// A continuation of a prompt.
 #[derive(Debug, Clone)]
 pub(super) struct Hypothesis {
-    /// Padding, prompt and new tokens.
+    /// New tokens.
     pub(super) tokens: Vec<u32>,
     pub(super) beam_indices: Vec<usize>,
     pub(super) transition_scores: Vec<f32>,
@@ -35,34 +34,6 @@ pub(super) struct Candidate {
 }
 
 impl Hypothesis {
-    /// The beams before the first step. All hold the same prompt; so that the first step does not
-    /// choose the same tokens for each, only the first may win.
-    pub(super) fn start(prompt: &[u32], num_beams: usize) -> Vec<Self> {
-        let beam = |beam| Self {
-            tokens: prompt.to_vec(),
-            beam_indices: Vec::new(),
-            transition_scores: Vec::new(),
-            score: if beam == 0 { 0.0 } else { OUT },
-        };
-        (0..num_beams).map(beam).collect()
-    }
-
-    /// What processors get to see; `None` for a beam that has lost for good.
-    pub(super) fn context(
-        &self,
-        prompt: usize,
-        prompt_len: usize,
-        padding: usize,
-    ) -> Option<Context<'_>> {
-        let tokens = &self.tokens;
-        (self.score > f32::NEG_INFINITY).then_some(Context {
-            tokens,
-            prompt_len,
-            padding,
-            row: prompt,
-        })
-    }
-
     /// This beam, row `row` of the batch, continued by `candidate`, with the given score.
     pub(super) fn extended(&self, row: usize, candidate: &Candidate, score: f32) -> Self {
         Self {
@@ -74,19 +45,91 @@ impl Hypothesis {
     }
 
     /// The sequence to return.
-    pub(super) fn into_beam(
-        mut self,
-        prompt_index: usize,
-        prompt_len: usize,
-        finish_reason: FinishReason,
-    ) -> Beam {
-        Beam {
-            prompt_index,
-            tokens: self.tokens.split_off(prompt_len),
-            score: self.score,
-            beam_indices: self.beam_indices,
-            transition_scores: self.transition_scores,
-            finish_reason,
+    pub(super) fn into_output(self, prompt_index: usize, finish_reason: FinishReason) -> RowOutput {
+        RowOutput {
+            tokens: self.tokens,
+            finish_reason: Some(finish_reason),
+            recorded: Recorded::default(),
+            beam: Some(BeamPath {
+                prompt_index,
+                score: self.score,
+                beam_indices: self.beam_indices,
+                transition_scores: self.transition_scores,
+            }),
+        }
+    }
+}
+
+/// The running beams of one search, with a text for each that processors can look at.
+#[derive(Debug)]
+pub(super) struct Running {
+    prompt: usize,
+    prompt_len: usize,
+    padding: usize,
+    beams: Vec<Hypothesis>,
+    /// Padding, prompt and new tokens; the prompt stays where it is while beams change.
+    texts: Vec<Vec<u32>>,
+}
+
+impl Running {
+    /// The beams before the first step. All hold the same prompt; so that the first step does not
+    /// choose the same tokens for each, only the first may win.
+    pub(super) fn start(prompt: usize, tokens: &[u32], padding: usize, num_beams: usize) -> Self {
+        let beam = |beam| Hypothesis {
+            tokens: Vec::new(),
+            beam_indices: Vec::new(),
+            transition_scores: Vec::new(),
+            score: if beam == 0 { 0.0 } else { OUT },
+        };
+        let (beams, texts) = ((0..num_beams).map(beam).collect(), vec![tokens.to_vec(); num_beams]);
+        Self { prompt, prompt_len: tokens.len(), padding, beams, texts }
+    }
+
+    pub(super) fn beams(&self) -> &[Hypothesis] {
+        &self.beams
+    }
+
+    /// What processors get to see of each beam; `None` for one that has lost for good.
+    pub(super) fn contexts(&self) -> impl Iterator<Item = Option<Context<'_>>> {
+        let runs = |beam: &Hypothesis| beam.score > f32::NEG_INFINITY;
+        self.beams.iter().zip(&self.texts).map(move |(beam, text)| {
+            runs(beam).then_some(Context {
+                tokens: text,
+                prompt_len: self.prompt_len,
+                padding: self.padding,
+                row: self.prompt,
+            })
+        })
+    }
+
+    /// Lets `f` look at a beam's text with one token more.
+    pub(super) fn with_token<T>(
+        &mut self,
+        beam: usize,
+        token: u32,
+        f: impl FnOnce(&Context<'_>) -> T,
+    ) -> T {
+        let (prompt_len, padding, row) = (self.prompt_len, self.padding, self.prompt);
+        let text = &mut self.texts[beam];
+        text.push(token);
+        let found = f(&Context { tokens: text, prompt_len, padding, row });
+        text.pop();
+        found
+    }
+
+    /// Makes the chosen continuations the running beams; `first_row` is the row of the first beam.
+    pub(super) fn advance(
+        &mut self,
+        chosen: &[Candidate],
+        first_row: usize,
+        score: impl Fn(&Candidate) -> f32,
+    ) {
+        let extended =
+            |it: &Candidate| self.beams[it.beam].extended(first_row + it.beam, it, score(it));
+        self.beams = chosen.iter().map(extended).collect();
+        for (text, beam) in self.texts.iter_mut().zip(&self.beams) {
+            text.truncate(self.prompt_len);
+            text.extend_from_slice(&beam.tokens);
         }
     }
 }

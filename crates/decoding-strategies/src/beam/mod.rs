@@ -17,7 +17,7 @@ pub use self::constraint::Constraint;
 pub use self::heap_search::{HeapBeamSearch, Variant};
 pub use self::search::BeamSearch;
 
-use crate::{Error, ErrorKind, FinishReason, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// When the search for one prompt is over, apart from the length: HF's `early_stopping`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -59,13 +59,12 @@ impl BeamOptions {
     }
 }
 
-/// One sequence that a search returns.
+/// How a search came by a sequence.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Beam {
+#[non_exhaustive]
+pub struct BeamPath {
     /// Which prompt it continues.
     pub prompt_index: usize,
-    /// New tokens, up to and including the end token; no padding.
-    pub tokens: Vec<u32>,
     /// HF's `sequences_scores`: natural logarithm, length penalty applied.
     pub score: f32,
     /// HF's `beam_indices`: for each new token, the row (`prompt_index · num_beams + beam`) whose
@@ -74,6 +73,4 @@ pub struct Beam {
     /// HF's transition scores: what each new token added, its processed log-probability. Their sum,
     /// divided by the number of tokens to the power of the length penalty, is `score`.
     pub transition_scores: Vec<f32>,
-    /// Why it ended.
-    pub finish_reason: FinishReason,
 }

@@ -1,19 +1,22 @@
 //! The vectorised search of transformers 5 (`GenerationMixin._beam_search`), for beams that take
 //! the likeliest tokens and for beams that draw.
 
-use mlxgk_logits_processors::{Context, ProcessorList};
+use mlxgk_logits_processors::Context;
 
 use super::{
-    Beam, BeamOptions, EarlyStopping,
-    hypothesis::{Candidate, Hypothesis, OUT, length_divisor},
+    BeamOptions, EarlyStopping,
+    hypothesis::{Candidate, Hypothesis, OUT, Running, length_divisor},
     log_probs::LogProbs,
 };
-use crate::{Error, ErrorKind, FinishReason, Reorder, Result, Rule, Stop, Stopping, top_k::TopK};
+use crate::{
+    Chooser, Error, ErrorKind, FinishReason, LeftPadded, Limits, LoopOutput, Reorder, Result,
+    RowEvent, RowGroup, RowId, RowOutput, TokenLoop, top_k::TopK,
+};
 
 /// A beam search under way, for a batch of prompts.
 ///
-/// An iterator over steps, each of which adds one token to every running beam; nothing can be said
-/// of the outcome before the end. A prompt whose search is over leaves the batch and costs no more.
+/// Each step adds one token to every running beam and has no events; what the sequences are is known
+/// at the end only. A prompt whose search is over leaves the batch and costs no more.
 ///
 /// Each step chooses among the continuations of all of a prompt's beams the best
 /// `max(2, 1 + end tokens) · num_beams`, so that enough are left when many end. Those that end
@@ -22,18 +25,12 @@ use crate::{Error, ErrorKind, FinishReason, Reorder, Result, Rule, Stop, Stoppin
 #[derive(Debug)]
 pub struct BeamSearch<M> {
     model: M,
-    processors: ProcessorList,
-    rule: Rule,
-    stopping: Stopping,
+    group: RowGroup,
     options: BeamOptions,
-    prompt_len: usize,
-    padding: Vec<usize>,
     searches: Vec<Search>,
     log_probs: LogProbs,
     /// The scores of all beams of a prompt, to draw among.
     flat: Vec<f32>,
-    /// A continuation as a whole, for criteria to look at.
-    text: Vec<u32>,
     failed: bool,
 }
 
@@ -41,75 +38,46 @@ pub struct BeamSearch<M> {
 #[derive(Debug)]
 struct Search {
     /// Best first.
-    running: Vec<Hypothesis>,
+    running: Running,
     /// At most `num_beams`, best first; the scores are divided by the length.
     finished: Vec<(Hypothesis, FinishReason)>,
     over: bool,
 }
 
 impl<M: Reorder> BeamSearch<M> {
-    /// Continues `prompts`, padded rows of one length, `padding[i]` tokens at the left of prompt
-    /// *i* being padding. `model` has been fed each prompt `num_beams` times in succession.
+    /// Continues prompts, each of which `model` has been fed `num_beams` times in succession.
     ///
-    /// `rule` draws or takes the best. One row's [`Sampling`](crate::Sampling) is enough: it serves
-    /// all beams. A criterion is asked of every continuation in the choice.
+    /// The group's chooser draws or takes the best. One row's [`Sampling`](crate::Sampling) is enough:
+    /// it serves all beams. A criterion is asked of every continuation in the choice.
     ///
     /// # Errors
     /// When there are no beams, or fewer than sequences to return.
     pub fn new(
         model: M,
-        prompts: &[Vec<u32>],
-        padding: &[usize],
-        processors: ProcessorList,
-        rule: Rule,
-        stopping: impl Into<Stopping>,
+        prompts: &LeftPadded,
+        group: RowGroup,
         options: BeamOptions,
     ) -> Result<Self> {
         options.check()?;
-        let stopping = stopping.into();
-        let search = |prompt: &Vec<u32>| Search {
-            running: Hypothesis::start(prompt, options.num_beams),
-            finished: Vec::new(),
-            over: stopping.stop().max_new_tokens == 0,
+        let over = group.limits().max_new_tokens == 0;
+        let prompts = prompts.rows().iter().zip(prompts.padding()).enumerate();
+        let search = |(index, (prompt, &padding)): (usize, (&Vec<u32>, &usize))| {
+            let running = Running::start(index, prompt, padding, options.num_beams);
+            Search { running, finished: Vec::new(), over }
         };
-        Ok(Self {
-            prompt_len: prompts.first().map_or(0, Vec::len),
-            searches: prompts.iter().map(search).collect(),
-            padding: padding.to_vec(),
-            log_probs: LogProbs::default(),
-            flat: Vec::new(),
-            text: Vec::new(),
-            failed: false,
-            model,
-            processors,
-            rule,
-            stopping,
-            options,
-        })
-    }
-
-    /// When sequences end.
-    pub fn stopping(&self) -> &Stopping {
-        &self.stopping
-    }
-
-    /// Waits until the scores of the next token are there: the end of the prefill, when called
-    /// before the first step.
-    ///
-    /// # Errors
-    /// When the model fails.
-    pub fn wait(&mut self) -> Result<()> {
-        self.model.scores().map(|_| ())
+        let searches = prompts.map(search).collect();
+        let (log_probs, flat, failed) = (LogProbs::default(), Vec::new(), false);
+        Ok(Self { model, group, options, searches, log_probs, flat, failed })
     }
 
     /// Gives up the model, and the best sequences of each prompt, best first.
     ///
     /// # Errors
     /// When a prompt has fewer finished sequences than are to be returned: before the end of the
-    /// iteration, or because processors banned all others.
-    pub fn finish(self) -> Result<(M, Vec<Beam>)> {
+    /// search, or because processors banned all others.
+    pub fn into_parts(self) -> Result<(M, Vec<RowOutput>)> {
         let wanted = self.options.num_return_sequences;
-        let mut beams = Vec::with_capacity(self.searches.len() * wanted);
+        let mut rows = Vec::with_capacity(self.searches.len() * wanted);
         for (prompt, search) in self.searches.into_iter().enumerate() {
             let found = search.finished.len();
             if found < wanted {
@@ -120,16 +88,16 @@ impl<M: Reorder> BeamSearch<M> {
                 return Err(Error::new(ErrorKind::NoToken, what));
             }
             let best = search.finished.into_iter().take(wanted);
-            beams.extend(best.map(|(it, end)| it.into_beam(prompt, self.prompt_len, end)));
+            rows.extend(best.map(|(it, end)| it.into_output(prompt, end)));
         }
-        Ok((self.model, beams))
+        Ok((self.model, rows))
     }
 
     fn is_done(&self) -> bool {
         self.failed || self.searches.iter().all(|it| it.over)
     }
 
-    fn step(&mut self) -> Result<()> {
+    fn advance(&mut self) -> Result<()> {
         let beams = self.options.num_beams;
         self.score()?;
         // Which row of this step each beam of the next goes on from, and with which token.
@@ -137,14 +105,14 @@ impl<M: Reorder> BeamSearch<M> {
         let mut first_row = 0;
         for prompt in 0..self.searches.len() {
             if self.searches[prompt].over {
-                self.rule.skip(prompt, beams * self.model.vocab_size());
+                self.group.chooser.skip(prompt, beams * self.model.vocab_size());
                 continue;
             }
             let candidates = self.candidates(prompt, first_row)?;
             let search = &mut self.searches[prompt];
             let go_on = search.retain(prompt * beams, &candidates, &self.options);
             let stuck = candidates.iter().all(|it| it.end.is_some());
-            search.over = stuck || search.is_over(&self.options, self.stopping.stop());
+            search.over = stuck || search.is_over(&self.options, self.group.limits());
             if !search.over {
                 rows.extend(go_on.iter().map(|it| first_row + it.beam));
                 tokens.extend(go_on.iter().map(|it| it.token));
@@ -162,15 +130,13 @@ impl<M: Reorder> BeamSearch<M> {
 
     /// Loads the log-probabilities of all rows, processed and, for draws, warped.
     fn score(&mut self) -> Result<()> {
-        let running = self.searches.iter().enumerate().filter(|(_, it)| !it.over);
-        let contexts: Vec<Option<Context<'_>>> = running
-            .flat_map(|(prompt, search)| search.running.iter().map(move |beam| (prompt, beam)))
-            .map(|(prompt, beam)| beam.context(prompt, self.prompt_len, self.padding[prompt]))
-            .collect();
+        let searches = self.searches.iter().filter(|it| !it.over);
+        let contexts: Vec<Option<Context<'_>>> =
+            searches.flat_map(|it| it.running.contexts()).collect();
         let vocab = self.model.vocab_size();
         self.log_probs.load(self.model.scores()?, vocab)?;
-        self.log_probs.process(0, &contexts, &self.processors)?;
-        if let Rule::Sample(sampling) = &mut self.rule {
+        self.log_probs.process(0, &contexts, &self.group.processors)?;
+        if let Chooser::Sample(sampling) = &mut self.group.chooser {
             for (row, context) in contexts.iter().enumerate() {
                 if let Some(context) = context {
                     sampling.warp(0, context, self.log_probs.row_mut(row))?;
@@ -184,22 +150,22 @@ impl<M: Reorder> BeamSearch<M> {
     /// the rows from `first_row` on.
     fn candidates(&mut self, prompt: usize, first_row: usize) -> Result<Vec<Candidate>> {
         let (beams, vocab) = (self.options.num_beams, self.model.vocab_size());
-        let search = &self.searches[prompt];
-        let count = (1 + self.stopping.stop().eos.len()).max(2) * beams;
+        let running = &mut self.searches[prompt].running;
+        let count = (1 + self.group.limits().eos.len()).max(2) * beams;
         let candidate = |place: usize| {
             let (beam, token) = (place / vocab, (place % vocab) as u32);
             let log_prob = self.log_probs.row(first_row + beam)[token as usize];
-            let score = log_prob + search.running[beam].score;
+            let score = log_prob + running.beams()[beam].score;
             Candidate { beam, token, log_prob, score, end: None }
         };
-        let rows = search.running.iter().zip(first_row..);
-        let mut candidates: Vec<Candidate> = match &mut self.rule {
-            Rule::Greedy => {
+        let rows = running.beams().iter().zip(first_row..);
+        let mut candidates: Vec<Candidate> = match &mut self.group.chooser {
+            Chooser::Greedy => {
                 let mut best = TopK::new(count);
                 rows.for_each(|(beam, row)| best.offer(self.log_probs.row(row), beam.score));
                 best.finish().into_iter().map(|it| candidate(it.place)).collect()
             }
-            Rule::Sample(sampling) => {
+            Chooser::Sample(sampling) => {
                 self.flat.clear();
                 for (beam, row) in rows {
                     self.flat.extend(self.log_probs.row(row).iter().map(|it| it + beam.score));
@@ -208,13 +174,9 @@ impl<M: Reorder> BeamSearch<M> {
                 filled_up(drawn, count, self.flat.len()).into_iter().map(candidate).collect()
             }
         };
+        let stop = &mut self.group.stop;
         for it in &mut candidates {
-            self.text.clear();
-            self.text.extend_from_slice(&search.running[it.beam].tokens);
-            self.text.push(it.token);
-            let (prompt_len, padding) = (self.prompt_len, self.padding[prompt]);
-            let context = Context { tokens: &self.text, prompt_len, padding, row: prompt };
-            it.end = self.stopping.check(&context)?;
+            it.end = running.with_token(it.beam, it.token, |context| stop.check(context))?;
         }
         Ok(candidates)
     }
@@ -245,10 +207,8 @@ impl Search {
         candidates: &[Candidate],
         options: &BeamOptions,
     ) -> Vec<Candidate> {
-        let extended = |running: &[Hypothesis], it: &Candidate, score| {
-            running[it.beam].extended(first_row + it.beam, it, score)
-        };
-        let new_tokens = self.running[0].transition_scores.len() + 1;
+        let beams = self.running.beams();
+        let new_tokens = beams[0].tokens.len() + 1;
         let divisor = length_divisor(new_tokens, options.length_penalty);
         // What ranks lower is there to run on, not to be returned.
         for candidate in candidates.iter().take(options.num_beams) {
@@ -257,7 +217,9 @@ impl Search {
                 && score > self.worst_finished(options)
             {
                 let place = self.finished.partition_point(|(it, _)| it.score >= score);
-                self.finished.insert(place, (extended(&self.running, candidate, score), end));
+                let row = first_row + candidate.beam;
+                let finished = beams[candidate.beam].extended(row, candidate, score);
+                self.finished.insert(place, (finished, end));
                 self.finished.truncate(options.num_beams);
             }
         }
@@ -265,7 +227,7 @@ impl Search {
         let mut go_on = candidates.to_vec();
         go_on.sort_by(|a, b| score(b).total_cmp(&score(a)));
         go_on.truncate(options.num_beams);
-        self.running = go_on.iter().map(|it| extended(&self.running, it, score(it))).collect();
+        self.running.advance(&go_on, first_row, score);
         go_on
     }
 
@@ -278,29 +240,44 @@ impl Search {
     }
 
     /// Whether nothing can change any more, as HF estimates.
-    fn is_over(&self, options: &BeamOptions, stop: &Stop) -> bool {
+    fn is_over(&self, options: &BeamOptions, limits: &Limits) -> bool {
         let full = self.finished.len() == options.num_beams;
-        let new_tokens = self.running[0].transition_scores.len();
+        let best = &self.running.beams()[0];
+        let new_tokens = best.tokens.len();
         if full && options.early_stopping == EarlyStopping::WhenFinished {
             return true;
         }
         let hopeful = options.early_stopping == EarlyStopping::Never;
-        let length =
-            if hopeful && options.length_penalty > 0.0 { stop.max_new_tokens } else { new_tokens };
-        let best = self.running[0].score / length_divisor(length, options.length_penalty);
+        let length = if hopeful && options.length_penalty > 0.0 {
+            limits.max_new_tokens
+        } else {
+            new_tokens
+        };
+        let best = best.score / length_divisor(length, options.length_penalty);
         best <= self.worst_finished(options)
     }
 }
 
-impl<M: Reorder> Iterator for BeamSearch<M> {
-    type Item = Result<()>;
+impl<M: Reorder> TokenLoop for BeamSearch<M> {
+    fn wait(&mut self) -> Result<()> {
+        self.model.scores().map(drop)
+    }
 
-    fn next(&mut self) -> Option<Self::Item> {
+    fn step(&mut self) -> Option<Result<Vec<RowEvent>>> {
         if self.is_done() {
             return None;
         }
-        let step = self.step();
+        let step = self.advance();
         self.failed = step.is_err();
-        Some(step)
+        Some(step.map(|()| Vec::new()))
+    }
+
+    /// Beams do not end one by one.
+    fn leave(&mut self, _: RowId) -> bool {
+        false
+    }
+
+    fn finish(self: Box<Self>) -> Result<LoopOutput> {
+        Ok(LoopOutput { rows: self.into_parts()?.1, ..LoopOutput::default() })
     }
 }

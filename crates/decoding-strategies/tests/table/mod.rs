@@ -1,8 +1,12 @@
 //! A model whose scores are a hash of the text.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
 
-use mlxgk_decoding_strategies::{LanguageModel, Reorder, Result};
+use mlxgk_decoding_strategies::{
+    BeamPath, FinishReason, LanguageModel, LeftPadded, Reorder, Result, RowEvent, RowOutput,
+    TokenLoop,
+};
 
 pub(crate) const VOCAB: usize = 31;
 
@@ -88,4 +92,35 @@ pub(crate) fn log_probs(prompt: &[u32], tokens: &[u32]) -> Vec<f64> {
         probabilities[token as usize].ln()
     };
     tokens.iter().map(log_prob).collect()
+}
+
+/// Prompts of one length as a batch.
+pub(crate) fn batch(prompts: &[Vec<u32>]) -> LeftPadded {
+    LeftPadded::new(prompts, 0).unwrap()
+}
+
+/// Steps a loop to its end.
+pub(crate) fn run_out(it: &mut impl TokenLoop) -> Vec<RowEvent> {
+    std::iter::from_fn(|| it.step()).flat_map(|step| step.unwrap()).collect()
+}
+
+/// A sequence, and how beams came by it.
+#[derive(Debug)]
+pub(crate) struct Beam {
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) finish_reason: FinishReason,
+    pub(crate) prompt_index: usize,
+    pub(crate) score: f32,
+    pub(crate) beam_indices: Vec<usize>,
+    pub(crate) transition_scores: Vec<f32>,
+}
+
+pub(crate) fn beams(rows: Vec<RowOutput>) -> Vec<Beam> {
+    let beam = |row: RowOutput| {
+        let BeamPath { prompt_index, score, beam_indices, transition_scores, .. } =
+            row.beam.unwrap();
+        let (tokens, finish_reason) = (row.tokens, row.finish_reason.unwrap());
+        Beam { tokens, finish_reason, prompt_index, score, beam_indices, transition_scores }
+    };
+    rows.into_iter().map(beam).collect()
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use mlx_genkit::{ComputeDtype, Model, load};
+use mlx_genkit::{ComputeDtype, Model};
 
 /// Longrope comes last: it reads a row differently beside a longer one.
 pub(crate) const FAMILIES: [&str; 10] = [
@@ -21,5 +21,5 @@ pub(crate) const FAMILIES: [&str; 10] = [
 /// One of them, in fp32.
 pub(crate) fn tiny(name: &str) -> Model {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name);
-    load(folder, ComputeDtype::Float32).unwrap()
+    Model::load(folder, ComputeDtype::Float32).unwrap()
 }

@@ -1,15 +1,15 @@
-//! What is kept of a step besides its token: HF's `scores` and `logits`, and log-probabilities.
+//! What is recorded of a step besides its token: HF's `scores` and `logits`, and log-probabilities.
 
 use mlxgk_logits_processors::log_softmax;
 
 use crate::Result;
 
-/// What to keep of each step.
+/// What to record of each step besides its token.
 ///
 /// Scores and logits are a whole vocabulary per token: 600 kB each for a model of 150,000 tokens.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Keep {
-    /// The scores that the token was chosen from, behind processors and warpers (HF `output_scores`).
+pub struct Record {
+    /// The scores that the token was chosen from, after processors and warpers (HF `output_scores`).
     pub scores: bool,
     /// The model's own fp32 logits (HF `output_logits`).
     pub logits: bool,
@@ -17,7 +17,7 @@ pub struct Keep {
     pub logprobs: Option<usize>,
 }
 
-/// How likely the model itself held a token, whatever processors and warpers made of it.
+/// How likely a token was under the model's own logits, whatever processors and warpers made of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenLogprobs {
     /// The token that was chosen.
@@ -28,9 +28,9 @@ pub struct TokenLogprobs {
     pub top: Vec<(u32, f32)>,
 }
 
-/// What was kept of one row, an entry per token; empty where it was not asked for.
+/// What was recorded of one row, an entry per token; empty where it was not asked for.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Kept {
+pub struct Recorded {
     /// Processed scores, `-inf` for what was banned or cut.
     pub scores: Vec<Vec<f32>>,
     /// The model's logits.
@@ -39,22 +39,22 @@ pub struct Kept {
     pub logprobs: Vec<TokenLogprobs>,
 }
 
-impl Kept {
-    /// Files away a step: the chosen token, the model's logits, and what was chosen from.
+impl Recorded {
+    /// Records one step: the chosen token, the model's logits, and the scores it was chosen from.
     pub(crate) fn push(
         &mut self,
-        keep: Keep,
+        record: Record,
         token: u32,
         logits: &[f32],
         scores: &[f32],
     ) -> Result<()> {
-        if keep.scores {
+        if record.scores {
             self.scores.push(scores.to_vec());
         }
-        if keep.logits {
+        if record.logits {
             self.logits.push(logits.to_vec());
         }
-        if let Some(count) = keep.logprobs {
+        if let Some(count) = record.logprobs {
             self.logprobs.push(TokenLogprobs::of(token, logits, count)?);
         }
         Ok(())
@@ -62,7 +62,7 @@ impl Kept {
 }
 
 impl TokenLogprobs {
-    fn of(token: u32, logits: &[f32], count: usize) -> Result<Self> {
+    pub(crate) fn of(token: u32, logits: &[f32], count: usize) -> Result<Self> {
         let mut logprobs = logits.to_vec();
         log_softmax(&mut logprobs)?;
         let mut ids: Vec<u32> = (0..logprobs.len() as u32).collect();

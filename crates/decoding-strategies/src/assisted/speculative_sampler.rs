@@ -1,4 +1,4 @@
-//! Which guesses stand, and what is said in place of the first that falls.
+//! Which guesses are accepted, and what is drawn in place of the first that is not.
 
 use mlxgk_samplers::Distribution;
 use mlxgk_torch::softmax;
@@ -6,12 +6,12 @@ use mlxgk_torch::softmax;
 use super::Candidates;
 use crate::{Error, ErrorKind, Result, Sampling};
 
-/// A guess judged by the two distributions (HF `_speculative_sampling`).
+/// Judges guesses by the two distributions (HF `_speculative_sampling`).
 ///
 /// torch draws the numbers that decide over all guesses before it looks at the first, so they are
 /// drawn here at the beginning.
 #[derive(Debug)]
-pub(super) struct Verdict<'a> {
+pub(super) struct SpeculativeSampler<'a> {
     guess: &'a Candidates,
     /// One number in `[0, 1)` per guess.
     chances: Vec<f32>,
@@ -20,7 +20,7 @@ pub(super) struct Verdict<'a> {
     q: Vec<f32>,
 }
 
-impl<'a> Verdict<'a> {
+impl<'a> SpeculativeSampler<'a> {
     pub(super) fn new(
         guess: &'a Candidates,
         ensemble_weight: Option<f64>,
@@ -30,8 +30,8 @@ impl<'a> Verdict<'a> {
         Self { guess, chances, ensemble_weight, p: Vec::new(), q: Vec::new() }
     }
 
-    /// The token at `place`, given the model's warped scores there: the guess where it stands, else
-    /// another.
+    /// The token at `place`, given the model's warped scores there: the guess where it is accepted,
+    /// else another.
     pub(super) fn token(
         &mut self,
         place: usize,
@@ -71,7 +71,7 @@ fn draw(probs: &[f32], sampling: &mut Sampling) -> Result<u32> {
     })
 }
 
-/// What greedy decoding says when the draft has a voice: the best of `w · p + (1 - w) · q`.
+/// What greedy decoding chooses among where the draft counts, too: the best of `w · p + (1 - w) · q`.
 pub(super) fn best_of_both(scores: &[f32], draft: &[f32], weight: f64) -> Vec<f32> {
     let (mut p, mut q) = (Vec::new(), Vec::new());
     softmax(scores, &mut p);

@@ -1,8 +1,8 @@
 //! When a row ends, and why.
 //!
 //! Two reasons every loop knows: an end token, and the length. All others (a stop string, the clock,
-//! whatever a caller thinks of) are [`StoppingCriterion`]s, asked after each token, row by row. HF's
-//! `StoppingCriteriaList` works alike.
+//! whatever a caller thinks of) are [`StoppingCriterion`]s, asked after each token, row by row, as in
+//! HF's `StoppingCriteriaList`.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::Result;
 
 /// When a row ends, as far as its tokens tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stop {
+pub struct Limits {
     /// New tokens per row, the end token included.
     pub max_new_tokens: usize,
     /// Tokens that end a row; they stay in its tokens.
@@ -31,12 +31,12 @@ pub enum FinishReason {
     StopString,
     /// The time was up.
     Time,
-    /// A criterion of the caller's own said so.
+    /// A criterion of the caller's own ended it.
     Criterion,
 }
 
 impl FinishReason {
-    /// The name in the command line's JSON.
+    /// A stable lower-case name, such as `stop_string`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Eos => "eos",
@@ -48,21 +48,27 @@ impl FinishReason {
     }
 }
 
+impl std::fmt::Display for FinishReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// A reason to end a row after its newest token.
 ///
 /// A closure from a context to `bool` is one; it ends rows as [`FinishReason::Criterion`].
-pub trait StoppingCriterion {
+pub trait StoppingCriterion: Send {
     /// Why the row ends with the last of `context.tokens`; `None` where it goes on.
     ///
     /// Asked once per new token and row, in order, as long as the row has not ended; by a beam search
     /// of every continuation it chooses among, `context.row` being the prompt.
     ///
     /// # Errors
-    /// When it cannot tell; the error ends the whole batch.
+    /// When it cannot tell; the error ends the row.
     fn ends(&mut self, context: &Context<'_>) -> Result<Option<FinishReason>>;
 }
 
-impl<F: FnMut(&Context<'_>) -> bool> StoppingCriterion for F {
+impl<F: FnMut(&Context<'_>) -> bool + Send> StoppingCriterion for F {
     fn ends(&mut self, context: &Context<'_>) -> Result<Option<FinishReason>> {
         Ok(self(context).then_some(FinishReason::Criterion))
     }
@@ -93,20 +99,20 @@ impl StoppingCriterion for MaxTime {
 ///
 /// Where several hold at once, the first named is the one reported: the end token, the criteria in
 /// their order, the length.
-pub struct Stopping {
-    stop: Stop,
+pub struct StopConditions {
+    limits: Limits,
     criteria: Vec<Box<dyn StoppingCriterion>>,
 }
 
-impl Stopping {
+impl StopConditions {
     /// The end tokens and the length, and further criteria.
-    pub fn new(stop: Stop, criteria: Vec<Box<dyn StoppingCriterion>>) -> Self {
-        Self { stop, criteria }
+    pub fn new(limits: Limits, criteria: Vec<Box<dyn StoppingCriterion>>) -> Self {
+        Self { limits, criteria }
     }
 
     /// The end tokens and the length.
-    pub fn stop(&self) -> &Stop {
-        &self.stop
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// Why the row of `context` ends with its newest token, if it does.
@@ -115,7 +121,7 @@ impl Stopping {
     /// When a criterion cannot tell.
     pub fn check(&mut self, context: &Context<'_>) -> Result<Option<FinishReason>> {
         let new = context.generated();
-        if new.last().is_some_and(|it| self.stop.eos.contains(it)) {
+        if new.last().is_some_and(|it| self.limits.eos.contains(it)) {
             return Ok(Some(FinishReason::Eos));
         }
         for criterion in &mut self.criteria {
@@ -123,7 +129,7 @@ impl Stopping {
                 return Ok(Some(reason));
             }
         }
-        let full = new.len() >= self.stop.max_new_tokens;
+        let full = new.len() >= self.limits.max_new_tokens;
         Ok(full.then_some(FinishReason::Length))
     }
 
@@ -133,16 +139,16 @@ impl Stopping {
     }
 }
 
-impl From<Stop> for Stopping {
-    fn from(stop: Stop) -> Self {
-        Self::new(stop, Vec::new())
+impl From<Limits> for StopConditions {
+    fn from(limits: Limits) -> Self {
+        Self::new(limits, Vec::new())
     }
 }
 
-impl std::fmt::Debug for Stopping {
+impl std::fmt::Debug for StopConditions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut it = f.debug_struct("Stopping");
-        it.field("stop", &self.stop).field("criteria", &self.criteria.len());
+        let mut it = f.debug_struct("StopConditions");
+        it.field("limits", &self.limits).field("criteria", &self.criteria.len());
         it.finish()
     }
 }

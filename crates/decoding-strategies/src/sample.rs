@@ -1,0 +1,140 @@
+//! The greedy and sampling loop (HF `GenerationMixin._sample`).
+
+use crate::{
+    Join, LeftPadded, LoopOutput, Reorder, Result, RowEvent, RowGroup, RowId, RowOutput, TokenLoop,
+    rows::Rows,
+};
+
+/// A batch being continued, one token per row and step.
+///
+/// When a step returns, the model is already at work on the next one. Rows that have ended leave the
+/// model's batch once they are half of it, so that they cost nothing more; until then they are fed
+/// padding.
+///
+/// Rows of several requests may [join](Self::join) and [leave](TokenLoop::leave) between steps. What
+/// a row is given does not depend on who shares its batch.
+#[derive(Debug)]
+pub struct SampleLoop<M> {
+    /// None while there are no rows.
+    model: Option<M>,
+    rows: Rows,
+}
+
+impl<M: Reorder> SampleLoop<M> {
+    /// Continues prompts that `model` has been fed.
+    pub fn new(model: M, prompts: &LeftPadded, group: RowGroup) -> Self {
+        Self { model: Some(model), rows: Rows::of(prompts, group) }
+    }
+
+    /// Continues prompts that `model` has been fed, each with a group of its own.
+    pub fn of_groups(model: M, prompts: &LeftPadded, groups: Vec<RowGroup>) -> Self {
+        Self { model: Some(model), rows: Rows::of_groups(prompts, groups) }
+    }
+
+    /// A loop without rows, for some to join.
+    pub fn empty() -> Self {
+        Self { model: None, rows: Rows::default() }
+    }
+
+    /// How many rows have not ended.
+    pub fn running(&self) -> usize {
+        self.rows.running()
+    }
+
+    /// Ids for rows that are to join, as many as the model has for them; the first of them.
+    pub fn reserve(&mut self, count: usize) -> RowId {
+        self.rows.reserve(count)
+    }
+
+    /// Takes out a request by the id of its first row. Returns what became of its rows.
+    pub fn take(&mut self, first: RowId) -> LoopOutput {
+        LoopOutput { rows: self.rows.take(first), ..LoopOutput::default() }
+    }
+
+    /// Gives up the model, where one is left, and the rows.
+    pub fn into_parts(self) -> (Option<M>, Vec<RowOutput>) {
+        (self.model, self.rows.into_outputs())
+    }
+
+    fn advance(&mut self) -> Result<Vec<RowEvent>> {
+        let mut events = self.rows.ended_at_once();
+        let Some(model) = self.model.as_mut().filter(|_| self.rows.is_running()) else {
+            return Ok(events);
+        };
+        let vocab = model.vocab_size();
+        let (chosen, mut fed) = self.rows.choose(model.scores()?, vocab);
+        events.extend(chosen);
+        if self.rows.is_running() {
+            let kept = if model.couples_rows() { None } else { self.rows.retire() };
+            if let Some(places) = kept {
+                model.reorder(&places)?;
+                fed = places.iter().map(|&it| fed[it]).collect();
+            }
+            model.feed(&fed)?;
+        }
+        Ok(events)
+    }
+
+    /// Drops the model, with its cache, where no row runs any more.
+    pub(crate) fn release(&mut self) {
+        if !self.rows.is_running() {
+            self.model = None;
+            self.rows.vacate();
+        }
+    }
+}
+
+impl<M: Join> SampleLoop<M> {
+    /// Adds a request whose prompts `model` has been fed, under ids that were
+    /// [reserved](Self::reserve); its rows take part from the next step on.
+    ///
+    /// # Errors
+    /// When the models cannot be joined. The other rows are not affected.
+    pub fn join(
+        &mut self,
+        first: RowId,
+        model: M,
+        prompts: &LeftPadded,
+        group: RowGroup,
+    ) -> Result<()> {
+        match self.model.as_mut().filter(|_| self.rows.is_running()) {
+            Some(all) => all.join(model)?,
+            None => {
+                self.rows.vacate();
+                self.model = Some(model);
+            }
+        }
+        self.rows.add(first, prompts, group);
+        Ok(())
+    }
+}
+
+impl<M: Reorder> TokenLoop for SampleLoop<M> {
+    fn wait(&mut self) -> Result<()> {
+        self.model.as_mut().map_or(Ok(()), |model| model.scores().map(drop))
+    }
+
+    fn step(&mut self) -> Option<Result<Vec<RowEvent>>> {
+        let step = self.advance();
+        match &step {
+            Ok(events) if events.is_empty() => return None,
+            Ok(_) => {}
+            Err(_) => {
+                self.model = None;
+                self.rows.clear();
+            }
+        }
+        Some(step)
+    }
+
+    fn leave(&mut self, row: RowId) -> bool {
+        self.rows.leave(row)
+    }
+
+    fn finish(self: Box<Self>) -> Result<LoopOutput> {
+        let single = self.rows.is_single();
+        let (model, rows) = self.into_parts();
+        let cache = model.filter(|_| single).and_then(M::into_cache);
+        Ok(LoopOutput { rows, cache, ..LoopOutput::default() })
+    }
+}

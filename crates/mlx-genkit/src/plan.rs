@@ -1,0 +1,286 @@
+//! A request of which everything is settled but the tokens.
+
+use std::time::Instant;
+
+use mlxgk_decoding_strategies::{Chooser, Limits, Record, RowGroup, StopConditions};
+use mlxgk_generation_config::{GenerationMode, Resolved, Sources, Warning};
+use mlxgk_kv_cache::{KvCache, RowId};
+use mlxgk_logits_processors::LogitsProcessor;
+use mlxgk_mlx_models::{NoHook, ResidualHook};
+
+use crate::{
+    Abilities, Ability, Assistant, AssistedRequest, Error, ErrorKind, Generation, Model, Prompt,
+    Result, Seed, TokenStream,
+    healing::Healing,
+    hidden::HiddenRecorder,
+    stopping::{criteria, stop_strings},
+    text_processors::text_processors,
+};
+
+/// Far more than any machine runs at once; beyond it lies nothing but a typing error and its
+/// allocations.
+const MAX_ROWS: usize = 65_536;
+
+/// A request that was checked: what is wrong with it is known, and the device has not begun.
+///
+/// ```
+/// use mlx_genkit::{ComputeDtype, Model, Request, generation_config::GenerationMode};
+///
+/// let model = Model::bundled(ComputeDtype::Auto)?;
+/// let plan = model.plan(Request::new("Once upon a time"))?;
+/// assert_eq!(plan.mode(), GenerationMode::GreedySearch);
+/// assert!(plan.streams());
+/// println!("{}", plan.generate()?.sequences[0].text);
+/// # Ok::<(), mlx_genkit::Error>(())
+/// ```
+pub struct Plan<'a> {
+    pub(crate) model: &'a Model,
+    pub(crate) resolved: Resolved,
+    /// The prompts as they are, unpadded.
+    pub(crate) prompts: Vec<Vec<u32>>,
+    /// What is to be done to their last tokens first; empty where nothing is.
+    pub(crate) healing: Vec<Healing>,
+    pub(crate) pad: u32,
+    /// Rows that run for each prompt: its sequences, or its beams.
+    pub(crate) copies: usize,
+    /// What all rows share.
+    pub(crate) group: RowGroup,
+    /// What guidance moves away from: for every prompt, for each, or each one's last token.
+    pub(crate) negative_prompts: Vec<Vec<u32>>,
+    /// Strings that the text is to end before, where it is stopped at them.
+    pub(crate) trimmed: Vec<String>,
+    pub(crate) hidden: Option<HiddenRecorder>,
+    pub(crate) hook: Box<dyn ResidualHook + 'a>,
+    pub(crate) is_hooked: bool,
+    pub(crate) assistant: Option<Assistant<'a>>,
+    pub(crate) cache: Option<KvCache>,
+    pub(crate) begun: Instant,
+}
+
+impl<'a> Plan<'a> {
+    pub(crate) fn new(model: &'a Model, request: AssistedRequest<'a>) -> Result<Self> {
+        let begun = Instant::now();
+        let AssistedRequest { request, assistant } = request;
+        let kwargs = &request.overrides;
+        let sources = Sources { kwargs, passed: &request.config, model: model.generation_config() };
+        let merged = sources.merge()?;
+        let mut prompts = ids(&request.prompts, model)?;
+        let mut healing = Vec::new();
+        if merged.config.token_healing == Some(true) {
+            healing = Healing::plan(model, &request.prompts)?;
+            prompts = healing.iter().map(|it| it.ids.clone()).collect();
+        }
+        let width = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let mut resolved = merged.resolve(width, Some(model.decoder().max_positions()))?;
+        // A generation has room for all of these; HF's asks for another field to return them.
+        let returned = ["output_scores", "output_logits", "output_hidden_states"];
+        resolved.warnings.retain(|it| !returned.contains(&it.field()));
+        resolved.mode = resolved.config.generation_mode(assistant.is_some());
+        if resolved.mode == GenerationMode::ContrastiveSearch {
+            // HF 5.23, which has this mode no more, says that only sampling reads it.
+            resolved.warnings.retain(|it| it.field() != "top_k");
+        }
+        let (copies, field) = if resolved.mode.streams() {
+            (resolved.num_return_sequences, "num_return_sequences")
+        } else {
+            (resolved.num_beams, "num_beams")
+        };
+        let rows = rows(prompts.len(), copies, field)?;
+        let hidden = HiddenRecorder::new(request.hidden_states, &resolved, model.decoder())?;
+        let is_hooked = request.hook.is_some() || request.steering.is_some() || hidden.is_some();
+        let mut hook: Box<dyn ResidualHook + 'a> = request.hook.unwrap_or(Box::new(NoHook));
+        if let Some(steering) = request.steering {
+            hook = Box::new((steering.hook(model.decoder())?, hook));
+        }
+        if let Some(hidden) = &hidden {
+            hook = hidden.after(hook);
+        }
+        let record = Record {
+            scores: resolved.config.output_scores == Some(true),
+            logits: resolved.config.output_logits == Some(true),
+            logprobs: request.logprobs,
+        };
+        let criteria = criteria(&resolved, model, request.criteria, begun)?;
+        let wanted = [
+            (prompts.len() > 1, Ability::SeveralPrompts),
+            (resolved.num_return_sequences > 1, Ability::SeveralSequences),
+            (
+                assistant.is_some() || resolved.config.prompt_lookup_num_tokens.is_some(),
+                Ability::Assistant,
+            ),
+            (guidance_scale(&resolved).is_some(), Ability::Guidance),
+            (resolved.config.dola_layers.is_some(), Ability::DolaLayers),
+            (record != Record::default(), Ability::Scores),
+            (hidden.is_some(), Ability::HiddenStates),
+            (resolved.config.use_cache == Some(false), Ability::Uncached),
+            (request.cache.is_some(), Ability::ResumesCache),
+            (hook.budget(RowId::default()).is_some(), Ability::KlBudget),
+            (!criteria.is_empty(), Ability::Criteria),
+        ];
+        let wanted: Vec<Ability> =
+            wanted.into_iter().filter(|(is_wanted, _)| *is_wanted).map(|(_, it)| it).collect();
+        Abilities::of(resolved.mode).check(&wanted)?;
+        if let Some(cache) = &request.cache {
+            let names: Vec<_> = cache.row_ids().iter().map(|&row| hook.name(row)).collect();
+            cache.check_steering(&names)?;
+        }
+        let limits = Limits {
+            max_new_tokens: resolved.lengths.max_length - width,
+            eos: resolved.special_tokens.eos.clone(),
+        };
+        let group = RowGroup::greedy(StopConditions::new(limits, criteria)).record(record);
+        Ok(Self {
+            pad: padding_token(&resolved, rows, model)?,
+            group: with_choice(group, &resolved, model, request.processors, request.seed)?
+                .guidance(guidance_scale(&resolved)),
+            negative_prompts: negative_prompts(
+                &resolved,
+                model,
+                &request.negative_prompts,
+                &prompts,
+            )?,
+            trimmed: if request.trim_stop { stop_strings(&resolved) } else { Vec::new() },
+            cache: request.cache,
+            model,
+            prompts,
+            healing,
+            copies,
+            hidden,
+            hook,
+            is_hooked,
+            assistant,
+            begun,
+            resolved,
+        })
+    }
+
+    /// The strategy that the request's fields ask for.
+    pub fn mode(&self) -> GenerationMode {
+        self.resolved.mode
+    }
+
+    /// Whether tokens can be handed out as they are made.
+    pub fn streams(&self) -> bool {
+        Abilities::of(self.mode()).has(Ability::Streaming)
+    }
+
+    /// What is odd about the configuration, as HF would warn.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.resolved.warnings
+    }
+
+    /// Runs the request to its end; see [`Model::generate`].
+    ///
+    /// # Errors
+    /// When the model or one of the sequences fails.
+    pub fn generate(self) -> Result<Generation> {
+        let mut stream = TokenStream::start(self)?;
+        stream.run_out()?;
+        stream.finish()
+    }
+
+    /// Starts the request; see [`Model::stream`].
+    ///
+    /// # Errors
+    /// When the mode cannot stream, or the model fails.
+    pub fn stream(self) -> Result<TokenStream<'a>> {
+        Abilities::of(self.mode()).check(&[Ability::Streaming])?;
+        TokenStream::start(self)
+    }
+}
+
+impl std::fmt::Debug for Plan<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut it = f.debug_struct("Plan");
+        it.field("mode", &self.mode()).field("prompts", &self.prompts).field("group", &self.group);
+        it.finish_non_exhaustive()
+    }
+}
+
+/// The prompts' token ids; where there are several, an error says which is wrong.
+fn ids(prompts: &[Prompt], model: &Model) -> Result<Vec<Vec<u32>>> {
+    if prompts.is_empty() {
+        return Err(Error::new(ErrorKind::Request, "there is no prompt"));
+    }
+    let several = prompts.len() > 1;
+    let ids = |(index, prompt): (usize, &Prompt)| {
+        prompt.ids(model).map_err(|e| if several { e.of_prompt(index) } else { e })
+    };
+    prompts.iter().enumerate().map(ids).collect()
+}
+
+/// How many sequences run at once.
+fn rows(prompts: usize, copies: usize, field: &str) -> Result<usize> {
+    match prompts.checked_mul(copies) {
+        Some(rows) if rows <= MAX_ROWS => Ok(rows),
+        _ => {
+            let what = format!(
+                "the request makes {prompts} × {copies} sequences (prompts × `{field}`); at most \
+                 {MAX_ROWS} run at once"
+            );
+            Err(Error::of_field(field, what))
+        }
+    }
+}
+
+/// What fills up shorter prompts and rows that have ended. A single row needs none.
+fn padding_token(resolved: &Resolved, rows: usize, model: &Model) -> Result<u32> {
+    let vocab = model.decoder().vocab_size();
+    match resolved.special_tokens.pad {
+        Some(pad) if rows > 1 && pad as usize >= vocab => {
+            let what = format!(
+                "the padding token {pad} (`pad_token_id`, else the first `eos_token_id`) is outside \
+                 the vocabulary of {vocab}"
+            );
+            Err(Error::of_field("pad_token_id", what))
+        }
+        pad => Ok(pad.unwrap_or(0)),
+    }
+}
+
+/// Adds the processors before the choice, and the choice.
+fn with_choice(
+    group: RowGroup,
+    resolved: &Resolved,
+    model: &Model,
+    own: Vec<Box<dyn LogitsProcessor>>,
+    seed: Seed,
+) -> Result<RowGroup> {
+    let mut parts = resolved.pipeline(model.decoder().vocab_size())?;
+    for processor in text_processors(resolved, model)? {
+        parts.processors.insert(processor);
+    }
+    let group = group.processors(parts.processors.with_user_processors(own));
+    if !resolved.do_sample {
+        return Ok(group);
+    }
+    Ok(group.chooser(Chooser::sample(parts.warpers, parts.after, seed)))
+}
+
+/// `guidance_scale` where it guides.
+fn guidance_scale(resolved: &Resolved) -> Option<f64> {
+    resolved.config.guidance_scale.filter(|it| *it != 1.0)
+}
+
+/// What `guidance_scale` moves away from, as token ids.
+fn negative_prompts(
+    resolved: &Resolved,
+    model: &Model,
+    negative: &[Prompt],
+    prompts: &[Vec<u32>],
+) -> Result<Vec<Vec<u32>>> {
+    let refuse = |what: String| Err(Error::of_field("guidance_scale", what));
+    match guidance_scale(resolved) {
+        None if negative.is_empty() => return Ok(Vec::new()),
+        None => return refuse("negative prompts need a `guidance_scale` other than 1".into()),
+        Some(scale) if !scale.is_finite() => {
+            return refuse(format!("`guidance_scale` must be a finite number, but is {scale}"));
+        }
+        Some(_) => {}
+    }
+    if !matches!(negative.len(), 0 | 1) && negative.len() != prompts.len() {
+        let what = format!("{} negative prompts for {} prompts", negative.len(), prompts.len());
+        return refuse(what);
+    }
+    negative.iter().map(|it| it.ids(model)).collect()
+}

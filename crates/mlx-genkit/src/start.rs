@@ -1,0 +1,167 @@
+//! From a plan to a loop: prompts are healed and fed, and the mode's loop continues them.
+
+use mlxgk_decoding_strategies::{
+    AssistedLoop, BeamOptions, BeamSearch, Constraint, ContinuousBatch, ContrastiveLoop,
+    ContrastiveOptions, ContrastiveSession, DEFAULT_PREFILL_CHUNK, DecoderSession, DolaLayers,
+    EarlyStopping, HeapBeamSearch, LeftPadded, Prefill, RowGroup, RowId, SampleLoop, TokenLoop,
+    Variant,
+};
+use mlxgk_generation_config::{self as fields, GenerationMode, Resolved};
+
+use crate::{
+    Error, Model, Result, assistant::generator, healing::Healing, output::Answer, plan::Plan,
+};
+
+/// Feeds the prompts and starts the loop that continues them.
+pub(crate) fn start<'a>(mut plan: Plan<'a>) -> Result<(Box<dyn TokenLoop + 'a>, Answer<'a>)> {
+    let answer = prepare(&mut plan, RowId::new(0))?;
+    Ok((begin(plan)?, answer))
+}
+
+/// Puts the prompts into the queue of a batch.
+pub(crate) fn join<'a>(
+    mut plan: Plan<'a>,
+    batch: &mut ContinuousBatch<'a>,
+) -> Result<(RowId, Answer<'a>)> {
+    let sides = if plan.group.is_guided() { 2 } else { 1 };
+    let first = batch.reserve(plan.prompts.len() * plan.copies * sides);
+    let answer = prepare(&mut plan, first)?;
+    let prompts = LeftPadded::new(&plan.prompts, plan.pad)?;
+    let (prefill, copies, group) = fed(plan)?;
+    batch.join(first, prefill, &prompts, copies, group)?;
+    Ok((first, answer))
+}
+
+/// What comes before the prompts are fed.
+fn prepare<'a>(plan: &mut Plan<'a>, first: RowId) -> Result<Answer<'a>> {
+    if !plan.healing.is_empty() {
+        plan.prompts = Healing::run(plan.model, &mut plan.healing)?;
+    }
+    Answer::new(plan, first)
+}
+
+/// The prompts, and with guidance what they are moved away from, on their way into a cache; how often
+/// each is then continued, and what the rows share.
+fn fed(mut plan: Plan<'_>) -> Result<(Prefill<'_>, usize, RowGroup)> {
+    let decoder = plan.model.decoder();
+    let mut rows = std::mem::take(&mut plan.prompts);
+    if plan.group.is_guided() {
+        let without = |(row, prompt): (usize, &Vec<u32>)| match &plan.negative_prompts[..] {
+            // HF continues the prompt's last token alone.
+            [] => prompt[prompt.len() - 1..].to_vec(),
+            [one] => one.clone(),
+            several => several[row].clone(),
+        };
+        let without: Vec<_> = rows.iter().enumerate().map(without).collect();
+        rows.extend(without);
+    }
+    let prefill = match plan.cache {
+        Some(cache) => Prefill::resume(decoder, cache, &rows[0], plan.hook)?,
+        None => Prefill::new(decoder, &LeftPadded::new(&rows, plan.pad)?, plan.hook),
+    };
+    let chunk = plan.resolved.prefill_chunk_size.unwrap_or(DEFAULT_PREFILL_CHUNK);
+    Ok((prefill.chunk(chunk), plan.copies, plan.group.pad(plan.pad)))
+}
+
+fn begin(mut plan: Plan<'_>) -> Result<Box<dyn TokenLoop + '_>> {
+    let (model, resolved) = (plan.model, plan.resolved.clone());
+    let assistant = plan.assistant.take();
+    let prompts = LeftPadded::new(&plan.prompts, plan.pad)?;
+    let (mut prefill, copies, group) = fed(plan)?;
+    // Beams of a prompt share a name, and sequences have one each.
+    let has_names = resolved.mode.streams();
+    prefill.name_rows(RowId::new(0), if has_names { copies } else { 1 })?;
+    let session = |prefill| session(prefill, copies, &resolved);
+    Ok(match resolved.mode {
+        GenerationMode::AssistedGeneration => {
+            let prompt = &prompts.rows()[0];
+            let generator = generator(&resolved, model, assistant, prompt)?;
+            let weight = resolved.config.assistant_ensemble_weight;
+            let it = AssistedLoop::new(session(prefill)?, generator, prompt, group);
+            Box::new(it.ensemble_weight(weight))
+        }
+        GenerationMode::ContrastiveSearch => {
+            let options = ContrastiveOptions {
+                penalty_alpha: resolved.config.penalty_alpha.unwrap_or(0.0),
+                top_k: resolved.config.top_k.unwrap_or(1),
+            };
+            let session = ContrastiveSession::prefill(prefill)?;
+            Box::new(ContrastiveLoop::new(session, &prompts, group, options))
+        }
+        GenerationMode::BeamSearch | GenerationMode::BeamSample => {
+            let options = beam_options(&resolved);
+            Box::new(BeamSearch::new(session(prefill)?, &prompts, group, options)?)
+        }
+        GenerationMode::GroupBeamSearch | GenerationMode::ConstrainedBeamSearch => {
+            let (variant, options) = (variant(&resolved, model)?, beam_options(&resolved));
+            Box::new(HeapBeamSearch::new(session(prefill)?, &prompts, group, options, variant)?)
+        }
+        mode => {
+            if mode == GenerationMode::DolaGeneration {
+                prefill = prefill.dola(&dola_layers(&resolved))?;
+            }
+            Box::new(SampleLoop::new(session(prefill)?, &prompts.repeat(copies), group))
+        }
+    })
+}
+
+/// The session that the prompts are fed to, each with as many rows as it is continued by.
+fn session<'a>(
+    prefill: Prefill<'a>,
+    copies: usize,
+    resolved: &Resolved,
+) -> Result<DecoderSession<'a>> {
+    let mut session = prefill.finish()?;
+    session.repeat(copies)?;
+    if resolved.mode.streams() {
+        session.name_rows(RowId::new(0))?;
+    }
+    let is_cached = resolved.config.use_cache != Some(false);
+    Ok(if is_cached { session } else { session.without_cache() })
+}
+
+fn dola_layers(resolved: &Resolved) -> DolaLayers {
+    match &resolved.config.dola_layers {
+        None | Some(fields::DolaLayers::Low) => DolaLayers::Low,
+        Some(fields::DolaLayers::High) => DolaLayers::High,
+        Some(fields::DolaLayers::Listed(layers)) => DolaLayers::Listed(layers.clone()),
+    }
+}
+
+fn beam_options(resolved: &Resolved) -> BeamOptions {
+    BeamOptions {
+        num_beams: resolved.num_beams,
+        num_return_sequences: resolved.num_return_sequences,
+        length_penalty: resolved.config.length_penalty.unwrap_or(1.0),
+        early_stopping: match resolved.config.early_stopping {
+            None | Some(fields::EarlyStopping::Heuristic) => EarlyStopping::Heuristic,
+            Some(fields::EarlyStopping::WhenFinished) => EarlyStopping::WhenFinished,
+            Some(fields::EarlyStopping::Never) => EarlyStopping::Never,
+        },
+    }
+}
+
+fn variant(resolved: &Resolved, model: &Model) -> Result<Variant> {
+    let config = &resolved.config;
+    if resolved.mode == GenerationMode::GroupBeamSearch {
+        return Ok(Variant::Groups {
+            groups: config.num_beam_groups.unwrap_or(1),
+            diversity_penalty: config.diversity_penalty.unwrap_or(0.0),
+        });
+    }
+    let (vocab, eos) = (model.decoder().vocab_size(), &resolved.special_tokens.eos);
+    let refuse = |what: String| {
+        Err(Error::of_field("force_words_ids", format!("`force_words_ids` holds {what}")))
+    };
+    let token = |id: &fields::TokenId| match u32::try_from(*id) {
+        Ok(token) if eos.contains(&token) => refuse(format!("{token}, which ends a sequence")),
+        Ok(token) if (token as usize) < vocab => Ok(token),
+        _ => refuse(format!("{id}, which is outside the vocabulary of {vocab}")),
+    };
+    let words = config.force_words_ids.as_deref().unwrap_or_default();
+    let constraint = |word: &fields::ForcedWord| {
+        let phrases = word.alternatives().iter().map(|it| it.iter().map(token).collect());
+        Ok(Constraint::any_of(phrases.collect::<Result<_>>()?)?)
+    };
+    words.iter().map(constraint).collect::<Result<_>>().map(Variant::Words)
+}
