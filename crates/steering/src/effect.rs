@@ -2,13 +2,13 @@
 
 use mlx_rs::{
     Array, Dtype,
-    ops::{maximum, minimum},
+    ops::{broadcast_to, maximum, minimum, select},
 };
 use mlxgk_mlx_models::HookPoint;
 
-use crate::{Injection, Operation, Result, hook::Amount, vectors::norm};
+use crate::{Injection, Operation, Result, amount::Amount, vectors::norm};
 
-/// Below this a length counts as 0, so that nothing is divided by it.
+/// Lengths are at least this where they divide.
 const TINY: f32 = 1e-30;
 
 /// One operation at one place, its vectors ready on the device.
@@ -30,11 +30,11 @@ pub(crate) struct Effect {
     matrix: Option<Array>,
 }
 
-/// What an operation makes of the residual stream.
+/// How an operation changes the residual stream.
 pub(crate) enum Change {
     /// Something to add, in the stream's dtype.
     Add(Array),
-    /// A stream in its place.
+    /// The new stream.
     Become(Array),
 }
 
@@ -135,10 +135,16 @@ impl Effect {
     }
 }
 
-/// `(1 - s)·h + s·new`, which is `new` itself at full strength.
+/// `(1 - s)·h + s·new`, which at full strength is `new` itself, whatever `h` holds.
 fn mixed(h: &Array, new: &Array, amount: &Amount) -> Result<Array> {
+    if matches!(amount, Amount::Same(factor) if *factor == 1.0) {
+        return Ok(broadcast_to(new, h.shape())?);
+    }
     let rest = amount.map(|factor| 1.0 - factor)?;
-    Ok(h.multiply(rest)?.add(new.multiply(amount.map(|factor| factor)?)?)?)
+    // Not 0·h: that is NaN where h is not finite.
+    let zero = Array::from_f32(0.0);
+    let kept = select(rest.eq(&zero)?, &zero, h.multiply(&rest)?)?;
+    Ok(kept.add(new.multiply(amount.map(|factor| factor)?)?)?)
 }
 
 /// ‖x‖ over the last axis, which stays with length 1.

@@ -8,7 +8,7 @@ use std::fmt;
 pub enum ErrorKind {
     /// A file is missing, damaged, or in no known format.
     File,
-    /// A vector has the wrong length, a value that is no number, or no direction.
+    /// A vector has the wrong length, a value that is not finite, or no direction.
     Vector,
     /// A layer that the model or the file does not have.
     Layer,
@@ -22,7 +22,7 @@ pub enum ErrorKind {
     Run,
 }
 
-/// Steering that cannot be done, in one sentence.
+/// Why steering failed, in one sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     kind: ErrorKind,
@@ -40,6 +40,11 @@ impl Error {
 
     pub(crate) fn parameter(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Parameter, message)
+    }
+
+    /// A name that is not among the known ones.
+    pub(crate) fn unknown(what: &str, text: &str, known: &str) -> Self {
+        Self::parameter(format!("unknown {what} {text:?}; expected one of {known}"))
     }
 
     /// Says which file, vector or pair is meant.

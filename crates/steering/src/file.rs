@@ -1,9 +1,10 @@
 //! The steering file: safetensors with one f32 tensor per hook point.
 
-use std::{collections::HashMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, io::Write, path::Path};
 
 use mlxgk_mlx_models::HookPoint;
-use safetensors::{Dtype, SafeTensors, serialize, tensor::TensorView};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde_json::{Map, Value, json};
 
 use crate::{Error, ErrorKind, Result, SteeringVectors};
 
@@ -16,12 +17,11 @@ impl SteeringVectors {
     /// metadata.
     ///
     /// # Errors
-    /// When the file cannot be read, is no steering file of this version, or holds a tensor that is
-    /// no steering vector.
-    pub fn load(path: &Path) -> Result<Self> {
-        let bytes = fs::read(path).map_err(|e| {
-            Error::new(ErrorKind::File, format!("cannot read {}: {e}", path.display()))
-        })?;
+    /// When the file cannot be read, is not a steering file of this version, or holds a tensor that
+    /// is not a steering vector.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let bytes = read(path)?;
         Self::from_bytes(&bytes).map_err(|it| it.of(path.display()))
     }
 
@@ -31,18 +31,18 @@ impl SteeringVectors {
     /// As [`load`](Self::load).
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let refuse = |what: String| Error::new(ErrorKind::File, what);
-        let damaged = |e| refuse(format!("this is no safetensors file: {e}"));
+        let damaged = |e| refuse(format!("not a safetensors file: {e}"));
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
         let metadata = header.metadata().clone().unwrap_or_default();
         match metadata.get("format").map(String::as_str) {
             Some(FORMAT) => {}
             Some(other) => {
-                return Err(refuse(format!("its format is {other:?}, not {FORMAT:?}")));
+                return Err(refuse(format!("its format is {other:?}; expected {FORMAT:?}")));
             }
             None => {
                 let what = format!(
-                    "it has no `format` in its metadata, so it is no {FORMAT} file; `mlxgk steer \
-                     import` reads other formats"
+                    "its metadata has no `format`, so it is not a {FORMAT} file; `mlxgk steer import` \
+                     reads other formats"
                 );
                 return Err(refuse(what));
             }
@@ -51,14 +51,14 @@ impl SteeringVectors {
             Some(VERSION) => {}
             other => {
                 let other = other.unwrap_or("missing");
-                return Err(refuse(format!("its version is {other}; only {VERSION} is known")));
+                return Err(refuse(format!("its version is {other}; expected {VERSION}")));
             }
         }
         let tensors = SafeTensors::deserialize(bytes).map_err(damaged)?;
         let vectors = tensors.iter().map(|(name, tensor)| {
             let point = point(name).ok_or_else(|| {
                 refuse(format!(
-                    "{name:?} is no hook point; there are resid_post.{{layer}} and final_norm"
+                    "{name:?} is not a hook point; expected resid_post.{{layer}} or final_norm"
                 ))
             })?;
             Ok((point, vector(name, &tensor)?))
@@ -72,45 +72,63 @@ impl SteeringVectors {
         Ok(vectors)
     }
 
-    /// Writes the file, under a temporary name first.
+    /// Writes the file: whole, or not at all. Equal vectors and notes give equal bytes.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn save(&self, path: &Path) -> Result<()> {
-        write(path, &self.to_bytes()?)
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        write(path.as_ref(), &self.to_bytes())
     }
 
     /// The file's bytes.
-    ///
-    /// # Errors
-    /// When the vectors cannot be serialized.
-    pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        let fail = |e| Error::new(ErrorKind::File, format!("cannot serialize the vectors: {e}"));
-        let data: Vec<(String, usize, Vec<u8>)> = self
-            .iter()
-            .map(|(point, vector)| {
-                let bytes = vector.iter().flat_map(|it| it.to_le_bytes()).collect();
-                (point.to_string(), vector.len(), bytes)
-            })
-            .collect();
-        let views = data
-            .iter()
-            .map(|(name, len, bytes)| Ok((name, TensorView::new(Dtype::F32, vec![*len], bytes)?)))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(fail)?;
-        let mut metadata: HashMap<String, String> =
-            self.metadata().iter().map(|(key, value)| (key.clone(), value.clone())).collect();
-        metadata.insert("format".to_owned(), FORMAT.to_owned());
-        metadata.insert("version".to_owned(), VERSION.to_owned());
-        serialize(views, Some(metadata)).map_err(fail)
+    pub fn to_bytes(&self) -> Vec<u8> {
+        // By hand: `safetensors::serialize` takes a hash map, whose order differs from run to run.
+        let mut metadata: BTreeMap<&str, &str> =
+            self.metadata().iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        metadata.insert("format", FORMAT);
+        metadata.insert("version", VERSION);
+        let mut header = Map::new();
+        header.insert("__metadata__".to_owned(), json!(metadata));
+        let mut data = Vec::new();
+        for (point, vector) in self.iter() {
+            let begin = data.len();
+            data.extend(vector.iter().flat_map(|it| it.to_le_bytes()));
+            let tensor =
+                json!({"dtype": "F32", "shape": [vector.len()], "data_offsets": [begin, data.len()]});
+            header.insert(point.to_string(), tensor);
+        }
+        let mut header = Value::Object(header).to_string().into_bytes();
+        // The data begins at a multiple of 8.
+        header.resize(header.len().next_multiple_of(8), b' ');
+        [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat()
     }
 }
 
-/// Writes under a temporary name and renames, so that a file is whole or not there.
+/// Reads a whole file.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path)
+        .map_err(|e| Error::new(ErrorKind::File, format!("cannot read {}: {e}", path.display())))
+}
+
+/// Writes a file by way of a temporary one beside it that nothing else has the name of, so that
+/// it is whole or not there, after a loss of power too.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let temporary = path.with_extension("part");
-    fs::write(&temporary, bytes)
-        .and_then(|()| fs::rename(&temporary, path))
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".steering-");
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let persist = || -> std::io::Result<()> {
+        let mut file = builder.tempfile_in(folder)?;
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        Ok(())
+    };
+    persist()
         .map_err(|e| Error::new(ErrorKind::File, format!("cannot write {}: {e}", path.display())))
 }
 
@@ -132,7 +150,7 @@ fn point(name: &str) -> Option<HookPoint> {
 pub(crate) fn vector(name: &str, tensor: &TensorView<'_>) -> Result<Vec<f32>> {
     if tensor.dtype() != Dtype::F32 || tensor.shape().len() != 1 {
         let what = format!(
-            "{name:?} is {:?} of shape {:?}; a steering vector is F32 of shape [hidden]",
+            "{name:?} is {:?} of shape {:?}; expected F32 of shape [hidden]",
             tensor.dtype(),
             tensor.shape()
         );
@@ -149,6 +167,10 @@ pub(crate) fn floats(bytes: &[u8]) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
+    use safetensors::serialize;
+
     use super::*;
 
     fn vectors() -> SteeringVectors {
@@ -167,7 +189,27 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_steering_file_is_refused() {
+    fn equal_vectors_are_equal_bytes() {
+        let once = || {
+            let notes = ["a", "b", "c", "d", "e", "f", "g", "h"];
+            notes.iter().fold(vectors(), |it, key| it.note(key, "x")).to_bytes()
+        };
+        assert!((0..20).all(|_| once() == once()));
+    }
+
+    /// `joy.safetensors` and `joy.gguf` are written under names of their own, and a file that has
+    /// one of those names is left alone.
+    #[test]
+    fn temporary_names_do_not_collide() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("joy.part"), "mine").unwrap();
+        vectors().save(&at("joy.safetensors")).unwrap();
+        assert_eq!(fs::read_to_string(at("joy.part")).unwrap(), "mine");
+    }
+
+    #[test]
+    fn other_files_are_refused() {
         let file = |name: &str, shape: Vec<usize>, metadata: &[(&str, &str)]| {
             let data = vec![0_u8; 4 * shape.iter().product::<usize>()];
             let view = TensorView::new(Dtype::F32, shape, &data).unwrap();
@@ -177,15 +219,15 @@ mod tests {
         };
         let ours = [("format", FORMAT), ("version", VERSION)];
         for (bytes, words) in [
-            (b"junk".to_vec(), "no safetensors file"),
+            (b"junk".to_vec(), "not a safetensors file"),
             (file("resid_post.0", vec![2], &[]), "no `format`"),
             (file("resid_post.0", vec![2], &[("format", "pt")]), "format is \"pt\""),
             (
                 file("resid_post.0", vec![2], &[("format", FORMAT), ("version", "2")]),
                 "version is 2",
             ),
-            (file("layer.0", vec![2], &ours), "\"layer.0\" is no hook point"),
-            (file("resid_post.x", vec![2], &ours), "no hook point"),
+            (file("layer.0", vec![2], &ours), "\"layer.0\" is not a hook point"),
+            (file("resid_post.x", vec![2], &ours), "not a hook point"),
             (file("resid_post.1", vec![2, 2], &ours), "shape [2, 2]"),
         ] {
             let error = SteeringVectors::from_bytes(&bytes).unwrap_err();

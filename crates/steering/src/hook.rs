@@ -8,9 +8,10 @@ use mlxgk_mlx_models::{HookPoint, ResidualHook};
 
 use crate::{
     Conflict, Error, ErrorKind, Injection, Positions, Result, Schedule, Steering, SteeringVectors,
+    amount::Amount,
     effect::{Change, Effect},
     fingerprint::fingerprint,
-    positions::{Selection, prompt_end},
+    positions::Selection,
 };
 
 /// Applies a [`Steering`] in every forward pass it is given to.
@@ -67,8 +68,8 @@ impl ResidualHook for SteeringHook {
     ) -> mlxgk_mlx_models::Result<Array> {
         let Some(effects) = self.places.get(&point) else { return Ok(hidden) };
         if self.budget.is_some() && step.strengths().is_none() {
-            let what = "a KL budget is kept where tokens are chosen; a pass of one's own has to set \
-                        the cache's strengths";
+            let what = "a KL budget is enforced by the generation loops; a forward pass outside \
+                        them has to set the cache's strengths first";
             return Err(Error::new(ErrorKind::Run, what).into());
         }
         let steered = steer(effects, &self.rules, self.conflict, hidden, step);
@@ -126,7 +127,7 @@ struct Taken {
 }
 
 impl Taken {
-    /// What is left of a selection once the earlier ones have had their due.
+    /// The selection without the tokens that earlier injections have taken.
     fn resolve(&mut self, selection: Selection, step: &Step) -> Result<Selection> {
         if self.conflict == Conflict::Sum {
             return Ok(selection);
@@ -134,8 +135,8 @@ impl Taken {
         let mut left = selection.clone();
         for before in &self.before {
             if self.conflict == Conflict::Error && before.may_meet(&selection) {
-                let what = "two injections select one token; give them positions apart, or let them \
-                            add up";
+                let what = "two injections select the same token; give them disjoint positions, or let \
+                            them add up";
                 return Err(Error::new(ErrorKind::Conflict, what));
             }
             left = left.minus(before, step)?;
@@ -143,84 +144,4 @@ impl Taken {
         self.before.push(selection);
         Ok(left)
     }
-}
-
-/// How strongly each token of a step is steered: the schedule's factor, 0 where it is not selected.
-pub(crate) enum Amount {
-    /// Every token alike.
-    Same(f64),
-    /// Row after row, and where token ids decide, which of them they leave.
-    Each { factors: Vec<f64>, shape: [i32; 3], tokens: Option<Array> },
-}
-
-impl Amount {
-    /// `None` where nothing is steered.
-    fn new(selection: &Selection, schedule: &Schedule, step: &Step) -> Result<Option<Self>> {
-        let factors = factors(schedule, step)?;
-        let shape = [step.padding().len() as i32, step.count() as i32, 1];
-        Ok(match selection {
-            Selection::Known(selected) => {
-                let chosen = selected.iter().zip(factors);
-                let factors: Vec<f64> =
-                    chosen.map(|(&selected, it)| if selected { it } else { 0.0 }).collect();
-                let first = factors.first().copied().unwrap_or(0.0);
-                if factors.iter().any(|&it| it != first) {
-                    Some(Self::Each { factors, shape, tokens: None })
-                } else {
-                    (first != 0.0).then_some(Self::Same(first))
-                }
-            }
-            Selection::ByToken(_) if factors.iter().all(|it| *it == 0.0) => None,
-            Selection::ByToken(mask) => {
-                Some(Self::Each { factors, shape, tokens: Some(mask.expand_dims(-1)?) })
-            }
-        })
-    }
-
-    /// `f(factor)` per token as fp32: a scalar, or `[batch, count, 1]`.
-    pub(crate) fn map(&self, f: impl Fn(f64) -> f64) -> Result<Array> {
-        match self {
-            Self::Same(factor) => Ok(Array::from_f32(f(*factor) as f32)),
-            Self::Each { factors, shape, tokens } => {
-                let values: Vec<f32> = factors.iter().map(|&it| f(it) as f32).collect();
-                let values = Array::from_slice(&values, shape);
-                match tokens {
-                    None => Ok(values),
-                    Some(mask) => Ok(select(mask, &values, Array::from_f32(f(0.0) as f32))?),
-                }
-            }
-        }
-    }
-
-    /// Which tokens are steered at all, boolean `[batch, count, 1]`; `None` for all.
-    fn selected(&self) -> Result<Option<Array>> {
-        let Self::Each { factors, shape, tokens } = self else { return Ok(None) };
-        let selected: Vec<bool> = factors.iter().map(|&it| it != 0.0).collect();
-        let selected = Array::from_slice(&selected, shape);
-        Ok(Some(match tokens {
-            None => selected,
-            Some(mask) => selected.logical_and(mask)?,
-        }))
-    }
-}
-
-/// The schedule's factor of each token, row after row, times the strength that was set for it.
-fn factors(schedule: &Schedule, step: &Step) -> Result<Vec<f64>> {
-    let (rows, count) = (step.padding().len(), step.count());
-    let mut factors = vec![1.0; rows * count];
-    if *schedule != Schedule::Constant {
-        for (row, factors) in factors.chunks_exact_mut(count).enumerate() {
-            // The column that the last prompt token stands in.
-            let zero = prompt_end(step, row)?.saturating_sub(1);
-            for (column, factor) in (step.start()..).zip(factors) {
-                *factor = schedule.factor(column.saturating_sub(zero));
-            }
-        }
-    }
-    if let Some(strengths) = step.strengths() {
-        for (factor, &strength) in factors.iter_mut().zip(strengths) {
-            *factor *= f64::from(strength);
-        }
-    }
-    Ok(factors)
 }

@@ -1,15 +1,19 @@
 #![doc = include_str!("../README.md")]
 
+mod amount;
 mod effect;
 mod error;
 pub mod extract;
 mod file;
 mod fingerprint;
 mod formats;
+mod guard;
 mod hook;
 mod logit_bias;
+mod names;
 mod operation;
 mod positions;
+mod random;
 mod schedule;
 mod steering;
 mod suspect;
@@ -19,10 +23,12 @@ pub use mlxgk_mlx_models::HookPoint;
 
 pub use self::error::{Error, ErrorKind, Result};
 pub use self::formats::Format;
+pub use self::guard::{Guard, Guarded, Reason};
 pub use self::hook::SteeringHook;
 pub use self::logit_bias::LogitBias;
 pub use self::operation::Operation;
 pub use self::positions::{Clause, Positions};
+pub use self::random::derive_seed;
 pub use self::schedule::Schedule;
 pub use self::steering::{Conflict, Injection, Steering};
 pub use self::suspect::{Suspicion, suspicions};

@@ -2,7 +2,7 @@
 
 use mlx_rs::{Array, Dtype};
 use mlxgk_logits_processors::{
-    Context, Error as ProcessorError, ErrorKind as ProcessorErrorKind, LogitsProcessor,
+    Context, Error as ProcessorError, ErrorKind as ProcessorErrorKind, LogitsProcessor, Stage,
 };
 use mlxgk_mlx_models::{Decoder, HookPoint};
 
@@ -15,8 +15,8 @@ use crate::{Conflict, Error, ErrorKind, Operation, Positions, Result, Schedule, 
 /// the text, whose scores these are. Where the model caps its logits (Gemma 2), the cap is undone
 /// before and applied after, so that the bias comes in where it would under a hook.
 ///
-/// A hook at the final norm is cheaper, `hidden` additions per token beside one per vocabulary entry,
-/// and comes before all processors: prefer [`Steering::hook`] where the model takes one.
+/// Every model here takes hooks, and a hook at the final norm is cheaper: `hidden` additions per token
+/// instead of one per vocabulary entry. Prefer [`Steering::hook`] where there is a choice.
 #[derive(Debug, Clone)]
 pub struct LogitBias {
     parts: Vec<Part>,
@@ -35,16 +35,16 @@ impl LogitBias {
     pub(crate) fn new(steering: &Steering, model: &Decoder) -> Result<Self> {
         let refuse = |what: String| Err(Error::new(ErrorKind::Conflict, what));
         if steering.budget.is_some() {
-            return refuse("a KL budget needs a hook; scores alone cannot be steered by it".into());
+            return refuse("a KL budget needs a hook; a logit bias cannot keep to it".into());
         }
         if steering.conflict != Conflict::Sum && steering.injections.len() > 1 {
-            return refuse("steered scores add up; priorities need a hook".into());
+            return refuse("priorities need a hook; biases on logits always add up".into());
         }
         let mut parts = Vec::new();
         for injection in &steering.injections {
             if !matches!(injection.operation, Operation::Add | Operation::AddUnit) {
                 let operation = injection.operation;
-                return refuse(format!("{operation} needs a hook; scores can only be added to"));
+                return refuse(format!("{operation} needs a hook; a logit bias can only add"));
             }
             for vectors in &injection.vectors {
                 let vector = vectors.for_logits();
@@ -77,21 +77,27 @@ impl LogitsProcessor for LogitBias {
         "LogitBias"
     }
 
+    /// Before everything that bans or penalizes: the bias belongs to the model's own scores.
+    fn stage(&self) -> Stage {
+        Stage::Guidance
+    }
+
     fn process(&self, context: &Context<'_>, scores: &mut [f32]) -> Result<(), ProcessorError> {
         let Context { tokens, prompt_len, padding, .. } = *context;
         let Some(&last) = tokens.last() else { return Ok(()) };
-        let (position, prompt) = (tokens.len() - 1 - padding, prompt_len - padding);
+        let position = (tokens.len() - 1).saturating_sub(padding);
+        let prompt = prompt_len.saturating_sub(padding);
         let mut factors = Vec::with_capacity(self.parts.len());
         for part in &self.parts {
             if part.bias.len() != scores.len() {
                 let (bias, scores) = (part.bias.len(), scores.len());
-                let what = format!("a steered head of {bias} tokens for {scores} scores");
+                let what = format!("the logit bias has {bias} entries, but there are {scores} scores");
                 return Err(ProcessorError::new(ProcessorErrorKind::Parameter, what));
             }
             let selected = part.positions.selects(last, position, prompt);
             let selected = selected
                 .map_err(|e| ProcessorError::new(ProcessorErrorKind::Parameter, e.to_string()))?;
-            let t = tokens.len() - prompt_len;
+            let t = tokens.len().saturating_sub(prompt_len);
             factors.push(if selected { part.schedule.factor(t) as f32 } else { 0.0 });
         }
         if factors.iter().all(|it| *it == 0.0) {
@@ -102,6 +108,8 @@ impl LogitsProcessor for LogitBias {
             let bias: f32 = parts.map(|(part, factor)| factor * part.bias[id]).sum();
             *score = match self.cap {
                 None => *score + bias,
+                // A ban, or a score at the end of what the cap can give, which has no inverse.
+                Some(cap) if !(score.abs() < cap) => continue,
                 Some(cap) => cap * (((*score / cap).atanh() * cap + bias) / cap).tanh(),
             };
         }

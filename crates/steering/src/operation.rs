@@ -1,15 +1,13 @@
 //! What steering does to the residual stream at one token.
 
-use std::{fmt, str::FromStr};
-
-use crate::{Error, Result};
+use crate::names::named;
 
 /// How a vector `v` (v̂ = v/‖v‖) and a strength change the residual stream `h` of one token.
 ///
 /// `a` is alpha times the [schedule's](crate::Schedule) factor `s`. Where the formula has `s` in place
-/// of `a`, alpha is either the goal of the operation (`clamp`, `cap-max`, `cap-min`) or without a
-/// role beyond switching it off at 0 (`ablate`, `ablate-subspace`, `replace`, `affine`), and the
-/// schedule scales the change itself.
+/// of `a`, alpha is either the target of the operation (`clamp`, `cap-max`, `cap-min`) or unused, except that
+/// 0 turns the operation off (`ablate`, `ablate-subspace`, `replace`, `affine`), and the schedule
+/// scales the change itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Operation {
@@ -22,16 +20,16 @@ pub enum Operation {
     AddRelative,
     /// `g·‖h‖/‖g‖` with `g = h + a·v`.
     NormPreserve,
-    /// `h - s·v̂v̂ᵀh`: what `h` has of `v` is taken out.
+    /// `h - s·v̂v̂ᵀh`: the component of `h` along `v` is removed.
     Ablate,
-    /// `h - a·v̂v̂ᵀh`: a share of it is.
+    /// `h - a·v̂v̂ᵀh`: a share of that component is removed.
     AblatePartial,
     /// `h - s·v̂v̂ᵀh + a·v`.
     AblateAdd,
     /// `h - s·QQᵀh`, where `Q` is an orthonormal basis of several vectors.
     AblateSubspace,
-    /// `h + s·(alpha - v̂ᵀh)·v̂`: the projection becomes alpha, whatever it was. A closed loop: the
-    /// dose is what is missing.
+    /// `h + s·(alpha - v̂ᵀh)·v̂`: the projection becomes alpha, whatever it was. A closed loop: it adds
+    /// what is missing.
     Clamp,
     /// `h + s·min(0, alpha - v̂ᵀh)·v̂`: the projection is at most alpha.
     CapMax,
@@ -47,30 +45,27 @@ pub enum Operation {
     Affine,
 }
 
-/// Every operation that needs nothing but vectors, under the command line's names.
-const NAMES: [(&str, Operation); 13] = [
-    ("add", Operation::Add),
-    ("add-unit", Operation::AddUnit),
-    ("add-relative", Operation::AddRelative),
-    ("norm-preserve", Operation::NormPreserve),
-    ("ablate", Operation::Ablate),
-    ("ablate-partial", Operation::AblatePartial),
-    ("ablate-add", Operation::AblateAdd),
-    ("ablate-subspace", Operation::AblateSubspace),
-    ("clamp", Operation::Clamp),
-    ("cap-max", Operation::CapMax),
-    ("cap-min", Operation::CapMin),
-    ("rotate", Operation::Rotate),
-    ("replace", Operation::Replace),
-];
+named! { Operation: "operation" {
+    "add" => Add,
+    "add-unit" => AddUnit,
+    "add-relative" => AddRelative,
+    "norm-preserve" => NormPreserve,
+    "ablate" => Ablate,
+    "ablate-partial" => AblatePartial,
+    "ablate-add" => AblateAdd,
+    "ablate-subspace" => AblateSubspace,
+    "clamp" => Clamp,
+    "cap-max" => CapMax,
+    "cap-min" => CapMin,
+    "rotate" => Rotate,
+    "replace" => Replace,
+} else {
+    // Needs a matrix, which only a program can give.
+    "affine" => Affine,
+} }
 
 impl Operation {
-    /// The command line's names, in the order of the help text.
-    pub fn names() -> impl Iterator<Item = &'static str> {
-        NAMES.iter().map(|(name, _)| *name)
-    }
-
-    /// Whether an alpha of 0 asks for nothing. For `clamp` and the caps 0 is a goal like any other.
+    /// Whether an alpha of 0 asks for nothing. For `clamp` and the caps 0 is a target like any other.
     pub(crate) fn is_off(self, alpha: f64) -> bool {
         alpha == 0.0 && !matches!(self, Self::Clamp | Self::CapMax | Self::CapMin)
     }
@@ -80,26 +75,8 @@ impl Operation {
         !matches!(self, Self::Add | Self::NormPreserve | Self::Replace | Self::Affine)
     }
 
-    /// Whether alpha stands in the formula as a factor or a goal.
+    /// Whether alpha stands in the formula as a factor or a target.
     pub fn uses_alpha(self) -> bool {
         !matches!(self, Self::Ablate | Self::AblateSubspace | Self::Replace | Self::Affine)
-    }
-}
-
-impl fmt::Display for Operation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(NAMES.iter().find(|it| it.1 == *self).map_or("affine", |it| it.0))
-    }
-}
-
-impl FromStr for Operation {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        NAMES.iter().find(|it| it.0 == text).map(|it| it.1).ok_or_else(|| {
-            let names: Vec<_> = Self::names().collect();
-            let known = names.join(", ");
-            Error::parameter(format!("{text:?} is no operation; there are {known}"))
-        })
     }
 }

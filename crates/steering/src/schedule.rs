@@ -1,4 +1,4 @@
-//! How strong steering is, as a function of how far the answer has come.
+//! Schedules: the strength of steering as a function of the position in the answer.
 
 use std::{f64::consts::PI, fmt, str::FromStr};
 
@@ -57,20 +57,26 @@ pub enum Schedule {
 }
 
 impl Schedule {
-    /// The factor on alpha at step `t`.
+    /// The factor on alpha at step `t`. Of a schedule that [`check`](Self::check) refuses it is
+    /// the limit of its formula: a length of 0 counts as the shortest there is.
     pub fn factor(&self, t: usize) -> f64 {
         let at = t as f64;
         match self {
             Self::Constant => 1.0,
-            Self::Warmup { steps } => ((at + 1.0) / *steps as f64).min(1.0),
-            Self::Ramp { start, end } => {
+            Self::Warmup { steps } => ((at + 1.0) / (*steps).max(1) as f64).min(1.0),
+            Self::Ramp { start, end } if start < end => {
                 let (start, end) = (*start as f64, *end as f64);
                 ((at - start) / (end - start)).clamp(0.0, 1.0)
             }
-            Self::Cosine { steps } => (1.0 + (PI * (at / *steps as f64).min(1.0)).cos()) / 2.0,
-            Self::Decay { tau } => (-at / tau).exp(),
+            Self::Ramp { end, .. } => f64::from(t >= *end),
+            Self::Cosine { steps } => {
+                (1.0 + (PI * (at / (*steps).max(1) as f64).min(1.0)).cos()) / 2.0
+            }
+            Self::Decay { tau } if *tau > 0.0 => (-at / tau).exp(),
+            Self::Decay { .. } => f64::from(t == 0),
             Self::Pulse { period, duty } => {
-                f64::from(((t % period) as f64) < duty * *period as f64)
+                let period = (*period).max(1);
+                f64::from(((t % period) as f64) < duty * period as f64)
             }
             Self::Points(points) => between(points, at),
         }
@@ -96,7 +102,7 @@ impl Schedule {
             }
             Self::Points(points) if points.is_empty() => refuse("needs at least one point"),
             Self::Points(points) if points.windows(2).any(|it| it[0].0 >= it[1].0) => {
-                refuse("needs points with rising steps")
+                refuse("needs points in the order of their steps")
             }
             Self::Points(points) if points.iter().any(|it| !it.1.is_finite()) => {
                 refuse("needs finite factors")
@@ -109,7 +115,10 @@ impl Schedule {
 fn between(points: &[(usize, f64)], at: f64) -> f64 {
     let after = points.partition_point(|&(t, _)| (t as f64) <= at);
     match (after.checked_sub(1).map(|it| points[it]), points.get(after)) {
-        (Some((t0, a0)), Some(&(t1, a1))) => a0 + (a1 - a0) * (at - t0 as f64) / (t1 - t0) as f64,
+        (Some((t0, a0)), Some(&(t1, a1))) => {
+            let (t0, t1) = (t0 as f64, t1 as f64);
+            a0 + (a1 - a0) * (at - t0) / (t1 - t0)
+        }
         (Some((_, level)), None) | (None, Some(&(_, level))) => level,
         (None, None) => 1.0,
     }
@@ -142,8 +151,8 @@ impl FromStr for Schedule {
         let (name, rest) = text.split_once(':').map_or((text, None), |(a, b)| (a, Some(b)));
         let wrong = || {
             Error::parameter(format!(
-                "{text:?} is no schedule; there are constant, warmup:N, ramp:START:END, cosine:N, \
-                 decay:TAU, pulse:PERIOD:DUTY and points:T=A,T=A,..."
+                "unknown schedule {text:?}; expected constant, warmup:N, ramp:START:END, cosine:N, \
+                 decay:TAU, pulse:PERIOD:DUTY or points:T=A,T=A,..."
             ))
         };
         let count = |text: &str| text.trim().parse::<usize>().map_err(|_| wrong());
@@ -196,19 +205,40 @@ mod tests {
     }
 
     #[test]
+    fn a_schedule_that_is_not_valid_has_finite_factors_all_the_same() {
+        use Schedule::{Cosine, Decay, Points, Pulse, Ramp, Warmup};
+        for (schedule, expected) in [
+            (Warmup { steps: 0 }, [1.0, 1.0, 1.0]),
+            (Ramp { start: 3, end: 3 }, [0.0, 1.0, 1.0]),
+            (Ramp { start: 5, end: 3 }, [0.0, 1.0, 1.0]),
+            (Cosine { steps: 0 }, [1.0, 0.0, 0.0]),
+            (Decay { tau: 0.0 }, [1.0, 0.0, 0.0]),
+            (Decay { tau: f64::NAN }, [1.0, 0.0, 0.0]),
+            (Pulse { period: 0, duty: 0.5 }, [1.0, 1.0, 1.0]),
+            (Pulse { period: 2, duty: f64::NAN }, [0.0, 0.0, 0.0]),
+            (Points(vec![]), [1.0, 1.0, 1.0]),
+            (Points(vec![(3, 0.5), (3, 0.25)]), [0.5, 0.25, 0.25]),
+            (Points(vec![(4, 0.5), (2, 0.25)]), [0.5, 0.25, 0.25]),
+        ] {
+            assert!(schedule.check().is_err(), "{schedule}");
+            assert_eq!([0, 3, 9].map(|t| schedule.factor(t)), expected, "{schedule}");
+        }
+    }
+
+    #[test]
     fn nonsense_is_refused_in_a_sentence() {
         for (text, word) in [
-            ("", "no schedule"),
-            ("warm:3", "no schedule"),
+            ("", "unknown schedule"),
+            ("warm:3", "unknown schedule"),
             ("warmup:0", "at least 1 step"),
-            ("warmup:-1", "no schedule"),
+            ("warmup:-1", "unknown schedule"),
             ("ramp:4:4", "end after"),
             ("decay:0", "tau"),
             ("decay:nan", "tau"),
             ("pulse:0:0.5", "period"),
             ("pulse:4:2", "duty"),
-            ("points:3=1,3=2", "rising"),
-            ("points:", "no schedule"),
+            ("points:3=1,3=2", "order of their steps"),
+            ("points:", "unknown schedule"),
         ] {
             let error = text.parse::<Schedule>().unwrap_err().to_string();
             assert!(error.contains(word), "{text}: {error}");

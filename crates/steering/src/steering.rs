@@ -6,7 +6,7 @@ use mlxgk_mlx_models::{Decoder, HookPoint};
 
 use crate::{
     Error, ErrorKind, LogitBias, Operation, Positions, Result, Schedule, SteeringHook,
-    SteeringVectors,
+    SteeringVectors, random::derive_seed,
 };
 
 /// One change to the residual stream.
@@ -48,8 +48,8 @@ impl Injection {
         }
     }
 
-    /// Takes what the stream has of the space that several vectors span out of it
-    /// ([`Operation::AblateSubspace`]). Places that only some of them have use those.
+    /// Removes the component of the stream in the space that several vectors span
+    /// ([`Operation::AblateSubspace`]). A place that only some of them have uses those.
     pub fn subspace(vectors: Vec<SteeringVectors>) -> Self {
         Self::of(vectors, Operation::AblateSubspace, 1.0)
     }
@@ -90,7 +90,7 @@ impl Injection {
                 continue;
             }
             if let Some((point, _)) = vectors.iter().find(|it| vectors.norm(it.0) == 0.0) {
-                let what = format!("{point} is all zeros; {} needs a direction", self.operation);
+                let what = format!("{point} is all zeros, but {} needs a direction", self.operation);
                 return Err(Error::new(ErrorKind::Vector, what));
             }
         }
@@ -111,14 +111,14 @@ impl Injection {
     }
 }
 
-/// What happens where several injections select one token at one place.
+/// What happens where several injections select the same token at the same place.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Conflict {
     /// Each one's change is found from the stream as it came in, and the changes are added up, so
-    /// their order is of no account.
+    /// their order does not matter.
     #[default]
     Sum,
-    /// The first in the list has the token to itself.
+    /// The first in the list wins; the others leave the token alone.
     Priority,
     /// It is an error.
     Error,
@@ -132,7 +132,7 @@ pub enum Conflict {
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let model = Decoder::load("models/qwen3", ComputeDtype::Auto)?;
-/// let joy = SteeringVectors::load("joy.safetensors".as_ref())?;
+/// let joy = SteeringVectors::load("joy.safetensors")?;
 /// let steering = Steering::from(Injection::new(joy, 1.5));
 /// let mut hook = steering.hook(&model)?;
 /// let mut cache = model.new_cache(1);
@@ -184,7 +184,7 @@ impl Steering {
         self.injections.is_empty()
     }
 
-    /// The same with every alpha multiplied by `factor`. For `clamp` and the caps that moves the goal.
+    /// The same with every alpha multiplied by `factor`. For `clamp` and the caps that moves the target.
     #[must_use]
     pub fn scaled(&self, factor: f64) -> Self {
         let mut scaled = self.clone();
@@ -193,13 +193,16 @@ impl Steering {
     }
 
     /// The same along random directions of equal norms: the control that an effect has to beat.
+    /// Every set of vectors has directions of its own, so that what several files do together is
+    /// compared with as many directions. The matrices of [affine maps](Injection::affine) stay.
     ///
     /// # Errors
     /// When a vector cannot be drawn.
     pub fn randomized(&self, seed: u64) -> Result<Self> {
         let mut random = self.clone();
-        for vectors in random.injections.iter_mut().flat_map(|it| &mut it.vectors) {
-            *vectors = vectors.random_like(seed)?;
+        let sets = random.injections.iter_mut().flat_map(|it| &mut it.vectors);
+        for (index, vectors) in (0..).zip(sets) {
+            *vectors = vectors.random_like(derive_seed(seed, index))?;
         }
         Ok(random)
     }

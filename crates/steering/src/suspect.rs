@@ -1,8 +1,8 @@
-//! Signs that a text has come apart: what too much steering looks like.
+//! Heuristics for degenerate output, which is what too much steering looks like.
 
 use std::fmt;
 
-/// A reason to distrust a text.
+/// A sign of degenerate output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Suspicion {
@@ -12,7 +12,7 @@ pub enum Suspicion {
     Digits,
     /// A control character, or the mark of an undecodable byte.
     Control,
-    /// One to six words said four times in a row, or a character twelve times.
+    /// One to six words four times in a row, or a character twelve times.
     Loop,
 }
 
@@ -32,7 +32,7 @@ const PHRASE: usize = 6;
 const REPEATS: usize = 4;
 const CHARACTERS: usize = 12;
 
-/// What is suspect about a text; empty for one that looks sound.
+/// The signs of degenerate output in a text; empty for one that looks sound.
 ///
 /// ```
 /// use mlxgk_steering::{Suspicion, suspicions};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use mlxgk_mlx_models::{Decoder, HookPoint};
 
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, random::normal};
 
 /// One fp32 vector of the model's width per hook point, and what is known of where they came from.
 ///
@@ -24,8 +24,8 @@ pub struct SteeringVectors {
     metadata: BTreeMap<String, String>,
 }
 
-/// As far as [`Decoder`] reads a model's layers. Formats with a row per layer would else make as many
-/// rows as a file claims.
+/// The most layers that [`Decoder`] reads. Without a limit, a format with a row per layer would
+/// allocate as many rows as a file claims.
 const MAX_LAYER: usize = 65_534;
 
 impl SteeringVectors {
@@ -33,17 +33,17 @@ impl SteeringVectors {
     ///
     /// # Errors
     /// When there is none, one is empty or holds a value that is not finite, their lengths differ, or a
-    /// layer is beyond every model.
+    /// layer is beyond 65,534.
     pub fn new(vectors: impl IntoIterator<Item = (HookPoint, Vec<f32>)>) -> Result<Self> {
         let vectors: BTreeMap<_, _> = vectors.into_iter().collect();
         let refuse = |what: String| Err(Error::new(ErrorKind::Vector, what));
         let Some((first, len)) = vectors.iter().next().map(|(point, it)| (*point, it.len())) else {
-            return refuse("there is no vector".to_owned());
+            return refuse("a set of steering vectors needs at least one vector".to_owned());
         };
         for (point, vector) in &vectors {
             if point.layer().is_some_and(|it| it > MAX_LAYER) {
                 return refuse(format!(
-                    "{point} is beyond every model; layers go up to {MAX_LAYER}"
+                    "{point} is out of range; layers go up to {MAX_LAYER}"
                 ));
             }
             if vector.is_empty() || vector.len() != len {
@@ -82,8 +82,11 @@ impl SteeringVectors {
         Self::new(sum)
     }
 
-    /// The vectors in random directions of the same norms, from a normal distribution: the control
+    /// Vectors of the same norms in random directions, from a normal distribution: the control
     /// that every effect has to be compared with.
+    ///
+    /// # Errors
+    /// When a vector cannot be drawn.
     pub fn random_like(&self, seed: u64) -> Result<Self> {
         let mut state = seed;
         let vectors = self.vectors.iter().map(|(point, vector)| {
@@ -103,7 +106,7 @@ impl SteeringVectors {
             let point = HookPoint::ResidPost(layer);
             let vector = self.vectors.get(&point).ok_or_else(|| {
                 let what =
-                    format!("there is no vector for layer {layer}; there are {}", self.names());
+                    format!("no vector for layer {layer}; expected one of {}", self.names());
                 Error::new(ErrorKind::Layer, what)
             })?;
             Ok((point, vector.clone()))
@@ -112,8 +115,8 @@ impl SteeringVectors {
         Ok(Self { metadata: self.metadata.clone(), ..Self::new(vectors)? })
     }
 
-    /// The vector that stands for the logit path: the one after the final norm, or else the last
-    /// layer's, moved there.
+    /// The vector for the logit path: the one after the final norm, or else the last layer's, used
+    /// there.
     pub fn for_logits(&self) -> Self {
         let last = self.vectors.get(&HookPoint::FinalNorm);
         let last = last.or_else(|| self.vectors.values().next_back()).cloned();
@@ -121,14 +124,14 @@ impl SteeringVectors {
         Self { vectors, metadata: self.metadata.clone() }
     }
 
-    /// Says what a reader of the file should know (`model`, `method`, ...).
+    /// Adds an entry to the file's metadata (`model`, `method`, ...).
     #[must_use]
     pub fn note(mut self, key: &str, value: impl Into<String>) -> Self {
         self.metadata.insert(key.to_owned(), value.into());
         self
     }
 
-    /// The notes.
+    /// The entries of the metadata.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
@@ -199,19 +202,6 @@ pub(crate) fn norm(vector: &[f32]) -> f64 {
     vector.iter().map(|&it| f64::from(it) * f64::from(it)).sum::<f64>().sqrt()
 }
 
-/// A standard normal number: Box and Muller's method over SplitMix64.
-fn normal(state: &mut u64) -> f64 {
-    let mut uniform = || {
-        *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = *state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
-    };
-    let radius = (-2.0 * (1.0 - uniform()).ln()).sqrt();
-    radius * (2.0 * std::f64::consts::PI * uniform()).cos()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,8 +224,8 @@ mod tests {
         let two = (HookPoint::FinalNorm, vec![1.0, 2.0]);
         let far = (HookPoint::ResidPost(usize::MAX), vec![1.0]);
         for (vectors, words) in [
-            (vec![far], "beyond every model"),
-            (vec![], "there is no vector"),
+            (vec![far], "out of range"),
+            (vec![], "at least one vector"),
             (vec![one(vec![1.0]), two.clone()], "final_norm has 2 values, but resid_post.0 has 1"),
             (vec![one(vec![1.0, f32::NAN]), two], "value 1 of resid_post.0 is NaN"),
             (vec![one(vec![])], "0 values"),

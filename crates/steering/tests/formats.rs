@@ -87,17 +87,17 @@ fn damaged_and_foreign_files_are_named() {
     for len in 0..gguf.len() {
         assert!(Format::Gguf.import(&write("cut.gguf", &gguf[..len])).is_err(), "{len} bytes");
     }
-    refused(Format::Gguf, &write("none.gguf", b"GGML"), "no GGUF file");
+    refused(Format::Gguf, &write("none.gguf", b"GGML"), "not a GGUF file");
     refused(Format::Gguf, &folder.path().join("missing.gguf"), "cannot read");
     let npz = fs::read(fixture("persona.npz")).unwrap();
     for len in 0..npz.len() {
         assert!(Format::Persona.import(&write("cut.npz", &npz[..len])).is_err(), "{len} bytes");
     }
     refused(Format::Persona, &fixture("compressed.npz"), "compressed");
-    refused(Format::Persona, &write("text.npz", b"hello"), "no npz, npy or safetensors");
-    refused(Format::Svec, &write("bad.svec", b"{\"directions\": {\"x\": [1]}}"), "no .svec file");
-    let error = Format::of(Path::new("joy.bin")).unwrap_err().to_string();
-    assert!(error.contains("joy.bin tells no format"), "{error}");
+    refused(Format::Persona, &write("text.npz", b"hello"), "not an npz, npy or safetensors");
+    refused(Format::Svec, &write("bad.svec", b"{\"directions\": {\"x\": [1]}}"), "not a .svec file");
+    let error = Format::of("joy.bin").unwrap_err().to_string();
+    assert!(error.contains("cannot tell the format from the name of joy.bin"), "{error}");
 }
 
 /// Cut short at every byte, and with bytes changed: read, or refused in one sentence.
@@ -122,7 +122,7 @@ fn damaged_files_are_refused_in_a_sentence() {
         (Some(Format::Persona), read("persona.npy")),
         (Some(Format::Persona), persona),
         (Some(Format::Svec), read("cast.svec").trim_ascii_end().to_vec()),
-        (None, own.to_bytes().unwrap()),
+        (None, own.to_bytes()),
     ] {
         let mut check = |bytes: &[u8], is_short: bool| {
             let result = match format {

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use mlx_rs::Array;
 use mlxgk_kv_cache::KvCache;
-use mlxgk_logits_processors::{Context, LogitsProcessor};
+use mlxgk_logits_processors::{Context, LogitsProcessor, Stage};
 use mlxgk_mlx_models::{ComputeDtype, Decoder, ResidualHook};
 use mlxgk_steering::{
     Clause, Conflict, ErrorKind, HookPoint, Injection, Operation, Schedule, Steering,
@@ -148,7 +148,7 @@ fn several_injections_add_up_or_give_way_or_are_refused() {
     cache.set_prompt_end(3);
     let mut hook = both(Conflict::Error).hook(&model).unwrap();
     let error = model.forward(&[&[1, 2, 3]], &mut cache, &mut hook).unwrap_err().to_string();
-    assert!(error.contains("resid_post.1") && error.contains("one token"), "{error}");
+    assert!(error.contains("resid_post.1") && error.contains("the same token"), "{error}");
     assert_eq!(cache.len(), 0);
 }
 
@@ -254,6 +254,92 @@ fn a_logit_bias_equals_adding_after_the_final_norm() {
         assert!(heads.contains(&head), "{head:?} is missing among {heads:?}");
     }
     assert!(heads.contains(&(false, true, false)), "{heads:?}");
+}
+
+/// Bans stay bans, and what stands at the cap, or was pushed beyond it, is left alone.
+#[test]
+fn a_logit_bias_behind_a_soft_cap_takes_any_score() {
+    let model = model("gemma2");
+    let cap = model.components().logit_cap.unwrap();
+    let norm = SteeringVectors::new([(HookPoint::FinalNorm, noise(5, model.hidden_size()))]);
+    let steering = Steering::from(Injection::new(norm.unwrap(), 2.0));
+    let bias = steering.logit_bias(&model).unwrap();
+    let odd = [f32::NEG_INFINITY, f32::INFINITY, cap, -cap, 1.3 * cap, -1.3 * cap];
+    let mut scores = vec![0.25; model.vocab_size()];
+    scores[..odd.len()].copy_from_slice(&odd);
+    bias.process(&Context::new(&PROMPT, PROMPT.len()), &mut scores).unwrap();
+    assert_eq!(scores[..odd.len()], odd);
+    assert!(scores[odd.len()..].iter().all(|it| it.is_finite() && *it != 0.25));
+}
+
+#[test]
+fn a_logit_bias_comes_before_bans_and_takes_any_context() {
+    let model = model("llama");
+    let norm = SteeringVectors::new([(HookPoint::FinalNorm, noise(5, model.hidden_size()))]);
+    let injection = Injection::new(norm.unwrap(), 2.0).schedule("warmup:4".parse().unwrap());
+    let bias = Steering::from(injection).logit_bias(&model).unwrap();
+    assert_eq!(bias.stage(), Stage::Guidance);
+    for context in [
+        Context { tokens: &PROMPT, prompt_len: 40, padding: 0, row: 0 },
+        Context { tokens: &PROMPT, prompt_len: 2, padding: 40, row: 0 },
+        Context { tokens: &[], prompt_len: 0, padding: 0, row: 0 },
+    ] {
+        bias.process(&context, &mut vec![0.5; model.vocab_size()]).unwrap();
+    }
+}
+
+/// A control for several files is as many directions, not one.
+#[test]
+fn random_controls_of_several_files_are_independent() {
+    let model = model("llama");
+    let width = model.hidden_size();
+    // Two random directions span what two do: of random vectors, ablation leaves none of either.
+    let two = Steering::from(Injection::subspace(vec![vectors(1, width), vectors(2, width)]));
+    let (before, after) = through(&model, &two.randomized(8).unwrap());
+    let lost = |before: &[Vec<f32>], after: &[Vec<f32>]| -> Vec<Vec<f32>> {
+        let minus = |(a, b): (&Vec<f32>, &Vec<f32>)| a.iter().zip(b).map(|(a, b)| a - b).collect();
+        before.iter().zip(after).map(minus).collect()
+    };
+    let lost = lost(&before, &after);
+    let cosine = (dot(&lost[0], &lost[1]) / (norm(&lost[0]) * norm(&lost[1]))).abs();
+    assert!(cosine < 0.999, "everything that is taken out lies on one line: {cosine}");
+    // One file draws what it drew, and another seed draws another.
+    let one = Steering::from(Injection::new(vectors(1, width), 1.0));
+    assert_eq!(one.randomized(8).unwrap(), one.randomized(8).unwrap());
+    assert_ne!(one.randomized(8).unwrap(), one.randomized(9).unwrap());
+}
+
+/// At full strength nothing is left of the stream, not even what is no number.
+#[test]
+fn a_replaced_stream_is_gone() {
+    let model = model("llama");
+    let width = model.hidden_size();
+    let v = noise(3, width);
+    let replace = Injection::new(vectors(3, width), 1.0).operation(Operation::Replace);
+    let mut spoilt = noise(77, 3 * width);
+    (spoilt[1], spoilt[width + 2]) = (f32::NAN, f32::INFINITY);
+    for (positions, schedule, replaced) in [
+        ("all", "constant", [true, true, true]),
+        ("prompt[0..2]", "constant", [true, true, false]),
+        ("tokens[7]", "constant", [false, true, false]),
+    ] {
+        let injection = replace.clone().positions(positions.parse().unwrap());
+        let steering = Steering::from(injection.schedule(schedule.parse().unwrap()));
+        let hidden = Array::from_slice(&spoilt, &[1, 3, width as i32]);
+        let mut cache = model.new_cache(1);
+        cache.set_prompt_end(3);
+        let step = cache.step(3).with_tokens(&Array::from_slice(&[5_u32, 7, 9], &[1, 3]));
+        let after = values(&steering.hook(&model).unwrap().apply(POINT, hidden, &step).unwrap());
+        for (at, replaced) in replaced.into_iter().enumerate() {
+            let token = &after[at * width..][..width];
+            if replaced {
+                assert_eq!(token, v, "{positions}");
+            } else {
+                let before = &spoilt[at * width..][..width];
+                assert!(token.iter().zip(before).all(|(a, b)| a.to_bits() == b.to_bits()));
+            }
+        }
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
-//! Steering vectors from contrast pairs: what the model holds while it reads one kind of answer,
-//! against what it holds while it reads the other.
+//! Steering vectors from contrast pairs: how activations differ between two kinds of answers.
 
 mod directions;
+mod linear_algebra;
 mod readings;
 mod report;
 

@@ -57,7 +57,7 @@ impl FromStr for Read {
 
     fn from_str(text: &str) -> Result<Self> {
         let wrong =
-            || Error::parameter(format!("{text:?} is neither last, response nor a range A..B"));
+            || Error::parameter(format!("unknown tokens {text:?}; expected last, response or a range A..B"));
         match text {
             "last" => return Ok(Self::Last),
             "response" => return Ok(Self::Response),
@@ -82,7 +82,7 @@ impl Read {
         };
         if from < begin || from >= to {
             let what =
-                format!("there is no token to read: {self} of a response of {}", end - begin);
+                format!("no token to read: {self} of a response of {} tokens", end - begin);
             return Err(Error::new(ErrorKind::Pairs, what));
         }
         Ok((from as i32, to as i32))
@@ -98,7 +98,7 @@ pub struct Readings {
     pub negative: Vec<Vec<Vec<f32>>>,
 }
 
-/// Runs the model over every pair. `progress` is told after each one.
+/// Runs the model over every pair. `progress` is called after each one.
 ///
 /// # Errors
 /// When a response has no token to read, or the model fails; the message names the pair.

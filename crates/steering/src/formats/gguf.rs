@@ -1,11 +1,12 @@
-//! As much of GGUF as a control vector needs: fp32 and fp16 tensors, metadata skipped.
+//! As much of GGUF as a control vector needs: fp32 tensors (llama.cpp reads no others), metadata
+//! skipped.
 
 use std::collections::BTreeMap;
 
 use super::refuse;
 use crate::{Result, file::floats};
 
-/// Where nothing is said, tensors begin at multiples of this.
+/// Without `general.alignment`, tensors begin at multiples of this.
 const ALIGNMENT: usize = 32;
 const F32: u32 = 0;
 const STRING: u32 = 8;
@@ -16,11 +17,11 @@ const U32: u32 = 4;
 pub(super) fn read(bytes: &[u8]) -> Result<Vec<(String, Vec<f32>)>> {
     let mut at = Reader { bytes, at: 0 };
     if at.take(4)? != b"GGUF" {
-        return refuse("it is no GGUF file");
+        return refuse("it is not a GGUF file");
     }
     let version = at.u32()?;
     if !(2..=3).contains(&version) {
-        return refuse(format!("it is GGUF version {version}; 2 and 3 are read"));
+        return refuse(format!("it is GGUF version {version}; expected 2 or 3"));
     }
     let (tensors, entries) = (at.u64()?, at.u64()?);
     let mut alignment = ALIGNMENT;
@@ -33,7 +34,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Vec<(String, Vec<f32>)>> {
                 let architecture = at.string()?;
                 if architecture != "controlvector" {
                     let what =
-                        format!("it is a GGUF file of {architecture:?}, not of a controlvector");
+                        format!("it is a GGUF file of {architecture:?}; expected \"controlvector\"");
                     return refuse(what);
                 }
             }
@@ -50,7 +51,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Vec<(String, Vec<f32>)>> {
         }
         let kind = at.u32()?;
         if kind != F32 {
-            return refuse(format!("{name:?} is of GGUF type {kind}; control vectors are F32"));
+            return refuse(format!("{name:?} is of GGUF type {kind}; expected 0 (F32)"));
         }
         infos.push((name, len, usize::try_from(at.u64()?).unwrap_or(usize::MAX)));
     }

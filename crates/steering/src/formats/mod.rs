@@ -3,7 +3,7 @@
 mod gguf;
 mod numpy;
 
-use std::{collections::BTreeMap, fmt, fs, path::Path, str::FromStr};
+use std::{collections::BTreeMap, path::Path};
 
 use mlxgk_mlx_models::HookPoint;
 use safetensors::{Dtype, SafeTensors, serialize, tensor::TensorView};
@@ -11,21 +11,22 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     Error, ErrorKind, Result, SteeringVectors,
-    file::{floats, write},
+    file::{floats, read, write},
+    names::named,
 };
 
 /// A file format of another project, and which block its numbers mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Format {
-    /// GGUF control vector (repeng; what llama.cpp loads): `direction.k` belongs after block `k`,
+    /// GGUF control vector (repeng; what llama.cpp loads): `direction.k` applies after block `k`,
     /// counted from 0. llama.cpp cannot reach block 0.
     Gguf,
     /// GGUF as llama.cpp's `cvector-generator` writes it: `direction.k` was read after block `k - 1`, so
     /// its own loader adds it one block late. Imported where it was read.
     GgufGenerator,
     /// Persona vectors: an array `[layers + 1, hidden]` (npz, npy or safetensors). Row `i` is HF's
-    /// `hidden_states[i]`, so it belongs after block `i - 1`; row 0, the embeddings, is left out.
+    /// `hidden_states[i]`, so it applies after block `i - 1`; row 0, the embeddings, is left out.
     Persona,
     /// IBM activation-steering `.svec`: entry `k` was read after block `k`.
     Svec,
@@ -33,30 +34,13 @@ pub enum Format {
     SvecApplied,
 }
 
-const NAMES: [(&str, Format); 5] = [
-    ("gguf", Format::Gguf),
-    ("gguf-generator", Format::GgufGenerator),
-    ("persona", Format::Persona),
-    ("svec", Format::Svec),
-    ("svec-applied", Format::SvecApplied),
-];
-
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(NAMES.iter().find(|it| it.1 == *self).map_or("", |it| it.0))
-    }
-}
-
-impl FromStr for Format {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        NAMES.iter().find(|it| it.0 == text).map(|it| it.1).ok_or_else(|| {
-            let known = NAMES.map(|it| it.0).join(", ");
-            Error::parameter(format!("{text:?} is no format; there are {known}"))
-        })
-    }
-}
+named! { Format: "format" {
+    "gguf" => Gguf,
+    "gguf-generator" => GgufGenerator,
+    "persona" => Persona,
+    "svec" => Svec,
+    "svec-applied" => SvecApplied,
+} }
 
 impl Format {
     /// The format a file's name suggests: `.gguf`, `.svec`, or `.npz`, `.npy`, `.safetensors` for persona
@@ -64,14 +48,16 @@ impl Format {
     ///
     /// # Errors
     /// When it suggests none.
-    pub fn of(path: &Path) -> Result<Self> {
+    pub fn of(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
         match path.extension().and_then(|it| it.to_str()) {
             Some("gguf") => Ok(Self::Gguf),
             Some("svec") => Ok(Self::Svec),
             Some("npz" | "npy" | "safetensors") => Ok(Self::Persona),
             _ => {
                 let what = format!(
-                    "the name {} tells no format; known are .gguf, .svec, .npz, .npy and .safetensors",
+                    "cannot tell the format from the name of {}; expected .gguf, .svec, .npz, .npy \
+                     or .safetensors, or a format that is named explicitly",
                     path.display()
                 );
                 Err(Error::new(ErrorKind::File, what))
@@ -83,10 +69,9 @@ impl Format {
     ///
     /// # Errors
     /// When it cannot be read or is of another format.
-    pub fn import(self, path: &Path) -> Result<SteeringVectors> {
-        let name = path.display();
-        let bytes = fs::read(path)
-            .map_err(|e| Error::new(ErrorKind::File, format!("cannot read {name}: {e}")))?;
+    pub fn import(self, path: impl AsRef<Path>) -> Result<SteeringVectors> {
+        let path = path.as_ref();
+        let bytes = read(path)?;
         let vectors = match self {
             Self::Gguf => from_gguf(&bytes, 0),
             Self::GgufGenerator => from_gguf(&bytes, 1),
@@ -97,7 +82,9 @@ impl Format {
                 None => HookPoint::ResidPre(0),
             }),
         };
-        vectors.map(|it| it.note("source", self.to_string())).map_err(|it| it.of(name))
+        vectors
+            .map(|it| it.note("source", self.to_string()))
+            .map_err(|it| it.of(path.display()))
     }
 
     /// Writes the layers' vectors in this format and returns those the format has no place for.
@@ -109,7 +96,7 @@ impl Format {
         self,
         vectors: &SteeringVectors,
         model: &str,
-        path: &Path,
+        path: impl AsRef<Path>,
     ) -> Result<Vec<HookPoint>> {
         let (kept, left): (Vec<_>, Vec<_>) = vectors.iter().partition(|(point, _)| match point {
             HookPoint::ResidPost(layer) => self != Self::Gguf || *layer > 0,
@@ -138,7 +125,7 @@ impl Format {
                 to_svec(&layers.into_iter().map(|(layer, it)| (layer + 1, it)).collect(), model)
             }
         };
-        write(path, &bytes)?;
+        write(path.as_ref(), &bytes)?;
         Ok(left.into_iter().map(|it| it.0).collect())
     }
 }
@@ -154,7 +141,7 @@ fn from_gguf(bytes: &[u8], late: usize) -> Result<SteeringVectors> {
         let layer = name.strip_prefix("direction.").and_then(|it| it.parse::<usize>().ok());
         match layer.and_then(|it| it.checked_sub(late)) {
             Some(layer) => Ok((HookPoint::ResidPost(layer), vector)),
-            None => refuse(format!("{name:?} is no control vector; those are named direction.k")),
+            None => refuse(format!("{name:?} is not the name of a control vector; expected direction.k")),
         }
     });
     SteeringVectors::new(vectors.collect::<Result<Vec<_>>>()?)
@@ -168,10 +155,10 @@ fn from_persona(bytes: &[u8]) -> Result<SteeringVectors> {
         _ => the_only_tensor(bytes)?,
     };
     let [rows, width] = shape[..] else {
-        return refuse(format!("its array has shape {shape:?}, not [layers + 1, hidden]"));
+        return refuse(format!("its array has shape {shape:?}; expected [layers + 1, hidden]"));
     };
     if rows < 2 || width == 0 {
-        return refuse(format!("its array has shape {shape:?}, not [layers + 1, hidden]"));
+        return refuse(format!("its array has shape {shape:?}; expected [layers + 1, hidden]"));
     }
     let rows = values.chunks_exact(width).enumerate().skip(1);
     // A file made from some layers only has zeros for the others.
@@ -181,7 +168,7 @@ fn from_persona(bytes: &[u8]) -> Result<SteeringVectors> {
 
 fn the_only_tensor(bytes: &[u8]) -> Result<(Vec<usize>, Vec<f32>)> {
     let file = SafeTensors::deserialize(bytes);
-    let file = file.or_else(|e| refuse(format!("it is no npz, npy or safetensors file: {e}")))?;
+    let file = file.or_else(|e| refuse(format!("it is not an npz, npy or safetensors file: {e}")))?;
     let mut tensors = file.iter();
     match (tensors.next(), tensors.next()) {
         (Some((_, tensor)), None) if tensor.dtype() == Dtype::F32 => {
@@ -208,7 +195,7 @@ fn to_persona(layers: &BTreeMap<usize, &[f32]>) -> Result<Vec<u8>> {
 }
 
 fn from_svec(bytes: &[u8], place: fn(usize) -> HookPoint) -> Result<SteeringVectors> {
-    let wrong = "it is no .svec file: JSON with \"directions\", an array of numbers per layer";
+    let wrong = "it is not a .svec file, which is JSON with \"directions\", an array of numbers per layer";
     let Ok(file) = serde_json::from_slice::<Value>(bytes) else { return refuse(wrong) };
     let Some(directions) = file["directions"].as_object() else { return refuse(wrong) };
     let vectors = directions.iter().map(|(layer, values)| {

@@ -8,7 +8,7 @@ type ArrayOf = (Vec<usize>, Vec<f32>);
 /// The one array in an archive that `numpy.savez` wrote.
 pub(super) fn read_npz(bytes: &[u8]) -> Result<ArrayOf> {
     const END: &[u8] = b"PK\x05\x06";
-    let damaged = || refuse("it is a damaged npz file");
+    let damaged = || refuse("the npz file is damaged");
     // The end record has 22 bytes.
     let end = bytes.windows(4).rposition(|it| it == END).filter(|it| it + 22 <= bytes.len());
     let Some(end) = end else { return damaged() };
@@ -39,7 +39,7 @@ pub(super) fn read_npz(bytes: &[u8]) -> Result<ArrayOf> {
 
 /// A little-endian array of 4- or 8-byte floats in C order.
 pub(super) fn read_npy(bytes: &[u8]) -> Result<ArrayOf> {
-    let wrong = || refuse("it holds no NumPy array");
+    let wrong = || refuse("it does not hold a NumPy array");
     let (len, begin) = match bytes {
         [0x93, b'N', b'U', b'M', b'P', b'Y', 1, _, a, b, ..] => {
             (usize::from(u16::from_le_bytes([*a, *b])), 10)
@@ -81,7 +81,7 @@ pub(super) fn read_npy(bytes: &[u8]) -> Result<ArrayOf> {
     let expected = shape.iter().fold(1_usize, |all, &it| all.saturating_mul(it));
     if values.len() != expected {
         return refuse(format!(
-            "its array has {} values where its shape asks for {expected}",
+            "its array has {} values but its shape needs {expected}",
             values.len()
         ));
     }
