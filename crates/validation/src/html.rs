@@ -1,8 +1,8 @@
-//! The report as one HTML page with plots, without anything from elsewhere.
+//! The report as one self-contained HTML page with plots.
 
 use std::fmt::Write;
 
-use crate::{Cell, Direction, Report};
+use crate::{Direction, Measure, Report};
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;\
 color:#222}table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:.2rem .7rem;\
@@ -13,16 +13,14 @@ const WIDTH: f64 = 280.0;
 const HEIGHT: f64 = 160.0;
 const MARGIN: f64 = 34.0;
 
-/// A plot over alpha: its title, and the value of a cell.
-type Plot = (&'static str, fn(&Cell) -> Option<f64>);
-
-const PLOTS: [Plot; 6] = [
-    ("Share with the wanted words", |it| it.words),
-    ("Suspect share", |it| Some(it.suspect)),
-    ("KL(steered ‖ base) per token", |it| it.kl),
-    ("Same first choice", |it| it.top_1),
-    ("Projection shift", |it| it.shift),
-    ("Perplexity under the base model", |it| Some(it.perplexity)),
+/// What is plotted over alpha, under which title.
+const PLOTS: [(&str, Measure); 6] = [
+    ("Share with the wanted words", Measure::Words),
+    ("Suspect share", Measure::Suspect),
+    ("KL(steered ‖ base) per token", Measure::Kl),
+    ("Same first choice", Measure::Top1),
+    ("Projection shift", Measure::Shift),
+    ("Perplexity under the base model", Measure::Perplexity),
 ];
 
 const COLOURS: [(Direction, &str); 3] =
@@ -53,8 +51,8 @@ impl Report {
             row.iter().for_each(|it| page += &format!("<td>{it}</td>"));
         }
         page += "</tr></table>";
-        for (title, value) in PLOTS {
-            page += &self.plot(title, value);
+        for (title, measure) in PLOTS {
+            page += &self.plot(title, measure);
         }
         page += "<h2>One answer each</h2>";
         for it in &self.cells {
@@ -65,10 +63,10 @@ impl Report {
     }
 
     /// One line per direction over alpha; empty where nothing was measured.
-    fn plot(&self, title: &str, value: fn(&Cell) -> Option<f64>) -> String {
+    fn plot(&self, title: &str, measure: Measure) -> String {
         let points = |direction: Direction| -> Vec<(f64, f64)> {
             let cells = self.cells.iter().filter(|it| it.direction == direction);
-            let mut points: Vec<_> = cells.filter_map(|it| Some((it.alpha, value(it)?))).collect();
+            let mut points: Vec<_> = cells.filter_map(|it| Some((it.alpha, it.get(measure)?))).collect();
             points.sort_by(|a, b| a.0.total_cmp(&b.0));
             points
         };
@@ -132,6 +130,18 @@ impl Report {
     }
 }
 
+/// Text that is safe inside elements and quoted attributes.
 fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => escaped += "&amp;",
+            '<' => escaped += "&lt;",
+            '>' => escaped += "&gt;",
+            '"' => escaped += "&quot;",
+            '\'' => escaped += "&#39;",
+            other => escaped.push(other),
+        }
+    }
+    escaped
 }

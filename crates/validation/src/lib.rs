@@ -9,8 +9,10 @@ mod words;
 
 use mlx_genkit::Prompt;
 
-pub use self::guarded::{Guarded, Reason, guarded};
-pub use self::report::{Cell, Direction, Report};
+pub use mlx_genkit::steering::Reason;
+
+pub use self::guarded::{Guarded, guarded};
+pub use self::report::{Cell, Direction, Measure, Report};
 pub use self::suite::{Options, Progress, validate};
 pub use self::words::WordLists;
 

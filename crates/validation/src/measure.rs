@@ -1,4 +1,4 @@
-//! What steering does to the model itself, on texts that are given.
+//! How steering changes the model itself, on given texts.
 
 use mlx_genkit::{
     Capture, HookPoint, Model, NoHook, ResidualHook, Result,
@@ -33,13 +33,28 @@ pub(crate) struct Distance {
     pub(crate) tokens: usize,
 }
 
+impl Distance {
+    /// Counts another text.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.kl += other.kl;
+        self.agreed += other.agreed;
+        self.tokens += other.tokens;
+    }
+}
+
 impl Text<'_> {
-    pub(crate) fn distance(self, model: &Model, hook: &mut dyn ResidualHook) -> Result<Distance> {
-        let base = self.logprobs(model, &mut NoHook)?;
+    /// How far the model under `hook` is from the unsteered one, whose
+    /// [log-probabilities](Self::logprobs) are `base`.
+    pub(crate) fn distance(
+        self,
+        model: &Model,
+        base: &Array,
+        hook: &mut dyn ResidualHook,
+    ) -> Result<Distance> {
         let steered = self.logprobs(model, hook)?;
         let compare = || -> Result<(Array, Array), Exception> {
-            let kl = steered.exp()?.multiply(steered.subtract(&base)?)?.sum(false)?;
-            let agreed = argmax_axis(&base, -1, false)?.eq(argmax_axis(&steered, -1, false)?)?;
+            let kl = steered.exp()?.multiply(steered.subtract(base)?)?.sum(false)?;
+            let agreed = argmax_axis(base, -1, false)?.eq(argmax_axis(&steered, -1, false)?)?;
             Ok((kl, agreed.as_type::<f32>()?.sum(false)?))
         };
         let (kl, agreed) = compare().map_err(|e| failed(&e))?;
@@ -75,7 +90,7 @@ impl Text<'_> {
 
     /// Log-probabilities of everything that could have stood at each place of the answer: fp32
     /// `[1, answer, vocabulary]`.
-    fn logprobs(self, model: &Model, hook: &mut dyn ResidualHook) -> Result<Array> {
+    pub(crate) fn logprobs(self, model: &Model, hook: &mut dyn ResidualHook) -> Result<Array> {
         // The last token predicts nothing.
         let hidden = self.hidden(model, hook, self.answer.len() - 1)?;
         let from = self.prompt.len() as i32 - 1;

@@ -1,13 +1,12 @@
 //! What a validation found: a table for people, JSON for programs.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
-use serde_json::{Value, json};
-
-use crate::words::number;
+use serde_json::{Map, Value, json};
 
 /// Where a cell was steered to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Direction {
     /// Nowhere.
     Base,
@@ -31,8 +30,83 @@ impl Direction {
     }
 }
 
-/// One line of the table: all prompts and seeds at one direction and alpha. Shares are in 0..=1.
+/// What is measured in a cell. Shares are in 0..=1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Measure {
+    /// Share of answers in which the wanted voice is heard.
+    Words,
+    /// Share of answers that are not the unsteered answer.
+    Differs,
+    /// Share of answers that look degenerate.
+    Suspect,
+    /// Share of answers that were drawn twice.
+    Resampled,
+    /// Share of answers that come out the same in a second run.
+    Same,
+    /// Mean KL(steered ‖ base) per token of the unsteered answers, in nats.
+    Kl,
+    /// Share of those tokens at which both models would choose the same.
+    Top1,
+    /// Mean projection on the vector over the answers, less that of the unsteered answers.
+    Shift,
+    /// Of the answers, under the unsteered model.
+    Perplexity,
+    /// Distinct words per word.
+    Distinct1,
+    /// Distinct pairs of neighbouring words per pair.
+    Distinct2,
+}
+
+impl Measure {
+    /// All of them, in the order of the table.
+    pub const ALL: [Self; 11] = [
+        Self::Words,
+        Self::Differs,
+        Self::Suspect,
+        Self::Resampled,
+        Self::Same,
+        Self::Kl,
+        Self::Top1,
+        Self::Shift,
+        Self::Perplexity,
+        Self::Distinct1,
+        Self::Distinct2,
+    ];
+
+    /// The name in the table, the name in JSON, and the digits after the point; `None` for shares,
+    /// which the table has in percent.
+    fn spelling(self) -> (&'static str, &'static str, Option<usize>) {
+        match self {
+            Self::Words => ("words", "words", None),
+            Self::Differs => ("differs", "differs", None),
+            Self::Suspect => ("suspect", "suspect", None),
+            Self::Resampled => ("resampled", "resampled", None),
+            Self::Same => ("same", "same", None),
+            Self::Kl => ("KL", "kl", Some(3)),
+            Self::Top1 => ("top-1", "top_1", None),
+            Self::Shift => ("shift", "projection_shift", Some(2)),
+            Self::Perplexity => ("ppl", "perplexity", Some(2)),
+            Self::Distinct1 => ("d-1", "distinct_1", Some(2)),
+            Self::Distinct2 => ("d-2", "distinct_2", Some(2)),
+        }
+    }
+
+    /// As the table has it: with the spread, where there is one.
+    fn shown(self, value: Option<f64>, spread: Option<f64>) -> String {
+        let Some(value) = value else { return "-".to_owned() };
+        let (scale, digits, unit) = match self.spelling().2 {
+            None => (100.0, 1, " %"),
+            Some(digits) => (1.0, digits, ""),
+        };
+        let spread = spread.map_or_else(String::new, |it| format!(" ± {:.digits$}", scale * it));
+        format!("{:.digits$}{spread}{unit}", scale * value)
+    }
+}
+
+/// One line of the table: all prompts and seeds at one direction and alpha.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Cell {
     /// Where to.
     pub direction: Direction,
@@ -40,34 +114,45 @@ pub struct Cell {
     pub alpha: f64,
     /// How many answers.
     pub answers: usize,
-    /// Share that is not the unsteered answer.
-    pub differs: Option<f64>,
-    /// Share that looks broken.
-    pub suspect: f64,
-    /// Share that was drawn twice.
-    pub resampled: f64,
-    /// Share that came out the same in a second run.
-    pub same: f64,
-    /// Mean KL(steered ‖ base) per token of the unsteered answers, in nats.
-    pub kl: Option<f64>,
-    /// Share of those tokens at which both models would choose the same.
-    pub top_1: Option<f64>,
-    /// Mean projection on the vector over the answers, less that of the unsteered answers.
-    pub shift: Option<f64>,
-    /// Of the answers, under the unsteered model.
-    pub perplexity: f64,
-    /// Distinct words per word.
-    pub distinct_1: f64,
-    /// Distinct pairs of neighbouring words per pair.
-    pub distinct_2: f64,
-    /// Share in which the wanted voice is heard.
-    pub words: Option<f64>,
+    /// How many random directions they are of; 1 for the other directions.
+    pub draws: usize,
     /// The first answer.
     pub example: String,
+    /// The values of one draw each.
+    values: Vec<BTreeMap<Measure, f64>>,
+}
+
+impl Cell {
+    pub(crate) fn new(
+        (direction, alpha): (Direction, f64),
+        answers: usize,
+        example: String,
+        values: Vec<BTreeMap<Measure, f64>>,
+    ) -> Self {
+        Self { direction, alpha, answers, draws: values.len(), example, values }
+    }
+
+    fn drawn(&self, measure: Measure) -> Vec<f64> {
+        self.values.iter().filter_map(|it| it.get(&measure).copied()).collect()
+    }
+
+    /// The value of a measure: of several draws, the mean. `None` where it was not measured.
+    pub fn get(&self, measure: Measure) -> Option<f64> {
+        let drawn = self.drawn(measure);
+        (!drawn.is_empty()).then(|| drawn.iter().sum::<f64>() / drawn.len() as f64)
+    }
+
+    /// How far the draws lie apart: their standard deviation (n - 1). `None` for a single one.
+    pub fn spread(&self, measure: Measure) -> Option<f64> {
+        let (drawn, mean) = (self.drawn(measure), self.get(measure)?);
+        let squares: f64 = drawn.iter().map(|it| (it - mean).powi(2)).sum();
+        (drawn.len() > 1).then(|| (squares / (drawn.len() - 1) as f64).sqrt())
+    }
 }
 
 /// The whole table.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Report {
     /// The model's name.
     pub model: String,
@@ -81,65 +166,42 @@ pub struct Report {
     pub cells: Vec<Cell>,
 }
 
-/// A column: its name, and a cell's value as text.
-type Column = (&'static str, fn(&Cell) -> String);
-
-const COLUMNS: [Column; 13] = [
-    ("direction", |it| it.direction.as_str().to_owned()),
-    ("alpha", |it| format!("{}", it.alpha)),
-    ("words", |it| percent(it.words)),
-    ("differs", |it| percent(it.differs)),
-    ("suspect", |it| percent(Some(it.suspect))),
-    ("resampled", |it| percent(Some(it.resampled))),
-    ("same", |it| percent(Some(it.same))),
-    ("KL", |it| it.kl.map_or_else(dash, |it| format!("{it:.3}"))),
-    ("top-1", |it| percent(it.top_1)),
-    ("shift", |it| it.shift.map_or_else(dash, |it| format!("{it:.2}"))),
-    ("ppl", |it| format!("{:.2}", it.perplexity)),
-    ("d-1", |it| format!("{:.2}", it.distinct_1)),
-    ("d-2", |it| format!("{:.2}", it.distinct_2)),
-];
-
-fn percent(share: Option<f64>) -> String {
-    share.map_or_else(dash, |it| format!("{:.1} %", 100.0 * it))
-}
-
-fn dash() -> String {
-    "-".to_owned()
-}
-
 impl Report {
     /// The table's head and rows; the column of words only where some are counted.
     pub(crate) fn rows(&self) -> (Vec<&'static str>, Vec<Vec<String>>) {
-        let shown: Vec<&Column> =
-            COLUMNS.iter().filter(|it| it.0 != "words" || self.wanted.is_some()).collect();
-        let row = |cell: &Cell| shown.iter().map(|it| it.1(cell)).collect();
-        (shown.iter().map(|it| it.0).collect(), self.cells.iter().map(row).collect())
+        let counted = |it: &Measure| *it != Measure::Words || self.wanted.is_some();
+        let shown: Vec<Measure> = Measure::ALL.into_iter().filter(counted).collect();
+        let names = shown.iter().map(|it| it.spelling().0);
+        let row = |cell: &Cell| {
+            let value = |it: &Measure| it.shown(cell.get(*it), cell.spread(*it));
+            let place = [cell.direction.as_str().to_owned(), cell.alpha.to_string()];
+            place.into_iter().chain(shown.iter().map(value)).collect()
+        };
+        let head = ["direction", "alpha"].into_iter().chain(names).collect();
+        (head, self.cells.iter().map(row).collect())
     }
 
-    /// The report for programs: numbers as they are, shares in 0..=1.
+    /// The report for programs: numbers as they are, shares in 0..=1. What was not measured is null;
+    /// `spread` holds the standard deviations over the random directions.
     pub fn json(&self) -> Value {
+        let object = |value: &dyn Fn(Measure) -> Option<f64>| -> Map<String, Value> {
+            let entry = |it: Measure| (it.spelling().1.to_owned(), json!(value(it)));
+            Measure::ALL.into_iter().map(entry).collect()
+        };
         let cells: Vec<Value> = self
             .cells
             .iter()
-            .map(|it| {
-                json!({
-                    "direction": it.direction.as_str(),
-                    "alpha": it.alpha,
-                    "answers": it.answers,
-                    "words": number(it.words),
-                    "differs": number(it.differs),
-                    "suspect": it.suspect,
-                    "resampled": it.resampled,
-                    "same": it.same,
-                    "kl": number(it.kl),
-                    "top_1": number(it.top_1),
-                    "projection_shift": number(it.shift),
-                    "perplexity": it.perplexity,
-                    "distinct_1": it.distinct_1,
-                    "distinct_2": it.distinct_2,
-                    "example": it.example,
-                })
+            .map(|cell| {
+                let mut all = Map::new();
+                all.insert("direction".to_owned(), json!(cell.direction.as_str()));
+                all.insert("alpha".to_owned(), json!(cell.alpha));
+                all.insert("answers".to_owned(), json!(cell.answers));
+                all.extend(object(&|it| cell.get(it)));
+                let spread = (cell.draws > 1).then(|| object(&|it| cell.spread(it)));
+                all.insert("draws".to_owned(), json!(cell.draws));
+                all.insert("spread".to_owned(), json!(spread));
+                all.insert("example".to_owned(), json!(cell.example));
+                Value::Object(all)
             })
             .collect();
         json!({
@@ -152,13 +214,14 @@ impl Report {
     }
 }
 
-/// The table, columns flush.
+/// The table, columns aligned.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (head, rows) = self.rows();
         let head: Vec<String> = head.into_iter().map(str::to_owned).collect();
         let width = |at: usize| {
-            std::iter::once(&head).chain(&rows).map(|it| it[at].len()).max().unwrap_or(0)
+            let lengths = std::iter::once(&head).chain(&rows).map(|it| it[at].chars().count());
+            lengths.max().unwrap_or(0)
         };
         let widths: Vec<usize> = (0..head.len()).map(width).collect();
         for (index, row) in std::iter::once(&head).chain(&rows).enumerate() {
@@ -173,5 +236,37 @@ impl fmt::Display for Report {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn draws_have_a_mean_and_a_spread() {
+        let values = |shares: &[f64]| -> Vec<BTreeMap<Measure, f64>> {
+            let one = |it: &f64| BTreeMap::from([(Measure::Words, *it), (Measure::Kl, 2.0 * it)]);
+            shares.iter().map(one).collect()
+        };
+        let at = (Direction::Random, 1.5);
+        let cell = Cell::new(at, 60, "A <b> & \"c\" 'd'".to_owned(), values(&[0.1, 0.2, 0.3]));
+        assert_eq!((cell.draws, cell.get(Measure::Shift)), (3, None));
+        assert!((cell.get(Measure::Words).unwrap() - 0.2).abs() < 1e-12);
+        assert!((cell.spread(Measure::Words).unwrap() - 0.1).abs() < 1e-12);
+        let one = Cell::new((Direction::Base, 0.0), 20, String::new(), values(&[0.25]));
+        assert_eq!((one.get(Measure::Words), one.spread(Measure::Words)), (Some(0.25), None));
+        let wanted = Some("glad \" ' voice".to_owned());
+        let report =
+            Report { model: "m".into(), prompts: 20, seeds: 1, wanted, cells: vec![one, cell] };
+        let table = report.to_string();
+        assert!(table.contains("20.0 ± 10.0 %") && table.contains("0.400 ± 0.200"), "{table}");
+        assert!(table.lines().nth(1).unwrap().contains("25.0 %"), "{table}");
+        let document = report.json();
+        assert!((document["cells"][1]["spread"]["kl"].as_f64().unwrap() - 0.2).abs() < 1e-12);
+        assert_eq!(document["cells"][0]["spread"], Value::Null);
+        let page = report.html();
+        assert!(page.contains("A &lt;b&gt; &amp; &quot;c&quot; &#39;d&#39;"), "{page}");
+        assert!(page.contains("glad &quot; &#39; voice"), "{page}");
     }
 }

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mlx_genkit::{Error, ErrorKind, Result};
-use serde_json::Value;
 
 /// Words by voice, and the voice that steering is to lead to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,17 +24,15 @@ impl WordLists {
     /// ```
     ///
     /// # Errors
-    /// When it is no such object, or has no list of the wanted name.
+    /// When the text is not such an object, or has no list of the wanted name.
     pub fn from_json(text: &str, wanted: &str) -> Result<Self> {
         let refuse = |what: String| Error::new(ErrorKind::Request, what);
         let value: BTreeMap<String, Vec<String>> = serde_json::from_str(text)
             .map_err(|e| refuse(format!("word lists are a JSON object of arrays of words: {e}")))?;
         if !value.contains_key(wanted) {
             let known: Vec<&str> = value.keys().map(String::as_str).collect();
-            return Err(refuse(format!(
-                "there is no list {wanted:?}; there are {}",
-                known.join(", ")
-            )));
+            let known = known.join(", ");
+            return Err(refuse(format!("unknown voice {wanted:?}; expected one of {known}")));
         }
         let lower = |words: Vec<String>| words.iter().map(|it| it.to_lowercase()).collect();
         let lists = value.into_iter().map(|(name, words)| (name, lower(words))).collect();
@@ -52,7 +49,7 @@ impl WordLists {
         self.heard(text) == Some(&self.wanted)
     }
 
-    /// The voice with the most words in a text; none where there is no such word, or a tie.
+    /// The voice with the most words in a text; `None` without such a word, or at a tie.
     pub fn heard(&self, text: &str) -> Option<&str> {
         let lower = text.to_lowercase();
         let words: Vec<&str> =
@@ -77,17 +74,12 @@ pub(crate) fn distinct<'a>(texts: impl Iterator<Item = &'a str>) -> [f64; 2] {
     let (mut ones, mut twos) = (BTreeSet::new(), BTreeSet::new());
     let (mut words, mut pairs) = (0_usize, 0_usize);
     for text in texts {
-        let said: Vec<String> = text.split_whitespace().map(str::to_lowercase).collect();
-        words += said.len();
-        pairs += said.len().saturating_sub(1);
-        twos.extend(said.windows(2).map(|it| it.join(" ")));
-        ones.extend(said);
+        let all: Vec<String> = text.split_whitespace().map(str::to_lowercase).collect();
+        words += all.len();
+        pairs += all.len().saturating_sub(1);
+        twos.extend(all.windows(2).map(|it| it.join(" ")));
+        ones.extend(all);
     }
     let share = |kinds: usize, all: usize| if all == 0 { 0.0 } else { kinds as f64 / all as f64 };
     [share(ones.len(), words), share(twos.len(), pairs)]
-}
-
-/// As JSON, for the report.
-pub(crate) fn number(value: Option<f64>) -> Value {
-    value.map_or(Value::Null, Value::from)
 }

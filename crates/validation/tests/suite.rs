@@ -6,7 +6,9 @@ use mlx_genkit::{
     ComputeDtype, HookPoint, Model, NoHook, Prompt,
     steering::{Injection, Steering, SteeringVectors},
 };
-use mlxgk_validation::{Direction, Options, Reason, guarded, news_prompts, validate};
+use mlxgk_validation::{
+    Direction, Measure, Options, Reason, WordLists, guarded, news_prompts, validate,
+};
 
 fn model() -> Model {
     Model::bundled(ComputeDtype::Float32).unwrap()
@@ -28,11 +30,13 @@ fn no_strength_is_no_distance() {
     let options = Options { alphas: vec![0.0], controls: false, ..options(3) };
     let report = validate(&model(), &steering(1.0), &options, |_| ()).unwrap();
     let [base, steered] = &report.cells[..] else { panic!("{report}") };
-    assert_eq!((base.direction, base.kl, base.differs), (Direction::Base, None, None));
-    assert_eq!((steered.kl, steered.top_1), (Some(0.0), Some(1.0)));
-    assert_eq!((base.same, steered.same), (1.0, 1.0));
+    assert_eq!(base.direction, Direction::Base);
+    assert_eq!((base.get(Measure::Kl), base.get(Measure::Differs)), (None, None));
+    assert_eq!((steered.get(Measure::Kl), steered.get(Measure::Top1)), (Some(0.0), Some(1.0)));
+    let same = [base, steered].map(|it| it.get(Measure::Same));
+    assert_eq!(same, [Some(1.0), Some(1.0)]);
     // Their seeds are kept apart.
-    assert!(steered.differs > Some(0.5), "{report}");
+    assert!(steered.get(Measure::Differs) > Some(0.5), "{report}");
 }
 
 #[test]
@@ -45,16 +49,44 @@ fn distance_grows_with_strength() {
             .cells
             .iter()
             .filter(|it| it.direction == direction)
-            .filter_map(|it| it.kl)
+            .filter_map(|it| it.get(Measure::Kl))
             .collect();
         assert!(kl[0] > 0.0 && kl[1] > 2.0 * kl[0], "{report}");
     }
-    let shift =
-        |direction| report.cells.iter().rfind(|it| it.direction == direction).unwrap().shift;
+    let shift = |direction| {
+        let cell = report.cells.iter().rfind(|it| it.direction == direction);
+        cell.unwrap().get(Measure::Shift)
+    };
     assert!(
         shift(Direction::Steered) > Some(1.0) && shift(Direction::Negated) < Some(-1.0),
         "{report}"
     );
+}
+
+/// The random control has several directions, a spread, and the progress that was announced.
+#[test]
+fn random_directions_are_several() {
+    let mut options = Options { alphas: vec![4.0, -1.0], random_draws: 3, ..options(2) };
+    options.config.max_new_tokens = Some(8);
+    options.words = Some(WordLists::from_json(r#"{"glad": ["the"], "sad": []}"#, "glad").unwrap());
+    let mut seen = Vec::new();
+    let report = validate(&model(), &steering(1.0), &options, |it| seen.push(it)).unwrap();
+    let last = seen.last().unwrap();
+    assert_eq!(last.done, last.of);
+    assert!(seen.windows(2).all(|it| it[0].done < it[1].done));
+    for cell in &report.cells {
+        let draws = if cell.direction == Direction::Random { 3 } else { 1 };
+        assert_eq!((cell.draws, cell.answers), (draws, 2 * draws));
+        // Where steering is strongest, answers are drawn twice.
+        let repeated = cell.alpha == 4.0 || cell.direction == Direction::Base;
+        assert_eq!(cell.get(Measure::Same), repeated.then_some(1.0), "{report}");
+        if cell.direction == Direction::Random {
+            assert!(cell.spread(Measure::Kl) > Some(0.0), "{report}");
+            assert!(report.to_string().contains(" ± "), "{report}");
+        } else {
+            assert_eq!(cell.spread(Measure::Kl), None);
+        }
+    }
 }
 
 #[test]
@@ -64,8 +96,8 @@ fn a_budget_is_measured_as_it_is_kept() {
     let model = model();
     let distance = |steering: Steering| {
         let report = validate(&model, &steering, &options, |_| ()).unwrap();
-        assert_eq!(report.cells[1].same, 1.0, "{report}");
-        report.cells[1].kl.unwrap()
+        assert_eq!(report.cells[1].get(Measure::Same), Some(1.0), "{report}");
+        report.cells[1].get(Measure::Kl).unwrap()
     };
     let (free, bounded) = (distance(steering(1.0)), distance(steering(1.0).budget(0.01)));
     // Not of one step from a common cache, but of whole texts.
@@ -83,8 +115,8 @@ fn an_answer_equal_to_the_base_is_drawn_once_more() {
     let again = guarded(&model, &prompts, &mut NoHook, &config, 7, Some(&first)).unwrap();
     for (at, (first, again)) in first.iter().zip(&again).enumerate() {
         assert_eq!(again.resampled, Some(Reason::SameAsBase));
-        assert_eq!(again.sequence.prompt_index, at);
-        assert_ne!(again.sequence.tokens, first.sequence.tokens);
+        assert_eq!(again.answer.prompt_index, at);
+        assert_ne!(again.answer.tokens, first.answer.tokens);
     }
 }
 
@@ -92,7 +124,8 @@ fn an_answer_equal_to_the_base_is_drawn_once_more() {
 fn nothing_to_run_is_an_error() {
     let model = model();
     for (options, words) in [
-        (options(0), "no prompt"),
+        (options(0), "at least one prompt"),
+        (Options { random_draws: 0, ..options(1) }, "at least one draw"),
         (Options { alphas: vec![], ..options(1) }, "at least one alpha"),
         (Options { alphas: vec![f64::NAN], ..options(1) }, "finite"),
     ] {
