@@ -1,4 +1,4 @@
-//! `mlxgk steer`: making, showing and converting steering vectors.
+//! `mlxgk steer`: extracts, shows and converts steering vectors.
 
 use std::path::{Path, PathBuf};
 
@@ -24,7 +24,7 @@ use crate::{
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum SteerCommand {
-    /// Steering vectors from contrast pairs
+    /// Extract steering vectors from contrast pairs
     #[command(after_help = "\
 A pair is a line of JSON: {\"positive\": TEXT, \"negative\": TEXT}, with {\"prompt\": TEXT} or {\"messages\": [...]}
 where both answer the same; either side may also be a conversation that ends with the answer.
@@ -34,21 +34,21 @@ Examples:
   mlxgk steer extract --model ./qwen3 --pairs joy.jsonl --method pca-pair-centered --read last --out joy.safetensors
   mlxgk steer extract --positive glad.txt --negative sad.txt --out joy.safetensors")]
     Extract(ExtractArgs),
-    /// What a steering file holds: norm, dose and separation per layer
+    /// Show what a steering file holds: norm, dose and separation per layer
     #[command(after_help = "\
 Example:
   mlxgk steer show joy.safetensors")]
     Show(ShowArgs),
-    /// Another project's vectors as a steering file
+    /// Convert another project's vectors to a steering file
     #[command(after_help = "\
-Formats: gguf (repeng, llama.cpp), gguf-generator (llama.cpp's cvector-generator, which writes one layer
-late), persona (npz, npy or safetensors of shape [layers + 1, hidden]), svec, svec-applied.
+Formats: gguf (repeng, llama.cpp), gguf-generator (llama.cpp's cvector-generator, whose numbers are one
+layer high), persona (npz, npy or safetensors of shape [layers + 1, hidden]), svec, svec-applied.
 
 Examples:
   mlxgk steer import joy.gguf --out joy.safetensors
   mlxgk steer import joy.npz --from persona --out joy.safetensors")]
     Import(ImportArgs),
-    /// A steering file in another project's format
+    /// Convert a steering file to another project's format
     #[command(after_help = "\
 Example:
   mlxgk steer export joy.safetensors --out joy.gguf --model-hint qwen3")]
@@ -66,21 +66,20 @@ pub(crate) struct ExtractArgs {
     model: ModelArgs,
     /// mean-diff, pca-diff-centered, pca-diff-uncentered, pca-pair-centered, pca-global-centered or
     /// logistic-probe
-    #[arg(long, value_name = "METHOD", default_value = "mean-diff", value_parser = method)]
+    #[arg(long, value_name = "METHOD", default_value = "mean-diff")]
     method: Method,
     /// Tokens of the answers to read: response (the mean over all), last, or a range A..B
     #[arg(
         long,
         value_name = "TOKENS",
         default_value = "response",
-        value_parser = read,
         allow_hyphen_values = true
     )]
     read: Read,
     /// System prompt for pairs that have none
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     system: Option<String>,
-    /// Share of the pairs that is kept apart to try the vectors on
+    /// Share of the pairs held out to test the vectors on
     #[arg(long, value_name = "SHARE", default_value = "0.2")]
     held_out: f64,
     /// What to print
@@ -115,8 +114,8 @@ pub(crate) struct ShowArgs {
 pub(crate) struct ImportArgs {
     /// The file to read
     file: PathBuf,
-    /// Its format; without it, what its name suggests
-    #[arg(long, value_name = "FORMAT", value_parser = file_format)]
+    /// Its format (default: what its name suggests)
+    #[arg(long, value_name = "FORMAT")]
     from: Option<FileFormat>,
     /// The steering file to write
     #[arg(long, value_name = "FILE")]
@@ -127,8 +126,8 @@ pub(crate) struct ImportArgs {
 pub(crate) struct ExportArgs {
     /// The steering file
     file: PathBuf,
-    /// The format to write; without it, what the name of --out suggests
-    #[arg(long, value_name = "FORMAT", value_parser = file_format)]
+    /// The format to write (default: what the name of --out suggests)
+    #[arg(long, value_name = "FORMAT")]
     to: Option<FileFormat>,
     /// The file to write
     #[arg(long, value_name = "FILE")]
@@ -193,29 +192,29 @@ fn contrast_pairs(args: &PairArgs) -> Result<Vec<ContrastPair>> {
         });
         let pairs = pairs.collect::<Result<Vec<_>>>()?;
         return match pairs.is_empty() {
-            true => Err(Failure::usage(format_args!("{} holds no pair", file.display()))),
+            true => Err(Failure::usage(format_args!("{} does not contain a pair", file.display()))),
             false => Ok(pairs),
         };
     }
     let (Some(positive), Some(negative)) = (&args.positive, &args.negative) else {
-        return Err(Failure::usage("there are no pairs: --pairs, or --positive and --negative"));
+        return Err(Failure::usage("pairs are needed: --pairs, or --positive and --negative"));
     };
     let texts = |file: &Path| -> Result<Vec<Contrast>> {
         let text = read_text(file)?;
         let lines = text.lines().filter(|it| !it.trim().is_empty());
         Ok(lines.map(|it| Contrast::Text(it.to_owned())).collect())
     };
-    let (glad, sad) = (texts(positive)?, texts(negative)?);
-    if glad.len() != sad.len() {
+    let (ours, theirs) = (texts(positive)?, texts(negative)?);
+    if ours.len() != theirs.len() {
         return Err(Failure::usage(format_args!(
             "{} has {} texts and {} has {}; they must pair up line by line",
             positive.display(),
-            glad.len(),
+            ours.len(),
             negative.display(),
-            sad.len()
+            theirs.len()
         )));
     }
-    let pairs = glad.into_iter().zip(sad);
+    let pairs = ours.into_iter().zip(theirs);
     Ok(pairs.map(|(positive, negative)| ContrastPair { positive, negative }).collect())
 }
 
@@ -235,7 +234,7 @@ fn export(args: &ExportArgs) -> Result<()> {
     if !left.is_empty() {
         let left: Vec<String> = left.iter().map(HookPoint::to_string).collect();
         let left = left.join(", ");
-        terminal::warning(&format!("a {format} file has no place for {left}; left out"));
+        terminal::warning(&format!("a {format} file has no place for {left}; not exported"));
     }
     Ok(())
 }
@@ -314,16 +313,4 @@ fn plot(title: &str, bars: &[(String, f64)]) -> Result<()> {
         terminal::line(format_args!("{name:<14}{bar} {value:.3}"))?;
     }
     Ok(())
-}
-
-fn method(text: &str) -> Result<Method, String> {
-    text.parse().map_err(|e: mlx_genkit::steering::Error| e.to_string())
-}
-
-fn read(text: &str) -> Result<Read, String> {
-    text.parse().map_err(|e: mlx_genkit::steering::Error| e.to_string())
-}
-
-fn file_format(text: &str) -> Result<FileFormat, String> {
-    text.parse().map_err(|e: mlx_genkit::steering::Error| e.to_string())
 }

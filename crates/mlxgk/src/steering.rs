@@ -1,6 +1,9 @@
-//! The steering flags, and what they come to.
+//! The steering flags of several commands, and the steering they ask for.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use clap::Args;
 use mlx_genkit::{
@@ -21,31 +24,30 @@ use crate::{
 #[command(next_help_heading = "Steering")]
 pub(crate) struct SteerArgs {
     /// Steering file and strength (default 1); repeatable, later ones add to earlier ones
-    #[arg(long, value_name = "FILE[:ALPHA]", value_parser = dose)]
+    #[arg(long, value_name = "FILE[:ALPHA]")]
     pub(crate) steer: Vec<Dose>,
     /// Layers to steer: 3, 2,5, 4-9 or all (the default: every layer in the file)
-    #[arg(long, value_name = "LAYERS", value_parser = layers, requires = "steer")]
+    #[arg(long, value_name = "LAYERS", requires = "steer")]
     pub(crate) steer_layers: Option<Layers>,
     /// What is done with the vectors: add, add-unit, add-relative, norm-preserve, ablate,
     /// ablate-partial, ablate-add, ablate-subspace, clamp, cap-max, cap-min, rotate or replace
-    #[arg(long, value_name = "OP", value_parser = operation, requires = "steer")]
+    #[arg(long, value_name = "OP", requires = "steer")]
     pub(crate) steer_op: Option<Operation>,
     /// Tokens to steer: all, prompt, generation (the last prompt token and everything after it),
     /// `prompt[A..B]`, `generation[A..B]`, `tokens[ID;ID]`; several with commas, a `-` before one excludes it
     #[arg(
         long,
         value_name = "WHERE",
-        value_parser = positions,
         requires = "steer",
         allow_hyphen_values = true
     )]
     pub(crate) steer_positions: Option<Positions>,
     /// Strength over the answer: constant, warmup:N, ramp:START:END, cosine:N, decay:TAU,
     /// pulse:PERIOD:DUTY or points:T=A,T=A,...
-    #[arg(long, value_name = "SCHEDULE", value_parser = schedule)]
+    #[arg(long, value_name = "SCHEDULE")]
     pub(crate) steer_schedule: Option<Schedule>,
     /// Steer the logits instead of a layer: adds ALPHA · W v to them
-    #[arg(long, value_name = "FILE[:ALPHA]", value_parser = dose)]
+    #[arg(long, value_name = "FILE[:ALPHA]")]
     pub(crate) steer_logits: Vec<Dose>,
     /// Steer each choice of a token only as far as KL(steered ‖ base) stays within this many nats
     #[arg(long, value_name = "NATS", value_parser = budget)]
@@ -183,7 +185,7 @@ fn read(file: &Path, model: &Model) -> Result<SteeringVectors> {
     Ok(vectors)
 }
 
-/// A file that is missing is no fault of the command line.
+/// A file that cannot be read is a failure of the run, not of the command line.
 pub(crate) fn failure(error: mlx_genkit::steering::Error) -> Failure {
     match error.kind() {
         ErrorKind::File | ErrorKind::Run => Failure::other(error),
@@ -191,32 +193,47 @@ pub(crate) fn failure(error: mlx_genkit::steering::Error) -> Failure {
     }
 }
 
-/// `FILE` or `FILE:ALPHA`; a colon before anything that is no number belongs to the name.
-pub(crate) fn dose(text: &str) -> Result<Dose, String> {
-    let with = |file: &str, alpha| Ok(Dose { file: file.into(), alpha });
-    match text.rsplit_once(':') {
-        _ if text.is_empty() => Err("a file is needed".to_owned()),
-        Some((file, alpha)) if !file.is_empty() && !Path::new(text).exists() => {
-            match alpha.parse::<f64>() {
-                Ok(alpha) if alpha.is_finite() => with(file, alpha),
-                Ok(_) => Err(format!("ALPHA must be finite, but is {alpha}")),
-                Err(_) if Path::new(file).exists() => {
-                    Err(format!("ALPHA must be a number, but is {alpha:?}"))
-                }
-                Err(_) => with(text, 1.0),
+/// `FILE` or `FILE:ALPHA`. What stands after the last colon is ALPHA, unless it looks like the rest
+/// of a path; which of the two it is never depends on what files there are. `FILE:1` says that
+/// colons in a name belong to it.
+impl FromStr for Dose {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (file, alpha) = match text.rsplit_once(':') {
+            Some((file, alpha)) if !alpha.contains(['/', '\\']) && !is_file_name(alpha) => {
+                (file, Some(alpha))
             }
+            _ => (text, None),
+        };
+        if file.is_empty() {
+            return Err("expected FILE or FILE:ALPHA".to_owned());
         }
-        _ => with(text, 1.0),
+        let alpha = match alpha.map(|it| (it, it.parse::<f64>())) {
+            None => 1.0,
+            Some((_, Ok(alpha))) if alpha.is_finite() => alpha,
+            Some((text, Ok(_))) => return Err(format!("ALPHA must be finite, but is {text}")),
+            Some((text, Err(_))) => {
+                return Err(format!("ALPHA must be a number, but is {text:?}"));
+            }
+        };
+        Ok(Self { file: file.into(), alpha })
     }
 }
 
-/// `FILE`, `FILE:ALPHA` or, as people type it, `FILE ALPHA`.
+/// Whether a text has a file's extension: something other than digits after a dot.
+fn is_file_name(text: &str) -> bool {
+    let extension = text.rsplit_once('.').map(|it| it.1).unwrap_or_default();
+    text.parse::<f64>().is_err() && extension.starts_with(|it: char| it.is_ascii_alphabetic())
+}
+
+/// A dose as people type it in a chat: `FILE`, `FILE:ALPHA` or `FILE ALPHA`.
 pub(crate) fn typed_dose(text: &str) -> Result<Dose, String> {
     match text.rsplit_once(char::is_whitespace) {
-        Some((file, alpha)) if !Path::new(text).exists() => {
-            dose(&format!("{}:{alpha}", file.trim()))
+        Some((file, alpha)) if alpha.parse::<f64>().is_ok() => {
+            format!("{}:{alpha}", file.trim()).parse()
         }
-        _ => dose(text),
+        _ => text.parse(),
     }
 }
 
@@ -227,32 +244,24 @@ fn budget(text: &str) -> Result<f64, String> {
     }
 }
 
-fn layers(text: &str) -> Result<Layers, String> {
-    if text == "all" {
-        return Ok(Layers(Vec::new()));
+impl FromStr for Layers {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "all" {
+            return Ok(Self(Vec::new()));
+        }
+        let wrong = || format!("unknown layers {text:?}; expected 3, 2,5, 4-9 or all");
+        let number = |it: &str| it.trim().parse::<usize>().map_err(|_| wrong());
+        let part = |it: &str| match it.split_once('-') {
+            None => number(it).map(|it| (it, it)),
+            Some((first, last)) => match (number(first)?, number(last)?) {
+                (first, last) if first <= last => Ok((first, last)),
+                _ => Err(wrong()),
+            },
+        };
+        Ok(Self(text.split(',').map(part).collect::<Result<_, _>>()?))
     }
-    let wrong = || format!("{text:?} is neither layers (3, 2,5, 4-9) nor all");
-    let number = |it: &str| it.trim().parse::<usize>().map_err(|_| wrong());
-    let part = |it: &str| match it.split_once('-') {
-        None => number(it).map(|it| (it, it)),
-        Some((first, last)) => match (number(first)?, number(last)?) {
-            (first, last) if first <= last => Ok((first, last)),
-            _ => Err(wrong()),
-        },
-    };
-    Ok(Layers(text.split(',').map(part).collect::<Result<_, _>>()?))
-}
-
-fn operation(text: &str) -> Result<Operation, String> {
-    text.parse().map_err(|e: mlx_genkit::steering::Error| e.to_string())
-}
-
-fn positions(text: &str) -> Result<Positions, String> {
-    text.parse().map_err(|e: mlx_genkit::steering::Error| e.to_string())
-}
-
-fn schedule(text: &str) -> Result<Schedule, String> {
-    text.parse().map_err(|e: mlx_genkit::steering::Error| e.to_string())
 }
 
 #[cfg(test)]
@@ -261,25 +270,37 @@ mod tests {
 
     #[test]
     fn a_dose_is_a_file_and_perhaps_a_number() {
-        let of = |text| dose(text).map(|it| (it.file.display().to_string(), it.alpha));
+        let of =
+            |text: &str| text.parse::<Dose>().map(|it| (it.file.display().to_string(), it.alpha));
         assert_eq!(of("joy.safetensors"), Ok(("joy.safetensors".into(), 1.0)));
         assert_eq!(of("joy.safetensors:-1.5"), Ok(("joy.safetensors".into(), -1.5)));
         assert_eq!(of("a:b/joy.safetensors"), Ok(("a:b/joy.safetensors".into(), 1.0)));
         assert_eq!(of("a:b:2e0"), Ok(("a:b".into(), 2.0)));
-        assert!(of("joy.safetensors:inf").is_err());
+        assert_eq!(of("C:\\joy.safetensors"), Ok(("C:\\joy.safetensors".into(), 1.0)));
+        assert_eq!(of("a:joy.safetensors"), Ok(("a:joy.safetensors".into(), 1.0)));
+        // Whatever files there are, also for a name that exists (the test runs beside it).
+        for text in ["Cargo.toml", "nowhere.toml"] {
+            assert_eq!(of(&format!("{text}:0.5")), Ok((text.into(), 0.5)));
+            assert!(of(&format!("{text}:much")).unwrap_err().contains("must be a number"));
+        }
+        assert!(of("joy.safetensors:inf").unwrap_err().contains("must be finite"));
+        assert!(of("joy.safetensors:").is_err());
+        assert!(of(":1").is_err());
         let typed = |text| typed_dose(text).map(|it| (it.file.display().to_string(), it.alpha));
         assert_eq!(typed("joy.safetensors"), Ok(("joy.safetensors".into(), 1.0)));
         assert_eq!(typed("my joy.safetensors  -1.5"), Ok(("my joy.safetensors".into(), -1.5)));
+        assert_eq!(typed("my joy.safetensors"), Ok(("my joy.safetensors".into(), 1.0)));
         assert!(of("").is_err());
     }
 
     #[test]
     fn layers_are_numbers_and_ranges() {
-        assert_eq!(layers("all"), Ok(Layers(vec![])));
-        assert_eq!(layers("2,5"), Ok(Layers(vec![(2, 2), (5, 5)])));
-        assert_eq!(layers("4-9"), Ok(Layers(vec![(4, 9)])));
+        let of = str::parse::<Layers>;
+        assert_eq!(of("all"), Ok(Layers(vec![])));
+        assert_eq!(of("2,5"), Ok(Layers(vec![(2, 2), (5, 5)])));
+        assert_eq!(of("4-9"), Ok(Layers(vec![(4, 9)])));
         for text in ["", "x", "5-2", "-1", "1,"] {
-            assert!(layers(text).is_err(), "{text}");
+            assert!(of(text).is_err(), "{text}");
         }
     }
 }

@@ -47,9 +47,12 @@ pub(crate) struct ValidateArgs {
     /// 0 is greedy; above 0 samples at this temperature
     #[arg(long, value_name = "T", default_value = "0.8")]
     temp: f64,
-    /// Leave out the random direction and the negated vector
+    /// Leave out the random directions and the negated vector
     #[arg(long)]
     no_controls: bool,
+    /// Random directions to compare with; their mean and spread are reported
+    #[arg(long, value_name = "N", default_value = "3", conflicts_with = "no_controls")]
+    random_draws: usize,
     /// Write the report as an HTML page, too
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
@@ -82,10 +85,11 @@ pub(crate) fn run(args: &ValidateArgs) -> Result<()> {
             ..GenerationConfig::default()
         },
         controls: !args.no_controls,
+        random_draws: args.random_draws,
         words: words(args)?,
         ..Options::new(prompts)
     };
-    let bar = StepBar::new(1, "cells");
+    let bar = StepBar::new(1, "texts");
     let report = validate(&model, &steering, &options, |it| bar.set(it.done, it.of))?;
     drop(bar);
     if let Some(file) = &args.html {

@@ -208,31 +208,33 @@ fn what_is_wrong_is_one_sentence() {
     for (extra, status, words) in [
         (vec!["--steer", &narrow], 2, vec!["narrow.safetensors", "7 values", "width is 32"]),
         (vec!["--steer", &deep], 2, vec!["deep.safetensors", "resid_post.9", "layers 0 to 2"]),
-        (vec!["--steer", &junk], 1, vec!["junk.safetensors", "no safetensors file"]),
+        (vec!["--steer", &junk], 1, vec!["junk.safetensors", "not a safetensors file"]),
         (vec!["--steer", "nowhere.safetensors:2"], 1, vec!["cannot read nowhere.safetensors"]),
         (vec!["--steer", &good, "--steer-layers", "7"], 2, vec!["layer 7 is out of range"]),
         (vec!["--steer", &good, "--steer-layers", "0"], 2, vec!["no vector for layer 0"]),
         (
             vec!["--steer", &good, "--steer-op", "shove"],
             2,
-            vec!["\"shove\" is no operation", "add-unit"],
+            vec!["unknown operation \"shove\"", "add-unit"],
         ),
         (vec!["--steer", &good, "--steer-positions", "prompt[3..3]"], 2, vec!["empty"]),
-        (vec!["--steer", &good, "--steer-positions", "somewhere"], 2, vec!["no position"]),
-        (vec!["--steer", &good, "--steer-schedule", "later"], 2, vec!["\"later\" is no schedule"]),
+        (vec!["--steer", &good, "--steer-positions", "somewhere"], 2, vec!["unknown position"]),
+        (vec!["--steer", &good, "--steer-schedule", "later"], 2, vec!["unknown schedule \"later\""]),
         (
             vec!["--steer", &good, "--steer-schedule", "warmup:-3"],
             2,
-            vec!["\"warmup:-3\" is no schedule"],
+            vec!["unknown schedule \"warmup:-3\""],
         ),
         (vec!["--steer", &good, "--steer-schedule", "pulse:0:0.5"], 2, vec!["at least 1 step"]),
         (vec!["--steer", &good, "--steer-schedule", "decay:nan"], 2, vec!["finite tau"]),
-        (vec!["--steer", &good, "--steer-positions", "tokens[]"], 2, vec!["no position"]),
-        (vec!["--steer", &good, "--steer-positions", ""], 2, vec!["no position"]),
+        (vec!["--steer", &good, "--steer-positions", "tokens[]"], 2, vec!["unknown position"]),
+        (vec!["--steer", &good, "--steer-positions", ""], 2, vec!["unknown position"]),
         (vec!["--steer", &good, "--steer-positions", "all,-all"], 2, vec!["empty"]),
-        (vec!["--steer", &good, "--steer-layers", "2-1"], 2, vec!["\"2-1\" is neither layers"]),
+        (vec!["--steer", &good, "--steer-layers", "2-1"], 2, vec!["unknown layers \"2-1\""]),
         (vec!["--steer", &format!("{good}:nan")], 2, vec!["ALPHA must be finite"]),
         (vec!["--steer", &format!("{good}:much")], 2, vec!["ALPHA must be a number"]),
+        // A typing error in the name does not change how the rest is read.
+        (vec!["--steer", "nowhere.safetensors:much"], 2, vec!["ALPHA must be a number"]),
         (vec!["--steer", &nan], 2, vec!["nan.safetensors", "value 1 of resid_post.1 is NaN"]),
         (vec!["--steer", &good, "--steer-kl", "0"], 2, vec!["--steer-kl", "a number above 0"]),
         (vec!["--steer-kl", "0.1"], 2, vec!["--steer-kl needs --steer"]),
@@ -266,14 +268,14 @@ fn what_is_wrong_is_one_sentence() {
     let run = mlxgk(&["steer", "extract", "--pairs", &pairs, "--out", out]);
     refused(&run, 2, &["pairs.jsonl, line 1", "`negative` is missing"]);
     let run = mlxgk(&["steer", "import", &junk, "--from", "gguf", "--out", out]);
-    refused(&run, 1, &["junk.safetensors", "no GGUF file"]);
+    refused(&run, 1, &["junk.safetensors", "not a GGUF file"]);
     let run = mlxgk(&["steer", "import", &junk, "--from", "gguff", "--out", out]);
-    refused(&run, 2, &["\"gguff\" is no format"]);
+    refused(&run, 2, &["unknown format \"gguff\""]);
     let nameless = write(path, "joy.bin", "junk");
     let run = mlxgk(&["steer", "import", &nameless, "--out", out]);
-    refused(&run, 1, &["joy.bin tells no format", ".gguf"]);
+    refused(&run, 1, &["cannot tell the format from the name", ".gguf"]);
     let run = mlxgk(&["steer", "export", &good, "--to", "pickle", "--out", out]);
-    refused(&run, 2, &["\"pickle\" is no format"]);
+    refused(&run, 2, &["unknown format \"pickle\""]);
     let run = mlxgk(&["steer", "show", &nan]);
     refused(&run, 2, &["nan.safetensors", "value 1 of resid_post.1 is NaN"]);
     let run = mlxgk(&[
@@ -288,6 +290,6 @@ fn what_is_wrong_is_one_sentence() {
         "1",
     ]);
     refused(&run, 2, &["a given text is scored without one"]);
-    refused(&mlxgk(&["validate"]), 2, &["no steering to validate"]);
+    refused(&mlxgk(&["validate"]), 2, &["nothing to validate"]);
     assert!(!Path::new(out).exists());
 }
