@@ -1,21 +1,24 @@
 //! A bound on how far a hook moves each choice: KL(hooked ‖ unhooked) of the next token.
 //!
-//! Both are read from one cache, so the hook's earlier doings are common to both and the bound is on
-//! this step alone. How strongly the hook acts at each step goes into the cache, which has it again
-//! where a text is read anew.
+//! Both are read from one cache, so what the hook did earlier is common to both and the bound is on
+//! this step alone. How strongly the hook acts at each step goes into the cache, which still has it
+//! when a text is read again.
 
 use mlx_rs::{Array, ops::logsumexp_axis, transforms::eval};
-use mlxgk_kv_cache::KvCache;
+use mlxgk_kv_cache::{KvCache, LayerSpec};
 use mlxgk_mlx_models::ResidualHook;
 
 use crate::{Error, ErrorKind, Result};
 
-/// Strengths are multiples of 1/64: fine enough, and what is found does not depend on the way there.
+/// Strengths are multiples of 1/64: fine enough, and the result does not depend on the search path.
 const STEPS: usize = 64;
 
 /// Feeds `columns` tokens per row by `read`, which returns the scores of the next one, fp32
-/// `[rows, vocabulary]`: at full strength where the hook has no [budget](ResidualHook::budget), else
-/// with each row as strong as the budget allows.
+/// `[rows, vocabulary]`: at full strength where the hook has no [budget](ResidualHook::budget) for a
+/// row, else as strong as its budget allows.
+///
+/// Every attempt runs on the cache itself and is taken back. Two passes are enough where no row
+/// exceeds its budget at full strength.
 pub(crate) fn within_budget(
     cache: &mut KvCache,
     hook: &mut dyn ResidualHook,
@@ -27,38 +30,73 @@ pub(crate) fn within_budget(
     if budgets.iter().all(Option::is_none) {
         return read(cache, hook);
     }
-    // A row without a budget is steered in full.
-    let budgets: Vec<f64> = budgets.iter().map(|it| it.unwrap_or(f64::INFINITY)).collect();
+    let undo = Undo::new(cache, columns);
     let mut attempt = |cache: &mut KvCache, steps: &[usize]| {
         let strengths: Vec<f32> = steps.iter().map(|&it| it as f32 / STEPS as f32).collect();
         cache.set_strengths(columns, &strengths)?;
         read(cache, hook)
     };
-    let rows = cache.batch();
-    let base = log_softmax(&attempt(&mut cache.fork(), &vec![0; rows])?)?;
-    let mut whole = cache.fork();
-    let full = attempt(&mut whole, &vec![STEPS; rows])?;
-    let divergence = divergences(&full, &base)?;
-    if divergence.iter().zip(&budgets).all(|(it, budget)| it <= budget) {
-        *cache = whole;
-        return Ok(full);
-    }
-    drop(whole);
+    // A row without a budget is steered in full, in every attempt.
+    let none: Vec<usize> = budgets.iter().map(|it| if it.is_some() { 0 } else { STEPS }).collect();
+    let base = log_softmax(&attempt(cache, &none)?)?;
+    // Evaluated before it is taken back: what still has to read the cache would force a copy of it.
+    eval([&base])?;
+    undo.apply(cache)?;
+    let mut steps = vec![STEPS; budgets.len()];
+    let mut scores = attempt(cache, &steps)?;
+    let divergence = divergences(&scores, &base)?;
     let mut searches: Vec<Search> =
         divergence.iter().zip(&budgets).map(|(&it, &budget)| Search::new(it, budget)).collect();
     for round in 0.. {
-        if searches.iter().all(Search::is_over) {
+        let found: Vec<usize> = searches.iter().map(|it| it.below.0).collect();
+        let is_over = searches.iter().all(Search::is_over);
+        if is_over && steps == found {
             break;
         }
-        let steps: Vec<usize> = searches.iter().map(|it| it.next(round)).collect();
-        let scores = attempt(&mut cache.fork(), &steps)?;
+        undo.apply(cache)?;
+        if is_over {
+            return attempt(cache, &found);
+        }
+        steps = searches.iter().map(|it| it.next(round)).collect();
+        scores = attempt(cache, &steps)?;
         let divergence = divergences(&scores, &base)?;
-        for ((search, step), divergence) in searches.iter_mut().zip(steps).zip(divergence) {
+        for ((search, &step), divergence) in searches.iter_mut().zip(&steps).zip(divergence) {
             search.learn(step, divergence);
         }
     }
-    let found: Vec<usize> = searches.iter().map(|it| it.below.0).collect();
-    attempt(cache, &found)
+    Ok(scores)
+}
+
+/// How an attempt is taken back.
+enum Undo {
+    /// By trimming this many columns.
+    Trim(usize),
+    /// By putting the cache of before in its place, whose arrays the attempt has to copy: where
+    /// columns that a chunk of a prompt pushed out of a layer's window cannot come back. Of an empty
+    /// cache there is nothing to copy.
+    Restore(Box<KvCache>),
+}
+
+impl Undo {
+    fn new(cache: &KvCache, columns: usize) -> Self {
+        let trims = |spec| match spec {
+            LayerSpec::Full => true,
+            LayerSpec::Sliding { .. } => columns == 1,
+            _ => false,
+        };
+        match !cache.is_empty() && cache.layers().all(trims) {
+            true => Self::Trim(columns),
+            false => Self::Restore(Box::new(cache.fork())),
+        }
+    }
+
+    fn apply(&self, cache: &mut KvCache) -> Result<()> {
+        match self {
+            Self::Trim(columns) => cache.trim(*columns)?,
+            Self::Restore(before) => *cache = before.fork(),
+        }
+        Ok(())
+    }
 }
 
 /// Looks for the largest strength within the budget, between one that is and one that is not.
@@ -72,9 +110,10 @@ struct Search {
 }
 
 impl Search {
-    fn new(full: f64, budget: f64) -> Self {
-        let goal = budget.sqrt();
-        let within = full <= budget;
+    /// Without a budget the search is over, at full strength.
+    fn new(full: f64, budget: Option<f64>) -> Self {
+        let goal = budget.map_or(f64::INFINITY, f64::sqrt);
+        let within = budget.is_none_or(|it| full <= it);
         Self {
             goal,
             below: (if within { STEPS } else { 0 }, 0.0),
@@ -87,14 +126,14 @@ impl Search {
     }
 
     /// The strength to try: where a straight line meets the goal, and in every other round the
-    /// middle, lest a bent curve takes long.
+    /// middle, so that a curve that is far from straight does not take long.
     fn next(&self, round: usize) -> usize {
         let ((low, near), (high, far)) = (self.below, self.above);
         if self.is_over() {
             return low;
         }
         let share = (self.goal - near) / (far - near);
-        // Not so for a share that is no number.
+        // NaN is not in the range.
         let by_line = round.is_multiple_of(2) && (0.0..1.0).contains(&share);
         let step =
             if by_line { low + ((high - low) as f64 * share) as usize } else { (low + high) / 2 };
@@ -114,7 +153,7 @@ impl Search {
     }
 }
 
-/// The root of a divergence; what is no number is over any budget.
+/// The root of a divergence; NaN counts as over any budget.
 fn distance(divergence: f64) -> f64 {
     if divergence.is_nan() { f64::INFINITY } else { divergence.max(0.0).sqrt() }
 }
@@ -140,7 +179,7 @@ mod tests {
 
     /// The strength found, and the rounds it took.
     fn search(budget: f64, divergence: impl Fn(f64) -> f64) -> (usize, usize) {
-        let mut search = Search::new(divergence(1.0), budget);
+        let mut search = Search::new(divergence(1.0), Some(budget));
         let mut rounds = 0;
         while !search.is_over() {
             let step = search.next(rounds);
@@ -164,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_is_not_used() {
+    fn strengths_that_give_nan_are_not_used() {
         assert_eq!(search(0.1, |it| if it > 0.3 { f64::NAN } else { 0.0 }).0, 19);
     }
 }

@@ -11,7 +11,7 @@ use std::{
 use mlx_rs::Array;
 use mlxgk_kv_cache::{RowId, Step};
 
-use crate::Result;
+use crate::{Addition, Result};
 
 /// A place in the decoder where the residual stream can be read or rewritten, named as
 /// TransformerLens names it (`blocks.{layer}.hook_resid_pre` and so on). Layers count from 0.
@@ -99,6 +99,24 @@ pub trait ResidualHook: Send {
         let _ = row;
         None
     }
+
+    /// What [`apply`](Self::apply) adds to the tokens of one of the step's rows at `point`, where adding
+    /// is all that it does there and does not depend on `hidden`: nothing, as an empty list.
+    /// [`RowHooks`](crate::RowHooks) serves rows with unlike hooks together by it.
+    ///
+    /// `None`, the default, is always right: the hook is then applied.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply).
+    fn additions(
+        &self,
+        point: HookPoint,
+        step: &Step,
+        row: usize,
+    ) -> Result<Option<Vec<Addition>>> {
+        let _ = (point, step, row);
+        Ok(None)
+    }
 }
 
 impl<H: ResidualHook + ?Sized> ResidualHook for &mut H {
@@ -121,6 +139,15 @@ impl<H: ResidualHook + ?Sized> ResidualHook for &mut H {
     fn budget(&self, row: RowId) -> Option<f64> {
         (**self).budget(row)
     }
+
+    fn additions(
+        &self,
+        point: HookPoint,
+        step: &Step,
+        row: usize,
+    ) -> Result<Option<Vec<Addition>>> {
+        (**self).additions(point, step, row)
+    }
 }
 
 impl<H: ResidualHook + ?Sized> ResidualHook for Box<H> {
@@ -142,6 +169,15 @@ impl<H: ResidualHook + ?Sized> ResidualHook for Box<H> {
 
     fn budget(&self, row: RowId) -> Option<f64> {
         (**self).budget(row)
+    }
+
+    fn additions(
+        &self,
+        point: HookPoint,
+        step: &Step,
+        row: usize,
+    ) -> Result<Option<Vec<Addition>>> {
+        (**self).additions(point, step, row)
     }
 }
 
@@ -166,10 +202,19 @@ impl<H: ResidualHook + ?Sized> ResidualHook for Arc<Mutex<H>> {
     fn budget(&self, row: RowId) -> Option<f64> {
         locked(self).budget(row)
     }
+
+    fn additions(
+        &self,
+        point: HookPoint,
+        step: &Step,
+        row: usize,
+    ) -> Result<Option<Vec<Addition>>> {
+        locked(self).additions(point, step, row)
+    }
 }
 
 /// A hook is used by one pass at a time, so a panic elsewhere leaves it as a failed pass does.
-fn locked<H: ?Sized>(hook: &Mutex<H>) -> MutexGuard<'_, H> {
+pub(crate) fn locked<H: ?Sized>(hook: &Mutex<H>) -> MutexGuard<'_, H> {
     hook.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -207,6 +252,17 @@ impl<A: ResidualHook, B: ResidualHook> ResidualHook for (A, B) {
             (one, other) => one.or(other),
         }
     }
+
+    fn additions(
+        &self,
+        point: HookPoint,
+        step: &Step,
+        row: usize,
+    ) -> Result<Option<Vec<Addition>>> {
+        let (first, second) =
+            (self.0.additions(point, step, row)?, self.1.additions(point, step, row)?);
+        Ok(first.zip(second).map(|(first, second)| [first, second].concat()))
+    }
 }
 
 /// The hook that does nothing.
@@ -223,6 +279,10 @@ impl NoHook {
 impl ResidualHook for NoHook {
     fn apply(&mut self, _: HookPoint, hidden: Array, _: &Step) -> Result<Array> {
         Ok(hidden)
+    }
+
+    fn additions(&self, _: HookPoint, _: &Step, _: usize) -> Result<Option<Vec<Addition>>> {
+        Ok(Some(Vec::new()))
     }
 }
 

@@ -41,6 +41,7 @@ mod norm;
 mod parameters;
 mod recording;
 mod rope;
+mod row_hooks;
 mod weight;
 mod weights;
 
@@ -57,3 +58,4 @@ pub use self::hooks::{Capture, HookPoint, NoHook, ResidualHook};
 pub use self::linear::{Adapter, Linear};
 pub use self::parameters::{Footprint, Parameter, ParameterKind};
 pub use self::recording::Recording;
+pub use self::row_hooks::{Addition, RowHooks, SharedHook};

@@ -1,5 +1,7 @@
 //! The formulas of the operations, on arrays.
 
+use std::sync::Arc;
+
 use mlx_rs::{
     Array, Dtype,
     ops::{broadcast_to, maximum, minimum, select},
@@ -20,6 +22,8 @@ pub(crate) struct Effect {
     alpha: f64,
     /// `v`, fp32 `[hidden]`; v̂ for `add-unit`.
     vector: Array,
+    /// The same on the host.
+    values: Arc<[f32]>,
     /// `alpha · vector` in the model's dtype: all that constant adding needs.
     scaled: Array,
     /// fp32 `[hidden, k]`: v̂, or a basis of the subspace; empty for the additions.
@@ -64,7 +68,14 @@ impl Effect {
         };
         // Made now, so that no pass carries their making in its graph.
         mlx_rs::transforms::eval([&scaled, &basis].into_iter().chain(&matrix))?;
-        Ok(Self { rule, operation, alpha, vector, scaled, basis, transposed, matrix })
+        let values = v.into();
+        Ok(Self { rule, operation, alpha, vector, values, scaled, basis, transposed, matrix })
+    }
+
+    /// The vector and alpha of an operation that only adds; `None` for one that asks what is there.
+    pub(crate) fn addition(&self) -> Option<(&Arc<[f32]>, f64)> {
+        matches!(self.operation, Operation::Add | Operation::AddUnit)
+            .then_some((&self.values, self.alpha))
     }
 
     /// The change to `hidden`, `[batch, tokens, hidden]`. Everything but constant adding is computed

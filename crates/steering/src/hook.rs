@@ -1,27 +1,37 @@
 //! Steering as a residual hook: on the device, without waiting for it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use mlx_rs::{Array, Dtype, ops::select};
 use mlxgk_kv_cache::{RowId, Step};
-use mlxgk_mlx_models::{HookPoint, ResidualHook};
+use mlxgk_mlx_models::{Addition, HookPoint, ResidualHook};
 
 use crate::{
     Conflict, Error, ErrorKind, Injection, Positions, Result, Schedule, Steering, SteeringVectors,
-    amount::Amount,
+    amount::{Amount, row_factors},
     effect::{Change, Effect},
     fingerprint::fingerprint,
     positions::Selection,
 };
 
+type Places = BTreeMap<HookPoint, Vec<Effect>>;
+
 /// Applies a [`Steering`] in every forward pass it is given to.
 ///
-/// What it does to a token follows from the token's place alone, so it means the same in chunks, in
+/// What it does to a token depends on the token's place alone, so it means the same in chunks, in
 /// left-padded batches, on reordered beams and after a rollback. Tokens it does not select come out
 /// bit for bit as they went in.
-#[derive(Debug)]
+///
+/// It keeps nothing between passes. A clone shares the vectors on the device, so every stream can have
+/// one, in any thread; rows that are steered differently share a batch through
+/// [`RowHooks`](mlxgk_mlx_models::RowHooks).
+#[derive(Debug, Clone)]
 pub struct SteeringHook {
-    places: BTreeMap<HookPoint, Vec<Effect>>,
+    /// Locked while a graph is built: arrays may be used by one thread at a time.
+    places: Arc<Mutex<Places>>,
     /// By injection.
     rules: Vec<(Positions, Schedule)>,
     conflict: Conflict,
@@ -32,7 +42,7 @@ pub struct SteeringHook {
 
 impl SteeringHook {
     pub(crate) fn new(steering: &Steering, dtype: Dtype) -> Result<Self> {
-        let mut places: BTreeMap<HookPoint, Vec<Effect>> = BTreeMap::new();
+        let mut places = Places::new();
         for (rule, injection) in steering.injections.iter().enumerate() {
             if injection.operation.is_off(injection.alpha) {
                 continue;
@@ -46,7 +56,49 @@ impl SteeringHook {
         let rules = steering.injections.iter().map(rule).collect();
         let name = (!places.is_empty()).then(|| fingerprint(steering).into());
         let budget = steering.budget.filter(|_| name.is_some());
+        let places = Arc::new(Mutex::new(places));
         Ok(Self { places, rules, conflict: steering.conflict, name, budget })
+    }
+
+    fn places(&self) -> MutexGuard<'_, Places> {
+        // Nothing is changed under the lock that a panic could leave half done.
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A budget is kept by whoever chooses tokens.
+    fn check_strengths(&self, step: &Step) -> Result<()> {
+        if self.budget.is_some() && step.strengths().is_none() {
+            let what = "a KL budget is enforced by the generation loops; a forward pass outside \
+                        them has to set the cache's strengths first";
+            return Err(Error::new(ErrorKind::Run, what));
+        }
+        Ok(())
+    }
+
+    /// What is added to one row, where that is all: by plain additions to tokens that the host knows.
+    fn added(
+        &self,
+        effects: &[Effect],
+        step: &Step,
+        row: usize,
+    ) -> Result<Option<Vec<Addition>>> {
+        if effects.len() > 1 && self.conflict != Conflict::Sum {
+            return Ok(None);
+        }
+        let mut additions = Vec::with_capacity(effects.len());
+        for effect in effects {
+            let (positions, schedule) = &self.rules[effect.rule];
+            let (Some((vector, alpha)), Some(selected)) =
+                (effect.addition(), positions.select_row(step, row)?)
+            else {
+                return Ok(None);
+            };
+            let factors = row_factors(schedule, step, row)?.into_iter().zip(selected);
+            let factor = |(it, selected): (f64, bool)| if selected { (alpha * it) as f32 } else { 0.0 };
+            let factors = factors.map(factor).collect();
+            additions.push(Addition { vector: Arc::clone(vector), factors });
+        }
+        Ok(Some(additions))
     }
 }
 
@@ -66,12 +118,9 @@ impl ResidualHook for SteeringHook {
         hidden: Array,
         step: &Step,
     ) -> mlxgk_mlx_models::Result<Array> {
-        let Some(effects) = self.places.get(&point) else { return Ok(hidden) };
-        if self.budget.is_some() && step.strengths().is_none() {
-            let what = "a KL budget is enforced by the generation loops; a forward pass outside \
-                        them has to set the cache's strengths first";
-            return Err(Error::new(ErrorKind::Run, what).into());
-        }
+        let places = self.places();
+        let Some(effects) = places.get(&point) else { return Ok(hidden) };
+        self.check_strengths(step)?;
         let steered = steer(effects, &self.rules, self.conflict, hidden, step);
         Ok(steered.map_err(|it| it.of(format_args!("steering at {point}")))?)
     }
@@ -82,6 +131,19 @@ impl ResidualHook for SteeringHook {
 
     fn budget(&self, _: RowId) -> Option<f64> {
         self.budget
+    }
+
+    fn additions(
+        &self,
+        point: HookPoint,
+        step: &Step,
+        row: usize,
+    ) -> mlxgk_mlx_models::Result<Option<Vec<Addition>>> {
+        let places = self.places();
+        let Some(effects) = places.get(&point) else { return Ok(Some(Vec::new())) };
+        self.check_strengths(step)?;
+        let added = self.added(effects, step, row);
+        Ok(added.map_err(|it| it.of(format_args!("steering at {point}")))?)
     }
 }
 

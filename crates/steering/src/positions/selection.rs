@@ -51,30 +51,12 @@ impl Positions {
     /// Which of a step's tokens are selected, as far as their positions say, and what their ids add.
     pub(crate) fn select(&self, step: &Step) -> Result<Selection> {
         let (batch, count) = (step.padding().len(), step.count());
-        let places = |of: &[Clause]| -> Result<Vec<bool>> {
-            let mut selected = vec![false; batch * count];
-            for clause in of {
-                for (row, selected) in selected.chunks_exact_mut(count.max(1)).enumerate() {
-                    for index in clause.places(step, row)? {
-                        selected[index] = true;
-                    }
-                }
-            }
-            Ok(selected)
-        };
-        let mut selected = places(&self.include)?;
-        let excluded = places(&self.exclude)?;
+        let rows = (0..batch).map(|row| self.by_place(step, row));
+        let (selected, allowed): (Vec<_>, Vec<_>) =
+            rows.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        let (selected, allowed) = (selected.concat(), allowed.concat());
         let included = ids(&self.include, step)?;
         let banned = ids(&self.exclude, step)?;
-        let mut allowed = vec![true; selected.len()];
-        for (row, allowed) in allowed.chunks_exact_mut(count.max(1)).enumerate() {
-            let padding = step.padding()[row].saturating_sub(step.start()).min(count);
-            allowed[..padding].fill(false);
-        }
-        for (at, excluded) in excluded.into_iter().enumerate() {
-            allowed[at] &= !excluded;
-            selected[at] &= allowed[at];
-        }
         if included.is_none() && banned.is_none() {
             return Ok(Selection::Known(selected));
         }
@@ -88,6 +70,33 @@ impl Positions {
             mask = mask.logical_and(banned.logical_not()?)?;
         }
         Ok(Selection::ByToken(mask))
+    }
+
+    /// Which tokens of one row are selected; `None` where their ids decide.
+    pub(crate) fn select_row(&self, step: &Step, row: usize) -> Result<Option<Vec<bool>>> {
+        let mut clauses = self.include.iter().chain(&self.exclude);
+        if clauses.any(|it| matches!(it, Clause::Tokens(_))) {
+            return Ok(None);
+        }
+        Ok(Some(self.by_place(step, row)?.0))
+    }
+
+    /// Which tokens of one row are selected by their places, and which may be by their ids.
+    fn by_place(&self, step: &Step, row: usize) -> Result<(Vec<bool>, Vec<bool>)> {
+        let count = step.count();
+        let mut allowed = vec![true; count];
+        let padding = step.padding()[row].saturating_sub(step.start()).min(count);
+        allowed[..padding].fill(false);
+        for clause in &self.exclude {
+            allowed[clause.places(step, row)?].fill(false);
+        }
+        let mut selected = vec![false; count];
+        for clause in &self.include {
+            for at in clause.places(step, row)? {
+                selected[at] = allowed[at];
+            }
+        }
+        Ok((selected, allowed))
     }
 }
 
