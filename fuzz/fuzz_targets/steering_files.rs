@@ -36,6 +36,6 @@ fn check(vectors: &SteeringVectors) {
         assert_eq!(vector.len(), vectors.width(), "{point}");
         assert!(vector.iter().all(|it| it.is_finite()), "{point}");
     }
-    let again = SteeringVectors::from_bytes(&vectors.to_bytes().unwrap()).unwrap();
+    let again = SteeringVectors::from_bytes(&vectors.to_bytes()).unwrap();
     assert!(again.iter().eq(vectors.iter()), "written and read again, it differs");
 }

@@ -39,7 +39,8 @@ impl ResidualHook for Push {
                 let strengths = Array::from_slice(step.strengths().unwrap(), &shape);
                 // Not the same for all units: a norm would take that out again.
                 let width = hidden.dim(-1);
-                let vector: Vec<f32> = (0..width).map(|it| self.value * (it as f32).sin()).collect();
+                let vector: Vec<f32> =
+                    (0..width).map(|it| self.value * (it as f32).sin()).collect();
                 let vector = Array::from_slice(&vector, &[width]);
                 Ok(hidden.add(strengths.multiply(vector)?)?)
             }

@@ -82,7 +82,13 @@ fn cache(ids: &[u64]) -> KvCache {
 }
 
 /// What a hook makes of one row of a stream.
-fn alone(mut hook: impl ResidualHook, rows: usize, row: usize, start: usize, count: usize) -> Vec<f32> {
+fn alone(
+    mut hook: impl ResidualHook,
+    rows: usize,
+    row: usize,
+    start: usize,
+    count: usize,
+) -> Vec<f32> {
     let mut cache = cache(&[0]);
     cache.advance(start);
     let hidden = stream(rows, count).take_axis(Array::from_slice(&[row as i32], &[1]), 0).unwrap();

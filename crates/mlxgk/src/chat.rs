@@ -24,10 +24,9 @@ use crate::{
     conversation::Rendering,
     failure::{Failure, Result},
     files,
-    flags::{AssistantArgs, ConfigArgs, ModelArgs, SeedArgs, TemplateArgs},
+    flags::{AssistantArgs, ConfigArgs, ModelArgs, SeedArgs, SteerArgs, TemplateArgs, typed_dose},
     load,
     settings::Settings,
-    steering::{SteerArgs, typed_dose},
     terminal,
 };
 

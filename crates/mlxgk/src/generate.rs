@@ -14,13 +14,12 @@ use crate::{
     failure::{Failure, Result},
     flags::{
         AssistantArgs, ChatArgs, ConfigArgs, Format, Layers, ModelArgs, OutputArgs, PromptArgs,
-        SeedArgs, flag_of, number,
+        SeedArgs, SteerArgs, flag_of, number,
     },
     load,
     progress::{Spinner, TokenBar},
     prompts,
     settings::Settings,
-    steering::SteerArgs,
     terminal,
 };
 

@@ -15,7 +15,6 @@ mod prompts;
 mod score;
 mod settings;
 mod steer;
-mod steering;
 mod terminal;
 mod validate;
 

@@ -6,10 +6,8 @@ use mlx_genkit::Request;
 use crate::{
     document::{self, ScoredText},
     failure::Result,
-    flags::{Format, ModelArgs, OutputArgs, TextArgs},
-    load, prompts,
-    steering::SteerArgs,
-    terminal,
+    flags::{Format, ModelArgs, OutputArgs, SteerArgs, TextArgs},
+    load, prompts, terminal,
 };
 
 /// The flags.

@@ -15,10 +15,9 @@ use serde_json::{Value, json};
 use crate::{
     failure::{Failure, Result},
     files::read_text,
-    flags::{Format, ModelArgs},
+    flags::{Format, ModelArgs, steering_failure},
     load,
     progress::StepBar,
-    steering::failure,
     terminal,
 };
 
@@ -69,12 +68,7 @@ pub(crate) struct ExtractArgs {
     #[arg(long, value_name = "METHOD", default_value = "mean-diff")]
     method: Method,
     /// Tokens of the answers to read: response (the mean over all), last, or a range A..B
-    #[arg(
-        long,
-        value_name = "TOKENS",
-        default_value = "response",
-        allow_hyphen_values = true
-    )]
+    #[arg(long, value_name = "TOKENS", default_value = "response", allow_hyphen_values = true)]
     read: Read,
     /// System prompt for pairs that have none
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
@@ -141,7 +135,7 @@ pub(crate) fn run(command: &SteerCommand) -> Result<()> {
     match command {
         SteerCommand::Extract(args) => extract(args),
         SteerCommand::Show(args) => {
-            let vectors = SteeringVectors::load(&args.file).map_err(failure)?;
+            let vectors = SteeringVectors::load(&args.file).map_err(steering_failure)?;
             show(&vectors, args.format)
         }
         SteerCommand::Import(args) => import(args),
@@ -158,17 +152,17 @@ fn extract(args: &ExtractArgs) -> Result<()> {
     };
     let pairs: Vec<Pair> = pairs.iter().enumerate().map(tokens).collect::<Result<_>>()?;
     let bar = StepBar::new(pairs.len(), "pairs");
-    let readings =
-        read_pairs(model.decoder(), &pairs, args.read, || bar.advance()).map_err(failure)?;
+    let readings = read_pairs(model.decoder(), &pairs, args.read, || bar.advance())
+        .map_err(steering_failure)?;
     drop(bar);
-    let extraction = readings.extract(args.method, args.held_out).map_err(failure)?;
+    let extraction = readings.extract(args.method, args.held_out).map_err(steering_failure)?;
     let vectors = extraction
         .vectors
         .note("model", name(&model))
         .note("read", args.read.to_string())
         .note("pairs", extraction.trained_on.to_string())
         .note("held_out", extraction.held_out.to_string());
-    vectors.save(&args.out).map_err(failure)?;
+    vectors.save(&args.out).map_err(steering_failure)?;
     show(&vectors, args.format)
 }
 
@@ -219,18 +213,19 @@ fn contrast_pairs(args: &PairArgs) -> Result<Vec<ContrastPair>> {
 }
 
 fn import(args: &ImportArgs) -> Result<()> {
-    let format = args.from.map_or_else(|| FileFormat::of(&args.file), Ok).map_err(failure)?;
-    let vectors = format.import(&args.file).map_err(failure)?;
-    vectors.save(&args.out).map_err(failure)?;
+    let format =
+        args.from.map_or_else(|| FileFormat::of(&args.file), Ok).map_err(steering_failure)?;
+    let vectors = format.import(&args.file).map_err(steering_failure)?;
+    vectors.save(&args.out).map_err(steering_failure)?;
     show(&vectors, Format::Text)
 }
 
 fn export(args: &ExportArgs) -> Result<()> {
-    let format = args.to.map_or_else(|| FileFormat::of(&args.out), Ok).map_err(failure)?;
-    let vectors = SteeringVectors::load(&args.file).map_err(failure)?;
+    let format = args.to.map_or_else(|| FileFormat::of(&args.out), Ok).map_err(steering_failure)?;
+    let vectors = SteeringVectors::load(&args.file).map_err(steering_failure)?;
     let known = vectors.metadata().get("model").cloned();
     let model = args.model_hint.clone().or(known).unwrap_or_default();
-    let left = format.export(&vectors, &model, &args.out).map_err(failure)?;
+    let left = format.export(&vectors, &model, &args.out).map_err(steering_failure)?;
     if !left.is_empty() {
         let left: Vec<String> = left.iter().map(HookPoint::to_string).collect();
         let left = left.join(", ");

@@ -10,12 +10,10 @@ use crate::{
     conversation::Rendering,
     failure::{Failure, Result},
     files,
-    flags::{ChatArgs, Format, ModelArgs},
+    flags::{ChatArgs, Format, ModelArgs, SteerArgs},
     load,
     progress::StepBar,
-    prompts,
-    steering::SteerArgs,
-    terminal,
+    prompts, terminal,
 };
 
 #[derive(Debug, Args)]

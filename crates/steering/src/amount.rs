@@ -18,7 +18,11 @@ pub(crate) enum Amount {
 
 impl Amount {
     /// `None` where nothing is steered.
-    pub(crate) fn new(selection: &Selection, schedule: &Schedule, step: &Step) -> Result<Option<Self>> {
+    pub(crate) fn new(
+        selection: &Selection,
+        schedule: &Schedule,
+        step: &Step,
+    ) -> Result<Option<Self>> {
         let factors = factors(schedule, step)?;
         let shape = [step.padding().len() as i32, step.count() as i32, 1];
         Ok(match selection {

@@ -93,8 +93,7 @@ impl SteeringVectors {
         for (point, vector) in self.iter() {
             let begin = data.len();
             data.extend(vector.iter().flat_map(|it| it.to_le_bytes()));
-            let tensor =
-                json!({"dtype": "F32", "shape": [vector.len()], "data_offsets": [begin, data.len()]});
+            let tensor = json!({"dtype": "F32", "shape": [vector.len()], "data_offsets": [begin, data.len()]});
             header.insert(point.to_string(), tensor);
         }
         let mut header = Value::Object(header).to_string().into_bytes();

@@ -76,12 +76,7 @@ impl SteeringHook {
     }
 
     /// What is added to one row, where that is all: by plain additions to tokens that the host knows.
-    fn added(
-        &self,
-        effects: &[Effect],
-        step: &Step,
-        row: usize,
-    ) -> Result<Option<Vec<Addition>>> {
+    fn added(&self, effects: &[Effect], step: &Step, row: usize) -> Result<Option<Vec<Addition>>> {
         if effects.len() > 1 && self.conflict != Conflict::Sum {
             return Ok(None);
         }
@@ -94,7 +89,8 @@ impl SteeringHook {
                 return Ok(None);
             };
             let factors = row_factors(schedule, step, row)?.into_iter().zip(selected);
-            let factor = |(it, selected): (f64, bool)| if selected { (alpha * it) as f32 } else { 0.0 };
+            let factor =
+                |(it, selected): (f64, bool)| if selected { (alpha * it) as f32 } else { 0.0 };
             let factors = factors.map(factor).collect();
             additions.push(Addition { vector: Arc::clone(vector), factors });
         }

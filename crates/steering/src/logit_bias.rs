@@ -91,7 +91,8 @@ impl LogitsProcessor for LogitBias {
         for part in &self.parts {
             if part.bias.len() != scores.len() {
                 let (bias, scores) = (part.bias.len(), scores.len());
-                let what = format!("the logit bias has {bias} entries, but there are {scores} scores");
+                let what =
+                    format!("the logit bias has {bias} entries, but there are {scores} scores");
                 return Err(ProcessorError::new(ProcessorErrorKind::Parameter, what));
             }
             let selected = part.positions.selects(last, position, prompt);

@@ -90,7 +90,8 @@ impl Injection {
                 continue;
             }
             if let Some((point, _)) = vectors.iter().find(|it| vectors.norm(it.0) == 0.0) {
-                let what = format!("{point} is all zeros, but {} needs a direction", self.operation);
+                let what =
+                    format!("{point} is all zeros, but {} needs a direction", self.operation);
                 return Err(Error::new(ErrorKind::Vector, what));
             }
         }

@@ -42,9 +42,7 @@ impl SteeringVectors {
         };
         for (point, vector) in &vectors {
             if point.layer().is_some_and(|it| it > MAX_LAYER) {
-                return refuse(format!(
-                    "{point} is out of range; layers go up to {MAX_LAYER}"
-                ));
+                return refuse(format!("{point} is out of range; layers go up to {MAX_LAYER}"));
             }
             if vector.is_empty() || vector.len() != len {
                 let other = vector.len();
@@ -105,8 +103,7 @@ impl SteeringVectors {
         let vectors = layers.iter().map(|&layer| {
             let point = HookPoint::ResidPost(layer);
             let vector = self.vectors.get(&point).ok_or_else(|| {
-                let what =
-                    format!("no vector for layer {layer}; expected one of {}", self.names());
+                let what = format!("no vector for layer {layer}; expected one of {}", self.names());
                 Error::new(ErrorKind::Layer, what)
             })?;
             Ok((point, vector.clone()))

@@ -95,7 +95,11 @@ fn damaged_and_foreign_files_are_named() {
     }
     refused(Format::Persona, &fixture("compressed.npz"), "compressed");
     refused(Format::Persona, &write("text.npz", b"hello"), "not an npz, npy or safetensors");
-    refused(Format::Svec, &write("bad.svec", b"{\"directions\": {\"x\": [1]}}"), "not a .svec file");
+    refused(
+        Format::Svec,
+        &write("bad.svec", b"{\"directions\": {\"x\": [1]}}"),
+        "not a .svec file",
+    );
     let error = Format::of("joy.bin").unwrap_err().to_string();
     assert!(error.contains("cannot tell the format from the name of joy.bin"), "{error}");
 }

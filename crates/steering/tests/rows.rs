@@ -46,10 +46,14 @@ fn steerings(model: &Decoder) -> Vec<Option<Steering>> {
         Some(of(1, 6.0, &blocks, Add, "constant", "all").into()),
         Some(of(2, 6.0, &blocks, Add, "warmup:4", "generation").into()),
         Some(of(3, 4.0, &[FinalNorm], Add, "constant", "all").into()),
-        Some(
-            Steering::from(of(4, 1.0, &[ResidPost(1)], AddUnit, "decay:3", "all"))
-                .with(of(5, 5.0, &[ResidPost(1), ResidMid(0)], Add, "pulse:3:0.5", "prompt[1..]")),
-        ),
+        Some(Steering::from(of(4, 1.0, &[ResidPost(1)], AddUnit, "decay:3", "all")).with(of(
+            5,
+            5.0,
+            &[ResidPost(1), ResidMid(0)],
+            Add,
+            "pulse:3:0.5",
+            "prompt[1..]",
+        ))),
         Some(of(6, 5.0, &blocks, Clamp, "constant", "generation").into()),
         Some(of(7, 5.0, &blocks, NormPreserve, "cosine:8", "all,-prompt[0..1]").into()),
         Some(of(8, 5.0, &blocks, Add, "constant", "tokens[7;40;52]").into()),

@@ -66,7 +66,8 @@ impl Report {
     fn plot(&self, title: &str, measure: Measure) -> String {
         let points = |direction: Direction| -> Vec<(f64, f64)> {
             let cells = self.cells.iter().filter(|it| it.direction == direction);
-            let mut points: Vec<_> = cells.filter_map(|it| Some((it.alpha, it.get(measure)?))).collect();
+            let mut points: Vec<_> =
+                cells.filter_map(|it| Some((it.alpha, it.get(measure)?))).collect();
             points.sort_by(|a, b| a.0.total_cmp(&b.0));
             points
         };

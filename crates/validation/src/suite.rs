@@ -243,7 +243,8 @@ impl<F: FnMut(Progress)> Suite<'_, F> {
         let unsteered = self.projection(base)?;
         for ((run, distance), same) in steered.iter_mut().zip(distances).zip(&same[1..]) {
             let mut measured = self.values(run, *same)?;
-            let differs = run.all().zip(base.all()).map(|(a, b)| a.answer.tokens != b.answer.tokens);
+            let differs =
+                run.all().zip(base.all()).map(|(a, b)| a.answer.tokens != b.answer.tokens);
             measured.insert(Measure::Differs, share(differs));
             if distance.tokens > 0 {
                 measured.insert(Measure::Kl, distance.kl / distance.tokens as f64);
@@ -266,8 +267,9 @@ impl<F: FnMut(Progress)> Suite<'_, F> {
         let (options, model) = (self.options, self.model);
         let mut all = Vec::new();
         for (at, &seed) in options.seeds.iter().enumerate() {
-            let path = [run.place.direction as u64, run.place.index as u64, run.draw];
-            let seed = path.into_iter().fold(seed, derive_seed);
+            let path = [run.place.direction as u64, run.place.index as u64];
+            let draw = (run.place.direction == Direction::Random).then_some(run.draw);
+            let seed = path.into_iter().chain(draw).fold(seed, derive_seed);
             let base = base.map(|it| it[at].as_slice());
             let (prompts, config) = (&options.prompts, &options.config);
             all.push(guarded(model, prompts, run.hook.as_mut(), config, seed, base)?);

@@ -219,7 +219,11 @@ fn what_is_wrong_is_one_sentence() {
         ),
         (vec!["--steer", &good, "--steer-positions", "prompt[3..3]"], 2, vec!["empty"]),
         (vec!["--steer", &good, "--steer-positions", "somewhere"], 2, vec!["unknown position"]),
-        (vec!["--steer", &good, "--steer-schedule", "later"], 2, vec!["unknown schedule \"later\""]),
+        (
+            vec!["--steer", &good, "--steer-schedule", "later"],
+            2,
+            vec!["unknown schedule \"later\""],
+        ),
         (
             vec!["--steer", &good, "--steer-schedule", "warmup:-3"],
             2,

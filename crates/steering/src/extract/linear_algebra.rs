@@ -38,8 +38,7 @@ pub(super) fn principal(rows: &[Vec<f64>]) -> Result<(Vec<f64>, Option<f64>)> {
     let fail = |what: &str| Err(Error::new(ErrorKind::Pairs, what));
     let matrix = DMatrix::from_fn(rows.len(), rows[0].len(), |row, at| rows[row][at]);
     let is_wide = rows.len() <= rows[0].len();
-    let product =
-        if is_wide { &matrix * matrix.transpose() } else { matrix.transpose() * &matrix };
+    let product = if is_wide { &matrix * matrix.transpose() } else { matrix.transpose() * &matrix };
     let total = product.trace();
     if total <= 0.0 {
         return fail("the pairs do not vary, so they have no principal component");
@@ -63,7 +62,5 @@ pub(super) fn solve(
 ) -> Result<Vec<f64>> {
     let solved = DMatrix::from_fn(count, count, entry).lu().solve(&DVector::from_vec(right));
     let what = "the probe's equations have no solution";
-    solved
-        .map(|it| it.as_slice().to_vec())
-        .ok_or_else(|| Error::new(ErrorKind::Pairs, what))
+    solved.map(|it| it.as_slice().to_vec()).ok_or_else(|| Error::new(ErrorKind::Pairs, what))
 }

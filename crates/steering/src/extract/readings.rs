@@ -56,8 +56,11 @@ impl FromStr for Read {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let wrong =
-            || Error::parameter(format!("unknown tokens {text:?}; expected last, response or a range A..B"));
+        let wrong = || {
+            Error::parameter(format!(
+                "unknown tokens {text:?}; expected last, response or a range A..B"
+            ))
+        };
         match text {
             "last" => return Ok(Self::Last),
             "response" => return Ok(Self::Response),
@@ -81,8 +84,7 @@ impl Read {
             Self::Range(from, to) => (at(from), to.map_or(end, at)),
         };
         if from < begin || from >= to {
-            let what =
-                format!("no token to read: {self} of a response of {} tokens", end - begin);
+            let what = format!("no token to read: {self} of a response of {} tokens", end - begin);
             return Err(Error::new(ErrorKind::Pairs, what));
         }
         Ok((from as i32, to as i32))

@@ -33,8 +33,9 @@ pub(super) fn read(bytes: &[u8]) -> Result<Vec<(String, Vec<f32>)>> {
             ("general.architecture", STRING) => {
                 let architecture = at.string()?;
                 if architecture != "controlvector" {
-                    let what =
-                        format!("it is a GGUF file of {architecture:?}; expected \"controlvector\"");
+                    let what = format!(
+                        "it is a GGUF file of {architecture:?}; expected \"controlvector\""
+                    );
                     return refuse(what);
                 }
             }

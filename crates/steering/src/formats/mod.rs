@@ -82,9 +82,7 @@ impl Format {
                 None => HookPoint::ResidPre(0),
             }),
         };
-        vectors
-            .map(|it| it.note("source", self.to_string()))
-            .map_err(|it| it.of(path.display()))
+        vectors.map(|it| it.note("source", self.to_string())).map_err(|it| it.of(path.display()))
     }
 
     /// Writes the layers' vectors in this format and returns those the format has no place for.
@@ -141,7 +139,9 @@ fn from_gguf(bytes: &[u8], late: usize) -> Result<SteeringVectors> {
         let layer = name.strip_prefix("direction.").and_then(|it| it.parse::<usize>().ok());
         match layer.and_then(|it| it.checked_sub(late)) {
             Some(layer) => Ok((HookPoint::ResidPost(layer), vector)),
-            None => refuse(format!("{name:?} is not the name of a control vector; expected direction.k")),
+            None => refuse(format!(
+                "{name:?} is not the name of a control vector; expected direction.k"
+            )),
         }
     });
     SteeringVectors::new(vectors.collect::<Result<Vec<_>>>()?)
@@ -168,7 +168,8 @@ fn from_persona(bytes: &[u8]) -> Result<SteeringVectors> {
 
 fn the_only_tensor(bytes: &[u8]) -> Result<(Vec<usize>, Vec<f32>)> {
     let file = SafeTensors::deserialize(bytes);
-    let file = file.or_else(|e| refuse(format!("it is not an npz, npy or safetensors file: {e}")))?;
+    let file =
+        file.or_else(|e| refuse(format!("it is not an npz, npy or safetensors file: {e}")))?;
     let mut tensors = file.iter();
     match (tensors.next(), tensors.next()) {
         (Some((_, tensor)), None) if tensor.dtype() == Dtype::F32 => {
@@ -195,7 +196,8 @@ fn to_persona(layers: &BTreeMap<usize, &[f32]>) -> Result<Vec<u8>> {
 }
 
 fn from_svec(bytes: &[u8], place: fn(usize) -> HookPoint) -> Result<SteeringVectors> {
-    let wrong = "it is not a .svec file, which is JSON with \"directions\", an array of numbers per layer";
+    let wrong =
+        "it is not a .svec file, which is JSON with \"directions\", an array of numbers per layer";
     let Ok(file) = serde_json::from_slice::<Value>(bytes) else { return refuse(wrong) };
     let Some(directions) = file["directions"].as_object() else { return refuse(wrong) };
     let vectors = directions.iter().map(|(layer, values)| {

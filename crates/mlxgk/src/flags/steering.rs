@@ -26,21 +26,16 @@ pub(crate) struct SteerArgs {
     /// Steering file and strength (default 1); repeatable, later ones add to earlier ones
     #[arg(long, value_name = "FILE[:ALPHA]")]
     pub(crate) steer: Vec<Dose>,
-    /// Layers to steer: 3, 2,5, 4-9 or all (the default: every layer in the file)
+    /// SteerLayers to steer: 3, 2,5, 4-9 or all (the default: every layer in the file)
     #[arg(long, value_name = "LAYERS", requires = "steer")]
-    pub(crate) steer_layers: Option<Layers>,
+    pub(crate) steer_layers: Option<SteerLayers>,
     /// What is done with the vectors: add, add-unit, add-relative, norm-preserve, ablate,
     /// ablate-partial, ablate-add, ablate-subspace, clamp, cap-max, cap-min, rotate or replace
     #[arg(long, value_name = "OP", requires = "steer")]
     pub(crate) steer_op: Option<Operation>,
     /// Tokens to steer: all, prompt, generation (the last prompt token and everything after it),
     /// `prompt[A..B]`, `generation[A..B]`, `tokens[ID;ID]`; several with commas, a `-` before one excludes it
-    #[arg(
-        long,
-        value_name = "WHERE",
-        requires = "steer",
-        allow_hyphen_values = true
-    )]
+    #[arg(long, value_name = "WHERE", requires = "steer", allow_hyphen_values = true)]
     pub(crate) steer_positions: Option<Positions>,
     /// Strength over the answer: constant, warmup:N, ramp:START:END, cosine:N, decay:TAU,
     /// pulse:PERIOD:DUTY or points:T=A,T=A,...
@@ -63,7 +58,7 @@ pub(crate) struct Dose {
 
 /// Parts of `--steer-layers`; none for all.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Layers(Vec<(usize, usize)>);
+pub(crate) struct SteerLayers(Vec<(usize, usize)>);
 
 impl SteerArgs {
     /// The hook for `model`; `None` where nothing is steered.
@@ -72,7 +67,7 @@ impl SteerArgs {
         if steering.is_empty() {
             return Ok(None);
         }
-        Ok(Some(steering.hook(model.decoder()).map_err(failure)?))
+        Ok(Some(steering.hook(model.decoder()).map_err(steering_failure)?))
     }
 
     /// What the flags ask for.
@@ -127,7 +122,10 @@ impl SteerArgs {
             // A sum of vectors is one vector.
             Operation::Add | Operation::NormPreserve if sets.len() > 1 => {
                 let parts: Vec<_> = sets.iter().map(|(alpha, it)| (*alpha, it)).collect();
-                vec![Injection::new(SteeringVectors::combined(&parts).map_err(failure)?, 1.0)]
+                vec![Injection::new(
+                    SteeringVectors::combined(&parts).map_err(steering_failure)?,
+                    1.0,
+                )]
             }
             Operation::AblateSubspace => {
                 vec![Injection::subspace(sets.into_iter().map(|it| it.1).collect())]
@@ -148,7 +146,7 @@ impl SteerArgs {
         file: &Path,
         model: &Model,
     ) -> Result<SteeringVectors> {
-        let Some(Layers(parts)) = &self.steer_layers else { return Ok(vectors) };
+        let Some(SteerLayers(parts)) = &self.steer_layers else { return Ok(vectors) };
         if parts.is_empty() {
             return Ok(vectors);
         }
@@ -178,7 +176,7 @@ impl SteerArgs {
 
 /// Reads a steering file and checks it against the model, so that an error names it.
 fn read(file: &Path, model: &Model) -> Result<SteeringVectors> {
-    let vectors = SteeringVectors::load(file).map_err(failure)?;
+    let vectors = SteeringVectors::load(file).map_err(steering_failure)?;
     vectors
         .check(model.decoder())
         .map_err(|e| Failure::usage(format_args!("{}: {e}", file.display())))?;
@@ -186,7 +184,7 @@ fn read(file: &Path, model: &Model) -> Result<SteeringVectors> {
 }
 
 /// A file that cannot be read is a failure of the run, not of the command line.
-pub(crate) fn failure(error: mlx_genkit::steering::Error) -> Failure {
+pub(crate) fn steering_failure(error: mlx_genkit::steering::Error) -> Failure {
     match error.kind() {
         ErrorKind::File | ErrorKind::Run => Failure::other(error),
         _ => Failure::usage(error),
@@ -244,7 +242,7 @@ fn budget(text: &str) -> Result<f64, String> {
     }
 }
 
-impl FromStr for Layers {
+impl FromStr for SteerLayers {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -295,10 +293,10 @@ mod tests {
 
     #[test]
     fn layers_are_numbers_and_ranges() {
-        let of = str::parse::<Layers>;
-        assert_eq!(of("all"), Ok(Layers(vec![])));
-        assert_eq!(of("2,5"), Ok(Layers(vec![(2, 2), (5, 5)])));
-        assert_eq!(of("4-9"), Ok(Layers(vec![(4, 9)])));
+        let of = str::parse::<SteerLayers>;
+        assert_eq!(of("all"), Ok(SteerLayers(vec![])));
+        assert_eq!(of("2,5"), Ok(SteerLayers(vec![(2, 2), (5, 5)])));
+        assert_eq!(of("4-9"), Ok(SteerLayers(vec![(4, 9)])));
         for text in ["", "x", "5-2", "-1", "1,"] {
             assert!(of(text).is_err(), "{text}");
         }
