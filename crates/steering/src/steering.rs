@@ -6,7 +6,7 @@ use mlxgk_mlx_models::{Decoder, HookPoint};
 
 use crate::{
     Error, ErrorKind, LogitBias, Operation, Positions, Result, Schedule, SteeringHook,
-    SteeringVectors, random::derive_seed,
+    SteeringVectors, seed::derive_seed,
 };
 
 /// One change to the residual stream.

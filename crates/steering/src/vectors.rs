@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use mlxgk_mlx_models::{Decoder, HookPoint};
+use mlxgk_torch::SplitMix64;
 
-use crate::{Error, ErrorKind, Result, random::normal};
+use crate::{Error, ErrorKind, Result};
 
 /// One fp32 vector of the model's width per hook point, and what is known of where they came from.
 ///
@@ -86,9 +87,9 @@ impl SteeringVectors {
     /// # Errors
     /// When a vector cannot be drawn.
     pub fn random_like(&self, seed: u64) -> Result<Self> {
-        let mut state = seed;
+        let mut rng = SplitMix64::new(seed);
         let vectors = self.vectors.iter().map(|(point, vector)| {
-            let noise: Vec<f64> = vector.iter().map(|_| normal(&mut state)).collect();
+            let noise: Vec<f64> = vector.iter().map(|_| rng.normal()).collect();
             let scale = norm(vector) / noise.iter().map(|it| it * it).sum::<f64>().sqrt();
             (*point, noise.into_iter().map(|it| (it * scale) as f32).collect())
         });

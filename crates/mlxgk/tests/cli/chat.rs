@@ -62,7 +62,7 @@ fn a_conversation_is_steered_and_the_cache_follows() {
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let (file, saved) = (path("joy.safetensors"), path("saved.json"));
     let vector: Vec<f32> = (0..256).map(|it| 0.3 - (it % 5) as f32 / 4.0).collect();
-    SteeringVectors::new([(HookPoint::ResidPost(2), vector)]).unwrap().save(file.as_ref()).unwrap();
+    SteeringVectors::new([(HookPoint::ResidPost(2), vector)]).unwrap().save(&file).unwrap();
     let question = "Tell me about the sea.";
     let input = format!(
         "Hello!\n/steer\n/steer {file} -12\n/steer\n{question}\n/steer off\n{question}\n/save {saved}\n\
