@@ -85,8 +85,10 @@ fn every_prompt_of_a_batch_has_its_own_steering() {
             let mut alone: Vec<Option<SteeringHook>> = Vec::new();
             for (row, steering) in (0..).zip(&steerings) {
                 // The last but one within a budget, where budgets go.
-                let bound = |it: &Steering| if row == 3 { it.clone().budget(0.02) } else { it.clone() };
-                let steering = steering.as_ref().map(|it| if bounded { bound(it) } else { it.clone() });
+                let bound =
+                    |it: &Steering| if row == 3 { it.clone().budget(0.02) } else { it.clone() };
+                let steering =
+                    steering.as_ref().map(|it| if bounded { bound(it) } else { it.clone() });
                 let hook = steering.map(|it| it.hook(model.decoder()).unwrap());
                 if let Some(hook) = &hook {
                     hooks.insert(RowId::new(row), Arc::new(Mutex::new(hook.clone())));

@@ -110,7 +110,7 @@ impl LogitsProcessor for LogitBias {
             *score = match self.cap {
                 None => *score + bias,
                 // A ban, or a score at the end of what the cap can give, which has no inverse.
-                Some(cap) if !(score.abs() < cap) => continue,
+                Some(cap) if score.is_nan() || score.abs() >= cap => continue,
                 Some(cap) => cap * (((*score / cap).atanh() * cap + bias) / cap).tanh(),
             };
         }
