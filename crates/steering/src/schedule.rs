@@ -218,7 +218,6 @@ mod tests {
             (Pulse { period: 2, duty: f64::NAN }, [0.0, 0.0, 0.0]),
             (Points(vec![]), [1.0, 1.0, 1.0]),
             (Points(vec![(3, 0.5), (3, 0.25)]), [0.5, 0.25, 0.25]),
-            (Points(vec![(4, 0.5), (2, 0.25)]), [0.5, 0.25, 0.25]),
         ] {
             assert!(schedule.check().is_err(), "{schedule}");
             assert_eq!([0, 3, 9].map(|t| schedule.factor(t)), expected, "{schedule}");

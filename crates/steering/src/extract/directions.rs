@@ -238,24 +238,20 @@ mod tests {
     /// are this close.
     #[test]
     fn nearly_equal_components_are_told_apart() {
-        let row = |at: usize, value: f32| {
+        // Sums and differences of (1, 1) and (s, -s), all of them exact in fp32.
+        let s = 1.0 - 1.0 / 65_536.0;
+        let row = |a: f32, b: f32| {
             let mut row = vec![0.0_f32; WIDTH];
-            row[at] = value;
+            (row[3], row[7]) = (a, b);
             row
         };
-        let (large, small) = (1.0, 1.0 - 1e-5);
-        let positive = [row(3, large), row(7, small), row(3, -large), row(7, -small)];
-        // Neither pair alone, so that the answer is no row.
-        let turned = |it: &Vec<f32>| {
-            let (a, b) = (it[3], it[7]);
-            let mut it = it.clone();
-            (it[3], it[7]) = (0.8 * a - 0.6 * b, 0.6 * a + 0.8 * b);
-            it
-        };
-        let positive: Vec<_> = positive.iter().map(turned).collect();
+        let one = [row(1.0 + s, 1.0 - s), row(1.0 - s, 1.0 + s)];
+        let positive: Vec<_> = one.iter().chain(&one).cloned().collect();
         let negative = vec![vec![0.0; WIDTH]; 4];
         let found = direction(Method::PcaDiffUncentered, &positive, &negative).unwrap();
-        assert!(found.vector[3].abs() > 0.7999 && found.vector[7].abs() < 0.6001, "{found:?}");
+        let half = std::f32::consts::FRAC_1_SQRT_2;
+        assert!((found.vector[3] - half).abs() < 1e-6, "{found:?}");
+        assert!((found.vector[7] - half).abs() < 1e-6, "{found:?}");
     }
 
     #[test]
