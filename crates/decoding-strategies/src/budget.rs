@@ -5,7 +5,7 @@
 //! when a text is read again.
 
 use mlx_rs::{Array, ops::logsumexp_axis, transforms::eval};
-use mlxgk_kv_cache::{KvCache, LayerSpec};
+use mlxgk_kv_cache::{KvCache, Mark};
 use mlxgk_mlx_models::ResidualHook;
 
 use crate::{Error, ErrorKind, Result};
@@ -17,7 +17,7 @@ const STEPS: usize = 64;
 /// `[rows, vocabulary]`: at full strength where the hook has no [budget](ResidualHook::budget) for a
 /// row, else as strong as its budget allows.
 ///
-/// Every attempt runs on the cache itself and is taken back. Two passes are enough where no row
+/// Every attempt runs on the cache itself and is rolled back, which copies nothing. Two passes are enough where no row
 /// exceeds its budget at full strength.
 pub(crate) fn within_budget(
     cache: &mut KvCache,
@@ -30,7 +30,7 @@ pub(crate) fn within_budget(
     if budgets.iter().all(Option::is_none) {
         return read(cache, hook);
     }
-    let undo = Undo::new(cache, columns);
+    let mark = cache.mark();
     let mut attempt = |cache: &mut KvCache, steps: &[usize]| {
         let strengths: Vec<f32> = steps.iter().map(|&it| it as f32 / STEPS as f32).collect();
         cache.set_strengths(columns, &strengths)?;
@@ -41,7 +41,7 @@ pub(crate) fn within_budget(
     let base = log_softmax(&attempt(cache, &none)?)?;
     // Evaluated before it is taken back: what still has to read the cache would force a copy of it.
     eval([&base])?;
-    undo.apply(cache)?;
+    take_back(cache, &mark, columns)?;
     let mut steps = vec![STEPS; budgets.len()];
     let mut scores = attempt(cache, &steps)?;
     let divergence = divergences(&scores, &base)?;
@@ -53,7 +53,7 @@ pub(crate) fn within_budget(
         if is_over && steps == found {
             break;
         }
-        undo.apply(cache)?;
+        take_back(cache, &mark, columns)?;
         if is_over {
             return attempt(cache, &found);
         }
@@ -67,36 +67,13 @@ pub(crate) fn within_budget(
     Ok(scores)
 }
 
-/// How an attempt is taken back.
-enum Undo {
-    /// By trimming this many columns.
-    Trim(usize),
-    /// By putting the cache of before in its place, whose arrays the attempt has to copy: where
-    /// columns that a chunk of a prompt pushed out of a layer's window cannot come back. Of an empty
-    /// cache there is nothing to copy.
-    Restore(Box<KvCache>),
-}
-
-impl Undo {
-    fn new(cache: &KvCache, columns: usize) -> Self {
-        let trims = |spec| match spec {
-            LayerSpec::Full => true,
-            LayerSpec::Sliding { .. } => columns == 1,
-            _ => false,
-        };
-        match !cache.is_empty() && cache.layers().all(trims) {
-            true => Self::Trim(columns),
-            false => Self::Restore(Box::new(cache.fork())),
-        }
+/// Takes an attempt back. Where the whole text was read again for it (longrope, no cache), it stands in
+/// another cache than the mark's, all of whose columns are there.
+fn take_back(cache: &mut KvCache, mark: &Mark, columns: usize) -> Result<()> {
+    if cache.roll_back_to(mark).is_err() {
+        cache.trim(columns)?;
     }
-
-    fn apply(&self, cache: &mut KvCache) -> Result<()> {
-        match self {
-            Self::Trim(columns) => cache.trim(*columns)?,
-            Self::Restore(before) => *cache = before.fork(),
-        }
-        Ok(())
-    }
+    Ok(())
 }
 
 /// Looks for the largest strength within the budget, between one that is and one that is not.
