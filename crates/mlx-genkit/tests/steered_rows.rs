@@ -10,10 +10,8 @@ use std::{
 
 use mlx_genkit::{
     ComputeDtype, GenerationConfig, HookPoint, Model, Prompt, Request, ResidualHook, Sequence,
-    generate,
     generation_config::{Kwargs, OneOrMany},
     kv_cache::RowId,
-    load,
     mlx_models::RowHooks,
     steering::{Injection, Operation, Steering, SteeringHook, SteeringVectors},
 };
@@ -21,7 +19,7 @@ use serde_json::{Value, json};
 
 fn tiny(name: &str) -> Model {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name);
-    load(folder, ComputeDtype::Float32).unwrap()
+    Model::load(folder, ComputeDtype::Float32).unwrap()
 }
 
 fn steering(model: &Model, seed: u64, operation: Operation, rest: [&str; 2]) -> Steering {
@@ -52,7 +50,7 @@ fn answers(
     let prompts = prompts.iter().map(|it| Prompt::from(it.clone()));
     let kwargs = Kwargs::from_json(fields).unwrap();
     let request = Request::batch(prompts).config(config).overrides(kwargs).hook(hook);
-    generate(model, request).unwrap().sequences
+    model.generate(request).unwrap().sequences
 }
 
 #[test]

@@ -1,8 +1,7 @@
 //! Answers of the model under the guardrails of [`mlx_genkit::steering::Guard`].
 
 use mlx_genkit::{
-    GenerationConfig, Model, Prompt, Request, ResidualHook, Result, Seed, Sequence,
-    steering::Guard,
+    GenerationConfig, Model, Prompt, Request, ResidualHook, Result, Seed, Sequence, steering::Guard,
 };
 
 /// An answer of the model, and what the guardrails say of it.
