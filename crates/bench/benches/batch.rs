@@ -60,7 +60,7 @@ fn longest_pause(model: &Model, in_chunks: bool) -> Result<Duration> {
     let mut batch = Batch::new(model);
     let row = batch.join(request(32, 0, NEW_TOKENS))?;
     let (mut last, mut longest, mut seen) = (Instant::now(), Duration::ZERO, 0);
-    while batch.len() > 0 && seen < NEW_TOKENS {
+    while !batch.is_empty() && seen < NEW_TOKENS {
         for event in batch.step()? {
             if event.id == row && matches!(event.outcome, BatchOutcome::Piece(_)) {
                 seen += 1;

@@ -83,7 +83,7 @@ fn rule(seed: Option<u64>) -> Chooser {
         None => Chooser::Greedy,
         Some(seed) => {
             let (chain, none) = (SamplerChain::default(), ProcessorList::default());
-            Chooser::sample(chain, none, Streams::fast(seed))
+            Chooser::sample(&chain, none, Streams::fast(seed))
         }
     }
 }
@@ -243,7 +243,7 @@ fn what_is_recorded_is_what_plain_decoding_records() {
 /// Draws with Mirostat, whose next cut follows from the tokens that the row got.
 fn mirostat(seed: u64) -> Chooser {
     let chain = SamplerChain::new(vec![Warper::Mirostat(Mirostat::v2(1.5, 0.9).unwrap())]).unwrap();
-    Chooser::sample(chain, ProcessorList::default(), Streams::fast(seed))
+    Chooser::sample(&chain, ProcessorList::default(), Streams::fast(seed))
 }
 
 /// Has the warpers remember tokens that the row never gets, and guesses nothing.

@@ -28,7 +28,7 @@ fn stop(eos: &[u32]) -> Limits {
 
 fn draws() -> Chooser {
     let (chain, none) = (SamplerChain::default(), ProcessorList::default());
-    Chooser::sample(chain, none, Streams::fast(5))
+    Chooser::sample(&chain, none, Streams::fast(5))
 }
 
 fn search(

@@ -102,7 +102,7 @@ fn greedy(prompts: &[Vec<u32>], limits: Limits) -> Vec<RowOutput> {
 
 fn draws(streams: Streams) -> Chooser {
     let (chain, none) = (SamplerChain::default(), ProcessorList::default());
-    Chooser::sample(chain, none, streams)
+    Chooser::sample(&chain, none, streams)
 }
 
 fn sampled(prompts: &[Vec<u32>], streams: Streams, eos: Vec<u32>) -> Vec<Vec<u32>> {

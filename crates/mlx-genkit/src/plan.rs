@@ -254,7 +254,7 @@ fn with_choice(
     if !resolved.do_sample {
         return Ok(group);
     }
-    Ok(group.chooser(Chooser::sample(parts.warpers, parts.after, seed)))
+    Ok(group.chooser(Chooser::sample(&parts.warpers, parts.after, seed)))
 }
 
 /// `guidance_scale` where it guides.

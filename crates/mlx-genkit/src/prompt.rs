@@ -59,8 +59,9 @@ impl From<&[Message]> for Prompt {
     }
 }
 
+#[allow(clippy::use_self, reason = "`Self` cannot stand in the header")]
 impl From<&Prompt> for Prompt {
-    fn from(prompt: &Prompt) -> Self {
+    fn from(prompt: &Self) -> Self {
         prompt.clone()
     }
 }

@@ -237,6 +237,7 @@ pub(crate) struct SelfAttention {
 }
 
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "one per layer, which is never moved")]
 enum Projections {
     Separate {
         query: Linear,
@@ -372,6 +373,7 @@ impl SelfAttention {
 
 /// The feed-forward half: one gated layer, or several of which a router picks.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "one per layer, which is never moved")]
 pub(crate) enum FeedForward {
     Gated { mlp: GatedMlp },
     Mixture { experts: MixtureOfExperts },

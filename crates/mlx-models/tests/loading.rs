@@ -308,12 +308,12 @@ fn sizes_that_no_weights_hold_are_refused() {
 
 #[test]
 fn tokens_are_checked_before_mlx_sees_them() {
-    let model = Decoder::load(&fixture("llama"), ComputeDtype::Auto).unwrap();
+    let model = Decoder::load(fixture("llama"), ComputeDtype::Auto).unwrap();
     let vocab = model.vocab_size() as u32;
     for rows in [&[&[0, vocab][..]][..], &[&[]], &[&[0, 1], &[0]], &[]] {
         assert_eq!(model.logits_of(rows).unwrap_err().kind(), ErrorKind::Tokens);
     }
-    let mut other = Decoder::load(&fixture("mistral"), ComputeDtype::Auto).unwrap().new_cache(1);
+    let mut other = Decoder::load(fixture("mistral"), ComputeDtype::Auto).unwrap().new_cache(1);
     let mixed = model.forward(&[&[1]], &mut other, &mut mlxgk_mlx_models::NoHook);
     assert_eq!(mixed.unwrap_err().kind(), ErrorKind::Cache);
 }

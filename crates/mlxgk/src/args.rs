@@ -10,6 +10,7 @@ use crate::{
     failure::{Failure, Result},
     generate::GenerateArgs,
     info::InfoArgs,
+    models::ModelsArgs,
     score::ScoreArgs,
     steer::SteerCommand,
     validate::ValidateArgs,
@@ -31,6 +32,7 @@ pub(crate) enum Subcommand {
 Examples:
   mlxgk generate \"Tell me a story about a fox.\"
   mlxgk generate -p \"How is the weather?\" --system \"You are a pirate.\" -t 0.8 -s 7
+  mlxgk generate -m Qwen/Qwen3-0.6B \"What is a fjord?\"
   mlxgk generate -m ./qwen3 --prompt-ids 5,17,300 -n 40 --format json
   mlxgk generate -m ./qwen3 \"What is 2 + 2?\" --no-thinking --do-sample --top-p 0.9
   mlxgk generate \"When do we sail?\" --regex \"(Today|Tomorrow) at [0-9]+ o'clock\\.\"
@@ -84,6 +86,16 @@ Examples:
   mlxgk info
   mlxgk info -m ./qwen3 --format json")]
     Info(InfoArgs),
+    /// The downloaded models on this machine, with their sizes
+    #[command(after_help = "\
+Examples:
+  mlxgk models
+  mlxgk models --format json
+  mlxgk models remove Qwen/Qwen3-0.6B
+
+Models are kept in the cache that Hugging Face programs share: HF_HUB_CACHE, else hub in HF_HOME,
+else ~/.cache/huggingface/hub.")]
+    Models(ModelsArgs),
 }
 
 impl Cli {

@@ -70,7 +70,7 @@ pub(crate) fn run(args: &ChatCommand) -> Result<()> {
     let config = settings.merge(&model)?;
     let keeps_cache = check(&config)?;
     let assistant = match &args.assistant.assistant {
-        Some(folder) => Some(load::load_beside(folder, &args.model)?),
+        Some(name) => Some(load::load_beside(name, &args.model)?),
         None => None,
     };
     let mut conversation = Conversation {

@@ -34,8 +34,7 @@ pub(crate) struct Prepared {
 impl Rendering {
     /// Reads the flags.
     pub(crate) fn read(args: &TemplateArgs) -> Result<Self> {
-        let mut options = RenderOptions::default();
-        options.add_generation_prompt = true;
+        let mut options = RenderOptions { add_generation_prompt: true, ..Default::default() };
         let mut flags = Vec::new();
         if let Some(path) = &args.tools {
             let tools: Vec<Value> = match files::read_json(path)? {

@@ -52,6 +52,12 @@ impl From<mlx_genkit::Error> for Failure {
     }
 }
 
+impl From<mlxgk_model_hub::Error> for Failure {
+    fn from(error: mlxgk_model_hub::Error) -> Self {
+        Self::other(error)
+    }
+}
+
 /// Only writing the output ends here; whoever reads a file names it.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {

@@ -106,7 +106,7 @@ fn serve(
         show_prompts(&prompts, &texts, model)?;
     }
     let assistant = match &args.assistant.assistant {
-        Some(folder) => Some(load::load_beside(folder, &args.model)?),
+        Some(name) => Some(load::load_beside(name, &args.model)?),
         None => None,
     };
     let seed = args.seed.seed();

@@ -79,7 +79,7 @@ fn thousands(count: usize) -> String {
     grouped
 }
 
-fn bytes(count: usize) -> String {
+pub(crate) fn bytes(count: usize) -> String {
     let count = count as f64;
     match count {
         it if it >= 1e9 => format!("{:.2} GB", it / 1e9),

@@ -1,17 +1,19 @@
-//! From the model flags to a loaded model.
+//! From the model flags to a loaded model, which is downloaded first where it has to be.
 
 use std::{
-    path::Path,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
 use mlx_genkit::{ComputeDtype, Model};
 use mlx_rs::{Device, DeviceType};
+use mlxgk_model_hub::Hub;
 
 use crate::{
     failure::{Failure, Result},
     flags::{DeviceArg, DtypeArg, ModelArgs},
-    progress::Spinner,
+    progress::{DownloadBars, Spinner},
+    terminal,
 };
 
 /// Sets the device, loads the model and says how long that took.
@@ -20,8 +22,9 @@ pub(crate) fn load(args: &ModelArgs) -> Result<(Model, Duration)> {
     set_device(args.device)?;
     let dtype = dtype(args);
     let model = match &args.model {
-        Some(folder) => {
-            let _spinner = Spinner::new(format!("loading {}", folder.display()));
+        Some(name) => {
+            let folder = find(name, args)?;
+            let _spinner = Spinner::new(format!("loading {name}"));
             Model::load(folder, dtype)?
         }
         None => Model::bundled(dtype)?,
@@ -34,9 +37,25 @@ pub(crate) fn load(args: &ModelArgs) -> Result<(Model, Duration)> {
 }
 
 /// Loads a second model, to run where and as precisely as the first.
-pub(crate) fn load_beside(folder: &Path, args: &ModelArgs) -> Result<Model> {
-    let _spinner = Spinner::new(format!("loading {}", folder.display()));
+pub(crate) fn load_beside(name: &str, args: &ModelArgs) -> Result<Model> {
+    let folder = find(name, args)?;
+    let _spinner = Spinner::new(format!("loading {name}"));
     Ok(Model::load(folder, dtype(args))?)
+}
+
+/// The hub that the environment names, without the network where the flags or the environment say so.
+pub(crate) fn hub(offline: bool) -> Result<Hub> {
+    let hub = Hub::builder()?;
+    Ok(if offline { hub.offline(true) } else { hub }.build())
+}
+
+/// The folder of a model on disk; a model that is not there is downloaded, with bars.
+fn find(name: &str, args: &ModelArgs) -> Result<PathBuf> {
+    let found = hub(args.offline)?.find(name, &mut DownloadBars::default())?;
+    if let (Some(id), Some(commit)) = (&found.id, &found.commit) {
+        terminal::note(&format!("{} at commit {commit}", id.repo()));
+    }
+    Ok(found.folder)
 }
 
 fn dtype(args: &ModelArgs) -> ComputeDtype {

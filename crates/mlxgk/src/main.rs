@@ -10,6 +10,7 @@ mod flags;
 mod generate;
 mod info;
 mod load;
+mod models;
 mod progress;
 mod prompts;
 mod score;
@@ -41,5 +42,6 @@ fn run() -> Result<()> {
         Subcommand::Steer { command } => steer::run(command),
         Subcommand::Validate(args) => validate::run(args),
         Subcommand::Info(args) => info::run(args),
+        Subcommand::Models(args) => models::run(args),
     }
 }

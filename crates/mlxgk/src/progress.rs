@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use mlxgk_model_hub::Progress;
+
+use crate::terminal;
 
 /// How long something has to take to be worth a sign.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -118,6 +121,58 @@ impl StepBar {
 impl Drop for StepBar {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
+    }
+}
+
+/// A bar per file of a download and one for all; they go away when dropped. Where stderr is not a
+/// terminal, only retries are mentioned.
+#[derive(Debug, Default)]
+pub(crate) struct DownloadBars {
+    bars: MultiProgress,
+    files: Vec<ProgressBar>,
+    all: Option<ProgressBar>,
+}
+
+impl Progress for DownloadBars {
+    fn start(&mut self, _commit: &str, files: &[(String, u64)]) {
+        if !stderr().is_terminal() {
+            return;
+        }
+        let width = files.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+        let template = "{msg} {wide_bar} {binary_bytes:>11}/{binary_total_bytes:<11}";
+        let bar = |name: &str, size: u64, end: &str| {
+            let bar = self.bars.add(ProgressBar::new(size));
+            bar.set_style(style(&format!("{template}{end}")));
+            bar.set_message(format!("{name:width$}"));
+            bar.tick();
+            bar
+        };
+        self.files = files.iter().map(|(name, size)| bar(name, *size, "")).collect();
+        let sum = files.iter().map(|(_, size)| size).sum();
+        self.all = Some(bar("in all", sum, " {binary_bytes_per_sec}, {eta} left"));
+    }
+
+    fn advance(&mut self, file: usize, bytes: u64) {
+        let (Some(bar), Some(all)) = (self.files.get(file), &self.all) else { return };
+        bar.set_position(bytes);
+        all.set_position(self.files.iter().map(ProgressBar::position).sum());
+    }
+
+    fn finish(&mut self, file: usize) {
+        if let Some(bar) = self.files.get(file) {
+            bar.finish();
+        }
+    }
+
+    fn note(&mut self, message: &str) {
+        self.bars.suspend(|| terminal::warning(message));
+    }
+}
+
+impl Drop for DownloadBars {
+    fn drop(&mut self) {
+        // The bars are gone either way; an error to clear them is nobody's concern.
+        let _ = self.bars.clear();
     }
 }
 

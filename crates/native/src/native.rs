@@ -136,6 +136,7 @@ impl Native {
     ///
     /// # Errors
     /// When shapes or types do not fit, or `soft_cap` is not positive.
+    #[allow(clippy::needless_pass_by_value, reason = "MLX's own function takes the mask by value")]
     pub fn attention(
         self,
         queries: &Array,

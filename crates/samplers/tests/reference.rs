@@ -255,6 +255,7 @@ fn assert_same(found: &[f32], expected: &[f32], what: &str) {
     }
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "each chain is made for one call")]
 fn warped(chain: SamplerChain, row: &[f32]) -> Result<Vec<f32>, String> {
     let mut warped = row.to_vec();
     let outcome =

@@ -11,7 +11,7 @@ use mlxgk_samplers::{Generator, Sampler, SamplerChain, SamplerState, Streams, ar
 /// use mlxgk_samplers::{Seed, WarperConfig};
 ///
 /// let chain = WarperConfig { top_k: Some(1), ..WarperConfig::default() }.chain()?;
-/// let mut drawn = Chooser::sample(chain, ProcessorList::default(), Seed::Torch(42));
+/// let mut drawn = Chooser::sample(&chain, ProcessorList::default(), Seed::Torch(42));
 /// let (scores, tokens) = ([0.1, 0.7, 0.2], [5, 3]);
 /// for mut chooser in [Chooser::Greedy, drawn] {
 ///     assert_eq!(chooser.choose(0, &Context::new(&tokens, 2), &scores)?, 1);
@@ -45,7 +45,7 @@ pub struct Sampling {
 impl Sampling {
     /// Draws behind the warpers of a chain. `after` is what HF applies behind them (watermarks and
     /// `renormalize_logits`).
-    pub fn new(chain: SamplerChain, after: ProcessorList, streams: impl Into<Streams>) -> Self {
+    pub fn new(chain: &SamplerChain, after: ProcessorList, streams: impl Into<Streams>) -> Self {
         Self {
             sampler: chain.sampler(),
             after,
@@ -143,7 +143,7 @@ impl Sampling {
 
 impl Chooser {
     /// A chooser that draws; see [`Sampling::new`].
-    pub fn sample(chain: SamplerChain, after: ProcessorList, streams: impl Into<Streams>) -> Self {
+    pub fn sample(chain: &SamplerChain, after: ProcessorList, streams: impl Into<Streams>) -> Self {
         Self::Sample(Box::new(Sampling::new(chain, after, streams)))
     }
 

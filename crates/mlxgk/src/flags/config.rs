@@ -34,9 +34,9 @@ pub(crate) struct ConfigArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Guidance and helpers")]
 pub(crate) struct AssistantArgs {
-    /// Folder of a smaller model with the same tokenizer, which guesses ahead
-    #[arg(long, visible_alias = "assistant-model", value_name = "DIR")]
-    pub(crate) assistant: Option<PathBuf>,
+    /// Smaller model with the same tokenizer, a folder or a hub id, which guesses ahead
+    #[arg(long, visible_alias = "assistant-model", value_name = "MODEL")]
+    pub(crate) assistant: Option<String>,
     /// Most tokens it guesses at a time; 20 by default
     #[arg(long, value_name = "N", requires = "assistant")]
     pub(crate) num_assistant_tokens: Option<usize>,

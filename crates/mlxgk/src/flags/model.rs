@@ -8,9 +8,13 @@ use clap::{Args, ValueEnum};
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelArgs {
-    /// Model folder (config.json, safetensors, tokenizer.json); the model inside the binary by default
-    #[arg(short, long, value_name = "DIR")]
-    pub(crate) model: Option<PathBuf>,
+    /// Model: a folder, or a hub id such as Qwen/Qwen3-0.6B or Qwen/Qwen3-0.6B@main, which is
+    /// downloaded once; the model inside the binary by default
+    #[arg(short, long, value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+    /// Use models that are on this machine, and never the network
+    #[arg(long)]
+    pub(crate) offline: bool,
     /// Take tokenizer and chat template from this folder instead of the model's
     #[arg(long, value_name = "DIR")]
     pub(crate) tokenizer: Option<PathBuf>,

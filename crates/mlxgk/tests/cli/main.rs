@@ -6,6 +6,7 @@ mod bad_input;
 mod chat;
 mod contract;
 mod flags;
+mod models;
 mod output;
 mod shared;
 mod steering;

@@ -24,8 +24,12 @@ pub(crate) fn mlxgk(args: &[&str]) -> Run {
 
 /// Runs `mlxgk` with the given bytes on stdin.
 pub(crate) fn mlxgk_with(args: &[&str], stdin: &[u8]) -> Run {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_mlxgk"))
-        .args(args)
+    run(Command::new(env!("CARGO_BIN_EXE_mlxgk")).args(args), stdin)
+}
+
+/// Runs a prepared command with the given bytes on stdin.
+pub(crate) fn run(command: &mut Command, stdin: &[u8]) -> Run {
+    let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

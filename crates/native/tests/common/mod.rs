@@ -154,5 +154,5 @@ fn broadcast(array: &Array, axes: i32) -> Array {
     for axis in (0..array.ndim() as i32).filter(|axis| axes >> axis & 1 == 1) {
         first = first.take_axis(Array::from_slice(&[0_i32], &[1]), axis).unwrap();
     }
-    broadcast_to(&row_major(&first), array.shape()).unwrap()
+    broadcast_to(row_major(&first), array.shape()).unwrap()
 }

@@ -127,6 +127,7 @@ impl SynthId {
     }
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "`map_err` hands it over")]
 fn text(error: mlxgk_logits_processors::Error) -> String {
     error.to_string()
 }
