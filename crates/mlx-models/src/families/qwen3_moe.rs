@@ -34,10 +34,12 @@ pub(super) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
         };
         let inside = format!("{at}.mlp");
         let half = if is_sparse(layer) {
-            FeedForward::Mixture { experts: MixtureOfExperts::load(weights, &inside, mixture)? }
+            let experts = MixtureOfExperts::load(weights, &inside, mixture)?;
+            FeedForward::Mixture { experts: Box::new(experts) }
         } else {
             let mlp = mlp(config, "hidden_act", "silu")?;
-            FeedForward::Gated { mlp: GatedMlp::load(weights, &inside, dims.hidden, mlp)? }
+            let mlp = GatedMlp::load(weights, &inside, dims.hidden, mlp)?;
+            FeedForward::Gated { mlp: Box::new(mlp) }
         };
         block(weights, at, &dims, (Norms::Before, form), attention, half)
     })
