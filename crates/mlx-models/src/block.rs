@@ -240,9 +240,9 @@ pub(crate) struct SelfAttention {
 #[allow(clippy::large_enum_variant, reason = "one per layer, which is never moved")]
 enum Projections {
     Separate {
-        query: Box<Linear>,
-        key: Box<Linear>,
-        value: Box<Linear>,
+        query: Linear,
+        key: Linear,
+        value: Linear,
     },
     /// One product whose rows are queries, keys and values in turn (Phi-3).
     Fused {
@@ -304,9 +304,9 @@ impl SelfAttention {
             Projections::Fused { all: linear("qkv_proj", query_rows + 2 * kv_rows)? }
         } else {
             Projections::Separate {
-                query: Box::new(linear("q_proj", query_rows)?),
-                key: Box::new(linear("k_proj", kv_rows)?),
-                value: Box::new(linear("v_proj", kv_rows)?),
+                query: linear("q_proj", query_rows)?,
+                key: linear("k_proj", kv_rows)?,
+                value: linear("v_proj", kv_rows)?,
             }
         };
         let output = weights.linear(
@@ -375,8 +375,8 @@ impl SelfAttention {
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "one per layer, which is never moved")]
 pub(crate) enum FeedForward {
-    Gated { mlp: Box<GatedMlp> },
-    Mixture { experts: Box<MixtureOfExperts> },
+    Gated { mlp: GatedMlp },
+    Mixture { experts: MixtureOfExperts },
 }
 
 visit!(enum FeedForward { Gated { mlp }, Mixture { experts } });

@@ -120,7 +120,7 @@ fn dense_block(
     mlp: MlpOptions,
 ) -> Result<Box<dyn Block>> {
     let mlp = GatedMlp::load(weights, &format!("{at}.mlp"), dims.hidden, mlp)?;
-    block(weights, at, dims, norms, attention, FeedForward::Gated { mlp: Box::new(mlp) })
+    block(weights, at, dims, norms, attention, FeedForward::Gated { mlp })
 }
 
 /// As [`dense_block`], around another feed-forward half.

@@ -34,12 +34,10 @@ pub(super) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
         };
         let inside = format!("{at}.mlp");
         let half = if is_sparse(layer) {
-            let experts = MixtureOfExperts::load(weights, &inside, mixture)?;
-            FeedForward::Mixture { experts: Box::new(experts) }
+            FeedForward::Mixture { experts: MixtureOfExperts::load(weights, &inside, mixture)? }
         } else {
             let mlp = mlp(config, "hidden_act", "silu")?;
-            let mlp = GatedMlp::load(weights, &inside, dims.hidden, mlp)?;
-            FeedForward::Gated { mlp: Box::new(mlp) }
+            FeedForward::Gated { mlp: GatedMlp::load(weights, &inside, dims.hidden, mlp)? }
         };
         block(weights, at, &dims, (Norms::Before, form), attention, half)
     })
