@@ -19,7 +19,7 @@ import tokenizers
 from _fixture import made_by, write_json
 from jinja2.exceptions import TemplateError
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -34,6 +34,7 @@ def record(out: pathlib.Path) -> None:
     for name, family in FAMILIES.items():
         write_json(out / f"{name}.json", chat_fixture(name, **family))
     write_json(out / "constructs.json", constructs_fixture())
+    write_json(out / "continued.json", continued_fixture())
     for name, files in tokenizer_folders().items():
         write_json(out / f"tokenizer-{name}.json", tokenizer_fixture(name, files))
     write_json(out / "special-ids.json", special_ids_fixture())
@@ -273,11 +274,12 @@ def rendered(tokenizer, case):
     try:
         with mock.patch.object(chat_template_utils, "datetime", Clock):
             text = tokenizer.apply_chat_template(
-                CONVERSATIONS[case["conversation"]],
+                {**CONVERSATIONS, **CONTINUED}[case["conversation"]],
                 tools=TOOLS if case.get("tools") else None,
                 documents=DOCUMENTS if case.get("documents") else None,
                 chat_template=case.get("template"),
                 add_generation_prompt=case["add_generation_prompt"],
+                continue_final_message=case.get("continue_final_message", False),
                 tokenize=False,
                 **case.get("extra", {}),
             )
@@ -327,6 +329,46 @@ def constructs_fixture():
         "now": NOW.isoformat(),
         "conversations": {"one question": CONVERSATIONS["one question"]},
         "extra": VARIABLES,
+        "cases": cases,
+    }
+
+
+CONTINUED = {
+    "an answer": [user("2 + 2?"), assistant("The answer is")],
+    "spaces behind": [user("2 + 2?"), assistant("The answer is \n")],
+    "thoughts": [user("Tide?"), assistant("", reasoning_content="High or")],
+    "thoughts, then an answer": [user("Tide?"), assistant("Hi", thinking="High.")],
+    "parts to continue": [user("Look."), assistant([{"type": "text", "text": "I"}, {"type": "text", "text": "see a"}])],
+    "a user": [user("Tell me about")],
+    "no content": [user("a"), assistant()],
+}
+
+
+def continued_fixture():
+    """The last message continued, with templates that keep its spaces, trim them, or change it."""
+    sources = {
+        "keeps": "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}",
+        "trims": "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</>\n{% endfor %}",
+        "changes": "{% for m in messages %}<{{ m.role }}>{{ m.content | upper }}</>{% endfor %}",
+        "thinks": "{% for m in messages %}<{{ m.role }}>{% if m.reasoning_content %}[{{ m.reasoning_content }}]{% endif %}{{ m.content or '' }}</>{% endfor %}",
+        "thinks otherwise": "{% for m in messages %}<{{ m.role }}>{% if m.thinking %}[{{ m.thinking }}]{% endif %}{{ m.content or '' }}</>{% endfor %}",
+        "parts": "{% for m in messages %}<{{ m.role }}>{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}{{ p.text }} {% endfor %}{% endif %}</>{% endfor %}",
+        "drops": "{% for m in messages[:-1] %}{{ m.content }}{% endfor %}",
+    }
+    config = {"chat_template": [{"name": name, "template": source} for name, source in sources.items()]}
+    tokenizer = tokenizer_with(config)
+    cases = []
+    for template, conversation, field in itertools.product(sources, CONTINUED, ["content", "reasoning_content", "thinking"]):
+        if field != "content" and "thoughts" not in conversation:
+            continue
+        case = {"conversation": conversation, "add_generation_prompt": False, "template": template, "continue_final_message": field}
+        cases.append({**case, **rendered(tokenizer, case)})
+    return {
+        "made_by": MADE_BY,
+        "kind": "chat",
+        "tokenizer_config": config,
+        "now": NOW.isoformat(),
+        "conversations": CONTINUED,
         "cases": cases,
     }
 
@@ -497,6 +539,26 @@ def plain_words():
     return tokenizer, {"eos_token": "</s>", "unk_token": "[UNK]", "image_token": "[MASK]", "added_tokens_decoder": decoder}
 
 
+def old_words():
+    """An older folder: further tokens in files of their own, beside a config that lists none."""
+    words = sorted({word for line in CORPUS for word in line.split()})
+    tokenizer = tokenizers.Tokenizer(models.WordLevel({word: at for at, word in enumerate(["[UNK]", *words])}, "[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_tokens([added("<known>", special=False)])
+    more = len(words) + 2
+    return tokenizer, {"unk_token": "[UNK]", "eos_token": "</s>"}, {
+        "added_tokens.json": {"<|im_end|>": more + 2, "<extra>": more, "[MASK]": more + 1, "</s>": more + 3, "<known>": more - 1},
+        "special_tokens_map.json": {"eos_token": "<|im_end|>", "mask_token": {"content": "[MASK]", "lstrip": True, "rstrip": False, "normalized": False, "single_word": False}},
+    }
+
+
+def of_class(made, name, model_type, **more):
+    """A folder whose config names a class that builds the pipeline itself."""
+    tokenizer, config = made
+    config = {key: value for key, value in config.items() if not key.startswith("add_")}
+    return tokenizer, {**config, "tokenizer_class": name, **more}, {"config.json": {"model_type": model_type}}
+
+
 def tokenizer_folders():
     """The files of each tokenizer, by name."""
     made = {
@@ -507,8 +569,14 @@ def tokenizer_folders():
         "wordpiece": wordpiece(),
         "word-end": word_end(),
         "plain-words": plain_words(),
+        "old-words": old_words(),
+        "llama-class": of_class(byte_fallback(prefix_space=True), "LlamaTokenizer", "llama"),
+        "llama-class-legacy": of_class(byte_fallback(prefix_space=True), "LlamaTokenizerFast", "llama", legacy=True),
+        "llama-class-no-prefix": of_class(byte_fallback(prefix_space=True), "LlamaTokenizer", "llama", add_prefix_space=False),
+        "llama-class-mistral": of_class(byte_fallback(prefix_space=True), "LlamaTokenizer", "mistral"),
+        "gemma-class": of_class(byte_fallback(prefix_space=False), "GemmaTokenizer", "gemma"),
     }
-    return {name: {"tokenizer.json": json.loads(it.to_str()), "tokenizer_config.json": config} for name, (it, config) in made.items()}
+    return {name: {"tokenizer.json": json.loads(it.to_str()), "tokenizer_config.json": config, **(more[0] if more else {})} for name, (it, config, *more) in made.items()}
 
 
 def tokenizer_fixture(name, files):
@@ -516,7 +584,8 @@ def tokenizer_fixture(name, files):
     with tempfile.TemporaryDirectory() as folder:
         for file, content in files.items():
             pathlib.Path(folder, file).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        loader = AutoTokenizer if "config.json" in files else PreTrainedTokenizerFast
+        tokenizer = loader.from_pretrained(folder)
     encoded = [{"text": text, "ids": tokenizer(text)["input_ids"], "plain": tokenizer(text, add_special_tokens=False)["input_ids"]} for text in TEXTS]
     generator = random.Random(name)
     # Ids beyond the vocabulary too: models have more rows than tokenizers have tokens.

@@ -72,9 +72,7 @@ impl<'a> Assistant<'a> {
             return refuse(format!("its vocabulary has {theirs} tokens, not {ours}"));
         }
         if let (Ok(ours), Ok(theirs)) = (model.tokenizer(), self.model.tokenizer()) {
-            let size = ours.vocab_size().max(theirs.vocab_size()) as u32;
-            let differs = |id: &u32| ours.id_to_token(*id) != theirs.id_to_token(*id);
-            if let Some(id) = (0..size).find(differs) {
+            if let Some(id) = ours.first_difference(theirs) {
                 let name =
                     |it: Option<String>| it.map_or("nothing".to_owned(), |it| format!("{it:?}"));
                 let (ours, theirs) = (name(ours.id_to_token(id)), name(theirs.id_to_token(id)));

@@ -113,10 +113,9 @@ fn choice(
         return Ok(None);
     };
     let vocab = tokenizer.vocab_size().min(model.decoder().vocab_size()) as u32;
-    let extends =
-        |id: &u32| tokenizer.id_to_token(*id).is_some_and(|it| it.starts_with(word.as_str()));
+    let extends = tokenizer.ids_beginning_with(&word).into_iter().filter(|id| *id < vocab);
     let bias = |id| if id == last { BIAS_OF_LAST } else { BIAS };
-    let biases: Vec<_> = (0..vocab).filter(extends).map(|id| (vec![id.into()], bias(id))).collect();
+    let biases: Vec<_> = extends.map(|id| (vec![id.into()], bias(id))).collect();
     if biases.len() < 2 {
         return Ok(None);
     }

@@ -110,9 +110,9 @@ impl Generation {
 
 /// A sequence on its way.
 #[derive(Debug)]
-struct Row<'a> {
+struct Row {
     /// None with beams, whose texts are known at the end only.
-    text: Option<RowText<'a>>,
+    text: Option<RowText>,
     state: State,
 }
 
@@ -130,7 +130,7 @@ pub(crate) struct Answer<'a> {
     model: &'a Model,
     /// The id of the first row.
     first: RowId,
-    rows: Vec<Row<'a>>,
+    rows: Vec<Row>,
     copies: usize,
     prompts: Vec<Vec<u32>>,
     /// The rest of each healed prompt.
@@ -168,7 +168,7 @@ impl<'a> Answer<'a> {
     }
 
     /// The text of a sequence of a prompt, still without tokens.
-    fn text_of(&self, prompt: usize) -> Result<RowText<'a>> {
+    fn text_of(&self, prompt: usize) -> Result<RowText> {
         let beyond = self.beyond.get(prompt).map_or("", String::as_str);
         RowText::new(self.model, &self.prompts[prompt], beyond, &self.trimmed)
     }
@@ -280,7 +280,7 @@ impl<'a> Answer<'a> {
         &self,
         index: usize,
         row: RowOutput,
-        text: Option<RowText<'a>>,
+        text: Option<RowText>,
     ) -> Result<Sequence> {
         let prompt_index = row.beam.as_ref().map_or(index / self.copies, |it| it.prompt_index);
         let text = match text {

@@ -33,7 +33,7 @@ pub(crate) fn criteria(
             );
             Error::of_field("stop_strings", what)
         })?;
-        all.push(Box::new(AtStrings(StopStrings::new(tokenizer, strings)?)));
+        all.push(Box::new(AtStrings(StopStrings::new(&tokenizer, strings)?)));
     }
     all.extend(own);
     Ok(all)

@@ -6,9 +6,9 @@ use crate::{Model, Result};
 
 /// Decodes a row's tokens, each once, and keeps what has become certain.
 #[derive(Debug)]
-pub(crate) struct RowText<'a> {
+pub(crate) struct RowText {
     /// None where the model has no tokenizer.
-    decoder: Option<StreamDecoder<'a>>,
+    decoder: Option<StreamDecoder>,
     /// What the text begins with: the rest of a healed prompt. Empty once it was shown.
     begin: String,
     /// Where the text is to end before a stop string.
@@ -16,9 +16,9 @@ pub(crate) struct RowText<'a> {
     text: String,
 }
 
-impl<'a> RowText<'a> {
+impl RowText {
     pub(crate) fn new(
-        model: &'a Model,
+        model: &Model,
         prompt: &[u32],
         begin: &str,
         trimmed: &[String],

@@ -65,7 +65,7 @@ struct Sequence {
 
 impl Sequence {
     fn check(&self, tokenizer: &Arc<Tokenizer>) -> Result<(), String> {
-        let mut stop = StopStrings::new(Arc::clone(tokenizer), self.strings.clone())
+        let mut stop = StopStrings::new(tokenizer, self.strings.clone())
             .map_err(|e| e.to_string())?;
         let mut stops = Vec::new();
         for len in 1..=self.ids.len() {

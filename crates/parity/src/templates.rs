@@ -63,6 +63,7 @@ struct ChatCase {
     #[serde(default)]
     documents: bool,
     template: Option<String>,
+    continue_final_message: Option<String>,
     #[serde(default)]
     extra: Map<String, Value>,
     #[serde(flatten)]
@@ -107,6 +108,7 @@ impl ChatCase {
             tools: self.tools.then(|| chat.tools.clone()),
             documents: self.documents.then(|| chat.documents.clone()),
             template: self.template.clone(),
+            continue_final_message: self.continue_final_message.clone(),
             now: Some(now),
             extra: extra.map(|(name, value)| (name.clone(), value.clone())).collect(),
         };
@@ -124,6 +126,9 @@ impl ChatCase {
         }
         if let Some(template) = &self.template {
             name += &format!(", template `{template}`");
+        }
+        if let Some(field) = &self.continue_final_message {
+            name += &format!(", `{field}` continued");
         }
         if !self.extra.is_empty() {
             name += &format!(", {}", Value::from(self.extra.clone()));
@@ -260,6 +265,7 @@ fn model_files(contents: &Map<String, Value>) -> Files<'static> {
         tokenizer: file("tokenizer.json"),
         tokenizer_config: file("tokenizer_config.json"),
         special_tokens_map: file("special_tokens_map.json"),
+        added_tokens: file("added_tokens.json"),
         config: file("config.json"),
         generation_config: file("generation_config.json"),
         ..Files::default()

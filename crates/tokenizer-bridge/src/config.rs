@@ -1,9 +1,12 @@
 //! `tokenizer_config.json` and its predecessor `special_tokens_map.json`, as far as they matter here.
 
 use serde_json::{Map, Value};
+#[cfg(feature = "tokenizer")]
 use tokenizers::AddedToken;
 
 use crate::error::{Error, Result};
+#[cfg(feature = "tokenizer")]
+use crate::files::ADDED_TOKENS;
 use crate::files::{Files, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG};
 
 /// transformers' `SPECIAL_TOKENS_ATTRIBUTES`: the names every tokenizer may give a token.
@@ -61,18 +64,37 @@ impl SpecialTokens {
     }
 }
 
+/// The list of special tokens without a name.
+const EXTRA: &str = "extra_special_tokens";
+
 /// What is read of the two files.
 #[derive(Debug, Default)]
 pub(crate) struct TokenizerConfig {
     pub(crate) special: SpecialTokens,
     /// Special tokens without a name (`extra_special_tokens`, once `additional_special_tokens`).
+    #[cfg(feature = "tokenizer")]
     pub(crate) unnamed: Vec<String>,
     /// Tokens the config adds to the vocabulary, in the order of their ids.
+    #[cfg(feature = "tokenizer")]
     pub(crate) added: Vec<AddedToken>,
+    /// Those of `added_tokens.json`, which count where neither the config nor `tokenizer.json` lists
+    /// added tokens of the same text.
+    #[cfg(feature = "tokenizer")]
+    pub(crate) legacy: Vec<AddedToken>,
     /// The chat template or templates, as found.
+    #[cfg(feature = "chat")]
     pub(crate) chat_template: Option<Value>,
+    /// `tokenizer_class`, and what classes read.
+    #[cfg(feature = "tokenizer")]
+    pub(crate) class: Option<String>,
+    #[cfg(feature = "tokenizer")]
+    pub(crate) legacy_class: Option<bool>,
+    #[cfg(feature = "tokenizer")]
+    pub(crate) add_prefix_space: Option<bool>,
+    #[cfg(feature = "tokenizer")]
     pub(crate) clean_up_spaces: bool,
     /// transformers ignores `clean_up_spaces` for BPE, where it eats real spaces, unless told twice.
+    #[cfg(feature = "tokenizer")]
     pub(crate) clean_up_spaces_for_bpe: bool,
 }
 
@@ -81,26 +103,54 @@ impl TokenizerConfig {
         let config = files.tokenizer_config.as_deref();
         let mut config: Map<String, Value> =
             files.json(TOKENIZER_CONFIG, config)?.unwrap_or_default();
-        if !config.contains_key("added_tokens_decoder") {
+        let old = !config.contains_key("added_tokens_decoder");
+        if old {
             let map = files.special_tokens_map.as_deref();
-            config.extend(files.json::<Map<_, _>>(SPECIAL_TOKENS_MAP, map)?.unwrap_or_default());
+            let mut map: Map<String, Value> =
+                files.json(SPECIAL_TOKENS_MAP, map)?.unwrap_or_default();
+            // Lists of further tokens are joined.
+            if let (Some(Value::Array(more)), Some(Value::Array(own))) =
+                (map.get_mut(EXTRA), config.get(EXTRA))
+            {
+                let mut all = own.clone();
+                all.extend(more.drain(..).filter(|it| !own.contains(it)));
+                *more = all;
+            }
+            config.extend(map);
         }
         let wrong = |field: &str, what: &str| {
             Error::file(files.name(TOKENIZER_CONFIG), format!("`{field}` is {what}"))
         };
+        #[cfg(feature = "tokenizer")]
         let flag = |field: &str| match config.get(field) {
             None | Some(Value::Null) => Ok(false),
             Some(Value::Bool(flag)) => Ok(*flag),
             Some(_) => Err(wrong(field, "not a boolean")),
         };
+        let special = SpecialTokens { named: named_tokens(&config, &wrong)? };
+        #[cfg(feature = "tokenizer")]
+        let unnamed = unnamed_tokens(&config, &wrong)?;
         Ok(Self {
-            special: SpecialTokens { named: named_tokens(&config, &wrong)? },
-            unnamed: unnamed_tokens(&config, &wrong)?,
+            #[cfg(feature = "tokenizer")]
             added: added_tokens(&config, &wrong)?,
+            #[cfg(feature = "tokenizer")]
+            legacy: if old { legacy_tokens(files, &special, &unnamed)? } else { Vec::new() },
+            special,
+            #[cfg(feature = "tokenizer")]
+            unnamed,
+            #[cfg(feature = "tokenizer")]
+            class: config.get("tokenizer_class").and_then(Value::as_str).map(str::to_owned),
+            #[cfg(feature = "tokenizer")]
+            legacy_class: config.get("legacy").and_then(Value::as_bool),
+            #[cfg(feature = "tokenizer")]
+            add_prefix_space: config.get("add_prefix_space").and_then(Value::as_bool),
+            #[cfg(feature = "tokenizer")]
             clean_up_spaces: flag("clean_up_tokenization_spaces")?,
+            #[cfg(feature = "tokenizer")]
             clean_up_spaces_for_bpe: flag(
                 "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output",
             )?,
+            #[cfg(feature = "chat")]
             chat_template: config.remove("chat_template").filter(|it| !it.is_null()),
         })
     }
@@ -135,8 +185,9 @@ fn named_tokens(config: &Map<String, Value>, wrong: &Wrong<'_>) -> Result<Vec<(S
     Ok(named)
 }
 
+#[cfg(feature = "tokenizer")]
 fn unnamed_tokens(config: &Map<String, Value>, wrong: &Wrong<'_>) -> Result<Vec<String>> {
-    for field in ["extra_special_tokens", "additional_special_tokens"] {
+    for field in [EXTRA, "additional_special_tokens"] {
         match config.get(field) {
             Some(Value::Array(tokens)) if !tokens.is_empty() => {
                 let texts = tokens.iter().map(|it| token_text(it).map(str::to_owned));
@@ -150,6 +201,29 @@ fn unnamed_tokens(config: &Map<String, Value>, wrong: &Wrong<'_>) -> Result<Vec<
     Ok(Vec::new())
 }
 
+/// The tokens of `added_tokens.json`, in the order of their ids.
+#[cfg(feature = "tokenizer")]
+fn legacy_tokens(
+    files: &Files<'_>,
+    special: &SpecialTokens,
+    unnamed: &[String],
+) -> Result<Vec<AddedToken>> {
+    let content = files.added_tokens.as_deref();
+    let tokens: Map<String, Value> = files.json(ADDED_TOKENS, content)?.unwrap_or_default();
+    let mut added = Vec::with_capacity(tokens.len());
+    for (text, id) in &tokens {
+        let id = id.as_u64().ok_or_else(|| {
+            let what = format!("{text:?} has {id}, which is not a token id");
+            Error::file(files.name(ADDED_TOKENS), what)
+        })?;
+        let named = special.iter().any(|(_, it)| it == text) || unnamed.contains(text);
+        added.push((id, AddedToken::from(text.as_str(), named).normalized(!named)));
+    }
+    added.sort_by_key(|(id, _)| *id);
+    Ok(added.into_iter().map(|(_, token)| token).collect())
+}
+
+#[cfg(feature = "tokenizer")]
 fn added_tokens(config: &Map<String, Value>, wrong: &Wrong<'_>) -> Result<Vec<AddedToken>> {
     const FIELD: &str = "added_tokens_decoder";
     let tokens = match config.get(FIELD) {
@@ -159,7 +233,7 @@ fn added_tokens(config: &Map<String, Value>, wrong: &Wrong<'_>) -> Result<Vec<Ad
     };
     let mut added = Vec::with_capacity(tokens.len());
     for (id, token) in tokens {
-        let id: u32 = id.parse().map_err(|_| wrong(FIELD, &format!("keyed by `{id}`, no id")))?;
+        let id: u32 = id.parse().map_err(|_| wrong(FIELD, &format!("keyed by `{id}`, which is not a token id")))?;
         let text = token.get("content").and_then(Value::as_str);
         let text = text.ok_or_else(|| wrong(FIELD, &format!("without `content` for {id}")))?;
         let flag = |name: &str| token.get(name).and_then(Value::as_bool);

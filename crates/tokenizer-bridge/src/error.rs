@@ -20,6 +20,8 @@ pub enum ErrorKind {
     Template,
     /// A chat template refused the conversation by calling `raise_exception`.
     Refused,
+    /// There is no string to stop at, or an empty one.
+    StopString,
     /// The conversation or the options cannot be rendered by any template.
     Conversation,
 }
@@ -51,6 +53,7 @@ impl Error {
     }
 
     /// A failure inside the `tokenizers` crate, which reports boxed errors without a kind.
+    #[cfg(feature = "tokenizer")]
     pub(crate) fn tokenizer(doing: &str, what: impl fmt::Display) -> Self {
         Self::because(ErrorKind::Tokenizer, &format_args!("cannot {doing}"), what)
     }

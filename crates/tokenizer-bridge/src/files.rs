@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub(crate) const TOKENIZER: &str = "tokenizer.json";
 pub(crate) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 pub(crate) const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
+pub(crate) const ADDED_TOKENS: &str = "added_tokens.json";
 pub(crate) const CHAT_TEMPLATE: &str = "chat_template.jinja";
 pub(crate) const ADDITIONAL_TEMPLATES: &str = "additional_chat_templates";
 pub(crate) const CONFIG: &str = "config.json";
@@ -41,6 +42,8 @@ pub struct Files<'a> {
     pub tokenizer_config: Option<Cow<'a, [u8]>>,
     /// `special_tokens_map.json`: named special tokens, in older folders.
     pub special_tokens_map: Option<Cow<'a, [u8]>>,
+    /// `added_tokens.json`: further tokens and their ids, in older folders.
+    pub added_tokens: Option<Cow<'a, [u8]>>,
     /// `chat_template.jinja`: the default chat template, in newer folders.
     pub chat_template: Option<Cow<'a, [u8]>>,
     /// `additional_chat_templates/{name}.jinja`: name and content of further chat templates.
@@ -70,6 +73,7 @@ impl Files<'static> {
             tokenizer: file(TOKENIZER)?,
             tokenizer_config: file(TOKENIZER_CONFIG)?,
             special_tokens_map: file(SPECIAL_TOKENS_MAP)?,
+            added_tokens: file(ADDED_TOKENS)?,
             chat_template: file(CHAT_TEMPLATE)?,
             additional_chat_templates: additional_templates(&folder.join(ADDITIONAL_TEMPLATES))?,
             config: file(CONFIG)?,
@@ -108,14 +112,56 @@ impl Files<'_> {
         content: Option<&[u8]>,
     ) -> Result<Option<T>> {
         let Some(content) = content else { return Ok(None) };
-        let value = serde_json::from_str(self.text(file, content)?);
+        let text = self.text(file, content)?;
+        let value = serde_json::from_str(text).or_else(|error| match without_infinities(text) {
+            Some(text) => serde_json::from_str(&text),
+            None => Err(error),
+        });
         value.map(Some).map_err(|error| Error::file(self.name(file), error))
     }
 }
 
+/// Python writes and reads `Infinity`, `-Infinity` and `NaN`, which JSON does not have. No field that
+/// is read here holds one, so they become `null`; nothing where there is none.
+fn without_infinities(text: &str) -> Option<String> {
+    let mut plain = String::with_capacity(text.len());
+    let (mut rest, mut found) = (text, false);
+    while let Some(first) = rest.chars().next() {
+        let word = ["-Infinity", "Infinity", "NaN"].into_iter().find(|it| rest.starts_with(it));
+        let len = match (first, word) {
+            (_, Some(word)) => {
+                plain.push_str("null");
+                found = true;
+                rest = &rest[word.len()..];
+                continue;
+            }
+            ('"', _) => {
+                let mut escaped = false;
+                let end = rest.char_indices().skip(1).find(|&(_, it)| {
+                    let ends = it == '"' && !escaped;
+                    escaped = it == '\\' && !escaped;
+                    ends
+                });
+                end.map_or(rest.len(), |(at, _)| at + 1)
+            }
+            (first, _) => first.len_utf8(),
+        };
+        plain.push_str(&rest[..len]);
+        rest = &rest[len..];
+    }
+    found.then_some(plain)
+}
+
 fn read_if_there(path: &Path) -> Result<Option<Cow<'static, [u8]>>> {
-    match std::fs::read(path) {
-        Ok(content) => Ok(Some(content.into())),
+    match std::fs::metadata(path) {
+        // Reading a pipe or a device might never end.
+        Ok(it) if !it.is_file() => {
+            Err(Error::new(ErrorKind::Io, format!("{} is not a file", path.display())))
+        }
+        Ok(_) => match std::fs::read(path) {
+            Ok(content) => Ok(Some(content.into())),
+            Err(error) => Err(unreadable(path, &error)),
+        },
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(unreadable(path, &error)),
     }
@@ -133,8 +179,9 @@ fn additional_templates(folder: &Path) -> Result<Vec<(String, Cow<'static, [u8]>
         let path = entry.map_err(|error| unreadable(folder, &error))?.path();
         let name = path.file_name().and_then(|name| name.to_str());
         if let Some(name) = name.and_then(|name| name.strip_suffix(".jinja")) {
-            let content = std::fs::read(&path).map_err(|error| unreadable(&path, &error))?;
-            templates.push((name.to_owned(), content.into()));
+            if let Some(content) = read_if_there(&path)? {
+                templates.push((name.to_owned(), content));
+            }
         }
     }
     templates.sort_by(|a, b| a.0.cmp(&b.0));

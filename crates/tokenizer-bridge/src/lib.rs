@@ -6,6 +6,9 @@
 //! ([`SpecialIds`]). On the way back a [`StreamDecoder`] makes text of ids one at a time. Each does
 //! what transformers does with the same files; where it cannot, it says so in its documentation.
 //!
+//! Two features, both on by default: `tokenizer` (all about token ids) and `chat` (the templates, which
+//! need no tokenizer).
+//!
 //! The crate knows no model and no MLX. What it needs are the [`Files`] of a folder, or the same
 //! bytes from anywhere else.
 //!
@@ -17,7 +20,7 @@
 //! let template = ChatTemplate::from_files(&files)?;
 //! let special = SpecialIds::from_files(&files, Some(&tokenizer))?;
 //!
-//! let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+//! let options = RenderOptions::default().add_generation_prompt(true);
 //! let prompt = template.render(&[Message::new("user", "Where is the port?")], &options)?;
 //! let ids = tokenizer.encode(&prompt, false)?;
 //! # let answer = [0u32];
@@ -31,22 +34,42 @@
 //! # Ok::<(), mlxgk_tokenizer_bridge::Error>(())
 //! ```
 
+#[cfg(feature = "chat")]
 mod chat;
+#[cfg(feature = "tokenizer")]
+mod check;
+#[cfg(feature = "tokenizer")]
+mod classes;
 mod config;
+#[cfg(feature = "tokenizer")]
 mod decode;
 mod error;
 mod files;
+#[cfg(any(feature = "chat", feature = "tokenizer"))]
+mod panics;
+#[cfg(feature = "tokenizer")]
 mod special;
+#[cfg(feature = "tokenizer")]
 mod stop_strings;
 mod stop_trim;
+#[cfg(feature = "tokenizer")]
+mod texts;
+#[cfg(feature = "tokenizer")]
 mod tokenizer;
 
+#[cfg(feature = "chat")]
 pub use self::chat::{ChatTemplate, Message, RenderOptions};
 pub use self::config::SpecialTokens;
+#[cfg(feature = "tokenizer")]
 pub use self::decode::StreamDecoder;
 pub use self::error::{Error, ErrorKind, Result};
 pub use self::files::Files;
+#[cfg(feature = "tokenizer")]
 pub use self::special::{IdSource, SpecialIds};
+#[cfg(feature = "tokenizer")]
 pub use self::stop_strings::StopStrings;
 pub use self::stop_trim::StopTrim;
+#[cfg(feature = "tokenizer")]
+pub use self::texts::TokenTexts;
+#[cfg(feature = "tokenizer")]
 pub use self::tokenizer::Tokenizer;

@@ -1,8 +1,8 @@
 //! Strings that end a text, found among token ids.
 
-use std::{collections::HashMap, sync::Arc};
+use std::collections::HashMap;
 
-use serde_json::Value;
+use tokenizers::DecoderWrapper;
 
 use crate::decode::{ByteLevel, byte_of_fallback};
 use crate::error::{Error, ErrorKind, Result};
@@ -18,7 +18,6 @@ const PREFIX: &str = "abcdef";
 /// for.
 ///
 /// ```
-/// use std::sync::Arc;
 /// use mlxgk_tokenizer_bridge::{Files, StopStrings, Tokenizer};
 ///
 /// let json = r#"{
@@ -28,9 +27,9 @@ const PREFIX: &str = "abcdef";
 ///               "sto": 6, "pper": 7, "t": 8}, "merges": []}
 /// }"#;
 /// let files = Files { tokenizer: Some(json.as_bytes().into()), ..Files::default() };
-/// let tokenizer = Arc::new(Tokenizer::from_files(&files)?);
+/// let tokenizer = Tokenizer::from_files(&files)?;
 ///
-/// let mut stop = StopStrings::new(tokenizer, vec!["stop".into()])?;
+/// let mut stop = StopStrings::new(&tokenizer, vec!["stop".into()])?;
 /// assert!(!stop.end(&[8, 6])?);
 /// assert!(stop.end(&[8, 6, 7])?);
 /// // Found when its last byte comes, not again later.
@@ -39,7 +38,7 @@ const PREFIX: &str = "abcdef";
 /// ```
 #[derive(Debug)]
 pub struct StopStrings {
-    tokenizer: Arc<Tokenizer>,
+    tokenizer: Tokenizer,
     strings: Vec<String>,
     spelling: Spelling,
     /// Tokens looked at, from the end.
@@ -66,15 +65,16 @@ impl StopStrings {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Refused`] where there is no string, or an empty one, which every text ends with;
+    /// [`ErrorKind::StopString`] where there is no string, or an empty one, which every text ends
+    /// with;
     /// [`ErrorKind::Tokenizer`] where the tokenizer cannot spell plain letters, so that what its
     /// tokens stand for cannot be told.
-    pub fn new(tokenizer: Arc<Tokenizer>, strings: Vec<String>) -> Result<Self> {
+    pub fn new(tokenizer: &Tokenizer, strings: Vec<String>) -> Result<Self> {
         if strings.is_empty() || strings.iter().any(String::is_empty) {
             let what = "a string to stop at must not be empty";
-            return Err(Error::new(ErrorKind::Refused, what));
+            return Err(Error::new(ErrorKind::StopString, what));
         }
-        let spelling = spelling(&tokenizer)?;
+        let spelling = spelling(tokenizer);
         let ids = tokenizer.encode(PREFIX, false)?;
         let prefix = ids.iter().filter_map(|&id| tokenizer.id_to_token(id)).collect();
         // HF looks at as many tokens as the longest string has characters, or bytes.
@@ -84,6 +84,7 @@ impl StopStrings {
         };
         let window = strings.iter().map(len).max().unwrap_or(0);
         let known = HashMap::new();
+        let tokenizer = tokenizer.clone();
         Ok(Self { tokenizer, strings, spelling, window, prefix, known })
     }
 
@@ -149,24 +150,13 @@ impl StopStrings {
     }
 }
 
-fn spelling(tokenizer: &Tokenizer) -> Result<Spelling> {
-    let decoder = serde_json::to_value(tokenizer.decoder())
-        .map_err(|it| Error::tokenizer("read the tokenizer's decoder", it))?;
-    Ok(match () {
-        () if has_type(&decoder, "ByteFallback") => Spelling::ByteFallback,
-        () if has_type(&decoder, "ByteLevel") => Spelling::ByteLevel,
+fn spelling(tokenizer: &Tokenizer) -> Spelling {
+    let has = |kind: fn(&DecoderWrapper) -> bool| {
+        tokenizer.decoders().is_some_and(|all| all.iter().any(|it| kind(it)))
+    };
+    match () {
+        () if has(|it| matches!(it, DecoderWrapper::ByteFallback(_))) => Spelling::ByteFallback,
+        () if has(|it| matches!(it, DecoderWrapper::ByteLevel(_))) => Spelling::ByteLevel,
         () => Spelling::Characters,
-    })
-}
-
-/// Whether a decoder, or one inside it, has this type.
-fn has_type(decoder: &Value, name: &str) -> bool {
-    match decoder {
-        Value::Object(fields) => {
-            fields.get("type").and_then(Value::as_str) == Some(name)
-                || fields.values().any(|it| has_type(it, name))
-        }
-        Value::Array(items) => items.iter().any(|it| has_type(it, name)),
-        _ => false,
     }
 }

@@ -1,17 +1,23 @@
 //! Text to token ids and back.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::sync::{Arc, OnceLock};
 
-use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::models::ModelWrapper;
-use tokenizers::normalizers::precompiled::Precompiled;
-use tokenizers::{AddedToken, Decoder, DecoderWrapper};
+use tokenizers::{
+    AddedToken, AddedVocabulary, Decoder, DecoderWrapper, Model, OffsetType, PreTokenizer,
+};
 
+use crate::check::{MOST_IDS, check_tokenizer, check_vocabulary};
+use crate::classes;
 use crate::config::{SpecialTokens, TokenizerConfig};
-use crate::decode::StreamDecoder;
+use crate::decode::{StreamDecoder, flatten};
 use crate::error::{Error, ErrorKind, Result};
-use crate::files::{Files, TOKENIZER};
+use crate::files::{CONFIG, Files, TOKENIZER};
+use crate::panics::catching;
+use crate::texts::TokenTexts;
 
 /// A tokenizer as transformers' `AutoTokenizer` would load it from the same files.
 ///
@@ -33,10 +39,33 @@ use crate::files::{Files, TOKENIZER};
 /// assert_eq!(tokenizer.token_to_id("world"), Some(2));
 /// # Ok::<(), mlxgk_tokenizer_bridge::Error>(())
 /// ```
+///
+/// Cloning it is cheap: clones share the vocabulary and all that is made from it.
+#[derive(Clone)]
 pub struct Tokenizer {
+    shared: Arc<Shared>,
+}
+
+/// What the clones of a tokenizer share.
+struct Shared {
     inner: tokenizers::Tokenizer,
+    /// The decoder, sequences taken apart; `None` where there is none.
+    decoders: Option<Vec<Arc<DecoderWrapper>>>,
     special: SpecialTokens,
     clean_up: bool,
+    /// Made for the first that asks.
+    texts: OnceLock<TokenTexts>,
+    /// The tokens as they stand in the vocabulary, sorted, with their ids.
+    names: OnceLock<Vec<(String, u32)>>,
+    /// The added tokens for a text in which special tokens are not looked for.
+    plain: OnceLock<AddedVocabulary>,
+}
+
+/// A tokenizer made or loaded elsewhere, taken as it is.
+impl From<tokenizers::Tokenizer> for Tokenizer {
+    fn from(inner: tokenizers::Tokenizer) -> Self {
+        Self::build(inner, SpecialTokens::default(), false)
+    }
 }
 
 impl Tokenizer {
@@ -71,9 +100,14 @@ impl Tokenizer {
         };
         let text = files.text(TOKENIZER, content)?;
         let wrong = |what: &dyn fmt::Display| Error::file(files.name(TOKENIZER), what);
-        check_before_loading(text).map_err(|what| wrong(&what))?;
-        let mut inner: tokenizers::Tokenizer = text.parse().map_err(|what| wrong(&what))?;
+        check_tokenizer(text).map_err(|what| wrong(&what))?;
+        let loaded = catching(|| text.parse()).map_err(|what| wrong(&what))?;
+        let mut inner: tokenizers::Tokenizer = loaded.map_err(|what| wrong(&what))?;
+        check_vocabulary(&inner).map_err(|what| wrong(&what))?;
         let mut config = TokenizerConfig::from_files(files)?;
+        let model: Option<Value> = files.json(CONFIG, files.config.as_deref())?;
+        let model_type = model.as_ref().and_then(|it| it["model_type"].as_str());
+        classes::apply(&mut inner, &mut config, model_type).map_err(|what| wrong(&what))?;
         if let Some(padding) = inner.get_padding() {
             config.special.set_default("pad_token", &padding.pad_token);
         }
@@ -81,11 +115,25 @@ impl Tokenizer {
         inner.with_truncation(None).map_err(|what| wrong(&what))?;
 
         let missing = missing_tokens(&inner, &config);
-        inner.add_tokens(missing).map_err(|what| wrong(&what))?;
+        let added = catching(|| inner.add_tokens(missing)).map_err(|what| wrong(&what))?;
+        added.map_err(|what| wrong(&what))?;
 
         let bpe = matches!(inner.get_model(), ModelWrapper::BPE(_));
         let clean_up = config.clean_up_spaces && (!bpe || config.clean_up_spaces_for_bpe);
-        Ok(Self { inner, special: config.special, clean_up })
+        Ok(Self::build(inner, config.special, clean_up))
+    }
+
+    fn build(inner: tokenizers::Tokenizer, special: SpecialTokens, clean_up: bool) -> Self {
+        let decoders = inner.get_decoder().map(flatten);
+        let (texts, names, plain) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
+        let shared = Shared { inner, decoders, special, clean_up, texts, names, plain };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The `tokenizers` library's own tokenizer, for what this type has no method for: offsets,
+    /// pairs, batches.
+    pub fn inner(&self) -> &tokenizers::Tokenizer {
+        &self.shared.inner
     }
 
     /// The token ids of a text.
@@ -98,9 +146,94 @@ impl Tokenizer {
     /// [`ErrorKind::Tokenizer`] for a text that the vocabulary cannot express and that has no
     /// unknown token.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, add_special_tokens);
-        let encoding = encoding.map_err(|error| Error::tokenizer("encode the text", error))?;
-        Ok(encoding.get_ids().to_vec())
+        let failed = |what: &dyn fmt::Display| Error::tokenizer("encode the text", what);
+        let encoding = catching(|| self.shared.inner.encode_fast(text, add_special_tokens))
+            .map_err(|what| failed(&format_args!("`{}`: {what}", self.part_at_fault(text))))?;
+        Ok(encoding.map_err(|what| failed(&what))?.get_ids().to_vec())
+    }
+
+    /// The token ids of a text that continues another one: without the space that some tokenizers
+    /// put before a text, and with the spelling of a special token taken as the text it is.
+    ///
+    /// `None` where the tokenizer has no ids of its own that spell exactly this text.
+    ///
+    /// ```
+    /// use mlxgk_tokenizer_bridge::{Files, Tokenizer};
+    ///
+    /// let json = r#"{
+    ///     "added_tokens": [{"id": 0, "content": "</s>", "special": true, "single_word": false,
+    ///                       "lstrip": false, "rstrip": false, "normalized": false}],
+    ///     "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always",
+    ///                       "split": false},
+    ///     "decoder": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always",
+    ///                 "split": false},
+    ///     "model": {"type": "BPE", "merges": [["▁", "a"]],
+    ///               "vocab": {"</s>": 0, "▁": 1, "a": 2, "▁a": 3, "<": 4, "/": 5, "s": 6, ">": 7}}
+    /// }"#;
+    /// let files = Files { tokenizer: Some(json.as_bytes().into()), ..Files::default() };
+    /// let tokenizer = Tokenizer::from_files(&files)?;
+    /// assert_eq!(tokenizer.encode("a</s>", false)?, [3, 0]);
+    /// assert_eq!(tokenizer.encode_continuation("a</s>"), Some(vec![2, 4, 5, 6, 7]));
+    /// # Ok::<(), mlxgk_tokenizer_bridge::Error>(())
+    /// ```
+    #[must_use]
+    pub fn encode_continuation(&self, text: &str) -> Option<Vec<u32>> {
+        let texts = self.texts();
+        // Something has to stand before the text that does not grow together with it.
+        ["\n", "a", "0", ".", ")"].iter().find_map(|before| {
+            let ids = self.encode_plain(&format!("{before}{text}"))?;
+            let mut rest = text.as_bytes();
+            for (at, &id) in ids.iter().enumerate().rev() {
+                if rest.is_empty() {
+                    return Some(ids[at + 1..].to_vec());
+                }
+                rest = rest.strip_suffix(texts.bytes(id).filter(|it| !it.is_empty())?)?;
+            }
+            None
+        })
+    }
+
+    /// The entry of `tokenizer.json` that panics on a text.
+    fn part_at_fault(&self, text: &str) -> &'static str {
+        let inner = &self.shared.inner;
+        let mut parts = None;
+        let added = inner.get_added_vocabulary();
+        let normalize = || parts = Some(added.extract_and_normalize(inner.get_normalizer(), text));
+        if catching(normalize).is_err() {
+            return "normalizer";
+        }
+        let Some(mut parts) = parts else { return "normalizer" };
+        let split = || inner.get_pre_tokenizer().map(|it| it.pre_tokenize(&mut parts));
+        if catching(split).is_err() {
+            return "pre_tokenizer";
+        }
+        let tokenize = || parts.tokenize(|part| inner.get_model().tokenize(part.get()));
+        if catching(tokenize).is_err() { "model" } else { "post_processor" }
+    }
+
+    /// The ids of a text in which special tokens are not looked for.
+    fn encode_plain(&self, text: &str) -> Option<Vec<u32>> {
+        let inner = &self.shared.inner;
+        let plain = self.shared.plain.get_or_init(|| {
+            let mut added = inner.get_added_vocabulary().clone();
+            added.set_encode_special_tokens(true);
+            added
+        });
+        let encode = || {
+            let mut parts = plain.extract_and_normalize(inner.get_normalizer(), text);
+            if let Some(pre_tokenizer) = inner.get_pre_tokenizer() {
+                pre_tokenizer.pre_tokenize(&mut parts)?;
+            }
+            parts.tokenize(|part| inner.get_model().tokenize(part.get()))?;
+            parts.into_encoding(None, 0, OffsetType::None)
+        };
+        let encoding: tokenizers::Result<_> = catching(encode).ok()?;
+        Some(encoding.ok()?.get_ids().to_vec())
+    }
+
+    /// What each token spells, made once and shared by all clones.
+    pub fn texts(&self) -> &TokenTexts {
+        self.shared.texts.get_or_init(|| TokenTexts::new(self))
     }
 
     /// The text of token ids.
@@ -122,7 +255,7 @@ impl Tokenizer {
     }
 
     /// A decoder that takes one id at a time, for text that is shown while it is made.
-    pub fn stream(&self, skip_special_tokens: bool) -> StreamDecoder<'_> {
+    pub fn stream(&self, skip_special_tokens: bool) -> StreamDecoder {
         StreamDecoder::new(self, skip_special_tokens)
     }
 
@@ -132,46 +265,82 @@ impl Tokenizer {
     ///
     /// [`ErrorKind::Tokenizer`] when it cannot be written as JSON.
     pub fn to_json(&self) -> Result<Value> {
-        serde_json::to_value(&self.inner)
+        serde_json::to_value(&self.shared.inner)
             .map_err(|it| Error::tokenizer("write the tokenizer as JSON", it))
     }
 
     /// How many tokens the vocabulary has, added tokens included (Python's `len(tokenizer)`).
     pub fn vocab_size(&self) -> usize {
-        self.inner.get_vocab_size(true)
+        self.shared.inner.get_vocab_size(true)
     }
 
     /// The id of a token, given as it stands in the vocabulary (`Ġworld`, not ` world`).
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
-        self.inner.token_to_id(token)
+        self.shared.inner.token_to_id(token)
     }
 
     /// The token of an id, as it stands in the vocabulary.
     pub fn id_to_token(&self, id: u32) -> Option<String> {
-        self.inner.id_to_token(id)
+        self.shared.inner.id_to_token(id)
+    }
+
+    /// The ids of all tokens that begin with `start`, both given as they stand in the vocabulary, in
+    /// the order of their ids.
+    pub fn ids_beginning_with(&self, start: &str) -> Vec<u32> {
+        let names = self.names();
+        let first = names.partition_point(|(name, _)| name.as_str() < start);
+        let begin = names[first..].iter().take_while(|(name, _)| name.starts_with(start));
+        let mut ids: Vec<u32> = begin.map(|(_, id)| *id).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// The first id that stands for another token in the other tokenizer; `None` where both have the
+    /// same vocabulary.
+    pub fn first_difference(&self, other: &Self) -> Option<u32> {
+        if Arc::ptr_eq(&self.shared, &other.shared) || self.names() == other.names() {
+            return None;
+        }
+        let ids = 0..self.ids().end.max(other.ids().end);
+        ids.into_iter().find(|&id| self.id_to_token(id) != other.id_to_token(id))
+    }
+
+    fn names(&self) -> &[(String, u32)] {
+        self.shared.names.get_or_init(|| {
+            let named = |id| Some((self.id_to_token(id)?, id));
+            let mut names: Vec<_> = self.ids().filter_map(named).collect();
+            names.sort_unstable();
+            names
+        })
+    }
+
+    /// All ids up to the highest that has a token; there may be gaps.
+    pub(crate) fn ids(&self) -> std::ops::Range<u32> {
+        let highest = self.shared.inner.get_vocab(true).into_values().max();
+        0..highest.map_or(0, |it| it.saturating_add(1)).min(MOST_IDS)
     }
 
     /// Whether the id's token is a special one, which decoding can skip.
     pub fn is_special(&self, id: u32) -> bool {
-        let token = self.inner.id_to_token(id);
-        token.is_some_and(|token| self.inner.get_added_vocabulary().is_special_token(&token))
+        let token = self.shared.inner.id_to_token(id);
+        token.is_some_and(|token| self.shared.inner.get_added_vocabulary().is_special_token(&token))
     }
 
     /// The named special tokens.
     pub fn special_tokens(&self) -> &SpecialTokens {
-        &self.special
+        &self.shared.special
     }
 
     /// The token a decoder starts from: where it differs, the normalized form of an added token.
     pub(crate) fn decoder_token(&self, id: u32, skip_special_tokens: bool) -> Option<String> {
-        let added = self.inner.get_added_vocabulary();
-        let token = added.simple_id_to_token(id).or_else(|| self.inner.id_to_token(id))?;
+        let added = self.shared.inner.get_added_vocabulary();
+        let token = added.simple_id_to_token(id).or_else(|| self.shared.inner.id_to_token(id))?;
         Some(token).filter(|token| !skip_special_tokens || !added.is_special_token(token))
     }
 
     /// The text of tokens, given as they stand in the vocabulary (`convert_tokens_to_string`).
     pub(crate) fn join(&self, tokens: Vec<String>) -> Result<String> {
-        match self.inner.get_decoder() {
+        match self.shared.inner.get_decoder() {
             Some(decoder) => {
                 decoder.decode(tokens).map_err(|it| Error::tokenizer("decode the tokens", it))
             }
@@ -179,20 +348,22 @@ impl Tokenizer {
         }
     }
 
-    pub(crate) fn decoder(&self) -> Option<&DecoderWrapper> {
-        self.inner.get_decoder()
+    /// The decoder, sequences taken apart; `None` where there is none.
+    pub(crate) fn decoders(&self) -> Option<&[Arc<DecoderWrapper>]> {
+        self.shared.decoders.as_deref()
     }
 
-    /// Whether `clean_up_tokenization_spaces` applies.
-    pub(crate) fn cleans_up(&self) -> bool {
-        self.clean_up
+    /// Whether `clean_up_tokenization_spaces` applies, so that a text is not its tokens' spellings
+    /// one after another.
+    pub fn cleans_up(&self) -> bool {
+        self.shared.clean_up
     }
 }
 
 impl fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut it = f.debug_struct("Tokenizer");
-        it.field("vocab_size", &self.vocab_size()).field("special", &self.special);
+        it.field("vocab_size", &self.vocab_size()).field("special", &self.shared.special);
         it.finish_non_exhaustive()
     }
 }
@@ -200,38 +371,23 @@ impl fmt::Debug for Tokenizer {
 /// The tokens the config has and `tokenizer.json` lacks, or has with other properties.
 fn missing_tokens(inner: &tokenizers::Tokenizer, config: &TokenizerConfig) -> Vec<AddedToken> {
     let known = inner.get_added_vocabulary().get_added_tokens_decoder();
-    let mut missing: Vec<AddedToken> = config
-        .added
-        .iter()
-        .filter(|&it| !known.values().any(|known| known == it))
-        .cloned()
-        .collect();
+    let known: HashMap<&str, &AddedToken> =
+        known.values().map(|it| (it.content.as_str(), it)).collect();
+    let differs = |it: &&AddedToken| known.get(it.content.as_str()) != Some(it);
+    let mut missing: Vec<AddedToken> = config.added.iter().filter(differs).cloned().collect();
+    let new = |it: &&AddedToken| !known.contains_key(it.content.as_str());
+    missing.extend(config.legacy.iter().filter(new).cloned());
+    // A named token is special, whatever the files say of it.
+    let is_named = |it: &AddedToken| config.special.iter().any(|(_, text)| text == it.content);
+    for it in &mut missing {
+        it.special |= is_named(it);
+    }
+    let mut there: HashSet<String> = missing.iter().map(|it| it.content.clone()).collect();
     let unnamed = config.unnamed.iter().map(String::as_str);
     for text in config.special.iter().map(|(_, text)| text).chain(unnamed) {
-        let there = |it: &AddedToken| it.content == text;
-        if !known.values().any(there) && !missing.iter().any(there) {
+        if !known.contains_key(text) && there.insert(text.to_owned()) {
             missing.push(AddedToken::from(text, true));
         }
     }
     missing
-}
-
-/// Finds what the `tokenizers` crate would answer with a panic instead of an error: JSON that is
-/// broken inside the decoder, and a SentencePiece character map that cannot be read.
-fn check_before_loading(text: &str) -> Result<(), String> {
-    #[derive(Deserialize)]
-    struct Head {
-        #[serde(default)]
-        normalizer: Value,
-    }
-    fn check(normalizer: &Value) -> Result<(), String> {
-        if normalizer.get("type").and_then(Value::as_str) == Some("Precompiled") {
-            Precompiled::deserialize(normalizer)
-                .map_err(|error| format!("the `Precompiled` normalizer cannot be read: {error}"))?;
-        }
-        let inner = normalizer.get("normalizers").and_then(Value::as_array);
-        inner.into_iter().flatten().try_for_each(check)
-    }
-    let head: Head = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    check(&head.normalizer)
 }

@@ -54,11 +54,11 @@ fn tokenizers_that_cannot_be_read() {
         (br#"{"decoder": {"type": "Fuse", ], "model": {}}"#, "at line 1 column"),
         (
             br#"{"normalizer": {"type": "Precompiled", "precompiled_charsmap": "!"}, "model": {}}"#,
-            "the `Precompiled` normalizer cannot be read",
+            "the `Precompiled` character map cannot be read",
         ),
         (
             br#"{"normalizer": {"type": "Sequence", "normalizers": [{"type": "Precompiled"}]}}"#,
-            "the `Precompiled` normalizer cannot be read",
+            "the `Precompiled` character map cannot be read",
         ),
     ];
     for (content, what) in cases {
@@ -89,7 +89,7 @@ fn configs_that_cannot_be_read() {
         (
             "tokenizer_config.json",
             br#"{"added_tokens_decoder": {"x": {}}}"#,
-            "`added_tokens_decoder` is keyed by `x`, no id",
+            "`added_tokens_decoder` is keyed by `x`, which is not a token id",
         ),
         ("special_tokens_map.json", b"nule", "expected ident"),
     ];

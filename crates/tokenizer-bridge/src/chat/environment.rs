@@ -6,23 +6,35 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, ErrorKind as JinjaErrorKind};
 
 use super::python::Str;
-use super::{filters, methods};
+use super::{budget, filters, methods};
 use crate::error::{Error, ErrorKind};
+
+/// How deep macros and recursive loops may call each other; Python's own limit is met at about this
+/// depth, too.
+const DEEPEST_CALL: usize = 150;
+
+/// jinja2's syntax as transformers sets it up.
+pub(super) fn syntax() -> Result<SyntaxConfig, minijinja::Error> {
+    SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()
+}
 
 /// The environment, without templates.
 pub(super) fn environment() -> Result<Environment<'static>, minijinja::Error> {
     let mut environment = Environment::new();
-    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.set_syntax(syntax()?);
+    environment.set_fuel(Some(budget::FUEL));
+    environment.set_recursion_limit(DEEPEST_CALL);
     // A template's name may end in `.html` or `.json`; it is plain text all the same.
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     // Without it errors know no lines.
     environment.set_debug(true);
     environment.set_formatter(|out, _, value| {
-        fmt::Write::write_fmt(out, format_args!("{}", Str(value)))?;
+        fmt::Write::write_str(out, &budget::written(value)?)?;
         Ok(())
     });
     environment.set_unknown_method_callback(methods::call);
     filters::add_to(&mut environment);
+    budget::add_to(&mut environment);
     environment.add_function("raise_exception", |message: &minijinja::Value| {
         let message = Str(message).to_string();
         let error = minijinja::Error::new(JinjaErrorKind::InvalidOperation, message.clone());
@@ -49,6 +61,9 @@ pub(super) fn failure(place: &str, error: &minijinja::Error) -> Error {
     let mut what = innermost.detail().map_or_else(|| kind.to_string(), str::to_owned);
     if what.contains("use % operator on unsupported types string") {
         what.push_str("; a template here formats text with the `format` filter");
+    }
+    if kind == JinjaErrorKind::OutOfFuel {
+        what = "the template runs too long".to_owned();
     }
     let syntax = if kind == JinjaErrorKind::SyntaxError { "syntax error: " } else { "" };
     Error::new(ErrorKind::Template, format!("{place}{line}: {syntax}{what}"))

@@ -1,11 +1,16 @@
 //! jinja2's filters and tests where minijinja's take other arguments or refuse undefined values.
 
-use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs};
+use std::sync::Arc;
+
+use minijinja::value::{
+    Enumerator, Kwargs, Object, ObjectRepr, Rest, ValueKind, ValueOrKwargs,
+};
 use minijinja::{Environment, Error, ErrorKind, State, Value, filters, functions};
 
-use super::arguments::{bind, integer};
+use super::arguments::{bind, integer, required};
+use super::budget;
 use super::json::tojson;
-use super::methods::split_lines;
+use super::methods::{check_format, replaced, split_lines};
 use super::python::Str;
 
 /// The arguments of a filter, positional and named.
@@ -14,7 +19,15 @@ type Arguments = Rest<ValueOrKwargs>;
 pub(super) fn add_to(environment: &mut Environment<'_>) {
     environment
         .add_filter("tojson", |value: &Value, args: Arguments| tojson(value, &args.into_values()));
-    environment.add_filter("string", |value: &Value| Str(value).to_string());
+    environment.add_filter("string", string);
+    environment.add_filter("replace", replace);
+    environment.add_filter("format", |state: &mut State<'_, '_>, value: &Value, args: Arguments| {
+        check_format(&Str(value).to_string())?;
+        let made = filters::format(state, value, args)?;
+        budget::text(made.as_str().map_or(0, str::len))?;
+        Ok::<_, Error>(made)
+    });
+    counted(environment);
     environment.add_filter("join", join);
     environment.add_filter("default", default);
     environment.add_filter("d", default);
@@ -64,8 +77,102 @@ fn join(state: &mut State<'_, '_>, value: Value, args: Arguments) -> Result<Stri
         }
     };
     let separator = separator.map(|it| Str(&it).to_string()).unwrap_or_default();
-    let items: Vec<String> = items.try_iter()?.map(|it| Str(&it).to_string()).collect();
-    Ok(items.join(&separator))
+    let mut joined = String::new();
+    for (at, item) in items.try_iter()?.enumerate() {
+        if at > 0 {
+            budget::text(separator.len())?;
+            joined.push_str(&separator);
+        }
+        joined.push_str(&budget::written(&item)?);
+    }
+    Ok(joined)
+}
+
+/// `string`: what is HTML-safe stays it.
+fn string(value: &Value) -> Result<Value, Error> {
+    if value.as_str().is_some() { Ok(value.clone()) } else { budget::written(value).map(Value::from) }
+}
+
+/// `replace(old, new, count=None)`.
+fn replace(value: &Value, args: Arguments) -> Result<String, Error> {
+    let [old, new, count] = bind(&args.into_values(), ["old", "new", "count"])?;
+    let count = integer(count.as_ref(), "count")?.and_then(|it| usize::try_from(it).ok());
+    let [old, new] = [required(old, "old")?, required(new, "new")?].map(|it| Str(&it).to_string());
+    replaced(&budget::written(value)?, &old, &new, count)
+}
+
+/// What Python's filters give where they do not make a list: it can be gone through, it is always
+/// true, and it is no JSON.
+#[derive(Debug)]
+pub(super) struct Generator(Vec<Value>);
+
+impl Object for Generator {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Iterable
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Values(self.0.clone())
+    }
+
+    fn is_true(self: &Arc<Self>) -> bool {
+        true
+    }
+}
+
+/// minijinja's filters of lists, with the items they look at counted.
+fn counted(environment: &mut Environment<'_>) {
+    environment.add_filter("__mlxgk_map", filters::map);
+    environment.add_filter("__mlxgk_select", filters::select);
+    environment.add_filter("__mlxgk_reject", filters::reject);
+    environment.add_filter("__mlxgk_selectattr", filters::selectattr);
+    environment.add_filter("__mlxgk_rejectattr", filters::rejectattr);
+    environment.add_filter("__mlxgk_unique", filters::unique);
+    environment.add_filter("__mlxgk_batch", filters::batch);
+    environment.add_filter("__mlxgk_slice", filters::slice);
+    for name in ["map", "select", "reject", "selectattr", "rejectattr", "unique", "batch", "slice"] {
+        environment.add_filter(name, move |state: &mut State<'_, '_>, args: Arguments| {
+            let made = call(state, name, &args.into_values())?;
+            let items = made.try_iter()?.collect();
+            Ok::<_, Error>(Value::from_object(Generator(items)))
+        });
+    }
+    environment.add_filter("__mlxgk_sort", filters::sort);
+    environment.add_filter("__mlxgk_groupby", filters::groupby);
+    environment.add_filter("__mlxgk_dictsort", filters::dictsort);
+    environment.add_filter("__mlxgk_list", filters::list);
+    environment.add_filter("__mlxgk_sum", filters::sum);
+    environment.add_filter("__mlxgk_min", filters::min);
+    environment.add_filter("__mlxgk_max", filters::max);
+    for name in ["sort", "groupby", "dictsort", "list", "sum", "min", "max"] {
+        environment.add_filter(name, move |state: &mut State<'_, '_>, args: Arguments| {
+            call(state, name, &args.into_values())
+        });
+    }
+}
+
+fn call(state: &mut State<'_, '_>, name: &str, args: &[Value]) -> Result<Value, Error> {
+    let invalid = |what: &str| Err(Error::new(ErrorKind::InvalidOperation, what.to_owned()));
+    let value = args.first().cloned().unwrap_or_default();
+    if value.is_none() {
+        // These look first whether there is anything.
+        return match name {
+            "map" | "select" | "reject" | "selectattr" | "rejectattr" => Ok(Vec::<Value>::new().into()),
+            _ => invalid("'NoneType' object is not iterable"),
+        };
+    }
+    let len = value.len().unwrap_or(0);
+    // Sorting and looking for what was seen compare each item with several others.
+    let compares = matches!(name, "sort" | "unique" | "groupby" | "dictsort");
+    budget::items(if compares { len.saturating_mul(16) } else { len })?;
+    if matches!(name, "batch" | "slice") {
+        let count = integer(args.get(1), "count")?.unwrap_or(1);
+        budget::items(usize::try_from(count).unwrap_or(usize::MAX))?;
+    }
+    if name == "sum" && value.try_iter()?.any(|it| it.as_str().is_some() || it.len().is_some()) {
+        return invalid("`sum` adds numbers only");
+    }
+    state.apply_filter(&format!("__mlxgk_{name}"), args)
 }
 
 /// `default(default_value='', boolean=False)`.
@@ -129,6 +236,7 @@ fn indent(value: &Value, args: Arguments) -> Result<String, Error> {
             indented.push('\n');
         }
         if if at == 0 { first } else { blank || !line.is_empty() } {
+            budget::text(indentation.len())?;
             indented.push_str(&indentation);
         }
         indented.push_str(line);
@@ -141,13 +249,18 @@ fn escape(value: &Value) -> Value {
     if value.is_safe() {
         return value.clone();
     }
-    let mut escaped = Str(value).to_string();
+    Value::from_safe_string(escaped(&Str(value).to_string()))
+}
+
+/// A text with markupsafe's escapes.
+pub(super) fn escaped(text: &str) -> String {
+    let mut escaped = text.to_owned();
     for (from, to) in
         [('&', "&amp;"), ('<', "&lt;"), ('>', "&gt;"), ('\'', "&#39;"), ('"', "&#34;")]
     {
         escaped = escaped.replace(from, to);
     }
-    Value::from_safe_string(escaped)
+    escaped
 }
 
 /// jinja2 calls a sequence whatever has a length and items: texts, dicts and undefined values too.

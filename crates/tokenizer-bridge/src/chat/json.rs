@@ -6,6 +6,8 @@ use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
 use super::arguments::{bind, text};
+use super::budget;
+use super::filters::Generator;
 use super::python::{Float, as_float};
 
 /// The filter `tojson(ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
@@ -64,6 +66,13 @@ struct Style {
 
 impl Style {
     fn write(&self, out: &mut String, value: &Value, level: usize) -> Result<(), Error> {
+        let indentation = self.indent.as_ref().map_or(0, String::len) * (level + 1);
+        budget::items(1)?;
+        budget::text(indentation + value.as_str().map_or(8, str::len))?;
+        if value.downcast_object_ref::<Generator>().is_some() {
+            let what = "an object of type generator is not JSON serializable";
+            return Err(Error::new(ErrorKind::BadSerialization, what));
+        }
         match value.kind() {
             ValueKind::None => out.push_str("null"),
             ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),

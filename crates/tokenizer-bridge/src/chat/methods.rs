@@ -8,6 +8,8 @@ use minijinja::value::{Tuple, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 
 use super::arguments::{bind, integer, required, text};
+use super::budget;
+use super::filters::escaped;
 use super::python::Str;
 
 /// Called for every method minijinja does not know, which is all of them.
@@ -17,12 +19,72 @@ pub(super) fn call(
     method: &str,
     args: &[Value],
 ) -> Result<Value, Error> {
-    match (value.kind(), value.as_str()) {
+    let made = match (value.kind(), value.as_str()) {
+        (_, Some(text)) if value.is_safe() => safe_method(text, method, args),
         (_, Some(text)) => string_method(text, method, args),
         (ValueKind::Map, _) => map_method(value, method, args),
         (ValueKind::Seq, _) => sequence_method(value, method, args),
         _ => Err(ErrorKind::UnknownMethod.into()),
+    }?;
+    budget::text(made.as_str().map_or(0, str::len))?;
+    budget::items(made.len().unwrap_or(0))?;
+    Ok(made)
+}
+
+/// `text.replace(old, new, count)`, of which all are replaced where there is no count.
+pub(super) fn replaced(
+    it: &str,
+    old: &str,
+    new: &str,
+    count: Option<usize>,
+) -> Result<String, Error> {
+    let found = it.matches(old).take(count.unwrap_or(usize::MAX)).count();
+    budget::text(found.saturating_mul(new.len()))?;
+    Ok(count.map_or_else(|| it.replace(old, new), |count| it.replacen(old, new, count)))
+}
+
+/// Refuses a format that asks for more than a thousand characters of width or precision, or takes
+/// the width from an argument.
+pub(super) fn check_format(format: &str) -> Result<(), Error> {
+    let digits = |it: &str| it.len() > 3 && it.bytes().all(|it| it.is_ascii_digit());
+    let wide = format.split(|it: char| !it.is_ascii_digit()).any(digits);
+    let nested = format.replace("{{", "").split('{').skip(1).any(|it| !it.contains('}'));
+    let starred = format.split('%').skip(1).any(|it| it.trim_start_matches(FLAGS).starts_with('*'));
+    if wide || nested || starred {
+        let what = "a format here has a fixed width of at most three digits";
+        return Err(Error::new(ErrorKind::InvalidOperation, what));
     }
+    Ok(())
+}
+
+/// What may stand between `%` and a width.
+const FLAGS: &[char] = &['-', '+', ' ', '#', '0', '.'];
+
+/// A method of a text that is HTML-safe: what is put into it is escaped, and it stays safe.
+fn safe_method(it: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
+    let escape = |it: &Value| match it.as_str() {
+        Some(text) if !it.is_safe() => escaped(text).into(),
+        _ => it.clone(),
+    };
+    let mut args = args.to_vec();
+    match (method, &mut args[..]) {
+        ("replace", [_, new, ..]) => *new = escape(new),
+        ("join", [items, ..]) => *items = items.try_iter()?.map(|it| escape(&it)).collect(),
+        ("format", all) => all.iter_mut().for_each(|it| *it = escape(it)),
+        _ => {}
+    }
+    let safe = |it: Value| match it.as_str() {
+        Some(text) => Value::from_safe_string(text.to_owned()),
+        None => it,
+    };
+    let made = string_method(it, method, &args)?;
+    Ok(match made.kind() {
+        ValueKind::Seq if made.is_tuple() => {
+            Tuple::from(made.try_iter()?.map(safe).collect::<Vec<_>>()).into()
+        }
+        ValueKind::Seq => made.try_iter()?.map(safe).collect(),
+        _ => safe(made),
+    })
 }
 
 fn string_method(it: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
@@ -49,10 +111,8 @@ fn string_method(it: &str, method: &str, args: &[Value]) -> Result<Value, Error>
             let [old, new, count] = bind(args, ["old", "new", "count"])?;
             let (old, new) = (required(old, "old")?, required(new, "new")?);
             let (old, new) = (text(&old, "old")?, text(&new, "new")?);
-            match integer(count.as_ref(), "count")?.map(usize::try_from) {
-                Some(Ok(count)) => it.replacen(old, new, count).into(),
-                _ => it.replace(old, new).into(),
-            }
+            let count = integer(count.as_ref(), "count")?.and_then(|it| usize::try_from(it).ok());
+            replaced(it, old, new, count)?.into()
         }
         "center" | "ljust" | "rjust" | "zfill" => padded(it, method, args)?,
 
@@ -88,12 +148,17 @@ fn string_method(it: &str, method: &str, args: &[Value]) -> Result<Value, Error>
             let [items] = bind(args, ["iterable"])?;
             let mut joined = String::new();
             for (at, item) in required(items, "iterable")?.try_iter()?.enumerate() {
+                let item = text(&item, "iterable")?;
+                budget::text(it.len() + item.len())?;
                 joined.push_str(if at > 0 { it } else { "" });
-                joined.push_str(text(&item, "iterable")?);
+                joined.push_str(item);
             }
             joined.into()
         }
-        "format" => format(FormatStyle::StrFormat, it, args)?.into(),
+        "format" => {
+            check_format(it)?;
+            format(FormatStyle::StrFormat, it, args)?.into()
+        }
 
         "startswith" | "endswith" => {
             let [affix, start, end] = bind(args, ["affix", "start", "end"])?;
@@ -199,7 +264,7 @@ fn is_cased(it: char) -> bool {
 }
 
 /// Python counts four separator controls among the spaces, which Unicode does not.
-fn is_space(it: char) -> bool {
+pub(super) fn is_space(it: char) -> bool {
     it.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&it)
 }
 
@@ -241,7 +306,7 @@ fn affix<'a>(
 /// `center`, `ljust`, `rjust` and `zfill`: the text with fill characters up to a width.
 fn padded(it: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
     // Beyond any use; an untrusted template must not ask for gigabytes of spaces.
-    const WIDEST: i64 = 100_000;
+    const WIDEST: i64 = 10_000;
     let [width, fill] = bind(args, ["width", "fillchar"])?;
     let width = integer(Some(&required(width, "width")?), "width")?.unwrap_or_default();
     if width > WIDEST {
@@ -250,6 +315,7 @@ fn padded(it: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
     }
     let missing = usize::try_from(width).unwrap_or_default().saturating_sub(it.chars().count());
     let fill = fill.as_ref().map_or(Ok(" "), |fill| text(fill, "fillchar"))?;
+    budget::text(fill.len().saturating_mul(missing))?;
     let fill = |n: usize| fill.repeat(n);
     Ok(match method {
         "ljust" => it.to_owned() + &fill(missing),

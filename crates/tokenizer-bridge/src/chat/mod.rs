@@ -8,6 +8,8 @@
 //! few constructs that still differ are listed in the crate's README.
 
 mod arguments;
+mod budget;
+mod continued;
 mod environment;
 mod filters;
 mod generation;
@@ -15,6 +17,7 @@ mod json;
 mod message;
 mod methods;
 mod python;
+mod rewrite;
 mod strftime;
 
 use std::time::SystemTime;
@@ -26,11 +29,14 @@ pub use self::message::Message;
 use crate::config::{SpecialTokens, TokenizerConfig};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{ADDITIONAL_TEMPLATES, CHAT_TEMPLATE, Files, TOKENIZER_CONFIG};
+use crate::panics::catching;
 
 /// The name of the template that is used when none is asked for.
 const DEFAULT: &str = "default";
 /// The name of the template that is used when there are tools.
 const TOOL_USE: &str = "tool_use";
+/// The names templates know a message's reasoning by.
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// A model's chat template, or its several named ones.
 ///
@@ -43,7 +49,7 @@ const TOOL_USE: &str = "tool_use";
 ///      {% endfor %}\
 ///      {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
 /// )?;
-/// let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+/// let options = RenderOptions::default().add_generation_prompt(true);
 /// let text = template.render(&[Message::new("user", "Ahoy!")], &options)?;
 /// assert_eq!(text, "<|im_start|>user\nAhoy!<|im_end|>\n<|im_start|>assistant\n");
 /// # Ok::<(), mlxgk_tokenizer_bridge::Error>(())
@@ -51,9 +57,17 @@ const TOOL_USE: &str = "tool_use";
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: minijinja::Environment<'static>,
-    /// Each template's name and where it stands, for messages.
-    templates: Vec<(String, String)>,
+    templates: Vec<Source>,
     special: SpecialTokens,
+}
+
+/// One of a model's templates.
+#[derive(Debug)]
+struct Source {
+    name: String,
+    /// Where it was found, for messages.
+    place: String,
+    text: String,
 }
 
 /// What a conversation is rendered with, besides its messages.
@@ -62,8 +76,10 @@ pub struct ChatTemplate {
 /// use mlxgk_tokenizer_bridge::RenderOptions;
 /// use serde_json::json;
 ///
-/// let mut options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
-/// options.extra.insert("enable_thinking".into(), json!(false));
+/// let options = RenderOptions::default()
+///     .add_generation_prompt(true)
+///     .variable("enable_thinking", false);
+/// assert_eq!(options.extra["enable_thinking"], json!(false));
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct RenderOptions {
@@ -74,6 +90,9 @@ pub struct RenderOptions {
     pub tools: Option<Vec<Value>>,
     /// Documents to answer from, as objects with `title` and `text`.
     pub documents: Option<Vec<Value>>,
+    /// The field of the last message (usually `content`) that the model is to continue: the text ends
+    /// where that field does.
+    pub continue_final_message: Option<String>,
     /// The named template to use; without it `tool_use` or `default`.
     pub template: Option<String>,
     /// The moment `strftime_now` tells, in the local time zone; without it, the present one. Some
@@ -82,6 +101,57 @@ pub struct RenderOptions {
     /// Further variables for the template (`enable_thinking`, `date_string`, ...). They go before
     /// the special tokens' texts, so `bos_token` can be replaced here.
     pub extra: Map<String, Value>,
+}
+
+impl RenderOptions {
+    /// Whether to end with the words that begin the model's answer.
+    #[must_use]
+    pub fn add_generation_prompt(self, add_generation_prompt: bool) -> Self {
+        Self { add_generation_prompt, ..self }
+    }
+
+    /// The tools the model may call, each as a JSON schema.
+    #[must_use]
+    pub fn tools(self, tools: impl IntoIterator<Item = Value>) -> Self {
+        Self { tools: Some(tools.into_iter().collect()), ..self }
+    }
+
+    /// Documents to answer from, as objects with `title` and `text`.
+    #[must_use]
+    pub fn documents(self, documents: impl IntoIterator<Item = Value>) -> Self {
+        Self { documents: Some(documents.into_iter().collect()), ..self }
+    }
+
+    /// The field of the last message that the model is to continue, usually `content`.
+    #[must_use]
+    pub fn continue_final_message(self, field: impl Into<String>) -> Self {
+        Self { continue_final_message: Some(field.into()), ..self }
+    }
+
+    /// The named template to use.
+    #[must_use]
+    pub fn template(self, name: impl Into<String>) -> Self {
+        Self { template: Some(name.into()), ..self }
+    }
+
+    /// The moment `strftime_now` tells.
+    #[must_use]
+    pub fn now(self, now: SystemTime) -> Self {
+        Self { now: Some(now), ..self }
+    }
+
+    /// A further variable for the template.
+    #[must_use]
+    pub fn variable(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.extra.insert(name.into(), value.into());
+        self
+    }
+
+    /// The size of what the template is given.
+    fn bytes(&self) -> usize {
+        let lists = self.tools.iter().chain(&self.documents).flatten();
+        lists.map(value_bytes).sum::<usize>() + bytes(&self.extra)
+    }
 }
 
 impl ChatTemplate {
@@ -135,18 +205,24 @@ impl ChatTemplate {
         let mut environment =
             environment.map_err(|error| environment::failure("chat template", &error))?;
         let mut names = Vec::with_capacity(templates.len());
+        let syntax = environment::syntax();
+        let syntax = syntax.map_err(|error| environment::failure("chat template", &error))?;
         for (name, place, source) in templates {
-            let source = generation::rewrite(&unix_newlines(&source));
+            let text = unix_newlines(&source);
+            let source = generation::rewrite(&text);
+            let source = rewrite::rewrite(&source, &syntax).map_err(|what| {
+                Error::new(ErrorKind::Template, format!("{place} cannot be used: {what}"))
+            })?;
             let added = environment.add_template_owned(name.clone(), source);
             added.map_err(|error| environment::failure(&place, &error))?;
-            names.push((name, place));
+            names.push(Source { name, place, text });
         }
         Ok(Self { environment, templates: names, special })
     }
 
     /// The names of the templates; one called `default` for most models.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.templates.iter().map(|(name, _)| name.as_str())
+        self.templates.iter().map(|it| it.name.as_str())
     }
 
     /// The conversation as text, ready to be encoded without further special tokens.
@@ -166,20 +242,29 @@ impl ChatTemplate {
             let message = "a chat template needs at least one message";
             return Err(Error::new(ErrorKind::Conversation, message));
         }
-        let (name, place) = self.select(options)?;
-        let variables = self.variables(messages, options)?;
-        let template = self.environment.get_template(name);
-        let text = template.and_then(|template| template.render(variables));
-        text.map_err(|error| environment::failure(place, &error))
+        let source = self.select(options)?;
+        let place = &source.place;
+        let given = messages.iter().map(|it| bytes(&it.0)).sum::<usize>() + options.bytes();
+        let mut messages: Vec<_> = messages.iter().map(with_reasoning).collect();
+        let field = options.continue_final_message.as_deref();
+        let text = &source.text;
+        let continued = field.map(|it| continued::mark(&mut messages, it, text, options));
+        let continued = continued.transpose()?;
+        let variables = self.variables(&messages, options)?;
+        let template = self.environment.get_template(&source.name);
+        let render = || template.and_then(|template| template.render(variables));
+        let rendered = catching(|| budget::within(given, render)).map_err(|panic| {
+            Error::new(ErrorKind::Template, format!("{place}: the template fails: {panic}"))
+        })?;
+        let rendered = rendered.map_err(|error| environment::failure(place, &error))?;
+        match continued {
+            Some(text) => continued::cut(&rendered, &text),
+            None => Ok(rendered),
+        }
     }
 
-    fn select(&self, options: &RenderOptions) -> Result<(&str, &str)> {
-        let find = |name: &str| {
-            let mut templates = self.templates.iter();
-            templates
-                .find(|(it, _)| it == name)
-                .map(|(name, place)| (name.as_str(), place.as_str()))
-        };
+    fn select(&self, options: &RenderOptions) -> Result<&Source> {
+        let find = |name: &str| self.templates.iter().find(|it| it.name == name);
         let found = match &options.template {
             Some(name) => find(name),
             None => options.tools.as_ref().and_then(|_| find(TOOL_USE)).or_else(|| find(DEFAULT)),
@@ -193,10 +278,13 @@ impl ChatTemplate {
         })
     }
 
-    fn variables(&self, messages: &[Message], options: &RenderOptions) -> Result<minijinja::Value> {
-        let messages: Vec<_> = messages.iter().map(with_reasoning).collect();
+    fn variables(
+        &self,
+        messages: &[Map<String, Value>],
+        options: &RenderOptions,
+    ) -> Result<minijinja::Value> {
         let own = [
-            ("messages", minijinja::Value::from(Serde(&messages))),
+            ("messages", minijinja::Value::from(Serde(messages))),
             ("tools", minijinja::Value::from(Serde(&options.tools))),
             ("documents", minijinja::Value::from(Serde(&options.documents))),
             ("add_generation_prompt", options.add_generation_prompt.into()),
@@ -233,12 +321,24 @@ fn templates_in_config(found: &Value, file: &str) -> Result<Vec<(String, String,
     templates.filter(|it| !it.is_empty()).ok_or_else(|| Error::file(file, what))
 }
 
+fn bytes(fields: &Map<String, Value>) -> usize {
+    fields.iter().map(|(name, value)| name.len() + value_bytes(value)).sum()
+}
+
+fn value_bytes(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(value_bytes).sum(),
+        Value::Object(fields) => bytes(fields),
+        _ => 8,
+    }
+}
+
 /// What transformers does to a message before the template sees it.
 fn with_reasoning(message: &Message) -> Map<String, Value> {
     let fields = message.0.iter().filter(|(_, value)| !value.is_null());
     let fields = fields.map(|(name, value)| (name.clone(), value.clone()));
-    let names = ["reasoning_content", "thinking", "reasoning"];
-    let reasoning = names.iter().filter_map(|name| message.0.get(*name)).find(|it| !it.is_null());
+    let reasoning = REASONING.iter().filter_map(|name| message.0.get(*name)).find(|it| !it.is_null());
     match reasoning {
         None => fields.collect(),
         Some(reasoning) => {

@@ -54,6 +54,11 @@ pub(super) fn as_float(value: &Value) -> Option<f64> {
 /// The value as `repr()` writes it.
 fn write_repr(f: &mut impl Write, value: &Value) -> fmt::Result {
     if let Some(text) = value.as_str() {
+        if value.is_safe() {
+            f.write_str("Markup(")?;
+            write_string(f, text)?;
+            return f.write_char(')');
+        }
         return write_string(f, text);
     }
     if let Some(float) = as_float(value) {

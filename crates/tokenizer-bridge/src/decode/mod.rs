@@ -9,12 +9,16 @@
 
 mod byte_level;
 mod clean_up;
+mod spelling;
 mod stages;
+
+use std::sync::Arc;
 
 use tokenizers::DecoderWrapper;
 
 pub(crate) use self::byte_level::ByteLevel;
 use self::clean_up::CleanUp;
+pub(crate) use self::spelling::spelling;
 pub(crate) use self::stages::byte_of_fallback;
 use self::stages::{
     ByteFallback, Chain, Each, Positional, RepeatsOnce, Rest, Spaced, Stage, StripText, StripToken,
@@ -24,6 +28,8 @@ use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
 
 /// Decodes a sequence of ids as they come; see [`Tokenizer::stream`].
+///
+/// It shares the tokenizer, so it can be stored anywhere and sent to another thread.
 ///
 /// The pieces [`push`](Self::push) gives, and the last one [`flush`](Self::flush) gives, put together
 /// are exactly what [`Tokenizer::decode`] gives for all ids at once. No piece ends inside a
@@ -54,17 +60,17 @@ use crate::tokenizer::Tokenizer;
 /// # Ok::<(), mlxgk_tokenizer_bridge::Error>(())
 /// ```
 #[derive(Debug)]
-pub struct StreamDecoder<'t> {
-    tokenizer: &'t Tokenizer,
+pub struct StreamDecoder {
+    tokenizer: Tokenizer,
     skip_special_tokens: bool,
-    chain: Chain<'t>,
+    chain: Chain,
     piece: String,
 }
 
-impl<'t> StreamDecoder<'t> {
-    pub(crate) fn new(tokenizer: &'t Tokenizer, skip_special_tokens: bool) -> Self {
+impl StreamDecoder {
+    pub(crate) fn new(tokenizer: &Tokenizer, skip_special_tokens: bool) -> Self {
         let chain = decoder_chain(tokenizer);
-        Self { tokenizer, skip_special_tokens, chain, piece: String::new() }
+        Self { tokenizer: tokenizer.clone(), skip_special_tokens, chain, piece: String::new() }
     }
 
     /// Takes the next id and gives the text that is now certain, often empty.
@@ -89,7 +95,7 @@ impl<'t> StreamDecoder<'t> {
     /// As [`push`](Self::push).
     pub fn flush(&mut self) -> Result<&str> {
         let pieces = self.chain.finish().map_err(failed)?;
-        self.chain = decoder_chain(self.tokenizer);
+        self.chain = decoder_chain(&self.tokenizer);
         Ok(self.show(pieces))
     }
 
@@ -105,14 +111,10 @@ fn failed(error: tokenizers::Error) -> Error {
 }
 
 /// The tokenizer's decoder, from the beginning of a sequence.
-fn decoder_chain(tokenizer: &Tokenizer) -> Chain<'_> {
-    let mut chain = match tokenizer.decoder() {
+fn decoder_chain(tokenizer: &Tokenizer) -> Chain {
+    let mut chain = match tokenizer.decoders() {
         None => Chain(vec![Box::new(Spaced::default())]),
-        Some(decoder) => {
-            let mut decoders = Vec::new();
-            flatten(decoder, &mut decoders);
-            stages(&decoders)
-        }
+        Some(decoders) => stages(decoders),
     };
     if tokenizer.cleans_up() {
         chain.0.push(Box::new(CleanUp::default()));
@@ -121,21 +123,22 @@ fn decoder_chain(tokenizer: &Tokenizer) -> Chain<'_> {
 }
 
 /// The decoders of nested sequences in the order they run.
-fn flatten<'t>(decoder: &'t DecoderWrapper, all: &mut Vec<&'t DecoderWrapper>) {
+pub(crate) fn flatten(decoder: &DecoderWrapper) -> Vec<Arc<DecoderWrapper>> {
     match decoder {
         DecoderWrapper::Sequence(sequence) => {
-            sequence.get_decoders().iter().for_each(|it| flatten(it, all));
+            sequence.get_decoders().iter().flat_map(flatten).collect()
         }
-        decoder => all.push(decoder),
+        decoder => vec![Arc::new(decoder.clone())],
     }
 }
 
-fn stages<'t>(decoders: &[&'t DecoderWrapper]) -> Chain<'t> {
+fn stages(decoders: &[Arc<DecoderWrapper>]) -> Chain {
     let mut chain = Chain::default();
     // Once a decoder has made one token of all, the tokens that pass are fragments of that one.
     let mut fused = false;
-    for (at, &decoder) in decoders.iter().enumerate() {
-        let stage: Box<dyn Stage + 't> = match decoder {
+    for (at, decoder) in decoders.iter().enumerate() {
+        let shared = decoder.clone();
+        let stage: Box<dyn Stage> = match &**decoder {
             DecoderWrapper::Fuse(_) => {
                 fused = true;
                 continue;
@@ -149,14 +152,14 @@ fn stages<'t>(decoders: &[&'t DecoderWrapper]) -> Chain<'t> {
                 fused = true;
                 Box::new(ByteLevel::default())
             }
-            DecoderWrapper::Replace(_) => Box::new(Each::new(decoder)),
+            DecoderWrapper::Replace(_) => Box::new(Each::new(shared)),
             DecoderWrapper::Strip(strip) => Box::new(StripToken::new(strip)),
             DecoderWrapper::WordPiece(_) | DecoderWrapper::Metaspace(_) => {
-                Box::new(Positional::new(decoder))
+                Box::new(Positional::new(shared))
             }
-            DecoderWrapper::BPE(_) => Box::new(WordEnd::new(decoder)),
-            DecoderWrapper::CTC(_) => Box::new(RepeatsOnce::new(decoder)),
-            DecoderWrapper::ByteFallback(_) => Box::new(ByteFallback::new(decoder)),
+            DecoderWrapper::BPE(_) => Box::new(WordEnd::new(shared)),
+            DecoderWrapper::CTC(_) => Box::new(RepeatsOnce::new(shared)),
+            DecoderWrapper::ByteFallback(_) => Box::new(ByteFallback::new(shared)),
             // `flatten` leaves no sequences.
             DecoderWrapper::Sequence(_) => continue,
         };

@@ -1,0 +1,199 @@
+//! What a template may make while it is rendered: the functions its operators become, and the
+//! account they keep.
+
+use std::cell::Cell;
+use std::fmt;
+
+use minijinja::value::{Tuple, ValueKind};
+use minijinja::{Error, ErrorKind, Value};
+
+use super::python::{Str, as_float};
+
+/// Bytes of texts that a rendering may make, in all, beside eight times what it is given.
+const TEXT: usize = 32 << 20;
+/// Items of lists that a rendering may make or look at, in all.
+const ITEMS: usize = 4 << 20;
+/// Instructions that a rendering may run.
+pub(super) const FUEL: u64 = 3_000_000;
+/// How deep what a namespace keeps may be nested.
+const DEEPEST: usize = 64;
+
+thread_local! {
+    static LEFT: Cell<(usize, usize)> = const { Cell::new((usize::MAX, usize::MAX)) };
+}
+
+/// Runs a rendering under an account of its own; `given` are the bytes of its variables.
+pub(super) fn within<T>(given: usize, work: impl FnOnce() -> T) -> T {
+    struct Restore((usize, usize));
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            LEFT.set(self.0);
+        }
+    }
+    let outer = LEFT.replace((TEXT.saturating_add(given.saturating_mul(8)), ITEMS));
+    let _restore = Restore(outer);
+    work()
+}
+
+/// Takes bytes of text from the account.
+pub(super) fn text(bytes: usize) -> Result<(), Error> {
+    let (texts, items) = LEFT.get();
+    let left = texts.checked_sub(bytes).ok_or_else(|| {
+        Error::new(ErrorKind::InvalidOperation, "the template makes too much text")
+    })?;
+    LEFT.set((left, items));
+    Ok(())
+}
+
+/// Takes items of lists from the account.
+pub(super) fn items(count: usize) -> Result<(), Error> {
+    let (texts, items) = LEFT.get();
+    let left = items.checked_sub(count).ok_or_else(|| {
+        Error::new(ErrorKind::InvalidOperation, "the template makes lists that are too long")
+    })?;
+    LEFT.set((texts, left));
+    Ok(())
+}
+
+/// A value as `str()` writes it, counted while it is written: a small value may print as a long text.
+pub(super) fn written(value: &Value) -> Result<String, Error> {
+    struct Counted(String);
+    impl fmt::Write for Counted {
+        fn write_str(&mut self, part: &str) -> fmt::Result {
+            text(part.len()).map_err(|_| fmt::Error)?;
+            self.0.push_str(part);
+            Ok(())
+        }
+    }
+    let mut out = Counted(String::new());
+    match fmt::write(&mut out, format_args!("{}", Str(value))) {
+        Ok(()) => Ok(out.0),
+        Err(fmt::Error) => {
+            text(usize::MAX)?;
+            Ok(out.0)
+        }
+    }
+}
+
+pub(super) fn add_to(environment: &mut minijinja::Environment<'_>) {
+    environment.add_function("__mlxgk_join", |a: &Value, b: &Value| {
+        Ok::<_, Error>(written(a)? + &written(b)?)
+    });
+    environment.add_function("__mlxgk_add", |a: &Value, b: &Value| add(a, b));
+    environment.add_function("__mlxgk_multiply", |a: &Value, b: &Value| multiply(a, b));
+    environment.add_function("__mlxgk_items", |it: &Value| {
+        if it.is_none() {
+            return Err(invalid("'NoneType' object is not iterable"));
+        }
+        Ok(it.clone())
+    });
+    environment.add_function("__mlxgk_keep", |it: &Value| {
+        keep(it, 0)?;
+        Ok::<_, Error>(it.clone())
+    });
+    environment.add_function("__mlxgk_count", |bytes: usize| {
+        text(bytes)?;
+        Ok::<_, Error>("")
+    });
+}
+
+fn invalid(what: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidOperation, what.into())
+}
+
+fn impossible(operator: &str, a: &Value, b: &Value) -> Error {
+    invalid(format!("tried to use {operator} operator on unsupported types {} and {}", a.kind(), b.kind()))
+}
+
+fn is_list(it: &Value) -> bool {
+    matches!(it.kind(), ValueKind::Seq | ValueKind::Iterable)
+}
+
+/// A number as the integer it is; Python counts with booleans.
+fn integer(it: &Value) -> Option<i128> {
+    let counts = it.is_integer() || it.kind() == ValueKind::Bool;
+    counts.then(|| i128::try_from(it.clone()).ok()).flatten()
+}
+
+fn float(it: &Value) -> Option<f64> {
+    as_float(it).or_else(|| integer(it).map(|it| it as f64))
+}
+
+/// Python's `a + b`: of texts where one is HTML-safe, the other is escaped.
+fn add(a: &Value, b: &Value) -> Result<Value, Error> {
+    if let (Some(left), Some(right)) = (a.as_str(), b.as_str()) {
+        if a.is_safe() || b.is_safe() {
+            let part = |it: &Value, plain: &str| {
+                if it.is_safe() { plain.to_owned() } else { super::filters::escaped(plain) }
+            };
+            let (left, right) = (part(a, left), part(b, right));
+            text(left.len() + right.len())?;
+            return Ok(Value::from_safe_string(left + &right));
+        }
+        text(left.len() + right.len())?;
+        return Ok([left, right].concat().into());
+    }
+    if let (Some(left), Some(right)) = (integer(a), integer(b)) {
+        return left.checked_add(right).map(Value::from).ok_or_else(|| impossible("+", a, b));
+    }
+    if let (Some(left), Some(right)) = (float(a), float(b)) {
+        return Ok((left + right).into());
+    }
+    if is_list(a) && is_list(b) && a.is_tuple() == b.is_tuple() {
+        let mut list = Vec::new();
+        for it in a.try_iter()?.chain(b.try_iter()?) {
+            items(1)?;
+            list.push(it);
+        }
+        return Ok(if a.is_tuple() { Tuple::from(list).into() } else { list.into() });
+    }
+    Err(impossible("+", a, b))
+}
+
+/// Python's `a * b`.
+fn multiply(a: &Value, b: &Value) -> Result<Value, Error> {
+    if let (Some(left), Some(right)) = (integer(a), integer(b)) {
+        return left.checked_mul(right).map(Value::from).ok_or_else(|| impossible("*", a, b));
+    }
+    if let (Some(left), Some(right)) = (float(a), float(b)) {
+        return Ok((left * right).into());
+    }
+    let (it, times) = if integer(b).is_some() { (a, b) } else { (b, a) };
+    let Some(times) = integer(times) else { return Err(impossible("*", a, b)) };
+    let times = usize::try_from(times.max(0)).unwrap_or(usize::MAX);
+    if let Some(part) = it.as_str() {
+        text(part.len().saturating_mul(times))?;
+        let made = part.repeat(times);
+        return Ok(if it.is_safe() { Value::from_safe_string(made) } else { made.into() });
+    }
+    if is_list(it) {
+        let one: Vec<Value> = it.try_iter()?.collect();
+        items(one.len().saturating_mul(times))?;
+        let list: Vec<Value> = std::iter::repeat_n(one, times).flatten().collect();
+        return Ok(if it.is_tuple() { Tuple::from(list).into() } else { list.into() });
+    }
+    Err(impossible("*", a, b))
+}
+
+/// Refuses what a namespace must not keep: another namespace, which may hold the first, and lists
+/// that grow deeper each time.
+fn keep(it: &Value, depth: usize) -> Result<(), Error> {
+    let Some(object) = it.as_object() else { return Ok(()) };
+    if depth > DEEPEST {
+        return Err(invalid("the template nests values too deep"));
+    }
+    if object.type_name().ends_with("Namespace") {
+        return Err(invalid("the template keeps a namespace in a namespace"));
+    }
+    match it.kind() {
+        ValueKind::Seq => it.try_iter()?.try_for_each(|it| {
+            items(1)?;
+            keep(&it, depth + 1)
+        }),
+        ValueKind::Map => it.try_iter()?.try_for_each(|key| {
+            items(1)?;
+            keep(&it.get_item(&key)?, depth + 1)
+        }),
+        _ => Ok(()),
+    }
+}

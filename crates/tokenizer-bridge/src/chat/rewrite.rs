@@ -1,0 +1,345 @@
+//! A template's source made safe to run, and its operators Python's.
+//!
+//! A chat template is a program from a stranger. minijinja counts the instructions it runs, but one
+//! instruction can double a text, and what a template does to texts with operators goes past every
+//! hook. So operators become calls of the functions in [`budget`](super::budget), which count what
+//! is made, and which join texts as Python does:
+//!
+//! | in the source | becomes |
+//! |---|---|
+//! | `a ~ b`, `a + b`, `a * b` | `__mlxgk_join(a , b)`, `__mlxgk_add(a , b)`, `__mlxgk_multiply(a , b)` |
+//! | `{% for x in items %}` | `{% for x in __mlxgk_items(items) %}` |
+//! | `{% set ns.x = value %}` | `{% set ns.x = __mlxgk_keep(value) %}` |
+//! | a long text | the same with `{{ __mlxgk_count(length) }}` in its middle |
+//!
+//! No line is added, so errors name the lines of the source. Before anything is parsed the source is
+//! checked for nesting that would overflow the parser's stack.
+
+use minijinja::machinery::{Span, Token, ast, parse, tokenize};
+use minijinja::syntax::SyntaxConfig;
+
+/// What the functions' names begin with; a source that has it is refused.
+const PREFIX: &str = "__mlxgk";
+/// The longest source in bytes; published ones have up to 30 KB.
+const LONGEST: usize = 256 << 10;
+/// How deep brackets and blocks may be nested.
+const DEEPEST: usize = 48;
+/// Tokens of one tag.
+const LONGEST_TAG: usize = 1500;
+/// Branches of one kind (`elif`), which the parser nests.
+const MOST_BRANCHES: usize = 100;
+/// Texts up to here are not counted: the instructions that write them are.
+const SHORT: usize = 64;
+
+/// The source as it is run; an error says what is beyond the limits, with its line.
+pub(super) fn rewrite(source: &str, syntax: &SyntaxConfig) -> Result<String, String> {
+    if source.len() > LONGEST {
+        return Err(format!("it has more than {LONGEST} bytes"));
+    }
+    if source.contains(PREFIX) {
+        return Err(format!("names must not begin with `{PREFIX}`"));
+    }
+    let tokens = tokens(source, syntax)?;
+    // A syntax error is reported when the template is compiled.
+    let Ok(template) = parse(source, "", syntax.clone()) else { return Ok(source.to_owned()) };
+    let mut edits = Edits { source, tokens: &tokens, list: Vec::new() };
+    edits.statement(&template);
+    Ok(edits.apply())
+}
+
+/// A token as far as it matters here.
+struct Lexeme {
+    kind: Kind,
+    start: usize,
+    end: usize,
+}
+
+#[derive(PartialEq, Eq, Clone, Copy)]
+enum Kind {
+    Open,
+    Close,
+    Join,
+    Add,
+    Multiply,
+    In,
+    Assign,
+    Other,
+}
+
+/// The tokens within tags, up to the first that cannot be read.
+fn tokens(source: &str, syntax: &SyntaxConfig) -> Result<Vec<Lexeme>, String> {
+    let (mut list, mut blocks, mut brackets, mut in_tag, mut branches) = (Vec::new(), 0, 0, 0, 0);
+    let mut first = false;
+    for token in tokenize(source, false, syntax.clone()) {
+        let Ok((token, span)) = token else { break };
+        let beyond = |what: &str| Err(format!("line {}: {what}", span.start_line));
+        let kind = match &token {
+            Token::VariableStart | Token::BlockStart => {
+                (in_tag, brackets) = (0, 0);
+                first = matches!(token, Token::BlockStart);
+                continue;
+            }
+            Token::ParenOpen | Token::BracketOpen | Token::BraceOpen => Kind::Open,
+            Token::ParenClose | Token::BracketClose | Token::BraceClose => Kind::Close,
+            Token::Tilde => Kind::Join,
+            Token::Plus => Kind::Add,
+            Token::Mul => Kind::Multiply,
+            Token::Assign => Kind::Assign,
+            Token::Ident("in") => Kind::In,
+            Token::TemplateData(_) | Token::VariableEnd | Token::BlockEnd => continue,
+            _ => Kind::Other,
+        };
+        in_tag += 1;
+        brackets += i32::from(kind == Kind::Open) - i32::from(kind == Kind::Close);
+        if let (Token::Ident(word), true) = (&token, first) {
+            match *word {
+                "for" | "if" | "macro" | "call" | "filter" | "with" | "block" | "autoescape" => {
+                    blocks += 1;
+                }
+                "elif" => branches += 1,
+                word if word.starts_with("end") && word != "endset" => blocks -= 1,
+                _ => {}
+            }
+        }
+        first = false;
+        if brackets > DEEPEST as i32 || blocks > DEEPEST as i32 {
+            return beyond("it is nested too deep");
+        }
+        if in_tag > LONGEST_TAG || branches > MOST_BRANCHES {
+            return beyond("a tag or a chain of `elif` is too long");
+        }
+        // Operators that the parser nests without counting.
+        let unary = matches!(token, Token::Minus | Token::Ident("not" | "else"));
+        let run = list.iter().rev().take(DEEPEST).filter(|it: &&Lexeme| it.kind == Kind::Other);
+        if unary && repeated(source, run, span) {
+            return beyond("too many operators follow each other");
+        }
+        list.push(Lexeme { kind, start: span.start_offset as usize, end: span.end_offset as usize });
+    }
+    Ok(list)
+}
+
+/// Whether the last tokens are all `-` or `not`.
+fn repeated<'l>(source: &str, last: impl Iterator<Item = &'l Lexeme>, _: Span) -> bool {
+    let mut count = 0;
+    for it in last {
+        if !matches!(&source[it.start..it.end], "-" | "not") {
+            return false;
+        }
+        count += 1;
+    }
+    count == DEEPEST
+}
+
+/// Texts to put in, and operators to replace.
+struct Edits<'s> {
+    source: &'s str,
+    tokens: &'s [Lexeme],
+    /// Where, how much is left out there, and what is put in instead.
+    list: Vec<(usize, usize, String)>,
+}
+
+impl Edits<'_> {
+    fn apply(mut self) -> String {
+        // What is put in at one place stays in its order: outer calls come first.
+        self.list.sort_by_key(|(at, ..)| *at);
+        let (mut text, mut done) = (String::with_capacity(self.source.len() * 2), 0);
+        for (at, len, new) in &self.list {
+            text.push_str(&self.source[done..*at]);
+            text.push_str(new);
+            done = at + len;
+        }
+        text.push_str(&self.source[done..]);
+        text
+    }
+
+    fn call(&mut self, name: &str, start: usize, end: usize) {
+        self.list.push((start, 0, format!("{PREFIX}_{name}(")));
+        self.list.push((end, 0, ")".to_owned()));
+    }
+
+    /// The first token from an offset on.
+    fn token(&self, from: usize) -> usize {
+        self.tokens.partition_point(|it| it.start < from)
+    }
+
+    /// Where an expression ends that begins at `start`: its last token may be followed by brackets
+    /// that were opened in it.
+    fn end(&self, start: usize, end: usize) -> usize {
+        let within = self.token(start)..self.token(end);
+        let open: i32 = self.tokens[within.clone()].iter().map(bracket).sum();
+        let closing = self.tokens[within.end..].iter().take(usize::try_from(open).unwrap_or(0));
+        closing.take_while(|it| it.kind == Kind::Close).last().map_or(end, |it| it.end)
+    }
+
+    fn statements(&mut self, list: &[ast::Stmt<'_>]) {
+        list.iter().for_each(|it| self.statement(it));
+    }
+
+    fn statement(&mut self, it: &ast::Stmt<'_>) {
+        use ast::Stmt;
+        match it {
+            Stmt::Template(it) => self.statements(&it.children),
+            Stmt::EmitExpr(it) => self.expression(&it.expr),
+            Stmt::EmitRaw(it) => self.raw(it.raw),
+            Stmt::ForLoop(it) => {
+                self.items(&it.iter, it.target.span());
+                self.expression(&it.iter);
+                it.filter_expr.iter().for_each(|it| self.expression(it));
+                self.statements(&it.body);
+                self.statements(&it.else_body);
+            }
+            Stmt::IfCond(it) => {
+                self.expression(&it.expr);
+                self.statements(&it.true_body);
+                self.statements(&it.false_body);
+            }
+            Stmt::WithBlock(it) => {
+                it.assignments.iter().for_each(|(_, value)| self.expression(value));
+                self.statements(&it.body);
+            }
+            Stmt::Set(it) => {
+                if matches!(it.target, ast::Expr::GetAttr(_)) {
+                    self.kept(&it.expr, it.target.span());
+                }
+                self.expression(&it.expr);
+            }
+            Stmt::SetBlock(it) => {
+                it.filter.iter().for_each(|it| self.expression(it));
+                self.statements(&it.body);
+            }
+            Stmt::AutoEscape(it) => self.statements(&it.body),
+            Stmt::FilterBlock(it) => {
+                self.expression(&it.filter);
+                self.statements(&it.body);
+            }
+            Stmt::Block(it) => self.statements(&it.body),
+            Stmt::Macro(it) => {
+                it.defaults.iter().for_each(|it| self.expression(it));
+                self.statements(&it.body);
+            }
+            Stmt::CallBlock(it) => {
+                self.arguments(&it.call.args);
+                self.statements(&it.macro_decl.body);
+            }
+            Stmt::Do(it) => self.arguments(&it.call.args),
+            Stmt::Import(_) | Stmt::FromImport(_) | Stmt::Extends(_) | Stmt::Include(_) => {}
+            Stmt::Continue(_) | Stmt::Break(_) => {}
+        }
+    }
+
+    fn arguments(&mut self, args: &[ast::CallArg<'_>]) {
+        use ast::CallArg;
+        for arg in args {
+            let (CallArg::Pos(it) | CallArg::Kwarg(_, it) | CallArg::PosSplat(it)
+            | CallArg::KwargSplat(it)) = arg;
+            self.expression(it);
+        }
+    }
+
+    fn expression(&mut self, it: &ast::Expr<'_>) {
+        use ast::Expr;
+        match it {
+            Expr::Var(_) | Expr::Const(_) => {}
+            Expr::Slice(it) => {
+                self.expression(&it.expr);
+                [&it.start, &it.stop, &it.step].into_iter().flatten().for_each(|it| {
+                    self.expression(it);
+                });
+            }
+            Expr::UnaryOp(it) => self.expression(&it.expr),
+            Expr::BinOp(binary) => {
+                self.operator(binary, it.span());
+                self.expression(&binary.left);
+                self.expression(&binary.right);
+            }
+            Expr::Compare(it) => {
+                self.expression(&it.expr);
+                it.ops.iter().for_each(|it| self.expression(&it.expr));
+            }
+            Expr::IfExpr(it) => {
+                self.expression(&it.test_expr);
+                self.expression(&it.true_expr);
+                it.false_expr.iter().for_each(|it| self.expression(it));
+            }
+            Expr::Filter(it) => {
+                it.expr.iter().for_each(|it| self.expression(it));
+                self.arguments(&it.args);
+            }
+            Expr::Test(it) => {
+                self.expression(&it.expr);
+                self.arguments(&it.args);
+            }
+            Expr::GetAttr(it) => self.expression(&it.expr),
+            Expr::GetItem(it) => {
+                self.expression(&it.expr);
+                self.expression(&it.subscript_expr);
+            }
+            Expr::Call(it) => {
+                self.expression(&it.expr);
+                self.arguments(&it.args);
+            }
+            Expr::List(it) => it.items.iter().for_each(|it| self.expression(it)),
+            Expr::Tuple(it) => it.items.iter().for_each(|it| self.expression(it)),
+            Expr::Map(it) => it.keys.iter().chain(&it.values).for_each(|it| self.expression(it)),
+        }
+    }
+
+    fn operator(&mut self, it: &ast::BinOp<'_>, span: Span) {
+        let (name, kind) = match it.op {
+            ast::BinOpKind::Concat => ("join", Kind::Join),
+            ast::BinOpKind::Add => ("add", Kind::Add),
+            ast::BinOpKind::Mul => ("multiply", Kind::Multiply),
+            _ => return,
+        };
+        // Only brackets of the left side stand between it and the operator.
+        let behind = self.token(it.left.span().end_offset as usize);
+        let operator = self.tokens[behind..].iter().find(|it| it.kind != Kind::Close);
+        let Some(operator) = operator.filter(|it| it.kind == kind) else { return };
+        self.list.push((operator.start, operator.end - operator.start, ",".to_owned()));
+        self.call(name, span.start_offset as usize, span.end_offset as usize);
+    }
+
+    /// What a loop goes through.
+    fn items(&mut self, iter: &ast::Expr<'_>, target: Span) {
+        let behind = self.token(target.end_offset as usize);
+        let keyword = self.tokens[behind..].iter().position(|it| it.kind == Kind::In);
+        self.wrap("items", keyword.map(|it| behind + it + 1), iter);
+    }
+
+    /// What a namespace keeps.
+    fn kept(&mut self, value: &ast::Expr<'_>, target: Span) {
+        let behind = self.token(target.end_offset as usize);
+        let sign = self.tokens[behind..].iter().position(|it| it.kind == Kind::Assign);
+        self.wrap("keep", sign.map(|it| behind + it + 1), value);
+    }
+
+    fn wrap(&mut self, name: &str, first: Option<usize>, it: &ast::Expr<'_>) {
+        if let Some(first) = first.and_then(|it| self.tokens.get(it)) {
+            let end = self.end(first.start, it.span().end_offset as usize);
+            self.call(name, first.start, end);
+        }
+    }
+
+    /// Counts a text where it is long. The call is put between two characters that no tag trims.
+    fn raw(&mut self, raw: &str) {
+        if raw.len() <= SHORT {
+            return;
+        }
+        let start = raw.as_ptr() as usize - self.source.as_ptr() as usize;
+        let solid = |at: &usize| {
+            let [before, after] = [raw[..*at].chars().next_back(), raw[*at..].chars().next()];
+            [before, after].iter().all(|it| it.is_some_and(|it| !it.is_whitespace() && it != '{'))
+        };
+        let places = || (1..raw.len()).filter(|at| raw.is_char_boundary(*at));
+        let at = places().find(solid).or_else(|| places().nth(raw.len() / 4));
+        if let Some(at) = at {
+            let call = format!("{{{{ {PREFIX}_count({}) }}}}", raw.len());
+            self.list.push((start + at, 0, call));
+        }
+    }
+}
+
+fn bracket(it: &Lexeme) -> i32 {
+    i32::from(it.kind == Kind::Open) - i32::from(it.kind == Kind::Close)
+}
