@@ -1,7 +1,7 @@
 //! JSON schemas, regular expressions and Lark grammars as a logits processor.
 //!
 //! The grammar work is `llguidance`'s; this crate makes it a [`LogitsProcessor`] that keeps that
-//! trait's promise: its verdict is a function of the context alone. It remembers parser states, but
+//! trait's promise: its result is a function of the context alone. It remembers parser states, but
 //! looks them up by the tokens they have read, so another beam, a rollback or a repeated call finds
 //! or rebuilds the state that belongs to it.
 //!
@@ -27,8 +27,11 @@
 //!
 //! [`LogitsProcessor`]: mlxgk_logits_processors::LogitsProcessor
 
+mod engine;
 mod grammar;
+mod lark;
 mod processor;
+mod schema;
 mod vocabulary;
 
 pub use self::grammar::Grammar;

@@ -1,55 +1,68 @@
-//! The processor: bans every token that the grammar cannot go on with.
+//! The processor: bans every token that the grammar does not allow next.
 
 use std::sync::{Mutex, PoisonError};
 
-use llguidance::{Matcher, ParserFactory, toktrie::SimpleVob};
+use llguidance::{Matcher, toktrie::SimpleVob};
 use mlxgk_logits_processors::{Context, Error, ErrorKind, LogitsProcessor, Result, Stage};
 
+use crate::engine::{explore, sentence};
 use crate::{Grammar, Vocabulary};
 
 /// Parser states kept at once: as many rows or beams as take turns without reading anything twice.
 const STATES: usize = 32;
+/// Tokens that an error shows.
+const SHOWN: usize = 8;
 
-/// Bans every token that the grammar cannot go on with after the generated tokens; the prompt is no
+/// Bans every token that the grammar does not allow after the generated tokens; the prompt is not
 /// part of the text. Once the text is complete and nothing can follow, only end tokens are allowed.
 ///
 /// A row that has ended (an end token among its tokens) is left alone.
+///
+/// Whether a token is left after *other* processors have banned theirs only the loop can tell:
+/// scores that are all `-inf` are its error.
 pub struct GrammarProcessor {
-    fresh: Matcher,
+    fresh: Mutex<Matcher>,
     kind: &'static str,
     eos: Vec<u32>,
+    warnings: Vec<String>,
     states: Mutex<Vec<State>>,
 }
 
-/// A parser and the tokens it has read, most recently used last.
+/// A parser and the tokens it has read; in the list the most recently used one is the last.
 struct State {
     read: Vec<u32>,
     matcher: Matcher,
 }
 
 impl GrammarProcessor {
-    /// Compiles a grammar for a vocabulary.
+    /// Compiles a grammar for a vocabulary, and follows it for some bytes: what is beyond the limits
+    /// of the engine is refused here rather than once a text has begun.
     ///
     /// # Errors
-    /// When the grammar's syntax is wrong or it uses what is not supported; the message says where.
+    /// When the grammar's syntax is wrong, it uses what is not supported, or it is too large; the
+    /// message says where.
     pub fn new(vocabulary: &Vocabulary, grammar: &Grammar) -> Result<Self> {
-        let wrong = |e: &dyn std::fmt::Display| {
-            // The library's messages run over several lines; the first says what is wrong.
-            let text = e.to_string();
-            let lines: Vec<&str> =
-                text.lines().map(str::trim).filter(|it| !it.is_empty()).collect();
-            let what = format!("the {} cannot be used: {}", grammar.kind, lines.join(" "));
+        let wrong = |what: String| {
+            let what = format!("the {} cannot be used: {what}", grammar.kind());
             Error::new(ErrorKind::Parameter, what)
         };
-        let mut factory = ParserFactory::new_simple(&vocabulary.env()).map_err(|e| wrong(&e))?;
-        factory.quiet();
-        let parser = factory.create_parser(grammar.source.clone()).map_err(|e| wrong(&e))?;
-        let fresh = Matcher::new(Ok(parser));
-        if let Some(message) = fresh.get_error() {
-            return Err(wrong(&message));
-        }
-        let eos = vocabulary.env().tok_trie().eos_tokens().to_vec();
-        Ok(Self { fresh, kind: grammar.kind, eos, states: Mutex::new(Vec::new()) })
+        let source = grammar.over(vocabulary.tokens()).map_err(wrong)?;
+        let engine = vocabulary.engine()?;
+        let mut parser = engine
+            .parser(source)
+            .map_err(|what| wrong(grammar.locate(&what, |it| engine.parser(it).err())))?;
+        explore(&mut parser).map_err(wrong)?;
+        let mut warnings = grammar.warnings().to_vec();
+        warnings.extend(parser.grammar_warnings());
+        let mut fresh = Matcher::new(Ok(parser));
+        engine.follow(&mut fresh).map_err(wrong)?;
+        let (fresh, states) = (Mutex::new(fresh), Mutex::new(Vec::new()));
+        Ok(Self { fresh, kind: grammar.kind(), eos: engine.eos().to_vec(), warnings, states })
+    }
+
+    /// What in the grammar is not enforced, such as an unknown `format`.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Whether the generated tokens are a complete text of the grammar.
@@ -62,15 +75,16 @@ impl GrammarProcessor {
         self.with_matcher(text, |matcher| matcher.is_accepting().map_err(|e| self.failed(text, &e)))
     }
 
-    /// Runs `work` on a parser that has read exactly `tokens`.
+    /// Runs `work` on a parser that has read exactly `tokens`. No lock is held meanwhile, so rows do
+    /// not wait for each other.
     fn with_matcher<T>(
         &self,
         tokens: &[u32],
         work: impl FnOnce(&mut Matcher) -> Result<T>,
     ) -> Result<T> {
-        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut state = take_nearest(&mut states, tokens)
-            .unwrap_or_else(|| State { read: Vec::new(), matcher: self.fresh.deep_clone() });
+        let nearest = take_nearest(&mut lock(&self.states), tokens);
+        let mut state = nearest
+            .unwrap_or_else(|| State { read: Vec::new(), matcher: lock(&self.fresh).deep_clone() });
         let common = common_prefix(&state.read, tokens);
         let behind = state.read.len() - common;
         let moved = match behind {
@@ -83,16 +97,26 @@ impl GrammarProcessor {
         state.read.truncate(common);
         state.read.extend_from_slice(&tokens[common..]);
         let outcome = work(&mut state.matcher)?;
+        let mut states = lock(&self.states);
+        if states.len() >= STATES {
+            states.remove(0);
+        }
         states.push(state);
         Ok(outcome)
     }
 
     fn failed(&self, tokens: &[u32], e: &dyn std::fmt::Display) -> Error {
-        let reason = e.to_string();
-        let reason = reason.lines().next().unwrap_or_default();
-        let what = format!("the {} does not allow the tokens {tokens:?}: {reason}", self.kind);
+        let last = &tokens[tokens.len().saturating_sub(SHOWN)..];
+        let dots = if last.len() < tokens.len() { "..., " } else { "" };
+        let last: Vec<String> = last.iter().map(u32::to_string).collect();
+        let (kind, last, why) = (self.kind, last.join(", "), sentence(&e.to_string()));
+        let what = format!("the {kind} does not allow the tokens [{dots}{last}]: {why}");
         Error::new(ErrorKind::NoTokenAllowed, what)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn generated<'a>(context: &Context<'a>) -> &'a [u32] {
@@ -137,7 +161,7 @@ impl LogitsProcessor for GrammarProcessor {
     }
 
     /// The text that the grammar leaves no choice of, as the tokenizer spells it; nothing for a
-    /// vocabulary without an encoder.
+    /// vocabulary without an encoder, or one that cannot spell every byte.
     fn forced_tokens(&self, context: &Context<'_>) -> Result<Vec<u32>> {
         let generated = generated(context);
         if generated.iter().any(|id| self.eos.contains(id)) {

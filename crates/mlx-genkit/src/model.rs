@@ -150,13 +150,7 @@ impl Model {
         if let Some(vocabulary) = self.grammar_vocabulary.get() {
             return Ok(vocabulary.with_eos(eos)?);
         }
-        let json = self.tokenizer()?.to_json()?;
-        let tokenizer = self.tokenizer.clone();
-        let encode = move |text: &str| {
-            let encoded = tokenizer.as_ref().and_then(|it| it.encode(text, false).ok());
-            encoded.unwrap_or_default()
-        };
-        let vocabulary = Vocabulary::from_tokenizer(&json, eos, encode)?;
+        let vocabulary = Vocabulary::from_tokenizer(self.tokenizer()?, eos)?;
         Ok(self.grammar_vocabulary.get_or_init(|| vocabulary).clone())
     }
 

@@ -5,8 +5,9 @@
 
 use mlxgk_generation_config::Resolved;
 use mlxgk_logits_processors::{Dry, History, LogitsProcessor, SequenceBreakers};
+use mlxgk_tokenizer_bridge::Tokenizer;
 
-use crate::{Model, Result};
+use crate::{Error, ErrorKind, Model, Result};
 
 /// llama.cpp's breakers: ends of lines, names before a colon, quotations, emphasis.
 const DRY_BREAKERS: [&str; 4] = ["\n", ":", "\"", "*"];
@@ -46,18 +47,32 @@ fn dry(resolved: &Resolved, model: &Model) -> Result<Option<Dry>> {
     if breakers.is_empty() {
         return Ok(Some(dry));
     }
-    let tokenizer = model.tokenizer()?;
+    let tokenizer = needed_tokenizer(model, "dry_sequence_breakers")?;
+    let texts = tokenizer.texts();
     let words: Vec<String> = (0..model.decoder().vocab_size() as u32)
-        .map(|id| tokenizer.decode(&[id], false))
-        .collect::<Result<_, _>>()?;
-    // A text that cannot be spelt is no tail of a breaker.
+        .map(|id| match texts.bytes(id) {
+            Some(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+            // A breaker may be a special token.
+            None => tokenizer.id_to_token(id).unwrap_or_default(),
+        })
+        .collect();
+    // A text that cannot be spelled is no tail of a breaker.
     let spell = |rest: &[u8]| {
-        std::str::from_utf8(rest)
-            .ok()
-            .and_then(|it| tokenizer.encode(it, false).ok())
-            .unwrap_or_default()
+        let text = std::str::from_utf8(rest).ok();
+        text.and_then(|it| tokenizer.encode_continuation(it)).unwrap_or_default()
     };
     Ok(Some(dry.with_breakers(SequenceBreakers::from_strings(breakers, &words, spell)?)))
+}
+
+/// The tokenizer, which a field cannot do without.
+fn needed_tokenizer<'m>(model: &'m Model, field: &str) -> Result<&'m Tokenizer> {
+    model.tokenizer().map_err(|_| {
+        let what = format!(
+            "`{field}` is about text, but {} has no tokenizer.json to tell what a token spells",
+            model.name()
+        );
+        Error::new(ErrorKind::Request, what)
+    })
 }
 
 #[cfg(feature = "grammars")]
@@ -71,14 +86,20 @@ fn grammar(resolved: &Resolved, model: &Model) -> Result<Option<Box<dyn LogitsPr
         (_, _, Some(lark)) => Grammar::lark(lark)?,
         (None, None, None) => return Ok(None),
     };
+    let fields = [
+        ("json_schema", config.json_schema.is_some()),
+        ("regex", config.regex.is_some()),
+        ("grammar", config.grammar.is_some()),
+    ];
+    for (field, _) in fields.iter().filter(|(_, set)| *set) {
+        needed_tokenizer(model, field)?;
+    }
     let vocabulary = model.grammar_vocabulary(&resolved.special_tokens.eos)?;
     Ok(Some(Box::new(GrammarProcessor::new(&vocabulary, &grammar)?)))
 }
 
 #[cfg(not(feature = "grammars"))]
 fn grammar(resolved: &Resolved, _model: &Model) -> Result<Option<Box<dyn LogitsProcessor>>> {
-    use crate::{Error, ErrorKind};
-
     match ["json_schema", "regex", "grammar"].iter().find(|it| resolved.config.get(it).is_some()) {
         Some(field) => {
             let what = format!("`{field}` is set, but mlx-genkit was built without `grammars`");

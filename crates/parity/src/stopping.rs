@@ -65,8 +65,8 @@ struct Sequence {
 
 impl Sequence {
     fn check(&self, tokenizer: &Arc<Tokenizer>) -> Result<(), String> {
-        let mut stop = StopStrings::new(tokenizer, self.strings.clone())
-            .map_err(|e| e.to_string())?;
+        let mut stop =
+            StopStrings::new(tokenizer, self.strings.clone()).map_err(|e| e.to_string())?;
         let mut stops = Vec::new();
         for len in 1..=self.ids.len() {
             if stop.end(&self.ids[..len]).map_err(|e| e.to_string())? {

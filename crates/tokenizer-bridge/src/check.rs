@@ -70,8 +70,9 @@ fn check_part(
             }
         }
         "Precompiled" => {
-            Precompiled::deserialize(part)
-                .map_err(|error| format!("`{name}`: the `Precompiled` character map cannot be read: {error}"))?;
+            Precompiled::deserialize(part).map_err(|error| {
+                format!("`{name}`: the `Precompiled` character map cannot be read: {error}")
+            })?;
         }
         "FixedLength" if part["length"].as_u64() == Some(0) => {
             return Err(format!("`{name}.length` must be at least 1, but is 0"));
@@ -91,7 +92,9 @@ fn check_part(
                 };
                 if *growth > MOST_GROWTH {
                     let what = "may make a text more than";
-                    return Err(format!("the replacements up to `{name}` {what} {MOST_GROWTH} times longer"));
+                    return Err(format!(
+                        "the replacements up to `{name}` {what} {MOST_GROWTH} times longer"
+                    ));
                 }
             }
         }

@@ -233,7 +233,9 @@ fn added_tokens(config: &Map<String, Value>, wrong: &Wrong<'_>) -> Result<Vec<Ad
     };
     let mut added = Vec::with_capacity(tokens.len());
     for (id, token) in tokens {
-        let id: u32 = id.parse().map_err(|_| wrong(FIELD, &format!("keyed by `{id}`, which is not a token id")))?;
+        let id: u32 = id
+            .parse()
+            .map_err(|_| wrong(FIELD, &format!("keyed by `{id}`, which is not a token id")))?;
         let text = token.get("content").and_then(Value::as_str);
         let text = text.ok_or_else(|| wrong(FIELD, &format!("without `content` for {id}")))?;
         let flag = |name: &str| token.get(name).and_then(Value::as_bool);

@@ -87,7 +87,9 @@ fn templates_that_make_too_much() {
     }
     let raw = "x".repeat(100_000);
     refused(&format!("{{% for i in range(90000) %}}{raw}{{% endfor %}}"));
-    refused(&format!("{{% set s %}}{{% for i in range(90000) %}}{raw}{{% endfor %}}{{% endset %}}"));
+    refused(&format!(
+        "{{% set s %}}{{% for i in range(90000) %}}{raw}{{% endfor %}}{{% endset %}}"
+    ));
     let spaces = " ".repeat(100_000);
     refused(&format!("{{% for i in range(90000) %}}{spaces}{{% endfor %}}"));
 }
@@ -187,13 +189,10 @@ fn tokenizer(changes: Value) -> Result<Tokenizer, String> {
 
 #[test]
 fn tokenizers_that_would_hang_or_panic() {
-    let replace = |pattern: &str, content: &str| {
-        json!({"type": "Replace", "pattern": {"String": pattern}, "content": content})
-    };
+    let replace = |pattern: &str, content: &str| json!({"type": "Replace", "pattern": {"String": pattern}, "content": content});
     let doubling = vec![replace("a", "aa"); 60];
-    let nested = (0..40).fold(replace("a", "b"), |it, _| {
-        json!({"type": "Sequence", "normalizers": [it]})
-    });
+    let nested =
+        (0..40).fold(replace("a", "b"), |it, _| json!({"type": "Sequence", "normalizers": [it]}));
     for (changes, entry) in [
         (json!({"normalizer": replace("", "x")}), "`normalizer.pattern`"),
         (
@@ -207,10 +206,7 @@ fn tokenizers_that_would_hang_or_panic() {
             json!({"pre_tokenizer": {"type": "Split", "pattern": {"String": ""}, "behavior": "Isolated", "invert": false}}),
             "`pre_tokenizer.pattern`",
         ),
-        (
-            json!({"pre_tokenizer": {"type": "FixedLength", "length": 0}}),
-            "`pre_tokenizer.length`",
-        ),
+        (json!({"pre_tokenizer": {"type": "FixedLength", "length": 0}}), "`pre_tokenizer.length`"),
         (
             json!({"post_processor": {"type": "TemplateProcessing",
                 "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],

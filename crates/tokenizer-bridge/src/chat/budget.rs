@@ -102,7 +102,11 @@ fn invalid(what: impl Into<String>) -> Error {
 }
 
 fn impossible(operator: &str, a: &Value, b: &Value) -> Error {
-    invalid(format!("tried to use {operator} operator on unsupported types {} and {}", a.kind(), b.kind()))
+    invalid(format!(
+        "tried to use {operator} operator on unsupported types {} and {}",
+        a.kind(),
+        b.kind()
+    ))
 }
 
 fn is_list(it: &Value) -> bool {
@@ -120,7 +124,7 @@ fn float(it: &Value) -> Option<f64> {
 }
 
 /// Python's `a + b`: of texts where one is HTML-safe, the other is escaped.
-fn add(a: &Value, b: &Value) -> Result<Value, Error> {
+pub(super) fn add(a: &Value, b: &Value) -> Result<Value, Error> {
     if let (Some(left), Some(right)) = (a.as_str(), b.as_str()) {
         if a.is_safe() || b.is_safe() {
             let part = |it: &Value, plain: &str| {

@@ -27,7 +27,8 @@ pub(super) fn mark(
         return Err(wrong("it excludes `add_generation_prompt`, which begins a new message"));
     }
     let last = messages.last_mut();
-    let Some((last, text)) = last.and_then(|it| it.get(field).cloned().map(|text| (it, text))) else {
+    let Some((last, text)) = last.and_then(|it| it.get(field).cloned().map(|text| (it, text)))
+    else {
         return Err(wrong(format!("the last message has no `{field}` to continue")));
     };
     // Reasoning is given under several names, and a template reads one of them.

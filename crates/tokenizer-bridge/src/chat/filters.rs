@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use minijinja::value::{
-    Enumerator, Kwargs, Object, ObjectRepr, Rest, ValueKind, ValueOrKwargs,
-};
+use minijinja::formatting::FormatStyle;
+use minijinja::value::{Enumerator, Kwargs, Object, ObjectRepr, Rest, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, Value, filters, functions};
 
 use super::arguments::{bind, integer, required};
@@ -21,12 +20,16 @@ pub(super) fn add_to(environment: &mut Environment<'_>) {
         .add_filter("tojson", |value: &Value, args: Arguments| tojson(value, &args.into_values()));
     environment.add_filter("string", string);
     environment.add_filter("replace", replace);
-    environment.add_filter("format", |state: &mut State<'_, '_>, value: &Value, args: Arguments| {
-        check_format(&Str(value).to_string())?;
-        let made = filters::format(state, value, args)?;
-        budget::text(made.as_str().map_or(0, str::len))?;
-        Ok::<_, Error>(made)
-    });
+    environment.add_filter(
+        "format",
+        |state: &mut State<'_, '_>, value: &Value, args: Arguments| {
+            check_format(FormatStyle::Printf, &Str(value).to_string())?;
+            let made = filters::format(state, value, args)?;
+            budget::text(made.as_str().map_or(0, str::len))?;
+            Ok::<_, Error>(made)
+        },
+    );
+    environment.add_filter("sum", sum);
     counted(environment);
     environment.add_filter("join", join);
     environment.add_filter("default", default);
@@ -66,16 +69,33 @@ fn length(value: &Value) -> Result<usize, Error> {
     if value.is_undefined() { Ok(0) } else { filters::length(value) }
 }
 
+/// `sum(attribute=None, start=0)`.
+fn sum(state: &mut State<'_, '_>, value: Value, args: Arguments) -> Result<Value, Error> {
+    let [attribute, start] = bind(&args.into_values(), ["attribute", "start"])?;
+    let items = attribute_of_all(state, value, attribute)?;
+    let start = start.unwrap_or_else(|| Value::from(0));
+    items.try_iter()?.try_fold(start, |total, it| budget::add(&total, &it))
+}
+
+/// The items, or an attribute of each.
+fn attribute_of_all(
+    state: &mut State<'_, '_>,
+    value: Value,
+    attribute: Option<Value>,
+) -> Result<Value, Error> {
+    match attribute.filter(|it| !it.is_none()) {
+        None => Ok(value),
+        Some(attribute) => {
+            let attribute = Kwargs::from_iter([("attribute", attribute)]);
+            state.apply_filter("map", &[value, attribute.into()])
+        }
+    }
+}
+
 /// `join(d='', attribute=None)`.
 fn join(state: &mut State<'_, '_>, value: Value, args: Arguments) -> Result<String, Error> {
     let [separator, attribute] = bind(&args.into_values(), ["d", "attribute"])?;
-    let items = match attribute.filter(|it| !it.is_none()) {
-        None => value,
-        Some(attribute) => {
-            let attribute = Kwargs::from_iter([("attribute", attribute)]);
-            state.apply_filter("map", &[value, attribute.into()])?
-        }
-    };
+    let items = attribute_of_all(state, value, attribute)?;
     let separator = separator.map(|it| Str(&it).to_string()).unwrap_or_default();
     let mut joined = String::new();
     for (at, item) in items.try_iter()?.enumerate() {
@@ -90,7 +110,11 @@ fn join(state: &mut State<'_, '_>, value: Value, args: Arguments) -> Result<Stri
 
 /// `string`: what is HTML-safe stays it.
 fn string(value: &Value) -> Result<Value, Error> {
-    if value.as_str().is_some() { Ok(value.clone()) } else { budget::written(value).map(Value::from) }
+    if value.as_str().is_some() {
+        Ok(value.clone())
+    } else {
+        budget::written(value).map(Value::from)
+    }
 }
 
 /// `replace(old, new, count=None)`.
@@ -130,7 +154,8 @@ fn counted(environment: &mut Environment<'_>) {
     environment.add_filter("__mlxgk_unique", filters::unique);
     environment.add_filter("__mlxgk_batch", filters::batch);
     environment.add_filter("__mlxgk_slice", filters::slice);
-    for name in ["map", "select", "reject", "selectattr", "rejectattr", "unique", "batch", "slice"] {
+    for name in ["map", "select", "reject", "selectattr", "rejectattr", "unique", "batch", "slice"]
+    {
         environment.add_filter(name, move |state: &mut State<'_, '_>, args: Arguments| {
             let made = call(state, name, &args.into_values())?;
             let items = made.try_iter()?.collect();
@@ -141,10 +166,9 @@ fn counted(environment: &mut Environment<'_>) {
     environment.add_filter("__mlxgk_groupby", filters::groupby);
     environment.add_filter("__mlxgk_dictsort", filters::dictsort);
     environment.add_filter("__mlxgk_list", filters::list);
-    environment.add_filter("__mlxgk_sum", filters::sum);
     environment.add_filter("__mlxgk_min", filters::min);
     environment.add_filter("__mlxgk_max", filters::max);
-    for name in ["sort", "groupby", "dictsort", "list", "sum", "min", "max"] {
+    for name in ["sort", "groupby", "dictsort", "list", "min", "max"] {
         environment.add_filter(name, move |state: &mut State<'_, '_>, args: Arguments| {
             call(state, name, &args.into_values())
         });
@@ -157,7 +181,9 @@ fn call(state: &mut State<'_, '_>, name: &str, args: &[Value]) -> Result<Value, 
     if value.is_none() {
         // These look first whether there is anything.
         return match name {
-            "map" | "select" | "reject" | "selectattr" | "rejectattr" => Ok(Vec::<Value>::new().into()),
+            "map" | "select" | "reject" | "selectattr" | "rejectattr" => {
+                Ok(Vec::<Value>::new().into())
+            }
             _ => invalid("'NoneType' object is not iterable"),
         };
     }
@@ -168,9 +194,6 @@ fn call(state: &mut State<'_, '_>, name: &str, args: &[Value]) -> Result<Value, 
     if matches!(name, "batch" | "slice") {
         let count = integer(args.get(1), "count")?.unwrap_or(1);
         budget::items(usize::try_from(count).unwrap_or(usize::MAX))?;
-    }
-    if name == "sum" && value.try_iter()?.any(|it| it.as_str().is_some() || it.len().is_some()) {
-        return invalid("`sum` adds numbers only");
     }
     state.apply_filter(&format!("__mlxgk_{name}"), args)
 }

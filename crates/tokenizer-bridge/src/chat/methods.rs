@@ -43,22 +43,31 @@ pub(super) fn replaced(
     Ok(count.map_or_else(|| it.replace(old, new), |count| it.replacen(old, new, count)))
 }
 
-/// Refuses a format that asks for more than a thousand characters of width or precision, or takes
-/// the width from an argument.
-pub(super) fn check_format(format: &str) -> Result<(), Error> {
-    let digits = |it: &str| it.len() > 3 && it.bytes().all(|it| it.is_ascii_digit());
-    let wide = format.split(|it: char| !it.is_ascii_digit()).any(digits);
-    let nested = format.replace("{{", "").split('{').skip(1).any(|it| !it.contains('}'));
-    let starred = format.split('%').skip(1).any(|it| it.trim_start_matches(FLAGS).starts_with('*'));
-    if wide || nested || starred {
+/// Refuses a format that asks for a width or precision of more than three digits, or takes one from
+/// an argument.
+pub(super) fn check_format(style: FormatStyle, format: &str) -> Result<(), Error> {
+    let wide = |spec: &str| {
+        let mut numbers = spec.split(|it: char| !it.is_ascii_digit());
+        numbers.any(|it| it.len() > 3)
+    };
+    let beyond = match style {
+        FormatStyle::StrFormat => format.replace("{{", "").split('{').skip(1).any(|it| {
+            // A field in a field has no end of its own.
+            let spec = |field: &str| field.split_once(':').is_some_and(|(_, spec)| wide(spec));
+            it.split_once('}').is_none_or(|(field, _)| spec(field))
+        }),
+        FormatStyle::Printf => format.split('%').skip(1).any(|it| {
+            let spec = |it: &char| !it.is_ascii_digit() && !"-+ #.*".contains(*it);
+            let end = it.find(|c| spec(&c)).unwrap_or(it.len());
+            it[..end].contains('*') || wide(&it[..end])
+        }),
+    };
+    if beyond {
         let what = "a format here has a fixed width of at most three digits";
         return Err(Error::new(ErrorKind::InvalidOperation, what));
     }
     Ok(())
 }
-
-/// What may stand between `%` and a width.
-const FLAGS: &[char] = &['-', '+', ' ', '#', '0', '.'];
 
 /// A method of a text that is HTML-safe: what is put into it is escaped, and it stays safe.
 fn safe_method(it: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
@@ -156,7 +165,7 @@ fn string_method(it: &str, method: &str, args: &[Value]) -> Result<Value, Error>
             joined.into()
         }
         "format" => {
-            check_format(it)?;
+            check_format(FormatStyle::StrFormat, it)?;
             format(FormatStyle::StrFormat, it, args)?.into()
         }
 

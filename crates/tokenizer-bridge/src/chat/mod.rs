@@ -338,7 +338,8 @@ fn value_bytes(value: &Value) -> usize {
 fn with_reasoning(message: &Message) -> Map<String, Value> {
     let fields = message.0.iter().filter(|(_, value)| !value.is_null());
     let fields = fields.map(|(name, value)| (name.clone(), value.clone()));
-    let reasoning = REASONING.iter().filter_map(|name| message.0.get(*name)).find(|it| !it.is_null());
+    let reasoning =
+        REASONING.iter().filter_map(|name| message.0.get(*name)).find(|it| !it.is_null());
     match reasoning {
         None => fields.collect(),
         Some(reasoning) => {

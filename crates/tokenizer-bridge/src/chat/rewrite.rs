@@ -69,13 +69,13 @@ enum Kind {
 /// The tokens within tags, up to the first that cannot be read.
 fn tokens(source: &str, syntax: &SyntaxConfig) -> Result<Vec<Lexeme>, String> {
     let (mut list, mut blocks, mut brackets, mut in_tag, mut branches) = (Vec::new(), 0, 0, 0, 0);
-    let mut first = false;
+    let (mut first, mut run, mut elses) = (false, 0, 0);
     for token in tokenize(source, false, syntax.clone()) {
         let Ok((token, span)) = token else { break };
         let beyond = |what: &str| Err(format!("line {}: {what}", span.start_line));
         let kind = match &token {
             Token::VariableStart | Token::BlockStart => {
-                (in_tag, brackets) = (0, 0);
+                (in_tag, brackets, run, elses) = (0, 0, 0, 0);
                 first = matches!(token, Token::BlockStart);
                 continue;
             }
@@ -108,27 +108,20 @@ fn tokens(source: &str, syntax: &SyntaxConfig) -> Result<Vec<Lexeme>, String> {
         if in_tag > LONGEST_TAG || branches > MOST_BRANCHES {
             return beyond("a tag or a chain of `elif` is too long");
         }
-        // Operators that the parser nests without counting.
-        let unary = matches!(token, Token::Minus | Token::Ident("not" | "else"));
-        let run = list.iter().rev().take(DEEPEST).filter(|it: &&Lexeme| it.kind == Kind::Other);
-        if unary && repeated(source, run, span) {
-            return beyond("too many operators follow each other");
+        // What the parser nests without counting.
+        elses += usize::from(matches!(token, Token::Ident("else")));
+        let unary = matches!(token, Token::Minus | Token::Ident("not"));
+        run = if unary { run + 1 } else { 0 };
+        if run > DEEPEST || elses > DEEPEST {
+            return beyond("too many operators of one kind follow each other");
         }
-        list.push(Lexeme { kind, start: span.start_offset as usize, end: span.end_offset as usize });
+        list.push(Lexeme {
+            kind,
+            start: span.start_offset as usize,
+            end: span.end_offset as usize,
+        });
     }
     Ok(list)
-}
-
-/// Whether the last tokens are all `-` or `not`.
-fn repeated<'l>(source: &str, last: impl Iterator<Item = &'l Lexeme>, _: Span) -> bool {
-    let mut count = 0;
-    for it in last {
-        if !matches!(&source[it.start..it.end], "-" | "not") {
-            return false;
-        }
-        count += 1;
-    }
-    count == DEEPEST
 }
 
 /// Texts to put in, and operators to replace.
@@ -141,8 +134,9 @@ struct Edits<'s> {
 
 impl Edits<'_> {
     fn apply(mut self) -> String {
-        // What is put in at one place stays in its order: outer calls come first.
-        self.list.sort_by_key(|(at, ..)| *at);
+        // What is put in at one place stays in its order (outer calls begin first), and goes before an
+        // operator there.
+        self.list.sort_by_key(|(at, len, _)| (*at, *len));
         let (mut text, mut done) = (String::with_capacity(self.source.len() * 2), 0);
         for (at, len, new) in &self.list {
             text.push_str(&self.source[done..*at]);
@@ -231,7 +225,9 @@ impl Edits<'_> {
     fn arguments(&mut self, args: &[ast::CallArg<'_>]) {
         use ast::CallArg;
         for arg in args {
-            let (CallArg::Pos(it) | CallArg::Kwarg(_, it) | CallArg::PosSplat(it)
+            let (CallArg::Pos(it)
+            | CallArg::Kwarg(_, it)
+            | CallArg::PosSplat(it)
             | CallArg::KwargSplat(it)) = arg;
             self.expression(it);
         }
