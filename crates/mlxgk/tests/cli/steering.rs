@@ -245,7 +245,7 @@ fn what_is_wrong_is_one_sentence() {
         (
             vec!["--steer", &good, "--steer-kl", "0.1", "--guidance-scale", "2"],
             2,
-            vec!["a KL budget does not go with --guidance-scale"],
+            vec!["a KL budget is not available together with --guidance-scale"],
         ),
         (vec!["--steer-logits", &narrow], 2, vec!["narrow.safetensors", "7 values"]),
         (vec!["--steer-schedule", "constant"], 2, vec!["--steer-schedule needs --steer"]),
