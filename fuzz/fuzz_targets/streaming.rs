@@ -21,7 +21,8 @@ static TOKENIZERS: LazyLock<Vec<Tokenizer>> = LazyLock::new(|| {
     let fallback = json!({"type": "ByteFallback"});
     let fuse = json!({"type": "Fuse"});
     let strip = json!({"type": "Strip", "content": " ", "start": 1, "stop": 1});
-    let metaspace = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true});
+    let metaspace =
+        json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true});
     let byte_level = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
     [
         Value::Null,
@@ -64,7 +65,9 @@ fuzz_target!(|data: &[u8]| {
     pieces.push_str(stream.flush().unwrap());
     assert_eq!(pieces, whole);
 
-    let known = ids.iter().any(|id| tokenizer.id_to_token(*id).is_some_and(|_| !skip || !tokenizer.is_special(*id)));
+    let known = ids
+        .iter()
+        .any(|id| tokenizer.id_to_token(*id).is_some_and(|_| !skip || !tokenizer.is_special(*id)));
     if known {
         assert_eq!(tokenizer.inner().decode(&ids, skip).unwrap(), whole);
     }

@@ -276,12 +276,7 @@ impl<'a> Answer<'a> {
         Ok((generation, output.cache))
     }
 
-    fn sequence_of(
-        &self,
-        index: usize,
-        row: RowOutput,
-        text: Option<RowText>,
-    ) -> Result<Sequence> {
+    fn sequence_of(&self, index: usize, row: RowOutput, text: Option<RowText>) -> Result<Sequence> {
         let prompt_index = row.beam.as_ref().map_or(index / self.copies, |it| it.prompt_index);
         let text = match text {
             Some(text) => text,

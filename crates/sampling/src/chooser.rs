@@ -11,7 +11,7 @@ use mlxgk_samplers::{Generator, Sampler, SamplerChain, SamplerState, Streams, ar
 /// use mlxgk_samplers::{Seed, WarperConfig};
 ///
 /// let chain = WarperConfig { top_k: Some(1), ..WarperConfig::default() }.chain()?;
-/// let mut drawn = Chooser::sample(&chain, ProcessorList::default(), Seed::Torch(42));
+/// let drawn = Chooser::sample(&chain, ProcessorList::default(), Seed::Torch(42));
 /// let (scores, tokens) = ([0.1, 0.7, 0.2], [5, 3]);
 /// for mut chooser in [Chooser::Greedy, drawn] {
 ///     assert_eq!(chooser.choose(0, &Context::new(&tokens, 2), &scores)?, 1);

@@ -3,3 +3,7 @@
 mod chooser;
 
 pub use self::chooser::{Chooser, Sampling};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
