@@ -71,13 +71,12 @@ impl<'a> Assistant<'a> {
         if ours != theirs {
             return refuse(format!("its vocabulary has {theirs} tokens, not {ours}"));
         }
-        if let (Ok(ours), Ok(theirs)) = (model.tokenizer(), self.model.tokenizer()) {
-            if let Some(id) = ours.first_difference(theirs) {
-                let name =
-                    |it: Option<String>| it.map_or("nothing".to_owned(), |it| format!("{it:?}"));
-                let (ours, theirs) = (name(ours.id_to_token(id)), name(theirs.id_to_token(id)));
-                return refuse(format!("its token {id} is {theirs}, not {ours}"));
-            }
+        if let (Ok(ours), Ok(theirs)) = (model.tokenizer(), self.model.tokenizer())
+            && let Some(id) = ours.first_difference(theirs)
+        {
+            let name = |it: Option<String>| it.map_or("nothing".to_owned(), |it| format!("{it:?}"));
+            let (ours, theirs) = (name(ours.id_to_token(id)), name(theirs.id_to_token(id)));
+            return refuse(format!("its token {id} is {theirs}, not {ours}"));
         }
         Ok(())
     }

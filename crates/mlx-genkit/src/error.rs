@@ -149,7 +149,7 @@ impl From<mlxgk_tokenizer_bridge::Error> for Error {
     fn from(source: mlxgk_tokenizer_bridge::Error) -> Self {
         use mlxgk_tokenizer_bridge::ErrorKind as Kind;
         let kind = match source.kind() {
-            Kind::Refused | Kind::Conversation => ErrorKind::Request,
+            Kind::Refused | Kind::Conversation | Kind::StopString => ErrorKind::Request,
             _ => ErrorKind::Model,
         };
         Self::caused(kind, source)

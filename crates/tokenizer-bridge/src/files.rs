@@ -178,10 +178,10 @@ fn additional_templates(folder: &Path) -> Result<Vec<(String, Cow<'static, [u8]>
     for entry in entries {
         let path = entry.map_err(|error| unreadable(folder, &error))?.path();
         let name = path.file_name().and_then(|name| name.to_str());
-        if let Some(name) = name.and_then(|name| name.strip_suffix(".jinja")) {
-            if let Some(content) = read_if_there(&path)? {
-                templates.push((name.to_owned(), content));
-            }
+        if let Some(name) = name.and_then(|name| name.strip_suffix(".jinja"))
+            && let Some(content) = read_if_there(&path)?
+        {
+            templates.push((name.to_owned(), content));
         }
     }
     templates.sort_by(|a, b| a.0.cmp(&b.0));

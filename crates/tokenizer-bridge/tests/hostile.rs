@@ -15,6 +15,7 @@ fn render(source: &str) -> Result<String, String> {
     })
 }
 
+#[allow(clippy::expect_used, reason = "the helper of a test may panic like the test")]
 fn refused(source: &str) -> String {
     let shown: String = source.chars().take(100).collect();
     let error = render(source).map(|it| it.len()).expect_err(&shown);
@@ -172,6 +173,7 @@ fn operators_are_those_of_python() {
     }
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "each value is made for one call")]
 fn tokenizer(changes: Value) -> Result<Tokenizer, String> {
     let mut json = json!({
         "model": {"type": "WordLevel", "unk_token": "a", "vocab": {"a": 0, "b": 1}},

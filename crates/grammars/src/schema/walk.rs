@@ -23,12 +23,11 @@ const LISTS: [&str; 5] = ["allOf", "anyOf", "items", "oneOf", "prefixItems"];
 const MAPS: [&str; 5] =
     ["$defs", "definitions", "dependentSchemas", "patternProperties", "properties"];
 
+/// What is done with a schema's fields, given its JSON pointer.
+pub(super) type Work<'a> = &'a mut dyn FnMut(&mut Map<String, Value>, &str) -> Result<(), String>;
+
 /// Runs `work` on every schema that is an object, outer ones first, with its JSON pointer.
-pub(super) fn each_schema(
-    schema: &mut Value,
-    place: &str,
-    work: &mut dyn FnMut(&mut Map<String, Value>, &str) -> Result<(), String>,
-) -> Result<(), String> {
+pub(super) fn each_schema(schema: &mut Value, place: &str, work: Work<'_>) -> Result<(), String> {
     let Value::Object(fields) = schema else { return Ok(()) };
     work(fields, place)?;
     for (keyword, value) in fields.iter_mut() {

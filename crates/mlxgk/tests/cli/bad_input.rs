@@ -337,7 +337,7 @@ fn command_lines() {
         (vec!["--stop", "end"], "has no tokenizer.json"),
         (vec!["--max-time", "-1"], "--max-time (`max_time`) must be a number of seconds"),
         (vec!["--prompt-lookup", "0"], "`prompt_lookup_num_tokens`"),
-        (vec!["--prompt-lookup", "3", "--temp", "1", "--num-return-sequences", "2"], "has to be 1"),
+        (vec!["--prompt-lookup", "3", "--temp", "1", "--num-return-sequences", "2"], "is not available with assisted decoding"),
         (
             vec!["--prompt-lookup", "3", "--guidance-scale", "2"],
             "--guidance-scale (`guidance_scale`) goes with",
@@ -469,7 +469,7 @@ fn grammars_and_other_fields() {
     with(&["--json-schema", "/nowhere"], &["cannot read /nowhere"]);
     with(&["--json-schema", &file("cut", "{\"type\":")], &["cut is not valid JSON"]);
     with(&["--json-schema", &file("null", "null")], &["null holds null", "an object"]);
-    with(&["--json-schema", &file("list", "[1]")], &["JSON schema must be an object"]);
+    with(&["--json-schema", &file("list", "[1]")], &["must be an object or a boolean"]);
     with(&["--json-schema", &file("type", "{\"type\": \"colour\"}")], &["JSON schema", "colour"]);
     with(&["--regex", "("], &["regular expression", "unclosed group"]);
     with(&["--regex", ""], &["regular expression is empty"]);
