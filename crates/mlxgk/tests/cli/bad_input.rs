@@ -337,7 +337,10 @@ fn command_lines() {
         (vec!["--stop", "end"], "has no tokenizer.json"),
         (vec!["--max-time", "-1"], "--max-time (`max_time`) must be a number of seconds"),
         (vec!["--prompt-lookup", "0"], "`prompt_lookup_num_tokens`"),
-        (vec!["--prompt-lookup", "3", "--temp", "1", "--num-return-sequences", "2"], "is not available with assisted decoding"),
+        (
+            vec!["--prompt-lookup", "3", "--temp", "1", "--num-return-sequences", "2"],
+            "is not available with assisted decoding",
+        ),
         (
             vec!["--prompt-lookup", "3", "--guidance-scale", "2"],
             "--guidance-scale (`guidance_scale`) goes with",
