@@ -19,7 +19,7 @@ fn places(vectors: &SteeringVectors) -> Vec<(HookPoint, usize)> {
 }
 
 fn imported(format: Format, name: &str) -> Vec<(HookPoint, usize)> {
-    places(&format.import(&fixture(name)).unwrap())
+    places(&format.import(fixture(name)).unwrap())
 }
 
 #[test]
@@ -85,13 +85,13 @@ fn damaged_and_foreign_files_are_named() {
     let gguf = fs::read(fixture("repeng.gguf")).unwrap();
     refused(Format::Gguf, &write("cut.gguf", &gguf[..gguf.len() - 7]), "beyond the end");
     for len in 0..gguf.len() {
-        assert!(Format::Gguf.import(&write("cut.gguf", &gguf[..len])).is_err(), "{len} bytes");
+        assert!(Format::Gguf.import(write("cut.gguf", &gguf[..len])).is_err(), "{len} bytes");
     }
     refused(Format::Gguf, &write("none.gguf", b"GGML"), "not a GGUF file");
     refused(Format::Gguf, &folder.path().join("missing.gguf"), "cannot read");
     let npz = fs::read(fixture("persona.npz")).unwrap();
     for len in 0..npz.len() {
-        assert!(Format::Persona.import(&write("cut.npz", &npz[..len])).is_err(), "{len} bytes");
+        assert!(Format::Persona.import(write("cut.npz", &npz[..len])).is_err(), "{len} bytes");
     }
     refused(Format::Persona, &fixture("compressed.npz"), "compressed");
     refused(Format::Persona, &write("text.npz", b"hello"), "not an npz, npy or safetensors");

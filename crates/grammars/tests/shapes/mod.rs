@@ -1,5 +1,6 @@
 //! One small tokenizer of each published shape.
 
+#![allow(clippy::needless_pass_by_value, reason = "each value is made for one call")]
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
 #![allow(dead_code, reason = "not every test uses all of it")]
 
