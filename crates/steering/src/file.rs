@@ -203,7 +203,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         fs::write(at("joy.part"), "mine").unwrap();
-        vectors().save(&at("joy.safetensors")).unwrap();
+        vectors().save(at("joy.safetensors")).unwrap();
         assert_eq!(fs::read_to_string(at("joy.part")).unwrap(), "mine");
     }
 
