@@ -65,7 +65,7 @@ impl Reader<'_> {
 /// use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let model = Decoder::load("models/qwen3".as_ref(), ComputeDtype::Auto)?;
+/// let model = Decoder::load("models/qwen3", ComputeDtype::Auto)?;
 /// let prompts = LeftPadded::new(&[vec![5, 6, 7], vec![8]], 0)?;
 /// let mut prefill = Prefill::new(&model, &prompts, NoHook).chunk(512);
 /// while !prefill.step(usize::MAX)? {
