@@ -1,6 +1,12 @@
 //! A batch whose rows come and go.
 
-use std::collections::VecDeque;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    ops::Range,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use mlxgk_mlx_models::{ResidualHook, RowHooks, SharedHook};
 
 use crate::{
     DecoderSession, Error, ErrorKind, LeftPadded, LoopOutput, Prefill, Result, RowEvent, RowGroup,
@@ -19,6 +25,11 @@ pub const JOIN_CHUNK: usize = 512;
 pub struct ContinuousBatch<'a> {
     rows: SampleLoop<DecoderSession<'a>>,
     waiting: VecDeque<Joining<'a>>,
+    hooks: Arc<Mutex<RowHooks<'a>>>,
+    /// The ids of requests with hooks, by their first.
+    hooked: BTreeMap<RowId, Range<u64>>,
+    /// Those of requests that were taken out, as long as the cache may still hold rows of theirs.
+    gone: Vec<Range<u64>>,
 }
 
 /// A request that waits for its prompts to be fed.
@@ -42,7 +53,13 @@ impl Joining<'_> {
 
 impl Default for ContinuousBatch<'_> {
     fn default() -> Self {
-        Self { rows: SampleLoop::empty(), waiting: VecDeque::new() }
+        Self {
+            rows: SampleLoop::empty(),
+            waiting: VecDeque::new(),
+            hooks: Arc::default(),
+            hooked: BTreeMap::new(),
+            gone: Vec::new(),
+        }
     }
 }
 
@@ -61,6 +78,33 @@ impl<'a> ContinuousBatch<'a> {
     /// Ids for rows that are to join, as many as `prefill` will have; the first of them.
     pub fn reserve(&mut self, count: usize) -> RowId {
         self.rows.reserve(count)
+    }
+
+    /// The hook that every [`Prefill`] of this batch has to run under: it gives each row to its own.
+    pub fn hook(&self) -> impl ResidualHook + use<'a> {
+        Arc::clone(&self.hooks)
+    }
+
+    /// Registers the hook of a request whose rows have `count` ids from `first` on; before it joins.
+    pub fn register(&mut self, first: RowId, count: usize, hook: impl ResidualHook + 'a) {
+        let hook: SharedHook<'a> = Arc::new(Mutex::new(hook));
+        let ids = first.get()..first.get() + count as u64;
+        let mut hooks = locked(&self.hooks);
+        ids.clone().for_each(|id| hooks.insert(RowId::new(id), Arc::clone(&hook)));
+        self.hooked.insert(first, ids);
+    }
+
+    /// Forgets the hooks of requests that were taken out, once the cache holds none of their rows.
+    fn forget_hooks(&mut self) {
+        let held = self.rows.model().map_or_else(Vec::new, |it| it.cache().row_ids());
+        let mut hooks = locked(&self.hooks);
+        self.gone.retain(|ids| {
+            let is_held = held.iter().any(|it| ids.contains(&it.get()));
+            if !is_held {
+                ids.clone().for_each(|id| _ = hooks.remove(RowId::new(id)));
+            }
+            is_held
+        });
     }
 
     /// Puts a request into the queue, under ids that were [reserved](Self::reserve). `prefill` reads
@@ -94,6 +138,9 @@ impl<'a> ContinuousBatch<'a> {
     /// # Errors
     /// When the model fails; the batch is then empty. A row that fails ends alone, as an event.
     pub fn step(&mut self) -> Result<Vec<RowEvent>> {
+        if !self.gone.is_empty() {
+            self.forget_hooks();
+        }
         let mut events = self.admit();
         match self.rows.step() {
             Some(Err(e)) => {
@@ -154,6 +201,12 @@ impl<'a> ContinuousBatch<'a> {
 
     /// Takes out a request by the id of its first row. Returns what became of its rows.
     pub fn take(&mut self, first: RowId) -> LoopOutput {
+        self.gone.extend(self.hooked.remove(&first));
         self.rows.take(first)
     }
+}
+
+/// A hook is used by one pass at a time, so a panic elsewhere leaves it as a failed pass does.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

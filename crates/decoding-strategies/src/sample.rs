@@ -75,6 +75,11 @@ impl<M: Reorder> SampleLoop<M> {
         Ok(events)
     }
 
+    /// The model, where one is left.
+    pub(crate) fn model(&self) -> Option<&M> {
+        self.model.as_ref()
+    }
+
     /// Drops the model, with its cache, where no row runs any more.
     pub(crate) fn release(&mut self) {
         if !self.rows.is_running() {

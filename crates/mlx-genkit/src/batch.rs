@@ -125,14 +125,12 @@ impl<'a> Batch<'a> {
         Ok(id)
     }
 
-    /// Whether a request can share passes. Longrope reads a row differently next to a longer one, and a
-    /// hook may tell rows apart.
+    /// Whether a request can share passes. Longrope reads a row differently next to a longer one.
     fn can_share(&self, plan: &Plan<'_>) -> bool {
         let abilities = Abilities::of(plan.mode());
         abilities.has(Ability::SharedPass)
             && plan.resolved.config.use_cache != Some(false)
             && self.model.decoder().original_context().is_none()
-            && !plan.is_hooked
     }
 
     /// Advances every request. No events where none has a token yet.

@@ -88,10 +88,14 @@ impl<'a> Plan<'a> {
         let rows = rows(prompts.len(), copies, field)?;
         let hidden = HiddenRecorder::new(request.hidden_states, &resolved, model.decoder())?;
         let is_hooked = request.hook.is_some() || request.steering.is_some() || hidden.is_some();
-        let mut hook: Box<dyn ResidualHook + 'a> = request.hook.unwrap_or(Box::new(NoHook));
-        if let Some(steering) = request.steering {
-            hook = Box::new((steering.hook(model.decoder())?, hook));
-        }
+        let steering = request.steering.map(|it| it.hook(model.decoder())).transpose()?;
+        // Steering alone is not wrapped: where it only adds, a batch serves its rows with others'.
+        let mut hook: Box<dyn ResidualHook + 'a> = match (steering, request.hook) {
+            (Some(steering), Some(hook)) => Box::new((steering, hook)),
+            (Some(steering), None) => Box::new(steering),
+            (None, Some(hook)) => hook,
+            (None, None) => Box::new(NoHook),
+        };
         if let Some(hidden) = &hidden {
             hook = hidden.after(hook);
         }

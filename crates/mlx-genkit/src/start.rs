@@ -24,7 +24,12 @@ pub(crate) fn join<'a>(
     batch: &mut ContinuousBatch<'a>,
 ) -> Result<(RowId, Answer<'a>)> {
     let sides = if plan.group.is_guided() { 2 } else { 1 };
-    let first = batch.reserve(plan.prompts.len() * plan.copies * sides);
+    let count = plan.prompts.len() * plan.copies * sides;
+    let first = batch.reserve(count);
+    let own = std::mem::replace(&mut plan.hook, Box::new(batch.hook()));
+    if plan.is_hooked {
+        batch.register(first, count, own);
+    }
     let answer = prepare(&mut plan, first)?;
     let prompts = LeftPadded::new(&plan.prompts, plan.pad)?;
     let (prefill, copies, group) = fed(plan)?;

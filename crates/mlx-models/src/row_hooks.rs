@@ -82,6 +82,9 @@ impl<'a> RowHooks<'a> {
 
 impl ResidualHook for RowHooks<'_> {
     fn apply(&mut self, point: HookPoint, hidden: Array, step: &Step) -> Result<Array> {
+        if self.hooks.is_empty() {
+            return Ok(hidden);
+        }
         if let Some(hook) = self.common(step) {
             return locked(&hook).apply(point, hidden, step);
         }
