@@ -1,7 +1,7 @@
 //! Words that a sequence has to contain, and how far it has come with them.
 //!
 //! The rules are those of transformers 4.46 (`beam_constraints.py`): a token advances one word at
-//! most; a word once begun is gone on with until it is whole or broken; a broken word starts over,
+//! most; a started word is continued until it is complete or broken; a broken word starts over,
 //! at the end of the queue. The prompt's tokens count.
 
 use crate::{Error, ErrorKind, Result};

@@ -343,7 +343,7 @@ fn command_lines() {
         ),
         (
             vec!["--prompt-lookup", "3", "--guidance-scale", "2"],
-            "--guidance-scale (`guidance_scale`) goes with",
+            "--guidance-scale (`guidance_scale`) is not available with assisted decoding",
         ),
         (vec!["--negative-prompt", "no"], "need a --guidance-scale"),
         (vec!["--num-assistant-tokens", "3"], "--assistant"),
