@@ -143,9 +143,12 @@ fn take_any(it: &mut impl Recognizer, salt: usize, step: usize) -> bool {
     closing.chain(all).filter(|&byte| byte != SPECIAL).any(|byte| it.try_push_byte(byte))
 }
 
-/// The engine's message in plain words: its first line, without its internals.
+/// The engine's message in plain words, without its internals: its first line, or the one that says
+/// what is wrong where those before it only draw the place (`regex_syntax` marks it in the expression).
 pub(crate) fn sentence(message: &str) -> String {
-    let line = message.lines().map(str::trim).find(|it| !it.is_empty()).unwrap_or_default();
+    let lines = || message.lines().map(str::trim).filter(|it| !it.is_empty());
+    let reason = lines().find_map(|it| it.strip_prefix("error: "));
+    let line = reason.or_else(|| lines().next()).unwrap_or_default();
     let has = |part: &str| message.contains(part);
     if has("panic:") {
         return "it is more than the grammar engine can hold".to_owned();
