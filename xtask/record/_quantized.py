@@ -29,8 +29,8 @@ def _gather_qmm(*arguments, global_scale=None, _original=mx.gather_qmm, **option
 mx.gather_qmm = _gather_qmm
 
 
-def predicate_of(name: str):
-    """How each model is quantized: group size and bits, and exceptions by module path."""
+def scheme_of(name: str):
+    """How each model is quantized: mode, group size and bits, and exceptions by module path."""
 
     def mixed(path, module):
         """Widths from 3 to 8 bits side by side, one layer left alone, embeddings in 6 bits."""
@@ -44,13 +44,23 @@ def predicate_of(name: str):
             return {"group_size": 64, "bits": 8, "mode": "affine"}
         return True
 
+    def experts_alone(path, module):
+        """What OpenAI's models become: experts in the mode, all else affine."""
+        return True if "switch_mlp" in path else {"group_size": 64, "bits": 8}
+
     return {
-        "llama-q4": (32, 4, None),
-        "qwen3-q8": (64, 8, None),
-        "qwen2-mixed": (32, 4, mixed),
+        "llama-q4": ("affine", 32, 4, None),
+        "qwen3-q8": ("affine", 64, 8, None),
+        "qwen2-mixed": ("affine", 32, 4, mixed),
         # mlx-lm's own rule for this family keeps the router in 8 bits.
-        "qwen3-moe-q4": (32, 4, None),
-        "gemma3-q4": (64, 4, None),
+        "qwen3-moe-q4": ("affine", 32, 4, None),
+        "gemma3-q4": ("affine", 64, 4, None),
+        "llama-mxfp4": ("mxfp4", 32, 4, None),
+        "qwen3-mxfp8": ("mxfp8", 32, 8, None),
+        "qwen2-nvfp4": ("nvfp4", 16, 4, None),
+        "qwen3-moe-mxfp4": ("mxfp4", 32, 4, experts_alone),
+        "qwen3-moe-mxfp8": ("mxfp8", 32, 8, None),
+        "qwen3-moe-nvfp4": ("nvfp4", 16, 4, None),
     }[name]
 
 
@@ -58,9 +68,9 @@ def convert(source: pathlib.Path, folder: pathlib.Path, name: str) -> None:
     """Quantizes `source` into `folder` with mlx-lm."""
     mx.set_default_device(mx.cpu)
     shutil.rmtree(folder, ignore_errors=True)
-    group_size, bits, predicate = predicate_of(name)
+    mode, group_size, bits, predicate = scheme_of(name)
     model, config = utils.load_model(source)
-    model, config = utils.quantize_model(model, config, group_size, bits, quant_predicate=predicate)
+    model, config = utils.quantize_model(model, config, group_size, bits, mode, quant_predicate=predicate)
     utils.save_model(folder, model)
     utils.save_config(config, folder / "config.json")
 
@@ -115,7 +125,10 @@ def dequantized(folder: pathlib.Path):
     weights = {}
     for name, module in model.named_modules():
         if hasattr(module, "scales"):
-            full = mx.dequantize(module.weight, module.scales, module.biases, module.group_size, module.bits)
+            full = mx.dequantize(
+                module.weight, module.scales, module.get("biases"), module.group_size, module.bits, module.mode,
+                dtype=mx.float32,
+            )  # fmt: skip
         elif isinstance(getattr(module, "weight", None), mx.array):
             full = module.weight
         else:

@@ -234,6 +234,16 @@ QUANTIZED_SOURCES = (
     Tiny("gemma3-q4", gemma3(vocab_size=146, hidden_size=64, intermediate_size=64, num_key_value_heads=1, head_dim=32,
                              query_pre_attn_scalar=32, sliding_window=16, sliding_window_pattern=3, rope_theta=100000.0,
                              rope_local_base_freq=1000.0), form="4.x", dtype="bfloat16", seed=1),
+    Tiny("llama-mxfp4", llama(vocab_size=112, tie_word_embeddings=False, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+                              num_key_value_heads=2, rope_theta=10000.0), form="4.x", dtype="bfloat16"),
+    Tiny("qwen3-mxfp8", qwen3(vocab_size=114, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_key_value_heads=1,
+                              head_dim=16, tie_word_embeddings=True, rope_theta=10000.0), form="4.x", dtype="bfloat16"),
+    Tiny("qwen2-nvfp4", qwen2(vocab_size=113, tie_word_embeddings=True, hidden_size=64, intermediate_size=80, num_hidden_layers=2,
+                              num_key_value_heads=2, rope_theta=10000.0), form="4.x", dtype="float16"),
+    *(Tiny(name, qwen3_moe(vocab_size=115, tie_word_embeddings=False, hidden_size=64, intermediate_size=64, moe_intermediate_size=32,
+                           num_hidden_layers=2, num_experts=4, num_key_value_heads=1, head_dim=16, mlp_only_layers=[],
+                           decoder_sparse_step=1, norm_topk_prob=True, rope_theta=10000.0), form="4.x", dtype="bfloat16")
+      for name in ("qwen3-moe-mxfp4", "qwen3-moe-mxfp8", "qwen3-moe-nvfp4")),
 )  # fmt: skip
 
 

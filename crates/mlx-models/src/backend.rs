@@ -1,8 +1,11 @@
 //! What the default device can do.
 
-use mlx_rs::{Device, DeviceType, Dtype};
+use mlx_rs::{Array, Device, DeviceType, Dtype, error::Result as MlxResult};
 
-use crate::{Error, Result, native::Native};
+use crate::{
+    Error, Result,
+    native::{Native, Packed},
+};
 
 /// How a model's rotations, norms, gates, attention and weight products are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +34,16 @@ impl Backend {
         match self {
             Self::Native(native) => Some(native),
             Self::Gpu | Self::Composed => None,
+        }
+    }
+}
+
+impl Backend {
+    /// `x Wᵀ` for `x` of `[.., in]` and packed weights.
+    pub(crate) fn packed_product(self, x: &Array, weight: &Packed) -> MlxResult<Array> {
+        match self {
+            Self::Native(native) => native.packed_product(x, weight),
+            Self::Gpu | Self::Composed => weight.product(x),
         }
     }
 }

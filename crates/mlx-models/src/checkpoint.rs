@@ -160,6 +160,7 @@ pub(crate) fn parse(name: &str, bytes: &[u8]) -> Result<Tensors> {
                 Dtype::F16 => Array::from_slice(&elements(data, f16::from_le_bytes), &shape),
                 Dtype::BF16 => Array::from_slice(&elements(data, bf16::from_le_bytes), &shape),
                 Dtype::U32 => Array::from_slice(&elements(data, u32::from_le_bytes), &shape),
+                Dtype::U8 => Array::from_slice(data, &shape),
                 other => return Err(unsupported(path, &tensor, other)),
             };
             Ok((tensor, array))
@@ -262,7 +263,7 @@ fn check_header(path: &Path) -> Result<()> {
         ));
     }
     for (name, info) in metadata.tensors() {
-        if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::U32) {
+        if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::U32 | Dtype::U8) {
             return Err(unsupported(path, &name, info.dtype));
         }
         if info.shape.iter().any(|&it| i32::try_from(it).is_err()) {
@@ -283,7 +284,7 @@ fn unsupported(path: &Path, tensor: &str, dtype: Dtype) -> Error {
     damaged(
         path,
         format!(
-            "holds {} as {dtype:?}; weights must be F32, F16, BF16 or packed U32",
+            "holds {} as {dtype:?}; weights must be F32, F16, BF16, or packed in U32 with scales in U8",
             quoted(tensor)
         ),
     )

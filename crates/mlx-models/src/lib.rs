@@ -39,6 +39,7 @@ mod mlp;
 mod moe;
 mod norm;
 mod parameters;
+mod quantization;
 mod recording;
 mod rope;
 mod row_hooks;

@@ -1,18 +1,14 @@
 //! The weights of a product and the forms they are kept in.
 //!
-//! Every form knows the same few operations, so a further one (MLX's microscaling modes) is a variant
-//! here and a way to read it in [`Weights`](crate::weights::Weights).
+//! Every form knows the same few operations, so a further one is a variant here and a way to read it in
+//! [`Weights`](crate::weights::Weights).
 
-use mlx_rs::{
-    Array, Dtype,
-    error::Result as MlxResult,
-    ops::{dequantize, gather_mm, gather_qmm, quantized_matmul},
-    transforms::eval,
-};
+use mlx_rs::{Array, Dtype, error::Result as MlxResult, ops::gather_mm, transforms::eval};
 
 use crate::{
     Result,
-    native::Native,
+    backend::Backend,
+    native::{Native, Packed},
     parameters::{Parameter, ParameterKind, Replace},
 };
 
@@ -23,8 +19,8 @@ pub(crate) enum Weight {
     Dense(Dense),
     /// bf16 in a model that computes in fp32: half the memory to read, the same numbers.
     Bf16(Native, Array),
-    /// MLX's affine quantization.
-    Affine(Affine),
+    /// In one of MLX's quantization modes.
+    Packed(Quantized),
 }
 
 /// A weight that is multiplied as it is.
@@ -41,17 +37,14 @@ pub(crate) struct Dense {
     narrow: Option<Native>,
 }
 
-/// Packed weights as MLX's affine quantization writes them: `w = scale · q + bias` per group.
+/// A packed weight in a model.
 #[derive(Debug, Clone)]
-pub(crate) struct Affine {
-    /// u32, `[.., out, in · bits / 32]`.
-    pub(crate) words: Array,
-    /// `[.., out, in / group_size]`.
-    pub(crate) scales: Array,
-    /// `[.., out, in / group_size]`.
-    pub(crate) biases: Array,
-    pub(crate) group_size: i32,
-    pub(crate) bits: i32,
+pub(crate) struct Quantized {
+    pub(crate) packed: Packed,
+    /// How products with it are computed.
+    pub(crate) backend: Backend,
+    /// What the model computes in.
+    pub(crate) dtype: Dtype,
 }
 
 impl Dense {
@@ -68,15 +61,6 @@ impl Dense {
     }
 }
 
-impl Affine {
-    fn dequantized(&self, rows: Option<&Array>) -> MlxResult<Array> {
-        let rows = |it: &Array| rows.map_or_else(|| Ok(it.clone()), |ids| it.take_axis(ids, 0));
-        let (words, scales, biases) =
-            (rows(&self.words)?, rows(&self.scales)?, rows(&self.biases)?);
-        dequantize(words, scales, &biases, self.group_size, self.bits)
-    }
-}
-
 impl Weight {
     /// A weight in the compute dtype.
     pub(crate) fn dense(rows: Array) -> MlxResult<Self> {
@@ -88,10 +72,7 @@ impl Weight {
         match self {
             Self::Dense(it) => x.matmul(it.facing(x)),
             Self::Bf16(native, it) => native.widening_product(x, it),
-            Self::Affine(it) => {
-                let (size, bits) = (it.group_size, it.bits);
-                quantized_matmul(x, &it.words, &it.scales, &it.biases, true, size, bits)
-            }
+            Self::Packed(it) => it.backend.packed_product(x, &it.packed),
         }
     }
 
@@ -103,12 +84,7 @@ impl Weight {
                 let columns = it.as_dtype(Dtype::Float32)?.swap_axes(-1, -2)?;
                 gather_mm(x, &columns, None, chosen, false)
             }
-            Self::Affine(it) => {
-                let (size, bits) = (it.group_size, it.bits);
-                gather_qmm(
-                    x, &it.words, &it.scales, &it.biases, None, chosen, true, size, bits, false,
-                )
-            }
+            Self::Packed(it) => it.packed.gathered_product(x, chosen),
         }
     }
 
@@ -117,7 +93,7 @@ impl Weight {
         match self {
             Self::Dense(it) => it.rows.take_axis(ids, 0),
             Self::Bf16(_, it) => it.take_axis(ids, 0)?.as_dtype(Dtype::Float32),
-            Self::Affine(it) => it.dequantized(Some(ids)),
+            Self::Packed(it) => it.packed.rows(ids, it.dtype),
         }
     }
 
@@ -126,7 +102,7 @@ impl Weight {
         match self {
             Self::Dense(it) => Ok(it.rows.clone()),
             Self::Bf16(_, it) => it.as_dtype(Dtype::Float32),
-            Self::Affine(it) => it.dequantized(None),
+            Self::Packed(it) => it.packed.dequantized(it.dtype),
         }
     }
 
@@ -137,7 +113,7 @@ impl Weight {
                 eval([Some(&it.rows), Some(&it.columns), it.single.as_ref()].into_iter().flatten())
             }
             Self::Bf16(_, it) => it.eval(),
-            Self::Affine(it) => eval([&it.words, &it.scales, &it.biases]),
+            Self::Packed(it) => it.packed.eval(),
         }
     }
 
@@ -145,13 +121,7 @@ impl Weight {
     pub(crate) fn shape(&self) -> Vec<usize> {
         match self {
             Self::Dense(Dense { rows: it, .. }) | Self::Bf16(_, it) => sizes(it.shape()),
-            Self::Affine(it) => {
-                let mut shape = sizes(it.scales.shape());
-                if let Some(last) = shape.last_mut() {
-                    *last *= it.group_size as usize;
-                }
-                shape
-            }
+            Self::Packed(it) => sizes(&it.packed.shape()),
         }
     }
 
@@ -161,11 +131,14 @@ impl Weight {
             Self::Dense(Dense { rows: it, .. }) | Self::Bf16(_, it) => {
                 vec![("weight", ParameterKind::Weight, it)]
             }
-            Self::Affine(it) => vec![
-                ("weight", ParameterKind::Packed, &it.words),
-                ("scales", ParameterKind::Scales, &it.scales),
-                ("biases", ParameterKind::Offsets, &it.biases),
-            ],
+            Self::Packed(Quantized { packed: it, .. }) => {
+                let mut arrays = vec![
+                    ("weight", ParameterKind::Packed, it.words()),
+                    ("scales", ParameterKind::Scales, it.scales()),
+                ];
+                arrays.extend(it.biases().map(|it| ("biases", ParameterKind::Offsets, it)));
+                arrays
+            }
         }
     }
 
@@ -200,7 +173,7 @@ impl Weight {
         let narrow = match self {
             Self::Dense(it) => it.narrow,
             Self::Bf16(native, _) => Some(*native),
-            Self::Affine(_) => None,
+            Self::Packed(_) => None,
         };
         match (&mut *self, ending) {
             (Self::Dense(_) | Self::Bf16(..), _) => match narrow {
@@ -215,9 +188,16 @@ impl Weight {
                     *self = Self::Dense(Dense { narrow, ..dense });
                 }
             },
-            (Self::Affine(it), "weight") => it.words = array,
-            (Self::Affine(it), "scales") => it.scales = array.as_dtype(it.scales.dtype())?,
-            (Self::Affine(it), _) => it.biases = array.as_dtype(it.biases.dtype())?,
+            (Self::Packed(Quantized { packed: it, .. }), ending) => {
+                let (mut words, mut scales) = (it.words().clone(), it.scales().clone());
+                let mut biases = it.biases().cloned();
+                match ending {
+                    "weight" => words = array,
+                    "scales" => scales = array.as_dtype(scales.dtype())?,
+                    _ => biases = Some(array.as_dtype(scales.dtype())?),
+                }
+                *it = Packed::new(words, scales, biases, it.quantization())?;
+            }
         }
         Ok(())
     }
@@ -227,12 +207,12 @@ impl Weight {
         match self {
             Self::Dense(it) => it.rows.dtype(),
             Self::Bf16(..) => Dtype::Float32,
-            Self::Affine(it) => it.scales.dtype(),
+            Self::Packed(it) => it.dtype,
         }
     }
 
     pub(crate) fn is_quantized(&self) -> bool {
-        matches!(self, Self::Affine(_))
+        matches!(self, Self::Packed(_))
     }
 }
 

@@ -13,10 +13,11 @@ use crate::{
     experts::Experts,
     input::quoted,
     linear::Linear,
-    native::Native,
+    native::{Mode, Native, Packed},
     norm::{NormWeight, RmsNorm},
     parameters::Tensor,
-    weight::{Affine, Weight},
+    quantization::{self, Scheme},
+    weight::{Quantized, Weight},
 };
 
 /// A checkpoint being taken apart.
@@ -29,6 +30,8 @@ pub(crate) struct Weights {
     /// How the file's own names differ from those.
     naming: Naming,
     skipped: Vec<Skipped>,
+    /// What the config says of packed weights.
+    scheme: Scheme,
     dtype: Dtype,
     backend: Backend,
 }
@@ -41,17 +44,19 @@ impl Weights {
         config: &Config,
         dtype: Option<Dtype>,
     ) -> Result<Self> {
-        refuse_foreign_quantization(config)?;
+        let scheme = Scheme::read(config)?;
         let naming = Naming::of(&tensors);
         let (tensors, skipped) = naming.language_model(tensors, config.has("text_config"));
         let stored = || {
-            let table = tensors.get("model.embed_tokens.scales");
-            let table = table.or_else(|| tensors.get("model.embed_tokens.weight"));
-            table.map_or(Dtype::Float32, Array::dtype)
+            // Of packed weights the scales are in it, but for modes that keep those as u8.
+            let names =
+                ["model.embed_tokens.scales", "model.embed_tokens.weight", "model.norm.weight"];
+            let found = names.iter().filter_map(|&name| tensors.get(name)).map(Array::dtype);
+            found.into_iter().find(Dtype::is_float).unwrap_or(Dtype::Float32)
         };
         let dtype = dtype.unwrap_or_else(stored);
         let backend = Backend::new(dtype)?;
-        Ok(Self { name, tensors, naming, skipped, dtype, backend })
+        Ok(Self { name, tensors, naming, skipped, scheme, dtype, backend })
     }
 
     /// The dtype that floats are converted to.
@@ -122,7 +127,7 @@ impl Weights {
         columns: usize,
     ) -> Result<Weight> {
         if self.has(&format!("{at}.scales")) {
-            return self.affine(at, leading, rows, columns).map(Weight::Affine);
+            return self.packed(at, leading, rows, columns);
         }
         let name = format!("{at}.weight");
         let shape = [leading, &[rows, columns]].concat();
@@ -144,35 +149,45 @@ impl Weights {
         self.backend.native().filter(|_| stored == Some(Dtype::Bfloat16))
     }
 
-    /// Takes `{at}.weight`, `.scales` and `.biases`. Group size and bits follow from the shapes, as
-    /// in mlx-lm, so per-layer overrides need no table.
-    fn affine(
+    /// Takes `{at}.weight`, `.scales` and, where the mode has them, `.biases`.
+    fn packed(
         &mut self,
         at: &str,
         leading: &[usize],
         rows: usize,
         columns: usize,
-    ) -> Result<Affine> {
+    ) -> Result<Weight> {
         let last = |array: Option<&Array>| {
             array.and_then(|it| it.shape().last().copied()).map_or(0, |it| it as usize)
         };
         let words = last(self.tensors.get(&format!("{at}.weight")));
-        let groups = last(self.tensors.get(&format!("{at}.scales")));
-        let group_size = columns.checked_div(groups).unwrap_or(0);
-        let bits = words * 32 / columns;
-        let fits = group_size * groups == columns && bits * columns == words * 32;
-        if !fits || ![2, 3, 4, 5, 6, 8].contains(&bits) {
+        let scales = self.tensors.get(&format!("{at}.scales"));
+        let (groups, is_float) = (last(scales), scales.is_some_and(|it| it.dtype().is_float()));
+        let Some(it) = quantization::of_shapes(words, groups, columns, is_float) else {
             return Err(self.error(format_args!(
-                "{} is no affine-quantized weight of {columns} columns: {words} words and {groups} \
-                 groups per row",
-                self.in_file(at)
+                "{} is in none of MLX's quantization modes: {columns} columns in {words} words and \
+                 {groups} {} per row",
+                self.in_file(at),
+                if is_float { "scales" } else { "scales of 8 bits" }
             )));
-        }
+        };
+        self.scheme.check(at, it)?;
         let shape = |last: usize| [leading, &[rows, last]].concat();
         let words = self.take_as(&format!("{at}.weight"), &shape(words), Dtype::Uint32)?;
-        let scales = self.take(&format!("{at}.scales"), &shape(groups))?;
-        let biases = self.take(&format!("{at}.biases"), &shape(groups))?;
-        Ok(Affine { words, scales, biases, group_size: group_size as i32, bits: bits as i32 })
+        let of_scales = if is_float { self.dtype } else { Dtype::Uint8 };
+        let scales = self.take_as(&format!("{at}.scales"), &shape(groups), of_scales)?;
+        let biases = if it.mode == Mode::Affine {
+            Some(self.take(&format!("{at}.biases"), &shape(groups))?)
+        } else {
+            None
+        };
+        let packed = Packed::new(words, scales, biases, it).map_err(|e| self.failed(at, &e))?;
+        Ok(self.quantized(packed))
+    }
+
+    /// A weight of this model.
+    pub(crate) fn quantized(&self, packed: Packed) -> Weight {
+        Weight::Packed(Quantized { packed, backend: self.backend, dtype: self.dtype })
     }
 
     /// Takes the product at `at`, `[rows, columns]`, and its bias.
@@ -275,27 +290,4 @@ impl Weights {
             }
         }
     }
-}
-
-/// Only MLX's affine scheme is read; GPTQ, AWQ, fp8 and MLX's microscaling modes are refused by name.
-fn refuse_foreign_quantization(config: &Config) -> Result<()> {
-    for key in ["quantization", "quantization_config"] {
-        let Some(settings) = config.object(key)? else { continue };
-        if let Some(method) = settings.str("quant_method")? {
-            return Err(config.error(
-                key,
-                format_args!(
-                    "names the method {method:?}; only MLX's affine quantization is supported"
-                ),
-            ));
-        }
-        let mode = settings.str("mode")?.unwrap_or("affine");
-        if mode != "affine" {
-            return Err(config.error(
-                key,
-                format_args!("names the mode {mode:?}; only \"affine\" is supported"),
-            ));
-        }
-    }
-    Ok(())
 }

@@ -117,6 +117,8 @@ fn replaced_parameters_take_effect_and_can_be_put_back() {
                 let changed = |it: &Array| match it.dtype() {
                     // Some bits of the words.
                     Dtype::Uint32 => it.multiply(Array::from_slice(&[3_u32], &[])).unwrap(),
+                    // The next scale that a byte can be.
+                    Dtype::Uint8 => it.add(Array::from_slice(&[1_u8], &[])).unwrap(),
                     _ => it
                         .multiply(noise(9, it.shape()).add(Array::from_f32(1.0)).unwrap())
                         .unwrap(),

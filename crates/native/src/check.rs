@@ -6,6 +6,8 @@ use mlx_rs::{
     fast::ScaledDotProductAttentionMask as Mask,
 };
 
+use crate::{Mode, Packed, Quantization};
+
 /// Refuses an array that is not of the type.
 fn dtype(operation: &str, name: &str, array: &Array, expected: Dtype) -> Result<()> {
     let found = array.dtype();
@@ -13,6 +15,11 @@ fn dtype(operation: &str, name: &str, array: &Array, expected: Dtype) -> Result<
         return Ok(());
     }
     Err(Exception::custom(format!("{operation}: `{name}` is {found:?}, expected {expected:?}")))
+}
+
+/// Refuses arrays that are not of fp32.
+pub(crate) fn fp32(operation: &str, arrays: &[(&str, &Array)]) -> Result<()> {
+    arrays.iter().try_for_each(|(name, array)| dtype(operation, name, array, Dtype::Float32))
 }
 
 /// Refuses arrays that do not fit together.
@@ -133,36 +140,78 @@ pub(crate) fn widening_product(x: &Array, weight: &Array) -> Result<()> {
     fits(NAME, "x is [.., in], weight [out, in]", &[("x", x), ("weight", weight)], fitting)
 }
 
-pub(crate) fn affine_product(
-    x: &Array,
-    [words, scales, biases]: [&Array; 3],
-    group_size: i32,
-    bits: i32,
+/// The arrays of packed weights, and that there is such a quantization.
+pub(crate) fn packed(
+    words: &Array,
+    scales: &Array,
+    biases: Option<&Array>,
+    quantization: Quantization,
 ) -> Result<()> {
-    const NAME: &str = "affine_product";
-    dtype(NAME, "words", words, Dtype::Uint32)?;
-    for (name, array) in [("x", x), ("scales", scales), ("biases", biases)] {
-        dtype(NAME, name, array, Dtype::Float32)?;
-    }
-    if ![2, 3, 4, 5, 6, 8].contains(&bits) || ![16, 32, 64, 128].contains(&group_size) {
+    const NAME: &str = "packed weights";
+    let Quantization { mode, group_size, bits } = quantization;
+    let known = match mode {
+        Mode::Affine => Quantization::affine(group_size, bits).is_some(),
+        Mode::Mxfp4 => quantization == Quantization::MXFP4,
+        Mode::Mxfp8 => quantization == Quantization::MXFP8,
+        Mode::Nvfp4 => quantization == Quantization::NVFP4,
+    };
+    if !known {
+        let mode = mode.name();
         return Err(Exception::custom(format!(
-            "{NAME}: {bits} bits in groups of {group_size}; bits are 2, 3, 4, 5, 6 or 8, and groups \
-             16, 32, 64 or 128"
+            "{NAME}: {mode} has no {bits} bits in groups of {group_size}"
         )));
     }
+    dtype(NAME, "words", words, Dtype::Uint32)?;
+    if mode != Mode::Affine {
+        dtype(NAME, "scales", scales, Dtype::Uint8)?;
+    } else if !scales.dtype().is_float() {
+        let found = scales.dtype();
+        return Err(Exception::custom(format!("{NAME}: `scales` is {found:?}, expected floats")));
+    }
+    if let Some(biases) = biases {
+        dtype(NAME, "biases", biases, scales.dtype())?;
+    }
     let (w, s) = (words.shape(), scales.shape());
-    let fitting = w.len() == 2
-        && s.len() == 2
-        && s == biases.shape()
-        && w[0] == s[0]
-        && i64::from(w[1]) * 32 == i64::from(s[1]) * i64::from(group_size * bits)
-        && x.shape()
-            .last()
-            .is_some_and(|&it| i64::from(it) == i64::from(s[1]) * i64::from(group_size));
-    fits(
-        NAME,
-        "x is [.., in], words [out, in · bits / 32], scales and biases [out, in / group_size]",
-        &[("x", x), ("words", words), ("scales", scales), ("biases", biases)],
-        fitting,
-    )
+    let fitting = biases.is_some() == (mode == Mode::Affine)
+        && biases.is_none_or(|it| it.shape() == s)
+        && [2, 3].contains(&w.len())
+        && w.len() == s.len()
+        && w[..w.len() - 1] == s[..w.len() - 1]
+        && i64::from(w[w.len() - 1]) * 32
+            == i64::from(s[w.len() - 1]) * i64::from(group_size * bits);
+    let mut arrays = vec![("words", words), ("scales", scales)];
+    arrays.extend(biases.map(|it| ("biases", it)));
+    let expected = "words are [.., out, in · bits / 32], scales [.., out, in / group_size], and so are \
+                    the biases that the affine mode alone has";
+    fits(NAME, expected, &arrays, fitting)
+}
+
+/// That `x` is `[.., in]` for a single matrix.
+pub(crate) fn product(x: &Array, weight: &Packed) -> Result<()> {
+    const NAME: &str = "packed product";
+    let shape = weight.shape();
+    float(NAME, x.dtype())?;
+    let fitting = shape.len() == 2 && x.ndim() > 0 && x.shape().last() == shape.last();
+    fits(NAME, &format!("x is [.., in] for a matrix of {shape:?}"), &[("x", x)], fitting)
+}
+
+/// That `x` is `[.., rows, in]`, and `chosen` names matrices for its leading axes.
+pub(crate) fn gathered_product(x: &Array, weight: &Packed, chosen: &Array) -> Result<()> {
+    const NAME: &str = "gathered product";
+    float(NAME, x.dtype())?;
+    dtype(NAME, "chosen", chosen, Dtype::Uint32)?;
+    let (shape, found, names) = (weight.shape(), x.shape(), chosen.shape());
+    let fitting = shape.len() == 3
+        && found.len() == names.len() + 2
+        && found.last() == shape.last()
+        && found.iter().zip(names).all(|(&it, &all)| it == 1 || it == all);
+    let expected = format!("x is [chosen.. or 1, rows, in] for matrices of {shape:?}");
+    fits(NAME, &expected, &[("x", x), ("chosen", chosen)], fitting)
+}
+
+pub(crate) fn float(operation: &str, dtype: Dtype) -> Result<()> {
+    if dtype.is_float() {
+        return Ok(());
+    }
+    Err(Exception::custom(format!("{operation}: {dtype:?} is no type of floats")))
 }

@@ -2,5 +2,9 @@
 
 mod check;
 mod native;
+mod packed;
 
-pub use self::native::Native;
+pub use self::{
+    native::Native,
+    packed::{Mode, Packed, Quantization},
+};

@@ -1,4 +1,4 @@
-//! The safe face of the C++ operations, and the one module that calls C functions directly.
+//! The safe face of the C++ operations.
 //!
 //! What makes the calls sound: an operation is reached only through a [`Native`], which exists only
 //! where the linked library brings them; `check` has held shapes and types against what
@@ -11,7 +11,7 @@ use mlx_rs::{Array, error::Result, fast::ScaledDotProductAttentionMask};
 use mlx_sys::mlx_array;
 
 use self::linked::{Linked, call, linked};
-use crate::check;
+use crate::{Packed, Quantization, check};
 
 /// A handle with no array behind it.
 const EMPTY: mlx_array = mlx_array { ctx: std::ptr::null_mut() };
@@ -203,28 +203,22 @@ impl Native {
         call!(self, mlxgk_widening_product(x.as_ptr(), weight.as_ptr()))
     }
 
-    /// `x Wᵀ` for `x` of `[.., in]` and packed `W` of `[out, in]`, MLX's affine quantization:
-    /// `w = scale · q + bias` with one scale and bias per `group_size` numbers of a row, and `bits` per
-    /// number (2, 3, 4, 5, 6 or 8).
-    ///
-    /// `words` is u32 `[out, in · bits / 32]`, `scales` and `biases` are fp32 `[out, in / group_size]`.
+    /// `x Wᵀ` for `x` of `[.., in]` and a packed `W` of `[out, in]`; affine ones need scales and biases
+    /// in fp32.
     ///
     /// # Errors
-    /// When shapes or types do not fit, or there is no such quantization.
-    pub fn affine_product(
-        self,
-        x: &Array,
-        [words, scales, biases]: [&Array; 3],
-        group_size: i32,
-        bits: i32,
-    ) -> Result<Array> {
-        check::affine_product(x, [words, scales, biases], group_size, bits)?;
+    /// When shapes or types do not fit.
+    pub fn packed_product(self, x: &Array, weight: &Packed) -> Result<Array> {
+        check::product(x, weight)?;
+        let Some(biases) = weight.biases() else { return weight.product(x) };
+        check::fp32("packed product", &[("x", x), ("scales", weight.scales())])?;
+        let Quantization { group_size, bits, .. } = weight.quantization();
         call!(
             self,
             mlxgk_affine_product(
                 x.as_ptr(),
-                words.as_ptr(),
-                scales.as_ptr(),
+                weight.words().as_ptr(),
+                weight.scales().as_ptr(),
                 biases.as_ptr(),
                 group_size,
                 bits

@@ -11,11 +11,18 @@ use mlx_rs::{
     error::Result,
     ops::{dequantize, matmul, quantize},
 };
+use mlxgk_native::{Packed, Quantization};
 
 const BITS: [i32; 6] = [2, 3, 4, 5, 6, 8];
 
+fn packed(arrays: &[Array], group: i32, bits: i32) -> Result<Packed> {
+    let [words, scales, biases] = arrays else { panic!("words, scales and biases") };
+    let quantization = Quantization::affine(group, bits).unwrap();
+    Packed::new(words.clone(), scales.clone(), Some(biases.clone()), quantization)
+}
+
 fn ours(inputs: &[Array], group: i32, bits: i32) -> Result<Array> {
-    native().affine_product(&inputs[0], [&inputs[1], &inputs[2], &inputs[3]], group, bits)
+    native().packed_product(&inputs[0], &packed(&inputs[1..], group, bits)?)
 }
 
 fn theirs(inputs: &[Array], group: i32, bits: i32) -> Result<Array> {
@@ -108,12 +115,11 @@ fn what_does_not_fit_is_refused() {
     let good = inputs(&[2, 64], 5, 32, 4);
     assert!(ours(&good, 32, 4).is_ok());
     for (group, bits) in [(32, 7), (48, 4), (0, 4), (32, 0)] {
-        let error = ours(&good, group, bits).unwrap_err();
-        assert!(error.what().contains("bits are 2, 3, 4, 5, 6 or 8"), "{error}");
+        assert_eq!(Quantization::affine(group, bits), None);
     }
     for (group, bits) in [(64, 4), (32, 8)] {
         let error = ours(&good, group, bits).unwrap_err();
-        assert!(error.what().contains("do not fit: x is [.., in]"), "{error}");
+        assert!(error.what().contains("do not fit: words are"), "{error}");
     }
     for (at, shape) in [(0, &[2, 32][..]), (2, &[5, 3]), (3, &[4, 2]), (2, &[10])] {
         let mut inputs = good.clone();
@@ -121,7 +127,12 @@ fn what_does_not_fit_is_refused() {
         let error = ours(&inputs, 32, 4).unwrap_err();
         assert!(error.what().contains("do not fit"), "{error}");
     }
-    let mut inputs = good;
+    let mut inputs = good.clone();
     inputs[1] = inputs[1].as_dtype(Dtype::Int32).unwrap();
     assert!(ours(&inputs, 32, 4).is_err());
+    let [words, scales] = [&good[1], &good[2]].map(Clone::clone);
+    let error = Packed::new(words.clone(), scales.clone(), None, Quantization::MXFP4).unwrap_err();
+    assert!(error.what().contains("`scales` is Float32, expected Uint8"), "{error}");
+    let affine = Quantization::affine(32, 4).unwrap();
+    assert!(Packed::new(words, scales, None, affine).is_err(), "the affine mode has biases");
 }
