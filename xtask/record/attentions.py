@@ -33,16 +33,16 @@ def record_case(model, index: int, lengths: tuple[int, ...]) -> dict:
     return {
         "prompts": prompts,
         "tokens": outputs.sequences[:, width:].tolist(),
-        "rows": [row_weights(outputs.attentions, row, width - len(it)) for row, it in enumerate(prompts)],
+        "rows": [row_weights(outputs.attentions, row, width, width - len(it)) for row, it in enumerate(prompts)],
     }
 
 
-def row_weights(steps, row: int, padding: int) -> list:
+def row_weights(steps, row: int, prompt_width: int, padding: int) -> list:
     """Per token and layer, what each head of the row gives to the columns it is shown, padding left
     out: for the first token from the prompt's middle position and its last, for others from the one."""
     found = []
     for step, layers in enumerate(steps):
-        width = max(it.shape[-1] for it in layers)
+        width = prompt_width + step
         found.append([])
         for weights in layers:
             # A layer with a window may be shown its newest columns only.

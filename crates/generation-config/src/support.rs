@@ -23,11 +23,6 @@ const NOT_YET: &[Refusal] = &[
         "this kind of cache",
     ),
     ("cache_config", |it| it.cache_config.is_none(), "a configurable cache"),
-    (
-        "output_attentions",
-        |it| off(it.output_attentions),
-        "returning attention weights, which the fused attention never holds,",
-    ),
     ("compile_config", |it| it.compile_config.is_none(), "compilation"),
     (
         "continuous_batching_config",

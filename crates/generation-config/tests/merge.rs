@@ -46,9 +46,8 @@ fn what_is_missing_is_refused_by_name_and_value() {
             r#"`cache_implementation` is "static", but this kind of cache is not implemented yet"#,
         ),
         (
-            json!({"output_attentions": true}),
-            "`output_attentions` is true, but returning attention weights, which the fused \
-             attention never holds, is not implemented yet",
+            json!({"is_assistant": true}),
+            "`is_assistant` is true, but assisted generation is not implemented yet",
         ),
     ] {
         let error = from_kwargs(&kwargs).resolve(3, None).unwrap_err();

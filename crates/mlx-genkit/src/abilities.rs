@@ -34,6 +34,8 @@ pub enum Ability {
     Scores,
     /// Hidden states are recorded.
     HiddenStates,
+    /// Attention weights are recorded.
+    Attentions,
     /// A hook on the residual stream, such as steering.
     Hook,
     /// A bound on how far steering moves each choice.
@@ -56,7 +58,7 @@ const MODES: [&str; 7] = [
     "constrained beam search",
 ];
 
-const TABLE: [(Ability, [u8; MODES.len()]); 15] = [
+const TABLE: [(Ability, [u8; MODES.len()]); 16] = [
     //                 sampling, assisted, contrastive, DoLa, beams, groups, words
     (Streaming, [1, 1, 1, 1, 0, 0, 0]),
     (SeveralPrompts, [1, 0, 1, 1, 1, 1, 1]),
@@ -70,6 +72,7 @@ const TABLE: [(Ability, [u8; MODES.len()]); 15] = [
     (Criteria, [1, 1, 1, 1, 1, 0, 0]),
     (Scores, [1, 1, 1, 1, 0, 0, 0]),
     (HiddenStates, [1, 1, 0, 1, 0, 0, 0]),
+    (Attentions, [1, 1, 0, 1, 0, 0, 0]),
     (Hook, [1, 1, 1, 1, 1, 1, 1]),
     (KlBudget, [1, 1, 0, 0, 1, 1, 1]),
     (SharedPass, [1, 0, 0, 0, 0, 0, 0]),
@@ -101,6 +104,7 @@ impl fmt::Display for Ability {
             Criteria => "a stop string, `max_time` or stopping criterion",
             Scores => "a record of scores, logits or log-probabilities",
             HiddenStates => "a record of hidden states",
+            Attentions => "a record of attention weights",
             Hook => "a hook or steering",
             KlBudget => "a KL budget",
             SharedPass => "a pass shared with other requests of a `Batch`",

@@ -3,12 +3,14 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mlx_rs::{Array, Dtype, error::Exception, ops::concatenate, ops::indexing::TryIndexOp};
-use mlxgk_decoding_strategies::RowId;
 use mlxgk_generation_config::Resolved;
 use mlxgk_kv_cache::Step;
 use mlxgk_mlx_models::{Decoder, HookPoint, ResidualHook};
 
-use crate::{Error, ErrorKind, Result};
+use crate::{
+    Error, ErrorKind, Result,
+    passes::{Fed, PassRows},
+};
 
 /// The residual stream after chosen layers, for every new token of a sequence.
 ///
@@ -41,9 +43,7 @@ pub(crate) struct HiddenRecorder {
 #[derive(Debug)]
 struct Part {
     point: HookPoint,
-    /// Each row's id and the position of its first token, counted from the row's own first; below 0
-    /// while it is padding.
-    rows: Vec<(RowId, isize)>,
+    rows: PassRows,
     /// `[rows, tokens, hidden]`.
     states: Array,
 }
@@ -79,47 +79,27 @@ impl HiddenRecorder {
         Ok(Some(Self { layers, points, hidden_size, parts }))
     }
 
-    /// The request's own hook, and after it the recorder.
-    pub(crate) fn after<'a>(&self, hook: Box<dyn ResidualHook + 'a>) -> Box<dyn ResidualHook + 'a> {
-        Box::new((hook, self.clone()))
-    }
-
     fn parts(&self) -> MutexGuard<'_, Vec<Part>> {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the `tokens` new tokens of a row were chosen from. Its prompt of `prompt_len` tokens was
-    /// fed as a part of `prompt_row`, perhaps another.
-    pub(crate) fn states(
-        &self,
-        row: RowId,
-        prompt_row: RowId,
-        prompt_len: usize,
-        tokens: usize,
-    ) -> Result<HiddenStates> {
+    /// What the new tokens of a sequence were chosen from.
+    pub(crate) fn states(&self, fed: &Fed) -> Result<HiddenStates> {
         let doing = |e: Exception| {
             Error::new(ErrorKind::Run, format!("reading the hidden states: {}", e.what()))
         };
-        let mut steps = vec![Vec::with_capacity(self.layers.len()); tokens];
+        let size = self.hidden_size;
+        let mut steps = vec![Vec::with_capacity(self.layers.len()); fed.tokens];
         for &point in &self.points {
-            // By position; what is fed later to a position that was rolled back takes its place.
-            let end = (prompt_len + tokens).saturating_sub(1);
-            let mut places: Vec<Option<usize>> = vec![None; end];
-            let (mut slices, mut count) = (Vec::new(), 0);
-            for part in self.parts().iter().filter(|it| it.point == point) {
-                let found = part.rows.iter().enumerate().find(|(_, (id, first))| {
-                    *id == row || (*id == prompt_row && *first < prompt_len as isize)
-                });
-                let Some((at, &(id, first))) = found else { continue };
-                let end = if id == row { end } else { prompt_len };
-                let width = part.states.dim(1) as usize;
-                for token in 0..width {
-                    let position = first + token as isize;
-                    if (0..end as isize).contains(&position) {
-                        places[position as usize] = Some(count + token);
-                    }
-                }
-                count += width;
+            let parts = self.parts();
+            let parts: Vec<&Part> = parts.iter().filter(|it| it.point == point).collect();
+            let places = fed.places(parts.iter().map(|it| (&it.rows, it.states.dim(1) as usize)));
+            // The rows that hold some of the tokens, one after the other, and where each begins.
+            let (mut slices, mut begins, mut count) = (Vec::new(), vec![0; parts.len()], 0);
+            for (part, begin) in parts.iter().zip(&mut begins) {
+                let Some((at, _)) = fed.row_of(&part.rows) else { continue };
+                *begin = count;
+                count += part.states.dim(1) as usize;
                 slices.push(part.states.try_index((at as i32, .., ..)).map_err(doing)?);
             }
             let values = if slices.is_empty() {
@@ -131,14 +111,12 @@ impl HiddenRecorder {
                     Error::new(ErrorKind::Run, format!("the hidden states cannot be read: {e}"))
                 })?
             };
-            let of = |positions: std::ops::Range<usize>| -> Vec<f32> {
-                let places = places.get(positions).unwrap_or_default().iter().flatten();
-                let size = self.hidden_size;
-                places.flat_map(|it| &values[it * size..(it + 1) * size]).copied().collect()
-            };
             for (token, step) in steps.iter_mut().enumerate() {
-                let begin = if token == 0 { 0 } else { prompt_len + token - 1 };
-                step.push(of(begin..prompt_len + token));
+                let places = places.get(fed.positions(token)).unwrap_or_default().iter().flatten();
+                let lines = places.map(|it| begins[it.pass] + it.token);
+                step.push(
+                    lines.flat_map(|it| &values[it * size..(it + 1) * size]).copied().collect(),
+                );
             }
         }
         let (layers, hidden_size) = (self.layers.clone(), self.hidden_size);
@@ -160,10 +138,7 @@ impl ResidualHook for HiddenRecorder {
         let again = step.again() as i32;
         let states =
             if again == 0 { hidden.clone() } else { hidden.try_index((.., again.., ..))? };
-        let start = (step.start() + step.again()) as isize;
-        let first = |(&id, padding): (&RowId, &usize)| (id, start - *padding as isize);
-        let rows = step.rows().iter().zip(step.padding()).map(first).collect();
-        self.parts().push(Part { point, rows, states });
+        self.parts().push(Part { point, rows: PassRows::new(step), states });
         Ok(hidden)
     }
 }

@@ -2,6 +2,7 @@
 
 mod abilities;
 mod assistant;
+mod attentions;
 mod batch;
 #[cfg(feature = "bundled")]
 mod bundled;
@@ -12,6 +13,7 @@ mod hidden;
 mod model;
 mod output;
 mod pairs;
+mod passes;
 mod plan;
 mod prompt;
 mod request;
@@ -43,6 +45,7 @@ pub use mlxgk_tokenizer_bridge::Message;
 
 pub use self::abilities::{Abilities, Ability};
 pub use self::assistant::Assistant;
+pub use self::attentions::{AttentionWeights, Attentions};
 pub use self::batch::{Batch, BatchEvent, BatchOutcome};
 pub use self::error::{Error, ErrorKind, Result};
 pub use self::hidden::HiddenStates;

@@ -9,7 +9,10 @@ use mlxgk_generation_config::Warning;
 use mlxgk_kv_cache::KvCache;
 use mlxgk_logits_processors::log_softmax;
 
-use crate::{HiddenStates, Model, Result, hidden::HiddenRecorder, plan::Plan, text::RowText};
+use crate::{
+    Attentions, HiddenStates, Model, Result, attentions::AttentionRecorder, hidden::HiddenRecorder,
+    passes::Fed, plan::Plan, text::RowText,
+};
 
 /// One new token as it is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +53,8 @@ pub struct Sequence {
     pub recorded: Recorded,
     /// HF's `hidden_states`, where they were asked for (`output_hidden_states`).
     pub hidden_states: Option<HiddenStates>,
+    /// HF's `attentions`, where they were asked for (`output_attentions`).
+    pub attentions: Option<Attentions>,
 }
 
 impl Sequence {
@@ -137,6 +142,7 @@ pub(crate) struct Answer<'a> {
     beyond: Vec<String>,
     trimmed: Vec<String>,
     hidden: Option<HiddenRecorder>,
+    attentions: Option<AttentionRecorder>,
     warnings: Vec<Warning>,
     begun: Instant,
     prefilled: Option<Instant>,
@@ -155,6 +161,7 @@ impl<'a> Answer<'a> {
             beyond,
             trimmed: plan.trimmed.clone(),
             hidden: plan.hidden.clone(),
+            attentions: plan.attentions.clone(),
             warnings: plan.warnings().to_vec(),
             begun: plan.begun,
             prefilled: None,
@@ -288,13 +295,15 @@ impl<'a> Answer<'a> {
                 text
             }
         };
-        let hidden = |recorder: &HiddenRecorder| {
-            let id = |index: usize| RowId::new(self.first.get() + index as u64);
-            let (prompt_row, prompt) =
-                (id(prompt_index * self.copies), &self.prompts[prompt_index]);
-            recorder.states(id(index), prompt_row, prompt.len(), row.tokens.len())
+        let id = |index: usize| RowId::new(self.first.get() + index as u64);
+        let fed = Fed {
+            row: id(index),
+            prompt_row: id(prompt_index * self.copies),
+            prompt_len: self.prompts[prompt_index].len(),
+            tokens: row.tokens.len(),
         };
-        let hidden_states = self.hidden.as_ref().map(hidden).transpose()?;
+        let hidden_states = self.hidden.as_ref().map(|it| it.states(&fed)).transpose()?;
+        let attentions = self.attentions.as_ref().map(|it| it.weights(&fed)).transpose()?;
         let (score, beam_indices, beam_scores) = match row.beam {
             Some(it) => (Some(it.score), Some(it.beam_indices), Some(it.transition_scores)),
             None => (None, None, None),
@@ -309,6 +318,7 @@ impl<'a> Answer<'a> {
             beam_scores,
             recorded: row.recorded,
             hidden_states,
+            attentions,
         })
     }
 }

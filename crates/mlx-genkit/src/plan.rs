@@ -11,6 +11,7 @@ use mlxgk_mlx_models::{NoHook, ResidualHook};
 use crate::{
     Abilities, Ability, Assistant, AssistedRequest, Error, ErrorKind, Generation, Model, Prompt,
     Result, Seed, TokenStream,
+    attentions::AttentionRecorder,
     healing::Healing,
     hidden::HiddenRecorder,
     stopping::{criteria, stop_strings},
@@ -50,6 +51,7 @@ pub struct Plan<'a> {
     /// Strings that the text is to end before, where it is stopped at them.
     pub(crate) trimmed: Vec<String>,
     pub(crate) hidden: Option<HiddenRecorder>,
+    pub(crate) attentions: Option<AttentionRecorder>,
     pub(crate) hook: Box<dyn ResidualHook + 'a>,
     pub(crate) is_hooked: bool,
     pub(crate) assistant: Option<Assistant<'a>>,
@@ -73,7 +75,8 @@ impl<'a> Plan<'a> {
         let width = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let mut resolved = merged.resolve(width, Some(model.decoder().max_positions()))?;
         // A generation has room for all of these; HF's asks for another field to return them.
-        let returned = ["output_scores", "output_logits", "output_hidden_states"];
+        let returned =
+            ["output_scores", "output_logits", "output_hidden_states", "output_attentions"];
         resolved.warnings.retain(|it| !returned.contains(&it.field()));
         resolved.mode = resolved.config.generation_mode(assistant.is_some());
         if resolved.mode == GenerationMode::ContrastiveSearch {
@@ -87,7 +90,11 @@ impl<'a> Plan<'a> {
         };
         let rows = rows(prompts.len(), copies, field)?;
         let hidden = HiddenRecorder::new(request.hidden_states, &resolved, model.decoder())?;
-        let is_hooked = request.hook.is_some() || request.steering.is_some() || hidden.is_some();
+        let attentions = AttentionRecorder::new(request.attentions, &resolved, model.decoder())?;
+        let is_hooked = request.hook.is_some()
+            || request.steering.is_some()
+            || hidden.is_some()
+            || attentions.is_some();
         let steering = request.steering.map(|it| it.hook(model.decoder())).transpose()?;
         // Steering alone is not wrapped: where it only adds, a batch serves its rows with others'.
         let mut hook: Box<dyn ResidualHook + 'a> = match (steering, request.hook) {
@@ -97,7 +104,10 @@ impl<'a> Plan<'a> {
             (None, None) => Box::new(NoHook),
         };
         if let Some(hidden) = &hidden {
-            hook = hidden.after(hook);
+            hook = Box::new((hook, hidden.clone()));
+        }
+        if let Some(attentions) = &attentions {
+            hook = Box::new((hook, attentions.clone()));
         }
         let record = Record {
             scores: resolved.config.output_scores == Some(true),
@@ -116,6 +126,7 @@ impl<'a> Plan<'a> {
             (resolved.config.dola_layers.is_some(), Ability::DolaLayers),
             (record != Record::default(), Ability::Scores),
             (hidden.is_some(), Ability::HiddenStates),
+            (attentions.is_some(), Ability::Attentions),
             (resolved.config.use_cache == Some(false), Ability::Uncached),
             (request.cache.is_some(), Ability::ResumesCache),
             (hook.budget(RowId::default()).is_some(), Ability::KlBudget),
@@ -150,6 +161,7 @@ impl<'a> Plan<'a> {
             healing,
             copies,
             hidden,
+            attentions,
             hook,
             is_hooked,
             assistant,

@@ -30,6 +30,7 @@ pub struct Request<'a> {
     pub(crate) trim_stop: bool,
     pub(crate) logprobs: Option<usize>,
     pub(crate) hidden_states: Option<Vec<usize>>,
+    pub(crate) attentions: Option<Vec<usize>>,
 }
 
 impl<'a> Request<'a> {
@@ -54,6 +55,7 @@ impl<'a> Request<'a> {
             trim_stop: false,
             logprobs: None,
             hidden_states: None,
+            attentions: None,
         }
     }
 
@@ -246,6 +248,27 @@ impl<'a> Request<'a> {
     #[must_use]
     pub fn hidden_states(self, layers: impl IntoIterator<Item = usize>) -> Self {
         Self { hidden_states: Some(layers.into_iter().collect()), ..self }
+    }
+
+    /// Records the attention weights of these layers, counted from 0 (HF's `output_attentions`, which
+    /// keeps those of all). Attention is then computed unfused in them, which rounds differently, and
+    /// a token takes four bytes per head and token before it.
+    ///
+    /// ```
+    /// use mlx_genkit::{ComputeDtype, Model, Request};
+    ///
+    /// let model = Model::bundled(ComputeDtype::Auto)?;
+    /// let request = Request::new("Once upon a time").attentions([0]);
+    /// let sequence = &model.generate(request)?.sequences[0];
+    /// let first = &sequence.attentions.as_ref().unwrap().steps[0][0];
+    /// assert_eq!((first.positions, first.columns), (4, 4));
+    /// // The first token sees nothing but itself.
+    /// assert_eq!(first.row(0, 0).unwrap(), [1.0, 0.0, 0.0, 0.0]);
+    /// # Ok::<(), mlx_genkit::Error>(())
+    /// ```
+    #[must_use]
+    pub fn attentions(self, layers: impl IntoIterator<Item = usize>) -> Self {
+        Self { attentions: Some(layers.into_iter().collect()), ..self }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Hidden states: what they are is for the parity suite; here it is that no way of getting to the
+//! Hidden states and attention weights: what they are is for the parity suite; here it is that no way of getting to the
 //! same tokens changes them.
 
 #![cfg(feature = "bundled")]
@@ -7,8 +7,8 @@
 use std::path::Path;
 
 use mlx_genkit::{
-    ComputeDtype, ErrorKind, GenerationConfig, HiddenStates, Model, Request,
-    generation_config::OneOrMany,
+    AttentionWeights, Attentions, Batch, BatchOutcome, ComputeDtype, ErrorKind, GenerationConfig,
+    HiddenStates, Model, Request, generation_config::OneOrMany,
 };
 
 fn tiny(name: &str) -> Model {
@@ -75,6 +75,64 @@ fn helpers_chunks_and_neighbours_leave_them_alone() {
 }
 
 #[test]
+fn attention_weights_are_the_same_however_the_tokens_were_fed() {
+    let looked = |config: GenerationConfig| GenerationConfig {
+        output_hidden_states: None,
+        output_attentions: Some(true),
+        ..config
+    };
+    let near = |ours: &Attentions, theirs: &Attentions| {
+        assert_eq!((&ours.layers, ours.steps.len()), (&theirs.layers, theirs.steps.len()));
+        for (ours, theirs) in ours.steps.iter().flatten().zip(theirs.steps.iter().flatten()) {
+            let shape = |it: &AttentionWeights| (it.heads, it.positions, it.columns);
+            assert_eq!(shape(ours), shape(theirs));
+            let apart = ours.values.iter().zip(&theirs.values).map(|(a, b)| (a - b).abs());
+            assert!(apart.fold(0.0, f32::max) < 1e-4);
+        }
+    };
+    for name in ["gemma3", "mistral", "qwen3-moe"] {
+        let model = tiny(name);
+        let attentions = |request: Request<'_>| -> Vec<Attentions> {
+            let sequences = model.generate(request).unwrap().sequences;
+            sequences.into_iter().map(|it| it.attentions.unwrap()).collect()
+        };
+        let plain = attentions(Request::new(prompt()).config(looked(greedy()))).remove(0);
+        assert_eq!(plain.layers, (0..model.decoder().layers().len()).collect::<Vec<_>>());
+        for (token, step) in plain.steps.iter().enumerate() {
+            for weights in step {
+                assert_eq!(weights.columns, prompt().len() + token);
+                let rows = weights.values.chunks(weights.columns);
+                assert!(rows.clone().all(|it| (it.iter().sum::<f32>() - 1.0).abs() < 1e-5));
+            }
+        }
+        let lookup = GenerationConfig { prompt_lookup_num_tokens: Some(4), ..looked(greedy()) };
+        let chunks = GenerationConfig { prefill_chunk_size: Some(5), ..looked(greedy()) };
+        for config in [lookup, chunks] {
+            near(&attentions(Request::new(prompt()).config(config))[0], &plain);
+        }
+        let prompts = [prompt(), (3..30).collect()];
+        near(&attentions(Request::batch(prompts).config(looked(greedy())))[0], &plain);
+
+        // Rows with unlike hooks in one pass, one of which joins late.
+        let mut batch = Batch::new(&model);
+        let other = batch.join(Request::new(vec![7, 8, 9]).config(greedy())).unwrap();
+        batch.step().unwrap();
+        let wanted = batch.join(Request::new(prompt()).config(looked(greedy()))).unwrap();
+        while !batch.is_empty() {
+            for event in batch.step().unwrap() {
+                if let BatchOutcome::Finished(generation) = event.outcome {
+                    let sequence = &generation.sequences[0];
+                    match &sequence.attentions {
+                        Some(found) if event.id == wanted => near(found, &plain),
+                        found => assert!(event.id == other && found.is_none()),
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn chosen_layers_are_those_of_all() {
     let model = tiny("qwen3");
     let all = states(&model, Request::new(prompt()).config(greedy())).remove(0);
@@ -120,6 +178,8 @@ fn what_cannot_be_had_is_refused() {
             .contains("a record of hidden states is not available with beam search")
     );
     let layer = refused(Request::new(prompt()).config(greedy()).hidden_states([99]));
+    assert!(layer.contains("layer 99"), "{layer}");
+    let layer = refused(Request::new(prompt()).config(greedy()).attentions([99]));
     assert!(layer.contains("layer 99"), "{layer}");
     let uncached = || GenerationConfig { use_cache: Some(false), ..greedy() };
     let lookup = GenerationConfig { prompt_lookup_num_tokens: Some(2), ..uncached() };

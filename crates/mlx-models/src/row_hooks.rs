@@ -88,18 +88,16 @@ impl ResidualHook for RowHooks<'_> {
         if let Some(hook) = self.common(step) {
             return locked(&hook).apply(point, hidden, step);
         }
-        let mut groups: Vec<(SharedHook<'_>, Vec<usize>)> = Vec::new();
+        let mut others = Vec::new();
         let mut added: Vec<Vec<Addition>> = vec![Vec::new(); step.rows().len()];
         for (row, id) in step.rows().iter().enumerate() {
             let Some(hook) = self.hooks.get(id) else { continue };
             match locked(hook).additions(point, step, row)? {
                 Some(additions) => added[row] = additions,
-                None => match groups.iter_mut().find(|it| Arc::ptr_eq(&it.0, hook)) {
-                    Some((_, rows)) => rows.push(row),
-                    None => groups.push((Arc::clone(hook), vec![row])),
-                },
+                None => others.push((row, hook)),
             }
         }
+        let groups = groups(others.into_iter());
         let mut hidden = hidden;
         if added.iter().any(|it| !it.is_empty()) {
             hidden = self.tables.entry(point).or_default().add(&added, hidden, step)?;
@@ -109,6 +107,26 @@ impl ResidualHook for RowHooks<'_> {
 
     fn name(&self, row: RowId) -> Option<Arc<str>> {
         self.hooks.get(&row).and_then(|it| locked(it).name(row))
+    }
+
+    fn sees_attention(&self, layer: usize) -> bool {
+        self.hooks.values().any(|it| locked(it).sees_attention(layer))
+    }
+
+    fn attention(&mut self, layer: usize, weights: &Array, step: &Step) -> Result<()> {
+        if let Some(hook) = self.common(step) {
+            return locked(&hook).attention(layer, weights, step);
+        }
+        let sees = |hook: &SharedHook<'_>| locked(hook).sees_attention(layer);
+        let rows = step.rows().iter().enumerate();
+        for (hook, rows) in groups(rows.filter_map(|(row, id)| Some((row, self.hooks.get(id)?)))) {
+            if sees(&hook) {
+                let weights = weights.take_axis(rows_of(&rows), 0);
+                let weights = weights.map_err(|e| Error::mlx("giving rows to their hooks", &e))?;
+                locked(&hook).attention(layer, &weights, &step.select(&rows)?)?;
+            }
+        }
+        Ok(())
     }
 
     fn budget(&self, row: RowId) -> Option<f64> {
@@ -126,6 +144,20 @@ impl ResidualHook for RowHooks<'_> {
             None => Ok(Some(Vec::new())),
         }
     }
+}
+
+/// The rows of each hook.
+fn groups<'h, 'a: 'h>(
+    rows: impl Iterator<Item = (usize, &'h SharedHook<'a>)>,
+) -> Vec<(SharedHook<'a>, Vec<usize>)> {
+    let mut groups: Vec<(SharedHook<'a>, Vec<usize>)> = Vec::new();
+    for (row, hook) in rows {
+        match groups.iter_mut().find(|it| Arc::ptr_eq(&it.0, hook)) {
+            Some((_, rows)) => rows.push(row),
+            None => groups.push((Arc::clone(hook), vec![row])),
+        }
+    }
+    groups
 }
 
 /// Gives each hook its rows as a batch of their own, and puts what comes back in their places.

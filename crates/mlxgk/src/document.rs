@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use mlx_genkit::{
-    Acceptance, Generation, HiddenStates, Model, Scored, Sequence,
+    Acceptance, AttentionWeights, Attentions, Generation, HiddenStates, Model, Scored, Sequence,
     decoding_strategies::TokenLogprobs,
 };
 use serde::Serialize;
@@ -67,6 +67,8 @@ struct Continuation<'a> {
     beam_indices: Option<&'a [usize]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     hidden_states: Option<Hidden<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attentions: Option<Looked<'a>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -81,6 +83,13 @@ struct Logprob {
 struct Hidden<'a> {
     layers: &'a [usize],
     steps: Vec<Vec<Vec<&'a [f32]>>>,
+}
+
+/// By token, layer, head, position and column: the layers' numbers beside them.
+#[derive(Debug, Serialize)]
+struct Looked<'a> {
+    layers: &'a [usize],
+    steps: Vec<Vec<Vec<Vec<&'a [f32]>>>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -132,6 +141,7 @@ impl<'a> Continuation<'a> {
             transition_scores: it.transition_scores(false).ok().flatten().map(|it| widened(&it)),
             beam_indices: it.beam_indices.as_deref(),
             hidden_states: it.hidden_states.as_ref().map(Hidden::new),
+            attentions: it.attentions.as_ref().map(Looked::new),
         }
     }
 }
@@ -154,6 +164,19 @@ impl<'a> Hidden<'a> {
         let positions = |layer: &'a Vec<f32>| layer.chunks(hidden.hidden_size).collect();
         let layers = |step: &'a Vec<Vec<f32>>| step.iter().map(positions).collect();
         Self { layers: &hidden.layers, steps: hidden.steps.iter().map(layers).collect() }
+    }
+}
+
+impl<'a> Looked<'a> {
+    fn new(attentions: &'a Attentions) -> Self {
+        let head = |weights: &'a AttentionWeights, head: usize| {
+            (0..weights.positions).filter_map(|it| weights.row(head, it)).collect()
+        };
+        let layer = |weights: &'a AttentionWeights| {
+            (0..weights.heads).map(|it| head(weights, it)).collect()
+        };
+        let layers = |step: &'a Vec<AttentionWeights>| step.iter().map(layer).collect();
+        Self { layers: &attentions.layers, steps: attentions.steps.iter().map(layers).collect() }
     }
 }
 

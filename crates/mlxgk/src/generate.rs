@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use mlx_genkit::{
     Assistant, AssistedRequest, FinishReason, Generation, GenerationConfig, Model, Prompt, Request,
-    TokenStream,
+    TokenStream, kv_cache::LayerSpec,
 };
 
 use crate::{
@@ -55,6 +55,10 @@ pub(crate) struct GenerateArgs {
     /// 0,4,8; 0 is the embeddings, the last what the final norm makes of it (output_hidden_states)
     #[arg(long, value_name = "LAYERS", help_heading = "Output")]
     hidden_states: Option<Layers>,
+    /// Put into the JSON what each token was chosen by looking at: the attention weights of `all`
+    /// layers, or e.g. 0,3 (output_attentions)
+    #[arg(long, value_name = "LAYERS", help_heading = "Output")]
+    attentions: Option<Layers>,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -76,8 +80,12 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
 /// What the command line asks for and nothing can do.
 fn check(args: &GenerateArgs, config: &GenerationConfig, prompts: &[Prepared]) -> Result<()> {
     let hidden = args.hidden_states.is_some() || config.output_hidden_states == Some(true);
-    if hidden && args.output.format == Format::Text {
-        return Err(Failure::usage("hidden states are put into the JSON: add `--format json`"));
+    let attentions = args.attentions.is_some() || config.output_attentions == Some(true);
+    for (is_wanted, what) in [(hidden, "hidden states"), (attentions, "attention weights")] {
+        if is_wanted && args.output.format == Format::Text {
+            let what = format_args!("{what} are put into the JSON: add `--format json`");
+            return Err(Failure::usage(what));
+        }
     }
     if config.token_healing == Some(true) && prompts.iter().any(|it| it.rendered) {
         let what = "`token_healing` continues the last word of a text, which the chat template has \
@@ -122,6 +130,15 @@ fn serve(
     match &args.hidden_states {
         Some(Layers::Only(layers)) => request = request.hidden_states(layers.iter().copied()),
         Some(Layers::All) => request = request.hidden_states(0..=model.decoder().layers().len()),
+        None => {}
+    }
+    match &args.attentions {
+        Some(Layers::Only(layers)) => request = request.attentions(layers.iter().copied()),
+        Some(Layers::All) => {
+            let specs = model.decoder().layers();
+            let has_attention = |it: &usize| specs[*it] != LayerSpec::State;
+            request = request.attentions((0..specs.len()).filter(has_attention));
+        }
         None => {}
     }
     if let Some(hook) = args.steering.hook(model)? {

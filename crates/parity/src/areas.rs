@@ -29,6 +29,13 @@ pub const AREAS: &[Area] = &[
     },
     #[cfg(feature = "generate")]
     Area {
+        name: "attentions",
+        cases: crate::attentions::cases,
+        on_mlx: true,
+        tolerances: &[crate::attentions::TOLERANCE],
+    },
+    #[cfg(feature = "generate")]
+    Area {
         name: "beams",
         cases: crate::generate::cases,
         on_mlx: true,

@@ -9,6 +9,8 @@ mod areas;
 mod asked;
 #[cfg(feature = "generate")]
 mod assisted;
+#[cfg(feature = "generate")]
+mod attentions;
 mod case;
 #[cfg(feature = "config")]
 mod config;

@@ -4,7 +4,15 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     mlxgk_parity::run_tests(&[
-        "assisted", "beams", "generate", "healing", "models", "moved", "outputs", "steering",
+        "assisted",
+        "attentions",
+        "beams",
+        "generate",
+        "healing",
+        "models",
+        "moved",
+        "outputs",
+        "steering",
         "stopping",
     ])
 }

@@ -47,7 +47,24 @@ fn hidden_states_are_in_the_json_or_refused() {
     assert_eq!((len(&steps[0]), len(&steps[0][1])), (2, prompt as usize));
     assert_eq!((len(&steps[1][1]), len(&steps[1][1][0])), (1, 256));
 
-    for more in [["--hidden-states", "all"], ["--set", "output_hidden_states=true"]] {
+    let run = mlxgk(&[&args[..], &["--attentions", "1", "--format", "json"]].concat());
+    assert_eq!(run.status, Some(0), "{}", run.stderr);
+    let document: Value = serde_json::from_str(&run.stdout).unwrap();
+    let attentions = &document["sequences"][0]["attentions"];
+    assert_eq!(attentions["layers"], json!([1]));
+    let steps = &attentions["steps"];
+    let rows = steps[0][0][0].as_array().unwrap();
+    assert_eq!((rows.len(), len(&rows[0])), (prompt as usize, prompt as usize));
+    assert_eq!((len(&steps[1][0][0]), len(&steps[1][0][0][0])), (1, prompt as usize + 1));
+    let sum: f64 = steps[1][0][0][0].as_array().unwrap().iter().filter_map(Value::as_f64).sum();
+    assert!((sum - 1.0).abs() < 1e-5, "{sum}");
+
+    for more in [
+        ["--hidden-states", "all"],
+        ["--set", "output_hidden_states=true"],
+        ["--attentions", "all"],
+        ["--set", "output_attentions=true"],
+    ] {
         let run = mlxgk(&[&args[..], &more].concat());
         assert_eq!(run.status, Some(2), "{}", run.stderr);
         assert!(run.stderr.contains("--format json"), "{}", run.stderr);
