@@ -15,6 +15,8 @@ Usage: cargo xtask tidy
   - every Rust module opens with `//!`, saying what it is
   - no line ends in a space or a tab
   - every crate has a README.md
+  - a library whose manifest says `test = false`, so that no empty test program is built of it, has
+    no unit tests
 
 Example:
   cargo xtask tidy";
@@ -31,11 +33,21 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         "--exclude-standard",
     ]))?;
     let mut faults = Vec::new();
+    let mut untested = Vec::new();
+    for name in listing.lines().filter(|it| it.ends_with("/Cargo.toml")) {
+        let text = fs::read_to_string(root.join(name)).context(|| format!("cannot read {name}"))?;
+        if text.contains("[lib]\ntest = false\n") {
+            untested.push(name.replace("Cargo.toml", "src/"));
+        }
+    }
     for name in listing.lines() {
         let path = root.join(name);
         if is_ours(&path) && path.is_file() {
             let text = fs::read_to_string(&path).context(|| format!("cannot read {name}"))?;
             faults.extend(faults_in(Path::new(name), &text));
+            if untested.iter().any(|it| name.starts_with(it)) && text.contains("#[cfg(test)]") {
+                faults.push(format!("{name}: a unit test that `test = false` keeps from running"));
+            }
         }
         if name.starts_with("crates/") && name.ends_with("/Cargo.toml") {
             let readme = path.with_file_name("README.md");

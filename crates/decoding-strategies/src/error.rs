@@ -1,6 +1,6 @@
 //! The crate's one error type.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 /// What went wrong; see [`Error::kind`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,10 +21,13 @@ pub enum ErrorKind {
 }
 
 /// A sequence that cannot be continued, in one sentence.
-#[derive(Debug, Clone, PartialEq, Eq)]
+///
+/// Two are equal where kind and sentence are.
+#[derive(Debug, Clone)]
 pub struct Error {
     kind: ErrorKind,
     message: String,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
 /// A result with this crate's [`Error`].
@@ -33,7 +36,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error of the given kind.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self { kind, message: message.into(), source: None }
+    }
+
+    fn caused(kind: ErrorKind, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        let message = source.to_string();
+        Self { source: Some(Arc::new(source)), ..Self::new(kind, message) }
     }
 
     /// The kind, for callers that react to it.
@@ -42,23 +50,35 @@ impl Error {
     }
 }
 
+impl PartialEq for Error {
+    fn eq(&self, other: &Self) -> bool {
+        (self.kind, &self.message) == (other.kind, &other.message)
+    }
+}
+
+impl Eq for Error {}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_deref().map(|it| it as _)
+    }
+}
 
 impl From<mlxgk_mlx_models::Error> for Error {
     fn from(source: mlxgk_mlx_models::Error) -> Self {
-        Self::new(ErrorKind::Model, source.to_string())
+        Self::caused(ErrorKind::Model, source)
     }
 }
 
 impl From<mlxgk_kv_cache::Error> for Error {
     fn from(source: mlxgk_kv_cache::Error) -> Self {
-        Self::new(ErrorKind::Model, source.to_string())
+        Self::caused(ErrorKind::Model, source)
     }
 }
 
@@ -69,7 +89,7 @@ impl From<mlxgk_logits_processors::Error> for Error {
             Kind::NoTokenAllowed => ErrorKind::NoToken,
             _ => ErrorKind::Processor,
         };
-        Self::new(kind, source.to_string())
+        Self::caused(kind, source)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The crate's one error type.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use mlx_rs::error::Exception;
 
@@ -25,10 +25,13 @@ pub enum ErrorKind {
 }
 
 /// A model that cannot be loaded or run, in one sentence.
-#[derive(Debug, Clone, PartialEq, Eq)]
+///
+/// Two are equal where kind and sentence are.
+#[derive(Debug, Clone)]
 pub struct Error {
     kind: ErrorKind,
     message: String,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
 /// A result with this crate's [`Error`].
@@ -37,7 +40,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error of the given kind; the message names the file, field, tensor or token.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self { kind, message: message.into(), source: None }
     }
 
     /// Puts what the model was doing in front of MLX's own words.
@@ -50,11 +53,25 @@ impl Error {
         Self { message: format!("{doing}: {}", self.message), ..self }
     }
 
+    /// An error in the words of its cause, which stays its [`source`](std::error::Error::source).
+    pub fn caused(kind: ErrorKind, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        let message = source.to_string();
+        Self { source: Some(Arc::new(source)), ..Self::new(kind, message) }
+    }
+
     /// The kind, for callers that react to it.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 }
+
+impl PartialEq for Error {
+    fn eq(&self, other: &Self) -> bool {
+        (self.kind, &self.message) == (other.kind, &other.message)
+    }
+}
+
+impl Eq for Error {}
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -62,7 +79,11 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_deref().map(|it| it as _)
+    }
+}
 
 /// Inside a block the operation's own text, which names the shapes, is all there is; the decoder
 /// loop adds the layer.
@@ -74,6 +95,6 @@ impl From<Exception> for Error {
 
 impl From<mlxgk_kv_cache::Error> for Error {
     fn from(source: mlxgk_kv_cache::Error) -> Self {
-        Self::new(ErrorKind::Cache, source.to_string())
+        Self::caused(ErrorKind::Cache, source)
     }
 }

@@ -1,6 +1,6 @@
 //! The crate's one error type.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 /// What went wrong; see [`Error::kind`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,10 +23,13 @@ pub enum ErrorKind {
 }
 
 /// Why steering failed, in one sentence.
-#[derive(Debug, Clone, PartialEq, Eq)]
+///
+/// Two are equal where kind and sentence are.
+#[derive(Debug, Clone)]
 pub struct Error {
     kind: ErrorKind,
     message: String,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
 /// A result with this crate's [`Error`].
@@ -35,7 +38,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error of the given kind; the message names the file, tensor, layer or parameter.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self { kind, message: message.into(), source: None }
     }
 
     pub(crate) fn parameter(message: impl Into<String>) -> Self {
@@ -52,11 +55,24 @@ impl Error {
         Self { message: format!("{what}: {}", self.message), ..self }
     }
 
+    fn caused(kind: ErrorKind, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        let message = source.to_string();
+        Self { source: Some(Arc::new(source)), ..Self::new(kind, message) }
+    }
+
     /// The kind, for callers that react to it.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 }
+
+impl PartialEq for Error {
+    fn eq(&self, other: &Self) -> bool {
+        (self.kind, &self.message) == (other.kind, &other.message)
+    }
+}
+
+impl Eq for Error {}
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -64,7 +80,11 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_deref().map(|it| it as _)
+    }
+}
 
 impl From<mlx_rs::error::Exception> for Error {
     fn from(source: mlx_rs::error::Exception) -> Self {
@@ -74,13 +94,13 @@ impl From<mlx_rs::error::Exception> for Error {
 
 impl From<mlxgk_mlx_models::Error> for Error {
     fn from(source: mlxgk_mlx_models::Error) -> Self {
-        Self::new(ErrorKind::Run, source.to_string())
+        Self::caused(ErrorKind::Run, source)
     }
 }
 
 /// A hook's error ends the forward pass as a model error.
 impl From<Error> for mlxgk_mlx_models::Error {
     fn from(source: Error) -> Self {
-        Self::new(mlxgk_mlx_models::ErrorKind::Hook, source.message)
+        Self::caused(mlxgk_mlx_models::ErrorKind::Hook, source)
     }
 }
