@@ -17,6 +17,8 @@ import models
 MODELS = (
     "llama", "mistral", "qwen2", "qwen3", "qwen3-moe", "gemma", "gemma2", "gemma3", "phi3", "phi3-longrope-5x",
 )  # fmt: skip
+# transformers generates with these, but refuses them a helper: it cannot take a recurrence back.
+HYBRIDS = ("qwen3_5", "qwen3_5-moe", "qwen3-next")
 SAMPLE = {"do_sample": True}
 GREEDY = {"do_sample": False}
 # Tokens must not change when every logit moves by up to this much. Implementations differ by a

@@ -55,6 +55,7 @@ def scheme_of(name: str):
         # mlx-lm's own rule for this family keeps the router in 8 bits.
         "qwen3-moe-q4": ("affine", 32, 4, None),
         "gemma3-q4": ("affine", 64, 4, None),
+        "qwen3_5-q4": ("affine", 64, 4, None),
         "llama-mxfp4": ("mxfp4", 32, 4, None),
         "qwen3-mxfp8": ("mxfp8", 32, 8, None),
         "qwen2-nvfp4": ("nvfp4", 16, 4, None),
@@ -76,7 +77,7 @@ def convert(source: pathlib.Path, folder: pathlib.Path, name: str) -> None:
 
 
 def restack(source: pathlib.Path, folder: pathlib.Path) -> None:
-    """Saves an unquantized folder again in mlx-lm's layout, with stacked experts."""
+    """Saves an unquantized folder again in mlx-lm's layout."""
     mx.set_default_device(mx.cpu)
     shutil.rmtree(folder, ignore_errors=True)
     model, config = utils.load_model(source)
@@ -124,29 +125,39 @@ def dequantized(folder: pathlib.Path):
     model.set_dtype(mx.float32)
     weights = {}
     for name, module in model.named_modules():
-        if hasattr(module, "scales"):
-            full = mx.dequantize(
-                module.weight, module.scales, module.get("biases"), module.group_size, module.bits, module.mode,
-                dtype=mx.float32,
-            )  # fmt: skip
-        elif isinstance(getattr(module, "weight", None), mx.array):
-            full = module.weight
-        else:
-            continue
-        if "switch_mlp" in name:
-            # mlx-lm stacks the experts that transformers names one by one.
-            stem, part = name.split(".switch_mlp.")
-            for index, expert in enumerate(full):
-                weights[f"{stem}.experts.{index}.{part}.weight"] = torch.from_numpy(numpy.array(expert))
-            continue
-        weights[f"{name}.weight"] = torch.from_numpy(numpy.array(full))
-        if isinstance(getattr(module, "bias", None), mx.array):
-            weights[f"{name}.bias"] = torch.from_numpy(numpy.array(module.bias))
+        for parameter, array in module.items():
+            if not isinstance(array, mx.array) or parameter in ("scales", "biases"):
+                continue
+            if parameter == "weight" and hasattr(module, "scales"):
+                array = mx.dequantize(
+                    module.weight, module.scales, module.get("biases"), module.group_size, module.bits, module.mode,
+                    dtype=mx.float32,
+                )  # fmt: skip
+            if "switch_mlp" in name:
+                # mlx-lm stacks the experts that transformers names one by one.
+                stem, part = name.split(".switch_mlp.")
+                for index, expert in enumerate(array):
+                    weights[f"{stem}.experts.{index}.{part}.{parameter}"] = torch.from_numpy(numpy.array(expert))
+                continue
+            weights[f"{name}.{parameter}"] = torch.from_numpy(numpy.array(array))
+    if config["model_type"] == "qwen3_5":
+        weights = of_qwen3_5(weights)
     plain = {key: value for key, value in config.items() if not key.startswith("quantization")}
     with tempfile.TemporaryDirectory() as plain_folder:
         _fixture.write_json(pathlib.Path(plain_folder) / "config.json", plain)
         safetensors.torch.save_file(weights, pathlib.Path(plain_folder) / "model.safetensors", {"format": "pt"})
         return _tiny.load(plain_folder)
+
+
+def of_qwen3_5(weights: dict) -> dict:
+    """Under transformers' names, with convolutions as torch has them and norms less 1."""
+
+    def stored(name: str, it: torch.Tensor) -> torch.Tensor:
+        if name.endswith("conv1d.weight"):
+            return it.movedim(2, 1).contiguous()
+        return it - 1 if "norm" in name and "linear_attn" not in name else it
+
+    return {name.removeprefix("language_model."): stored(name, it) for name, it in weights.items()}
 
 
 def agree(logprobs: numpy.ndarray, reference, tokens: list[int], name: str) -> None:

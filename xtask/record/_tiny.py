@@ -14,6 +14,7 @@ import pathlib
 import shutil
 
 import numpy
+import safetensors.torch
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -40,6 +41,10 @@ class Tiny:
     @property
     def family(self) -> str:
         return self.config["model_type"]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.get("text_config", self.config)["vocab_size"]
 
 
 def common(architecture: str, model_type: str, **fields) -> dict:
@@ -96,6 +101,35 @@ def gemma3(**fields) -> dict:
 
 def phi3(**fields) -> dict:
     return common("Phi3ForCausalLM", "phi3", hidden_act="silu", rms_norm_eps=1e-5, **fields)
+
+
+def qwen3_5(architecture: str = "Qwen3_5ForCausalLM", model_type: str = "qwen3_5_text", **fields) -> dict:
+    return common(
+        architecture, model_type, hidden_act="silu", rms_norm_eps=1e-6,
+        **{"num_hidden_layers": 4, "full_attention_interval": 3, "head_dim": 16, "num_key_value_heads": 2,
+           "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 12,
+           "linear_conv_kernel_dim": 4, "max_position_embeddings": 2048, **fields},
+    )  # fmt: skip
+
+
+def multimodal(text: dict, model_type: str, **fields) -> dict:
+    """The config as a multimodal model's folder has it, around that of its language model."""
+    return {"architectures": [f"{text['architectures'][0].removesuffix('CausalLM')}ConditionalGeneration"],
+            "model_type": model_type, "text_config": text, "vision_config": {}, **fields}  # fmt: skip
+
+
+def qwen3_5_moe(**fields) -> dict:
+    return qwen3_5(
+        "Qwen3_5MoeForCausalLM", "qwen3_5_moe_text", moe_intermediate_size=16, shared_expert_intermediate_size=20,
+        **{"num_experts": 5, "num_experts_per_tok": 2, **fields},
+    )  # fmt: skip
+
+
+def qwen3_next(**fields) -> dict:
+    return qwen3_5(
+        "Qwen3NextForCausalLM", "qwen3_next", moe_intermediate_size=16, shared_expert_intermediate_size=12,
+        **{"num_experts": 5, "num_experts_per_tok": 3, "mlp_only_layers": [], "decoder_sparse_step": 1, **fields},
+    )  # fmt: skip
 
 
 LONGROPE_SHORT = [1.0, 1.1, 1.3, 1.6]
@@ -215,6 +249,23 @@ MODELS = (
             rope_parameters={"rope_type": "longrope", "rope_theta": 5000.0, "partial_rotary_factor": 0.75, "factor": 3.0,
                              "attention_factor": 1.25, "short_factor": [1.0, 1.2, 1.4], "long_factor": [1.5, 3.0, 7.0]}),
          dtype="float16", lengths=(1, 13, 20, 21, 37), batch=(26, 37, 30), mixed_batch=(5, 13, 9), seed=3),
+    # Qwen3.5: gated delta rules beside gated attention, a prompt of several chunks, of which the last is not full.
+    Tiny("qwen3_5", multimodal(qwen3_5(
+            vocab_size=152, tie_word_embeddings=False, rope_parameters={
+                "rope_type": "default", "rope_theta": 1000.0, "partial_rotary_factor": 0.5, "mrope_interleaved": True,
+                "mrope_section": [2, 1, 1]}), "qwen3_5"),
+         form="4.x", dtype="bfloat16", matters=({"partial_rotary_factor": 0.25},), long_prompt=(150,), seed=1),
+    # Its mixture, with fused experts, and a tied head.
+    Tiny("qwen3_5-moe", qwen3_5_moe(
+            vocab_size=143, tie_word_embeddings=True, layer_types=["full_attention", "linear_attention", "linear_attention"],
+            num_hidden_layers=3, linear_num_value_heads=2, linear_conv_kernel_dim=3,
+            rope_parameters={"rope_type": "default", "rope_theta": 1000.0}),
+         dtype="bfloat16", matters=({"num_experts_per_tok": 1},), long_prompt=(70,), seed=14),
+    # Qwen3-Next: fused inputs in order of key heads, experts one by one, a dense layer among the sparse ones.
+    Tiny("qwen3-next", qwen3_next(
+            vocab_size=147, tie_word_embeddings=True, linear_num_key_heads=3, linear_num_value_heads=6, norm_topk_prob=False,
+            num_experts=4, num_experts_per_tok=2, mlp_only_layers=[1, 2], rope_theta=1000.0, partial_rotary_factor=0.25, attention_bias=True),
+         form="4.x", dtype="float16", matters=({"norm_topk_prob": True}, {"num_experts_per_tok": 1}), seed=5),
 )  # fmt: skip
 
 
@@ -231,6 +282,10 @@ QUANTIZED_SOURCES = (
                                    num_hidden_layers=2, num_experts=4, num_key_value_heads=2, head_dim=16,
                                    mlp_only_layers=[], decoder_sparse_step=1, norm_topk_prob=True,
                                    rope_theta=10000.0), form="4.x", dtype="bfloat16", seed=1),
+    Tiny("qwen3_5-q4", multimodal(qwen3_5(vocab_size=142, tie_word_embeddings=True, hidden_size=64, intermediate_size=64, num_hidden_layers=3,
+                                          linear_key_head_dim=16, linear_value_head_dim=16,
+                                          rope_parameters={"rope_type": "default", "rope_theta": 1000.0, "partial_rotary_factor": 0.25}),
+                                  "qwen3_5"), form="4.x", dtype="bfloat16", seed=1),
     Tiny("gemma3-q4", gemma3(vocab_size=146, hidden_size=64, intermediate_size=64, num_key_value_heads=1, head_dim=32,
                              query_pre_attn_scalar=32, sliding_window=16, sliding_window_pattern=3, rope_theta=100000.0,
                              rope_local_base_freq=1000.0), form="4.x", dtype="bfloat16", seed=1),
@@ -254,7 +309,9 @@ def draw(model: torch.nn.Module, seed: int) -> None:
     """
     config = model.config
     hidden, rng = config.hidden_size, numpy.random.default_rng(seed)
-    shifted = config.model_type.startswith("gemma")  # norms multiply by (1 + w)
+    # norms multiply by (1 + w)
+    shifted = config.model_type.startswith(("gemma", "qwen3_5", "qwen3_next"))
+    gemma = config.model_type.startswith("gemma")
     sandwich = config.model_type in ("gemma2", "gemma3_text")  # norms after each half of a block too
     tied = config.tie_word_embeddings
 
@@ -265,32 +322,42 @@ def draw(model: torch.nn.Module, seed: int) -> None:
         """Mean and standard deviation for one parameter."""
         if name.endswith("bias"):
             return 0.0, 0.3
+        if "A_log" in name:
+            # Some heads forget within a few tokens, and some remember dozens.
+            return -1.5, 1.2
+        if "linear_attn.norm" in name:
+            return 1.0, 0.2
         if "norm" in name:
             mean = 1.0
             if "q_norm" in name or "k_norm" in name:
                 mean = 1.5
             elif sandwich and ("post_attention" in name or "post_feedforward" in name):
                 mean = 3.5
-            elif shifted and tied and name == "model.norm.weight":
+            elif gemma and tied and name == "model.norm.weight":
                 mean = 2.0
             return mean - (1.0 if shifted else 0.0), 0.2
         fan_in = math.sqrt(weight.shape[-1])
         if "embed_tokens" in name:
             # A tied table is the head too, and Gemma scales it up on the way in.
-            spread = (2.0 if shifted else 4.0) if tied else 1.0
-            return 0.0, spread / math.sqrt(hidden) if shifted or tied else 1.0
+            spread = (2.0 if gemma else 4.0) if tied else 1.0
+            return 0.0, spread / math.sqrt(hidden) if gemma or tied else 1.0
         gains = {
             "lm_head": 4.0, "q_proj": 1.5, "k_proj": 1.5, "v_proj": 1.3, "qkv_proj": 1.5, "gate.weight": 2.0,
-            "gate_up_proj": 1.5, "gate_proj": 1.5, "up_proj": 1.5,
+            "gate_up_proj": 1.5, "gate_proj": 1.5, "up_proj": 1.5, "shared_expert_gate": 2.0, "conv1d": 1.5,
+            "in_proj": 1.5, "out_proj": 2.0,
             # What a block adds must outweigh the embedding, or a tied model repeats its last token.
-            "o_proj": 3.0 if shifted and tied else 2.0, "down_proj": 3.0 if shifted and tied else 2.0,
+            "o_proj": 3.0 if gemma and tied else 2.0, "down_proj": 3.0 if gemma and tied else 2.0,
         }  # fmt: skip
         return 0.0, next(gain for part, gain in gains.items() if part in name) / fan_in
 
     with torch.no_grad():
         for name, weight in sorted(model.named_parameters()):
             mean, std = scale_of(name, weight)
-            weight.copy_(mean + normal(weight.shape, std))
+            drawn = mean + normal(weight.shape, std)
+            if config.model_type == "qwen3_5_text" and "norm" in name:
+                # mlx-lm stores 1 + w, which must be as exact in bf16.
+                drawn = (drawn * 64).round() / 64
+            weight.copy_(drawn)
 
 
 def build(tiny: Tiny, folder: pathlib.Path, seed: int) -> None:
@@ -306,6 +373,8 @@ def build(tiny: Tiny, folder: pathlib.Path, seed: int) -> None:
     model.config.dtype = getattr(torch, tiny.dtype)
     shards = {} if tiny.shard_bytes is None else {"max_shard_size": tiny.shard_bytes}
     model.save_pretrained(folder, **shards)
+    if "text_config" in tiny.config:
+        wrap(folder)
     if tiny.form == "4.x":
         published = {**tiny.config, "torch_dtype": tiny.dtype, "transformers_version": "4.46.3"}
         config_path.write_text(json.dumps(published, indent=2) + "\n", encoding="utf-8")
@@ -313,6 +382,16 @@ def build(tiny: Tiny, folder: pathlib.Path, seed: int) -> None:
     if tiny.generation is not None:
         text = json.dumps(tiny.generation, indent=2) + "\n"
         (folder / "generation_config.json").write_text(text, encoding="utf-8")
+
+
+def wrap(folder: pathlib.Path) -> None:
+    """Names the tensors of the one file as a multimodal model's folder does, beside some of its other parts."""
+    path = folder / "model.safetensors"
+    plain = safetensors.torch.load_file(path)
+    inside = {f"model.language_model.{name.removeprefix('model.')}": it for name, it in plain.items() if name.startswith("model.")}
+    others = {name: it for name, it in plain.items() if not name.startswith("model.")}
+    unused = {"model.visual.merger.norm.bias": torch.zeros(4), "mtp.norm.weight": torch.zeros(4)}
+    safetensors.torch.save_file({**inside, **others, **unused}, path, {"format": "pt"})
 
 
 def load(folder: pathlib.Path, **overrides) -> torch.nn.Module:
@@ -326,9 +405,10 @@ def changed(folder: pathlib.Path, overrides: dict):
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if "layer_types" in raw and "layer_types" not in overrides:
         # transformers wrote them out; a changed window pattern must derive them anew.
-        if {"use_sliding_window", "max_window_layers", "sliding_window_pattern"} & overrides.keys():
+        if {"use_sliding_window", "max_window_layers", "sliding_window_pattern", "full_attention_interval"} & overrides.keys():
             del raw["layer_types"]
     for key, value in overrides.items():
-        rope = raw.get("rope_parameters") or {}
-        (rope if key in rope else raw)[key] = value
+        text = raw.get("text_config", raw)
+        rope = text.get("rope_parameters") or {}
+        (rope if key in rope else text)[key] = value
     return AutoConfig.for_model(raw.pop("model_type"), **raw)

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 import _fixture
 import models
-from _cases import ends_of, record_models, settled, until_settled
+from _cases import HYBRIDS, MODELS, ends_of, record_models, settled, until_settled
 
 NEW_TOKENS = 18
 ONE, SHORT, LONG = (13,), (1,), (37,)
@@ -102,7 +102,11 @@ CASES = (
 
 
 def record(out: pathlib.Path) -> None:
-    record_models(out, lambda model, name: {"cases": [record_case(model, *it) for it in enumerate(CASES)]})
+    record_models(out, cases_of, MODELS + HYBRIDS)
+
+
+def cases_of(model, name: str) -> dict:
+    return {"cases": [record_case(model, *it) for it in enumerate(CASES)]}
 
 
 def record_case(model, index: int, case: tuple) -> dict:

@@ -13,7 +13,7 @@ import torch
 from transformers import GenerationConfig
 
 import models
-from _cases import GREEDY, SAMPLE, ended, ends_of, record_models, settled, until_settled
+from _cases import GREEDY, HYBRIDS, MODELS, SAMPLE, ended, ends_of, record_models, settled, until_settled
 
 NEW_TOKENS = 40
 ONE, SHORT, LONG = (13,), (1,), (37,)
@@ -84,7 +84,11 @@ CASES = (
 
 
 def record(out: pathlib.Path) -> None:
-    record_models(out, lambda model, name: {"cases": [record_case(model, *it) for it in enumerate(CASES)]})
+    record_models(out, cases_of, MODELS + HYBRIDS)
+
+
+def cases_of(model, name: str) -> dict:
+    return {"cases": [record_case(model, *it) for it in enumerate(CASES)]}
 
 
 def record_case(model, index: int, case: tuple) -> dict:

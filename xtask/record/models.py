@@ -44,10 +44,11 @@ def record(out: pathlib.Path) -> None:
             source = pathlib.Path(sources) / tiny.name
             with_good_seed(tiny, lambda seed, tiny=tiny, source=source: record_quantized(tiny, source, out, seed))
     record_restacked(out, "qwen3-moe", "qwen3-moe-stacked")
+    record_restacked(out, "qwen3_5", "qwen3_5-mlx")
 
 
 def record_restacked(out: pathlib.Path, source: str, name: str) -> None:
-    """The same weights and expectations, in the layout in which mlx-lm saves a sparse model."""
+    """The same weights and expectations, in the layout in which mlx-lm saves the model."""
     _quantized.restack(out / source, out / name)
     recorded = _fixture.read_json(out / f"{source}.json")
     made_by = _fixture.made_by("mlx", "mlx-lm", "torch", "transformers")
@@ -92,7 +93,7 @@ def draw_prompts(tiny: _tiny.Tiny, seed: int, lengths: tuple[int, ...] | None = 
     """Prompts of the given lengths; ids 0 to 2 stay free for padding and special tokens."""
     rng = numpy.random.default_rng([seed, 7])
     lengths = tiny.lengths if lengths is None else lengths
-    return [rng.integers(3, tiny.config["vocab_size"], length).tolist() for length in lengths]
+    return [rng.integers(3, tiny.vocab_size, length).tolist() for length in lengths]
 
 
 def forward_case(model, prompt: list[int]) -> dict:
@@ -133,22 +134,29 @@ def residuals(model):
 @contextlib.contextmanager
 def expert_gaps():
     """Collects, for every routed token, how far the last chosen expert was ahead of the next."""
+    from transformers.models.qwen3_5_moe.modeling_qwen3_5_moe import Qwen3_5MoeTopKRouter
     from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
+    from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextTopKRouter
 
     gaps: list[float] = []
-    original = Qwen3MoeTopKRouter.forward
 
-    def spying(self, hidden_states):
-        result = original(self, hidden_states)
-        ranked = result[0].float().softmax(-1).sort(-1, descending=True).values
-        gaps.append((ranked[:, self.top_k - 1] - ranked[:, self.top_k]).min().item())
-        return result
+    def spying_on(original):
+        def spying(self, hidden_states):
+            result = original(self, hidden_states)
+            ranked = result[0].float().softmax(-1).sort(-1, descending=True).values
+            gaps.append((ranked[:, self.top_k - 1] - ranked[:, self.top_k]).min().item())
+            return result
 
-    Qwen3MoeTopKRouter.forward = spying
+        return spying
+
+    originals = {it: it.forward for it in (Qwen3MoeTopKRouter, Qwen3_5MoeTopKRouter, Qwen3NextTopKRouter)}
+    for router, original in originals.items():
+        router.forward = spying_on(original)
     try:
         yield gaps
     finally:
-        Qwen3MoeTopKRouter.forward = original
+        for router, original in originals.items():
+            router.forward = original
 
 
 def check_expert_gaps(gaps: list[float]) -> None:

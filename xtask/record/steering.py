@@ -22,7 +22,7 @@ import models
 
 MODELS = (
     "llama", "llama-llama3", "mistral", "qwen2", "qwen3", "qwen3-moe", "gemma", "gemma2", "gemma3", "phi3",
-    "phi3-longrope-5x",
+    "phi3-longrope-5x", "qwen3_5", "qwen3_5-moe", "qwen3-next",
 )  # fmt: skip
 NEW_TOKENS = 32
 ATTEMPTS = 60

@@ -45,7 +45,8 @@ impl Activation {
         }
     }
 
-    fn forward(self, x: &Array) -> MlxResult<Array> {
+    /// `activation(x)`.
+    pub(crate) fn forward(self, x: &Array) -> MlxResult<Array> {
         let number = |it: f32| Array::from_f32(it).as_dtype(x.dtype());
         match self {
             Self::Silu => x.multiply(sigmoid(x)?),

@@ -6,7 +6,7 @@
 
 use std::fmt::Debug;
 
-use mlx_rs::Array;
+use mlx_rs::{Array, ops::sigmoid};
 use mlxgk_kv_cache::{LayerSpec, Pass, Seen, Step};
 
 use crate::{
@@ -14,6 +14,7 @@ use crate::{
     attention::{attention, attention_with_weights},
     backend::Backend,
     config::{Dims, Heads},
+    gated_delta::GatedDelta,
     linear::Linear,
     mlp::GatedMlp,
     moe::MixtureOfExperts,
@@ -90,6 +91,15 @@ impl<'c> BlockPass<'c> {
         Ok(self.cache.set_state(layer, state)?)
     }
 
+    /// `x`, `[batch, tokens, ..]`, with 0 in place of left padding: what a recurrence or a convolution
+    /// is given, which have no mask.
+    pub(crate) fn without_padding(&self, x: &Array) -> Result<Array> {
+        match self.step().real() {
+            None => Ok(x.clone()),
+            Some(real) => Ok(x.multiply(real.expand_dims(-1)?.as_dtype(x.dtype())?)?),
+        }
+    }
+
     /// What an embedding does to this pass's tokens; made once for all layers.
     fn rotation(&mut self, rope: &Rope) -> Result<Rotation> {
         if let Some((_, rotation)) = self.rotations.iter().find(|(it, _)| it.is(rope)) {
@@ -134,11 +144,11 @@ pub(crate) trait Block: Debug + Send + Visit {
     fn cached_per_token(&self) -> usize;
 }
 
-/// Attention and a feed-forward layer, each behind a norm: all of the Llama-like families.
+/// A token mixer and a feed-forward layer, each behind a norm: all of the Llama-like families.
 #[derive(Debug)]
 pub(crate) struct TransformerBlock {
     pub(crate) input_norm: RmsNorm,
-    pub(crate) attention: SelfAttention,
+    pub(crate) mixer: Mixer,
     /// Gemma 2 and 3 norm what attention returns, too.
     pub(crate) after_attention_norm: Option<RmsNorm>,
     pub(crate) feed_forward_norm: RmsNorm,
@@ -149,7 +159,7 @@ pub(crate) struct TransformerBlock {
 
 impl Block for TransformerBlock {
     fn mix(&self, layer: usize, hidden: &Array, pass: &mut BlockPass<'_>) -> Result<Array> {
-        let mixed = self.attention.forward(layer, &self.input_norm.forward(hidden)?, pass)?;
+        let mixed = self.mixer.forward(layer, &self.input_norm.forward(hidden)?, pass)?;
         match &self.after_attention_norm {
             Some(norm) => Ok(norm.forward(&mixed)?),
             None => Ok(mixed),
@@ -165,17 +175,17 @@ impl Block for TransformerBlock {
     }
 
     fn spec(&self) -> LayerSpec {
-        self.attention.spec
+        self.mixer.spec()
     }
 
     fn cached_per_token(&self) -> usize {
-        2 * self.attention.heads.kv * self.attention.heads.dim
+        self.mixer.cached_per_token()
     }
 }
 
 visit!(struct TransformerBlock {
     input_norm,
-    attention,
+    mixer,
     after_attention_norm,
     feed_forward_norm,
     feed_forward,
@@ -198,7 +208,7 @@ impl TransformerBlock {
         at: &str,
         dims: &Dims,
         (norms, form): (Norms, NormWeight),
-        attention: SelfAttention,
+        mixer: Mixer,
         feed_forward: FeedForward,
     ) -> Result<Self> {
         let mut norm =
@@ -212,12 +222,45 @@ impl TransformerBlock {
         let after_feed_forward = after_attention.map(|_| "post_feedforward_layernorm");
         Ok(Self {
             input_norm: norm("input_layernorm")?,
-            attention,
+            mixer,
             after_attention_norm: after_attention.map(&mut norm).transpose()?,
             feed_forward_norm: norm(before_feed_forward)?,
             feed_forward,
             after_feed_forward_norm: after_feed_forward.map(&mut norm).transpose()?,
         })
+    }
+}
+
+/// What lets a token look at those before it.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "one per layer, which is never moved")]
+pub(crate) enum Mixer {
+    Attention { attention: SelfAttention },
+    Delta { delta: GatedDelta },
+}
+
+visit!(enum Mixer { Attention { attention }, Delta { delta } });
+
+impl Mixer {
+    fn forward(&self, layer: usize, x: &Array, pass: &mut BlockPass<'_>) -> Result<Array> {
+        match self {
+            Self::Attention { attention } => attention.forward(layer, x, pass),
+            Self::Delta { delta } => delta.forward(layer, x, pass),
+        }
+    }
+
+    fn spec(&self) -> LayerSpec {
+        match self {
+            Self::Attention { attention } => attention.spec,
+            Self::Delta { .. } => LayerSpec::State,
+        }
+    }
+
+    fn cached_per_token(&self) -> usize {
+        match self {
+            Self::Attention { attention } => 2 * attention.heads.kv * attention.heads.dim,
+            Self::Delta { .. } => 0,
+        }
     }
 }
 
@@ -233,6 +276,7 @@ pub(crate) struct SelfAttention {
     heads: Heads,
     scale: f32,
     soft_cap: Option<f32>,
+    output_gate: bool,
     backend: Backend,
 }
 
@@ -268,6 +312,9 @@ pub(crate) struct AttentionOptions {
     pub(crate) scale: Option<f32>,
     pub(crate) soft_cap: Option<f32>,
     pub(crate) fused: bool,
+    /// Whether the product for a head's query makes as many numbers again, whose sigmoid what the
+    /// head returns is multiplied by (Qwen3.5).
+    pub(crate) output_gate: bool,
 }
 
 impl AttentionOptions {
@@ -283,6 +330,7 @@ impl AttentionOptions {
             scale: None,
             soft_cap: None,
             fused: false,
+            output_gate: false,
         }
     }
 }
@@ -304,7 +352,7 @@ impl SelfAttention {
             Projections::Fused { all: linear("qkv_proj", query_rows + 2 * kv_rows)? }
         } else {
             Projections::Separate {
-                query: linear("q_proj", query_rows)?,
+                query: linear("q_proj", if options.output_gate { 2 } else { 1 } * query_rows)?,
                 key: linear("k_proj", kv_rows)?,
                 value: linear("v_proj", kv_rows)?,
             }
@@ -331,6 +379,7 @@ impl SelfAttention {
             heads,
             scale: options.scale.unwrap_or_else(|| (heads.dim as f32).powf(-0.5)),
             soft_cap: options.soft_cap,
+            output_gate: options.output_gate,
             backend: weights.backend(),
         })
     }
@@ -350,6 +399,13 @@ impl SelfAttention {
                 (parts[0].clone(), parts[1].clone(), parts[2].clone())
             }
         };
+        let (queries, gate) = if self.output_gate {
+            let halves = queries.reshape(&[batch, tokens, query_heads, 2 * head_dim])?;
+            let halves = halves.split_equal(2, -1)?;
+            (halves[0].clone(), Some(halves[1].clone()))
+        } else {
+            (queries, None)
+        };
         // [batch, tokens, heads · dim] to [batch, heads, tokens, dim]; a single token stands there
         // already
         let heads = |x: &Array, count, norm: Option<&RmsNorm>| {
@@ -367,6 +423,10 @@ impl SelfAttention {
         let mixed = pass.attend(&queries, &seen, self.scale, self.soft_cap, self.backend)?;
         let mixed = if tokens == 1 { mixed } else { mixed.transpose_axes(&[0, 2, 1, 3])? };
         let mixed = mixed.reshape(&[batch, tokens, query_heads * head_dim])?;
+        let mixed = match gate {
+            None => mixed,
+            Some(gate) => mixed.multiply(sigmoid(gate)?.reshape(mixed.shape())?)?,
+        };
         Ok(self.output.forward(&mixed)?)
     }
 }

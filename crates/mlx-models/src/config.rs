@@ -173,10 +173,6 @@ impl Config {
     pub(crate) fn entries(&self) -> impl Iterator<Item = (&String, &Value)> {
         self.fields.iter()
     }
-
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
 }
 
 fn describe(value: &Value) -> String {

@@ -11,19 +11,30 @@ use crate::{
 /// One [`Linear`](crate::Linear) per expert.
 #[derive(Debug, Clone)]
 pub(crate) struct Experts {
-    /// mlx-lm's name of all together: `model.layers.0.mlp.switch_mlp.gate_proj`.
+    /// mlx-lm's name of all together: `model.layers.0.mlp.switch_mlp.gate_proj`; of HF's one tensor
+    /// the name that it has, `model.layers.0.mlp.experts.down_proj`.
     path: String,
     /// `[experts, out, in]`.
     weight: Weight,
     /// `[experts, out]`.
     bias: Option<Array>,
-    /// Whether the checkpoint holds a tensor per expert.
-    stacked: bool,
+    layout: Layout,
+}
+
+/// How a checkpoint keeps experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// A tensor per expert: `experts.3.up_proj.weight`.
+    Each,
+    /// mlx-lm's one tensor for all: `switch_mlp.up_proj.weight`.
+    Together,
+    /// HF's one tensor for all, whose name has no ending: `experts.down_proj`.
+    Bare,
 }
 
 impl Experts {
-    pub(crate) fn new(path: String, weight: Weight, bias: Option<Array>, stacked: bool) -> Self {
-        Self { path, weight, bias, stacked }
+    pub(crate) fn new(path: String, weight: Weight, bias: Option<Array>, layout: Layout) -> Self {
+        Self { path, weight, bias, layout }
     }
 
     /// `x` is `[batch, tokens, 1 or chosen, 1, in]`, `chosen` u32 `[batch, tokens, chosen]`; returns
@@ -37,25 +48,35 @@ impl Experts {
     }
 
     pub(crate) fn parameters(&self, f: &mut dyn FnMut(Parameter<'_>)) {
-        let stacked = self.stacked;
-        self.weight.parameters(&self.path, &mut |it| f(Parameter { stacked, ..it }));
+        let layout = self.layout;
+        self.weight.parameters(&self.path, &mut |it| f(layout.named(it)));
         if let Some(bias) = &self.bias {
             let path = format!("{}.bias", self.path);
-            let bias = Parameter::new(&path, ParameterKind::Bias, bias);
-            f(Parameter { stacked, ..bias });
+            f(layout.named(Parameter::new(&path, ParameterKind::Bias, bias)));
         }
     }
 
     pub(crate) fn replace(&mut self, f: &mut Replace<'_>) -> Result<()> {
-        let stacked = self.stacked;
-        self.weight.replace(&self.path, &mut |it| f(Parameter { stacked, ..it }))?;
+        let layout = self.layout;
+        self.weight.replace(&self.path, &mut |it| f(layout.named(it)))?;
         if let Some(bias) = &mut self.bias {
             let path = format!("{}.bias", self.path);
-            let held = Parameter::new(&path, ParameterKind::Bias, bias);
-            if let Some(array) = (Parameter { stacked, ..held }).replaced(f)? {
+            let held = layout.named(Parameter::new(&path, ParameterKind::Bias, bias));
+            if let Some(array) = held.replaced(f)? {
                 *bias = array.as_dtype(bias.dtype())?;
             }
         }
         Ok(())
+    }
+}
+
+impl Layout {
+    /// The parameter under the name that the checkpoint has for it.
+    fn named(self, parameter: Parameter<'_>) -> Parameter<'_> {
+        let path = match self {
+            Self::Bare => parameter.path.strip_suffix(".weight").unwrap_or(parameter.path),
+            Self::Each | Self::Together => parameter.path,
+        };
+        Parameter { path, stacked: self == Self::Each, ..parameter }
     }
 }

@@ -25,12 +25,24 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct MixtureOfExperts {
     router: Router,
-    gate: Experts,
-    up: Experts,
+    gate_up: GateUp,
     down: Experts,
     shared: Option<SharedExpert>,
     activation: Activation,
     backend: Backend,
+}
+
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "one per layer, which is never moved")]
+enum GateUp {
+    Separate {
+        gate: Experts,
+        up: Experts,
+    },
+    /// One product whose rows are gate and up in turn.
+    Fused {
+        both: Experts,
+    },
 }
 
 /// Which experts a token is fed to, and how much each counts.
@@ -50,7 +62,8 @@ struct SharedExpert {
     gate: Option<Linear>,
 }
 
-visit!(struct MixtureOfExperts { router, gate, up, down, shared });
+visit!(struct MixtureOfExperts { router, gate_up, down, shared });
+visit!(enum GateUp { Separate { gate, up }, Fused { both } });
 visit!(struct Router { projection, correction });
 visit!(struct SharedExpert { mlp, gate });
 
@@ -117,15 +130,22 @@ pub(crate) struct SharedOptions {
 }
 
 impl MixtureOfExperts {
-    /// Loads the layer at `at` (`model.layers.3.mlp`), from HF's one tensor per expert or from
-    /// mlx-lm's stacked `switch_mlp`.
+    /// Loads the layer at `at` (`model.layers.3.mlp`), from HF's one tensor per expert, from its two for
+    /// all (`experts.gate_up_proj`, `experts.down_proj`), or from mlx-lm's stacked `switch_mlp`.
     pub(crate) fn load(weights: &mut Weights, at: &str, options: MixtureOptions) -> Result<Self> {
         let MixtureOptions { hidden, inner, experts, activation, .. } = options;
+        let fused = weights.has(&format!("{at}.experts.gate_up_proj"));
         let mut stack = |name, rows, columns| {
             weights.experts(at, name, [experts, rows, columns], options.expert_bias)
         };
-        let gate = stack("gate_proj", inner, hidden)?;
-        let up = stack("up_proj", inner, hidden)?;
+        let gate_up = if fused {
+            GateUp::Fused { both: stack("gate_up_proj", 2 * inner, hidden)? }
+        } else {
+            GateUp::Separate {
+                gate: stack("gate_proj", inner, hidden)?,
+                up: stack("up_proj", inner, hidden)?,
+            }
+        };
         let down = stack("down_proj", hidden, inner)?;
         let router = Router {
             projection: weights.linear(
@@ -143,14 +163,20 @@ impl MixtureOfExperts {
         };
         let shared = options.shared.map(|it| SharedExpert::load(weights, at, it, options));
         let backend = weights.backend();
-        Ok(Self { router, gate, up, down, shared: shared.transpose()?, activation, backend })
+        Ok(Self { router, gate_up, down, shared: shared.transpose()?, activation, backend })
     }
 
     pub(crate) fn forward(&self, hidden: &Array) -> Result<Array> {
         let (chosen, shares) = self.router.forward(hidden)?;
         let shares = shares.as_dtype(hidden.dtype())?.expand_dims(-1)?;
         let x = hidden.expand_dims_axes(&[-2, -3])?;
-        let (gate, up) = (self.gate.forward(&x, &chosen)?, self.up.forward(&x, &chosen)?);
+        let (gate, up) = match &self.gate_up {
+            GateUp::Separate { gate, up } => (gate.forward(&x, &chosen)?, up.forward(&x, &chosen)?),
+            GateUp::Fused { both } => {
+                let halves = both.forward(&x, &chosen)?.split_equal(2, -1)?;
+                (halves[0].clone(), halves[1].clone())
+            }
+        };
         let inner = self.activation.gate(&gate, &up, self.backend)?;
         let outputs = self.down.forward(&inner, &chosen)?.squeeze_axes(&[-2])?;
         let routed = outputs.multiply(shares)?.sum_axis(-2, false)?;

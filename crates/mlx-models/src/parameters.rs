@@ -4,7 +4,7 @@
 //! block lists its parts ([`Visit`]). Counting, training, adapters, freezing, conversion and sharding
 //! walk that list.
 
-use mlx_rs::Array;
+use mlx_rs::{Array, error::Result as MlxResult};
 
 use crate::{Decoder, Error, ErrorKind, Result, experts::Experts, linear::Linear, norm::RmsNorm};
 
@@ -218,29 +218,46 @@ pub(crate) use visit;
 
 visit!(module Linear(Linear), Experts(Experts), Norm(RmsNorm), Tensor(Tensor));
 
-/// An array that no other module holds.
+/// An array that no other module holds, and what a layer computes with in its place.
 #[derive(Debug, Clone)]
 pub(crate) struct Tensor {
     path: String,
-    array: Array,
+    /// As the checkpoint has it.
+    stored: Array,
+    derive: fn(&Array) -> MlxResult<Array>,
+    derived: Array,
 }
 
 impl Tensor {
-    pub(crate) fn new(path: &str, array: Array) -> Self {
-        Self { path: path.to_owned(), array }
+    pub(crate) fn new(path: &str, stored: Array) -> Self {
+        let derived = stored.clone();
+        Self { path: path.to_owned(), stored, derive: |it| Ok(it.clone()), derived }
     }
 
+    /// One that a layer computes with as `derive` makes it.
+    pub(crate) fn derived(
+        path: &str,
+        stored: Array,
+        derive: fn(&Array) -> MlxResult<Array>,
+    ) -> MlxResult<Self> {
+        let derived = derive(&stored)?;
+        derived.eval()?;
+        Ok(Self { path: path.to_owned(), stored, derive, derived })
+    }
+
+    /// What is computed with.
     pub(crate) fn array(&self) -> &Array {
-        &self.array
+        &self.derived
     }
 
     fn parameter(&self) -> Parameter<'_> {
-        Parameter::new(&self.path, ParameterKind::Other, &self.array)
+        Parameter::new(&self.path, ParameterKind::Other, &self.stored)
     }
 
     fn replace(&mut self, f: &mut Replace<'_>) -> Result<()> {
         if let Some(array) = self.parameter().replaced(f)? {
-            self.array = array.as_dtype(self.array.dtype())?;
+            self.stored = array.as_dtype(self.stored.dtype())?;
+            self.derived = (self.derive)(&self.stored)?;
         }
         Ok(())
     }

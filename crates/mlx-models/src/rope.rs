@@ -112,10 +112,10 @@ impl RopeParameters {
         Ok(Self { kind: kind.to_owned(), theta, max_positions, original, scaling })
     }
 
-    /// `partial_rotary_factor`, from the dictionary, else from the top level, else 1.
-    pub(crate) fn partial_factor(&self, config: &Config) -> Result<f64> {
+    /// `partial_rotary_factor`, from the dictionary, else from the top level, else `default`.
+    pub(crate) fn partial_factor(&self, config: &Config, default: f64) -> Result<f64> {
         let key = "partial_rotary_factor";
-        Ok(self.scaling.f64(key)?.or(config.f64(key)?).unwrap_or(1.0))
+        Ok(self.scaling.f64(key)?.or(config.f64(key)?).unwrap_or(default))
     }
 }
 

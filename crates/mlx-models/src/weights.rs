@@ -3,14 +3,18 @@
 //! Tensors are evaluated one at a time as they are taken, so that converting a checkpoint needs no
 //! more than one tensor beyond the converted weights.
 
-use mlx_rs::{Array, Dtype, error::Exception, ops::stack};
+use mlx_rs::{
+    Array, Dtype,
+    error::{Exception, Result as MlxResult},
+    ops::stack,
+};
 
 use crate::{
     Error, ErrorKind, Result,
     backend::Backend,
     checkpoint::{Naming, Skipped, Tensors},
     config::{Config, Dims},
-    experts::Experts,
+    experts::{Experts, Layout},
     input::quoted,
     linear::Linear,
     native::{Mode, Native, Packed},
@@ -204,7 +208,7 @@ impl Weights {
     }
 
     /// Takes one projection, `[experts, rows, columns]`, of every expert: `{at}.switch_mlp.{name}` as
-    /// mlx-lm stacks them, or HF's `{at}.experts.{index}.{name}`.
+    /// mlx-lm stacks them, HF's `{at}.experts.{index}.{name}`, or its `{at}.experts.{name}` of all.
     pub(crate) fn experts(
         &mut self,
         at: &str,
@@ -212,6 +216,12 @@ impl Weights {
         [count, rows, columns]: [usize; 3],
         bias: bool,
     ) -> Result<Experts> {
+        let path = format!("{at}.experts.{name}");
+        if self.has(&path) && !bias {
+            let weight = self.take(&path, &[count, rows, columns])?;
+            let weight = self.dense(&path, weight)?;
+            return Ok(Experts::new(path, weight, None, Layout::Bare));
+        }
         let path = format!("{at}.switch_mlp.{name}");
         let together = self.has(&format!("{path}.weight"));
         let mut take = |ending: &str, shape: &[usize]| -> Result<Array> {
@@ -230,12 +240,40 @@ impl Weights {
             let weight = take("weight", &[rows, columns])?;
             self.dense(&path, weight)?
         };
-        Ok(Experts::new(path, weight, bias, !together))
+        let layout = if together { Layout::Together } else { Layout::Each };
+        Ok(Experts::new(path, weight, bias, layout))
     }
 
     /// Takes an array that is no weight of a product.
     pub(crate) fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
         Ok(Tensor::new(name, self.take(name, shape)?))
+    }
+
+    /// Takes an array that a layer computes with as `derive` makes it, in fp32 where it is `wide`.
+    pub(crate) fn derived(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        wide: bool,
+        derive: fn(&Array) -> MlxResult<Array>,
+    ) -> Result<Tensor> {
+        let stored = self.take_as(name, shape, if wide { Dtype::Float32 } else { self.dtype })?;
+        Tensor::derived(name, stored, derive).map_err(|e| self.failed(name, &e))
+    }
+
+    /// The shape that a tensor has in the file.
+    pub(crate) fn shape(&self, tensor: &str) -> Option<&[i32]> {
+        self.tensors.get(tensor).map(Array::shape)
+    }
+
+    /// Leaves out the tensors of a part (`mtp`) that the graph does without, and names it.
+    pub(crate) fn skip(&mut self, part: &str) {
+        let before = self.tensors.len();
+        self.tensors.retain(|name, _| name.split('.').next() != Some(part));
+        match before - self.tensors.len() {
+            0 => {}
+            tensors => self.skipped.push(Skipped { part: part.to_owned(), tensors }),
+        }
     }
 
     /// Takes a norm over `size` numbers.

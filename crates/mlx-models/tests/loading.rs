@@ -338,6 +338,39 @@ fn a_model_in_memory_equals_the_same_model_on_disk() {
     }
 }
 
+/// The multi-token-prediction head is left out, as in transformers; what else is another graph is
+/// refused by name.
+#[test]
+fn a_hybrid_is_taken_for_no_other() {
+    let folder = copy("qwen3-next");
+    add_tensors(folder.path(), &["mtp.layers.0.input_layernorm.weight", "mtp.norm.weight"]);
+    let model = Decoder::load(folder.path(), ComputeDtype::Auto).unwrap();
+    let skipped: Vec<_> = model.skipped().iter().map(|it| (&*it.part, it.tensors)).collect();
+    assert_eq!(skipped, [("mtp", 2)]);
+
+    let kinds = ["linear_attention", "full_attention", "chunked_attention", "linear_attention"];
+    for (field, value, what) in [
+        ("layer_types", json!(kinds), "calls layer 2 \"chunked_attention\"; known are linear_att"),
+        ("layer_types", json!(kinds[..2]), "has 2 entries for 4 layers"),
+        ("layer_types", json!([1, 2, 3, 4]), "must be a list of names"),
+        ("full_attention_interval", json!(0), "must be above 0"),
+        ("linear_num_value_heads", json!(4), "is 4, no multiple of the 3 key heads"),
+        ("linear_num_key_heads", json!(0), "must be above 0"),
+        ("linear_conv_kernel_dim", json!(1), "must be above 1"),
+        ("attn_output_gate", json!(false), "is false; only gated attention is known"),
+        ("num_experts_per_tok", json!(6), "is 6, with 4 experts"),
+        ("hidden_act", json!("relu"), "is \"relu\"; known are"),
+    ] {
+        let folder = copy("qwen3-next");
+        edit_config(folder.path(), |config| config[field] = value);
+        check(folder.path(), ErrorKind::Config, &[&format!("`{field}` {what}")]);
+    }
+    // A convolution and norms of two layouts are no model of either.
+    let folder = copy("qwen3_5");
+    edit_config(folder.path(), |config| config["text_config"]["linear_conv_kernel_dim"] = json!(3));
+    check(folder.path(), ErrorKind::Weights, &["conv1d.weight", "[80, 1, 4]", "[80, 1, 3]"]);
+}
+
 /// A multimodal folder, as the two libraries name its tensors, gives what the text model alone gives,
 /// and says what was left out.
 #[test]

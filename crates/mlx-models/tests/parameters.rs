@@ -27,7 +27,8 @@ fn model(name: &str) -> Decoder {
     Decoder::load(folder, ComputeDtype::Float32).unwrap()
 }
 
-/// The shapes of a folder's tensors, from the headers.
+/// The shapes of a folder's tensors, from the headers, without what wraps a language model's names and
+/// without what is beside it.
 fn headers(folder: &Path) -> BTreeMap<String, Vec<u64>> {
     let mut shapes = BTreeMap::new();
     for entry in fs::read_dir(folder).unwrap() {
@@ -40,6 +41,11 @@ fn headers(folder: &Path) -> BTreeMap<String, Vec<u64>> {
         let header: BTreeMap<String, Value> =
             serde_json::from_slice(&bytes[8..][..length]).unwrap();
         for (name, tensor) in header.into_iter().filter(|(name, _)| name != "__metadata__") {
+            if ["model.visual.", "mtp."].iter().any(|it| name.starts_with(it)) {
+                continue;
+            }
+            let name =
+                name.replace("model.language_model.", "model.").replace("language_model.", "");
             let sizes = tensor["shape"].as_array().unwrap().iter();
             shapes.insert(name, sizes.map(|it| it.as_u64().unwrap()).collect());
         }

@@ -5,12 +5,13 @@ use std::path::Path;
 use mlx_genkit::{ComputeDtype, Model};
 
 /// Longrope comes last: it reads a row differently beside a longer one.
-pub(crate) const FAMILIES: [&str; 10] = [
+pub(crate) const FAMILIES: [&str; 11] = [
     "llama",
     "mistral",
     "qwen2",
     "qwen3",
     "qwen3-moe",
+    "qwen3_5",
     "gemma",
     "gemma2",
     "gemma3",

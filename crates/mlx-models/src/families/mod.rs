@@ -8,14 +8,16 @@ mod mistral;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3_5;
 mod qwen3_moe;
+mod qwen3_next;
 
 use mlxgk_kv_cache::LayerSpec;
 
 use crate::{
-    Decoder, Error, ErrorKind, Result,
+    Decoder, Result,
     activation::Activation,
-    block::{AttentionOptions, Block, FeedForward, Norms, SelfAttention, TransformerBlock},
+    block::{AttentionOptions, Block, FeedForward, Mixer, Norms, SelfAttention, TransformerBlock},
     config::{Config, Dims, Heads},
     decoder::DecoderOptions,
     input::shortened,
@@ -29,7 +31,7 @@ use crate::{
 type Build = fn(&Config, Weights) -> Result<Decoder>;
 
 /// Every `model_type` that [`Decoder::load`] knows.
-const FAMILIES: [(&str, Build); 10] = [
+const FAMILIES: [(&str, Build); 15] = [
     ("gemma", gemma::build),
     ("gemma2", gemma2::build),
     ("gemma3", gemma3::build_multimodal),
@@ -39,7 +41,12 @@ const FAMILIES: [(&str, Build); 10] = [
     ("phi3", phi3::build),
     ("qwen2", qwen2::build),
     ("qwen3", qwen3::build),
+    ("qwen3_5", qwen3_5::build),
+    ("qwen3_5_moe", qwen3_5::build_moe),
+    ("qwen3_5_moe_text", qwen3_5::build_moe),
+    ("qwen3_5_text", qwen3_5::build),
     ("qwen3_moe", qwen3_moe::build),
+    ("qwen3_next", qwen3_next::build),
 ];
 
 /// HF's names of the architectures that can be loaded, in alphabetical order.
@@ -133,8 +140,8 @@ fn block(
     feed_forward: FeedForward,
 ) -> Result<Box<dyn Block>> {
     let attention = SelfAttention::load(weights, &format!("{at}.self_attn"), dims, attention)?;
-    let block = TransformerBlock::load(weights, at, dims, norms, attention, feed_forward)?;
-    Ok(Box::new(block))
+    let mixer = Mixer::Attention { attention };
+    Ok(Box::new(TransformerBlock::load(weights, at, dims, norms, mixer, feed_forward)?))
 }
 
 /// One rotary embedding for all layers and the whole of each head.
@@ -170,25 +177,35 @@ fn window(config: &Config, default: Option<usize>) -> Result<Option<usize>> {
 
 /// Which layers slide: `layer_types` where the config has it, else the family's own rule.
 fn sliding_layers(config: &Config, dims: &Dims, rule: impl Fn(usize) -> bool) -> Result<Vec<bool>> {
-    let known = |value: &serde_json::Value| match value.as_str() {
-        Some("sliding_attention") => Some(true),
-        Some("full_attention") => Some(false),
-        _ => None,
-    };
-    let kinds = "a list of \"full_attention\" and \"sliding_attention\"";
-    match config.list("layer_types", kinds, known)? {
-        None => Ok((0..dims.layers).map(rule).collect()),
-        Some(types) if types.len() == dims.layers => Ok(types),
-        Some(types) => Err(Error::new(
-            ErrorKind::Config,
-            format!(
-                "{}: `layer_types` has {} entries for {} layers",
-                config.name(),
-                types.len(),
-                dims.layers
-            ),
-        )),
+    let known = [("sliding_attention", true), ("full_attention", false)];
+    layer_kinds(config, dims, "layer_types", &known, rule)
+}
+
+/// The kind of each layer: by the names in the list `key` where the config has it, else by the family's
+/// own rule. A name that is not among the `known` ones is refused.
+fn layer_kinds<T: Copy>(
+    config: &Config,
+    dims: &Dims,
+    key: &str,
+    known: &[(&str, T)],
+    rule: impl Fn(usize) -> T,
+) -> Result<Vec<T>> {
+    let names = config.list(key, "a list of names", |it| it.as_str().map(str::to_owned))?;
+    let Some(names) = names else { return Ok((0..dims.layers).map(rule).collect()) };
+    if names.len() != dims.layers {
+        let what = format!("has {} entries for {} layers", names.len(), dims.layers);
+        return Err(config.error(key, what));
     }
+    let kind = |(layer, name): (usize, &String)| {
+        let found = known.iter().find(|(it, _)| it == name);
+        found.map(|(_, kind)| *kind).ok_or_else(|| {
+            let known: Vec<&str> = known.iter().map(|(it, _)| *it).collect();
+            let (name, known) = (shortened(name), known.join(" and "));
+            let what = format_args!("calls layer {layer} \"{name}\"; known are {known}");
+            config.error(key, what)
+        })
+    };
+    names.iter().enumerate().map(kind).collect()
 }
 
 /// Qwen's windows: the size, if `use_sliding_window` is on, and which layers have it: those from

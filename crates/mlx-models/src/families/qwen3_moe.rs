@@ -72,7 +72,7 @@ fn mixture(config: &Config, dims: &Dims) -> Result<MixtureOptions> {
 }
 
 /// Every `decoder_sparse_step`-th layer, except those in `mlp_only_layers`.
-fn sparse_layers(config: &Config, experts: usize) -> Result<impl Fn(usize) -> bool> {
+pub(super) fn sparse_layers(config: &Config, experts: usize) -> Result<impl Fn(usize) -> bool> {
     let step = config.usize("decoder_sparse_step")?.unwrap_or(1);
     if step == 0 {
         return Err(config.error("decoder_sparse_step", "must be above 0"));

@@ -1,0 +1,279 @@
+//! Recurrences over one matrix per head: gated linear attention, and the gated delta rule.
+//!
+//! A head's state `S` fades and is written to: `S ← eᵍ S + k vᵀ`, and what it holds under the query is the
+//! output, `Sᵀq` (Mamba-2 is of this form: Dao & Gu, 2024, *Transformers are SSMs*). By the delta rule
+//! what the state holds under the key is moved towards the value instead, `S ← eᵍ S`, then
+//! `S ← S + k β (v - Sᵀk)ᵀ` (Yang, Kautz & Hatamizadeh, 2024, *Gated Delta Networks*).
+//!
+//! One token is computed as that. Several are computed in chunks, by products of matrices and as many
+//! steps one after another as there are chunks; the corrections of the delta rule all follow from one
+//! triangular system per chunk.
+
+use mlx_rs::{
+    Array,
+    error::Result as MlxResult,
+    ops::{
+        arange, concatenate, eye,
+        indexing::{Ellipsis, TryIndexOp},
+        pad, select, zeros_dtype,
+    },
+};
+
+/// Tokens per chunk, as in transformers.
+const CHUNK: i32 = 64;
+
+/// What the tokens bring, all in fp32. `groups` value heads share a key head.
+#[derive(Debug)]
+pub(crate) struct Tokens {
+    /// `[batch, key heads, 1, tokens, key dim]`.
+    pub(crate) queries: Array,
+    /// `[batch, key heads, 1, tokens, key dim]`.
+    pub(crate) keys: Array,
+    /// `[batch, key heads, groups, tokens, value dim]`.
+    pub(crate) values: Array,
+    /// `g`, at most 0: `[batch, key heads, groups, tokens, 1]`.
+    pub(crate) log_decays: Array,
+    /// `β`: `[batch, key heads, groups, tokens, 1]`; without it values are written as they are.
+    pub(crate) rates: Option<Array>,
+}
+
+/// The outputs, `[batch, key heads, groups, tokens, value dim]`, and the state after the last token, both
+/// from the state before the first, `[batch, key heads, groups, key dim, value dim]`.
+pub(crate) fn recur(tokens: &Tokens, state: &Array) -> MlxResult<(Array, Array)> {
+    match tokens.queries.dim(-2) {
+        1 => step(tokens, state),
+        count => chunks(tokens, count, state),
+    }
+}
+
+/// One token. The state is read once, for the query and the key together: `Sᵀq` after `δ` is written is
+/// `eᵍ Sᵀq + (k·q) δ`.
+fn step(tokens: &Tokens, state: &Array) -> MlxResult<(Array, Array)> {
+    let Tokens { queries, keys, values, log_decays, rates } = tokens;
+    let decay = log_decays.exp()?;
+    let (by_query, change) = match rates {
+        None => (queries.matmul(state)?.multiply(&decay)?, values.clone()),
+        Some(rates) => {
+            let read = concatenate(&[queries, keys], -2)?.matmul(state)?.multiply(&decay)?;
+            let (by_query, by_key) = halves(&read)?;
+            (by_query, values.subtract(by_key)?.multiply(rates)?)
+        }
+    };
+    let own = queries.multiply(keys)?.sum_axis(-1, true)?;
+    let outputs = by_query.add(own.multiply(&change)?)?;
+    let written = keys.swap_axes(-1, -2)?.multiply(&change)?;
+    Ok((outputs, state.multiply(&decay)?.add(written)?))
+}
+
+/// Any number of tokens, with as many steps one after another as there are chunks.
+fn chunks(tokens: &Tokens, count: i32, state: &Array) -> MlxResult<(Array, Array)> {
+    let size = (count as u32).next_power_of_two().clamp(BLOCK as u32, CHUNK as u32) as i32;
+    let chunks = (count + size - 1) / size;
+    // What is filled up with zeros writes nothing and fades nothing.
+    let cut = |it: &Array| {
+        let missing = chunks * size - count;
+        let whole = match missing {
+            0 => it.clone(),
+            _ => pad(it, &[(0, 0), (0, 0), (0, 0), (0, missing), (0, 0)][..], None, None)?,
+        };
+        let [batch, heads, groups, width] = [0, 1, 2, 4].map(|axis| it.dim(axis));
+        whole.reshape(&[batch, heads, groups, chunks, size, width])
+    };
+    let (queries, keys, values) = (cut(&tokens.queries)?, cut(&tokens.keys)?, cut(&tokens.values)?);
+
+    // What is left at a place (row) of what was written at another (column): e^(c_i - c_j), c being the
+    // sum of g up to there.
+    let total = cut(&tokens.log_decays)?.cumsum(-2, None, None)?;
+    let places = arange::<_, i32>(0, size, None)?;
+    let (rows, columns) = (places.expand_dims(1)?, places.expand_dims(0)?);
+    let between = total.subtract(total.swap_axes(-1, -2)?)?;
+    let left = select(columns.le(&rows)?, &between, Array::from_f32(f32::NEG_INFINITY))?.exp()?;
+    let fade = total.exp()?;
+    let facing = keys.swap_axes(-1, -2)?;
+    let within = queries.matmul(&facing)?.multiply(&left)?;
+    let end = total.try_index((Ellipsis, size - 1..size, ..))?;
+    let writers = keys.multiply(end.subtract(&total)?.exp()?)?.swap_axes(-1, -2)?;
+    let by_query = queries.multiply(&fade)?;
+
+    // By the delta rule what a token writes follows from those before it in the chunk and from the
+    // state: (I + L) Δ = β (v - e^c Sᵀk), with L_ij = β_i (k_i · k_j) e^(c_i - c_j) below the diagonal.
+    let (written, readers) = match &tokens.rates {
+        None => (values, by_query),
+        Some(rates) => {
+            let rates = cut(rates)?;
+            let alike = keys.matmul(&facing)?.multiply(&rates)?.multiply(&left)?;
+            let below = select(columns.lt(&rows)?, &alike, Array::from_f32(0.0))?;
+            let solved = unit_lower_inverse(&below)?;
+            let by_key = solved.matmul(keys.multiply(rates.multiply(&fade)?)?)?;
+            (solved.matmul(values.multiply(&rates)?)?, concatenate(&[&by_query, &by_key], -2)?)
+        }
+    };
+
+    let parts = |it: &Array| it.split_equal(chunks, 3);
+    let (written, readers, within) = (parts(&written)?, parts(&readers)?, parts(&within)?);
+    let (writers, fades) = (parts(&writers)?, parts(&end.exp()?)?);
+    let mut state = state.expand_dims(3)?;
+    let mut outputs = Vec::with_capacity(written.len());
+    for chunk in 0..written.len() {
+        let read = readers[chunk].matmul(&state)?;
+        let (by_query, change) = match &tokens.rates {
+            None => (read, written[chunk].clone()),
+            Some(_) => {
+                let (by_query, by_key) = halves(&read)?;
+                (by_query, written[chunk].subtract(by_key)?)
+            }
+        };
+        outputs.push(by_query.add(within[chunk].matmul(&change)?)?);
+        state = state.multiply(&fades[chunk])?.add(writers[chunk].matmul(&change)?)?;
+    }
+    let outputs = concatenate(&outputs, 3)?;
+    let [batch, heads, groups, width] = [0, 1, 2, 5].map(|axis| outputs.dim(axis));
+    let outputs = outputs.reshape(&[batch, heads, groups, chunks * size, width])?;
+    let outputs = outputs.try_index((.., .., .., ..count, ..))?;
+    Ok((outputs, state.squeeze_axes(&[3])?))
+}
+
+/// The upper and the lower half of a matrix's rows.
+fn halves(matrix: &Array) -> MlxResult<(Array, Array)> {
+    let halves = matrix.split_equal(2, -2)?;
+    Ok((halves[0].clone(), halves[1].clone()))
+}
+
+/// Up to this size a triangular matrix is inverted as the sum of its powers, whose terms stay small.
+const BLOCK: i32 = 4;
+
+/// `(I + L)⁻¹` of matrices `[.., n, n]` with nothing on and above the diagonal, `n` being 4 times a
+/// power of two.
+///
+/// The blocks on the diagonal are inverted first, and then put together in pairs,
+/// `[[A, 0], [B, D]]⁻¹ = [[A⁻¹, 0], [-D⁻¹ B A⁻¹, D⁻¹]]`: substitution in blocks, which MLX computes on
+/// every device, where its own solver is for the CPU alone.
+fn unit_lower_inverse(lower: &Array) -> MlxResult<Array> {
+    let shape = lower.shape().to_vec();
+    let size = lower.dim(-1);
+    let lower = lower.reshape(&[-1, size, size])?;
+    let count = lower.dim(0);
+
+    // I + N + N² + N³ for N = -L
+    let blocks = size / BLOCK;
+    let diagonal = lower
+        .reshape(&[count, blocks, BLOCK, blocks, BLOCK])?
+        .diagonal(0, 1, 3)?
+        .transpose_axes(&[0, 3, 1, 2])?
+        .negative()?;
+    let identity = eye::<f32>(BLOCK, None, None)?;
+    let squared = diagonal.matmul(&diagonal)?.add(&identity)?;
+    let mut inverse = diagonal.add(&identity)?.matmul(&squared)?;
+
+    let mut block = BLOCK;
+    while block < size {
+        let pairs = size / block / 2;
+        let corner = lower
+            .reshape(&[count, pairs, 2, block, pairs, 2, block])?
+            .try_index((.., .., 1, .., .., 0, ..))?
+            .diagonal(0, 1, 3)?
+            .transpose_axes(&[0, 3, 1, 2])?;
+        let both = inverse.reshape(&[count, pairs, 2, block, block])?;
+        let (upper, under) =
+            (both.try_index((.., .., 0, .., ..))?, both.try_index((.., .., 1, .., ..))?);
+        let corner = under.matmul(corner.matmul(&upper)?)?.negative()?;
+        let nothing = zeros_dtype(corner.shape(), corner.dtype())?;
+        let top = concatenate(&[&upper, &nothing], -1)?;
+        inverse = concatenate(&[&top, &concatenate(&[&corner, &under], -1)?], -2)?;
+        block *= 2;
+    }
+    inverse.reshape(&shape)
+}
+
+#[cfg(test)]
+mod tests {
+    use mlx_rs::{ops::sigmoid, random};
+
+    use super::*;
+
+    fn noise(seed: u64, shape: &[i32]) -> Array {
+        random::normal::<f32>(shape, None, None, &random::key(seed).unwrap()).unwrap()
+    }
+
+    fn worst(a: &Array, b: &Array) -> f32 {
+        assert_eq!(a.shape(), b.shape());
+        a.subtract(b).unwrap().abs().unwrap().max(None).unwrap().try_item_exact().unwrap()
+    }
+
+    /// Two rows, two key heads, three value heads each.
+    fn tokens(count: i32, repeated: bool, delta: bool) -> Tokens {
+        let unit = |seed| {
+            let x = noise(seed, &[2, 2, 1, if repeated { 1 } else { count }, 8]);
+            let x = x.divide(x.square().unwrap().sum_axis(-1, true).unwrap().sqrt().unwrap());
+            mlx_rs::ops::broadcast_to(x.unwrap(), &[2, 2, 1, count, 8]).unwrap()
+        };
+        let per_token = |seed| noise(seed, &[2, 2, 3, count, 1]);
+        // Equal keys that are written fully and do not fade are what is hardest to solve.
+        let (fading, shift) = if repeated { (-1e-4, 6.0) } else { (-1.0, 0.0) };
+        Tokens {
+            queries: unit(1),
+            keys: unit(2),
+            values: noise(3, &[2, 2, 3, count, 6]),
+            log_decays: per_token(4).square().unwrap().multiply(Array::from_f32(fading)).unwrap(),
+            rates: delta
+                .then(|| sigmoid(per_token(5).add(Array::from_f32(shift)).unwrap()).unwrap()),
+        }
+    }
+
+    fn one(all: &Tokens, at: i32) -> Tokens {
+        let of = |it: &Array| it.try_index((.., .., .., at..at + 1, ..)).unwrap();
+        Tokens {
+            queries: of(&all.queries),
+            keys: of(&all.keys),
+            values: of(&all.values),
+            log_decays: of(&all.log_decays),
+            rates: all.rates.as_ref().map(of),
+        }
+    }
+
+    /// A step is compared with its definition, and chunks with steps: of lengths that a chunk divides
+    /// and does not, and of equal keys, which a sum of powers could not cope with.
+    #[test]
+    fn chunks_and_steps_follow_the_definition() {
+        for (count, repeated, delta) in [
+            (2, false, true),
+            (3, false, false),
+            (7, false, true),
+            (64, false, true),
+            (64, true, true),
+            (150, false, true),
+            (150, false, false),
+            (200, true, true),
+        ] {
+            let case = format!("{count} tokens, repeated {repeated}, delta {delta}");
+            let all = tokens(count, repeated, delta);
+            let start = noise(9, &[2, 2, 3, 8, 6]);
+            let (outputs, end) = recur(&all, &start).unwrap();
+            let (mut stepped, mut defined) = (start.clone(), start);
+            for at in 0..count {
+                let token = one(&all, at);
+                let (output, after) = recur(&token, &stepped).unwrap();
+                stepped = after;
+
+                let column = |it: &Array| it.swap_axes(-1, -2).unwrap();
+                let (q, k) = (column(&token.queries), column(&token.keys));
+                let faded = defined.multiply(token.log_decays.exp().unwrap()).unwrap();
+                let change = match &token.rates {
+                    None => token.values.clone(),
+                    Some(rates) => {
+                        let held = faded.multiply(&k).unwrap().sum_axis(-2, true).unwrap();
+                        token.values.subtract(held).unwrap().multiply(rates).unwrap()
+                    }
+                };
+                defined = faded.add(k.multiply(change).unwrap()).unwrap();
+                let expected = defined.multiply(&q).unwrap().sum_axis(-2, true).unwrap();
+                assert!(worst(&output, &expected) < 1e-5, "{case}: step {at}");
+                let chunked = outputs.try_index((.., .., .., at..at + 1, ..)).unwrap();
+                let off = worst(&chunked, &expected);
+                assert!(off < 1e-5, "{case}: {off} at {at}");
+            }
+            assert!(worst(&end, &defined) < 1e-5, "{case}");
+            assert!(worst(&stepped, &defined) < 1e-5, "{case}");
+        }
+    }
+}
