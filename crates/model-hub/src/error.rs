@@ -16,10 +16,12 @@ pub enum ErrorKind {
     Access,
     /// The hub could not be reached, or answered with an error, more often than is retried.
     Network,
-    /// What arrived is not what the hub announced.
+    /// What arrived is not what the hub announced, or a file is not what its header says.
     Damaged,
-    /// The model has no files that this project can load.
+    /// The model has no files that this project can load or convert.
     Unsupported,
+    /// A conversion's settings contradict each other, or the model.
+    Settings,
     /// A file could not be read or written.
     File,
 }

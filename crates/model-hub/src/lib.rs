@@ -21,6 +21,7 @@
 mod cache;
 mod checksum;
 mod client;
+mod convert;
 mod download;
 mod error;
 mod files;
@@ -30,6 +31,7 @@ mod progress;
 
 pub use self::{
     cache::CachedModel,
+    convert::{Conversion, Converted, Float, Layout, Mode, Recipe, Rule, Scheme, convert},
     error::{Error, ErrorKind, Result},
     hub::{FoundModel, Hub, HubBuilder},
     id::ModelId,

@@ -1,11 +1,11 @@
 //! What a caller sees of a download while it runs.
 
-/// Told how a download proceeds; a command line draws bars with it.
+/// Told how a download or a conversion proceeds; a command line draws bars with it.
 ///
 /// All methods do nothing by default, so that an implementation takes only what it shows.
 pub trait Progress {
     /// The model's commit and the files that are missing, with their sizes in bytes, before the first
-    /// byte is fetched.
+    /// byte is fetched. Of a conversion, the files of weights that will be written, and no commit.
     fn start(&mut self, _commit: &str, _files: &[(String, u64)]) {}
 
     /// `bytes` of the file with this index are there; at first those that an earlier download left.

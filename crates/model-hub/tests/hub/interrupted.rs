@@ -1,4 +1,4 @@
-//! Downloads that are killed.
+//! Downloads and conversions that are killed.
 
 use std::{
     env,
@@ -8,11 +8,14 @@ use std::{
     time::Duration,
 };
 
-use mlxgk_model_hub::{Hub, NoProgress};
+use mlxgk_model_hub::{Conversion, Hub, Mode, NoProgress, Scheme, convert};
 
-use crate::server::{Act, Server, weights};
+use crate::{
+    conversions::{copy, rename, tensors},
+    server::{Act, Server, weights},
+};
 
-/// How often a download is killed.
+/// How often a download or a conversion is killed.
 const KILLS: u64 = 50;
 
 const ENDPOINT: &str = "MLXGK_TEST_ENDPOINT";
@@ -31,10 +34,15 @@ fn child() {
 }
 
 fn start(server: &Server, cache: &Path) -> Child {
+    let endpoint = (ENDPOINT, Path::new(&server.address));
+    start_child("interrupted::child", [endpoint, (CACHE, cache)])
+}
+
+/// Starts a test of this file in a process of its own.
+fn start_child(test: &str, variables: [(&str, &Path); 2]) -> Child {
     Command::new(env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "interrupted::child"])
-        .env(ENDPOINT, &server.address)
-        .env(CACHE, cache)
+        .args(["--ignored", "--exact", test])
+        .envs(variables)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -75,4 +83,54 @@ fn a_download_that_is_killed_again_and_again_ends_whole() {
     hub.find("a/b", &mut NoProgress).unwrap();
     assert!(hub.cached(&id).is_some());
     check();
+}
+
+const SOURCE: &str = "MLXGK_TEST_SOURCE";
+const OUT: &str = "MLXGK_TEST_OUT";
+
+#[test]
+#[ignore = "the process that the test below starts and kills"]
+fn converting_child() {
+    let [source, out] = [SOURCE, OUT].map(|it| env::var(it).unwrap());
+    convert_to(Path::new(&source), Path::new(&out));
+}
+
+fn convert_to(source: &Path, out: &Path) {
+    let conversion = Conversion::new()
+        .quantize(Scheme::new(Mode::Nvfp4, None, None).unwrap())
+        .shard_bytes(100_000);
+    convert(source, out, &conversion, &mut NoProgress).unwrap();
+}
+
+#[test]
+fn a_conversion_that_is_killed_again_and_again_ends_whole() {
+    let (source, work) = (copy("qwen3"), tempfile::tempdir().unwrap());
+    let numbers: Vec<u8> = (0..1_u32 << 20).flat_map(|it| [it as u8, 0x3c]).collect();
+    let large = [("model.layers.0.mlp.x.weight", vec![1 << 10, 1 << 10], numbers)];
+    rename(source.path(), str::to_owned, &large);
+    let (reference, out) = (work.path().join("reference"), work.path().join("out"));
+    convert_to(source.path(), &reference);
+    let expected = tensors(&reference);
+    let start =
+        || start_child("interrupted::converting_child", [(SOURCE, source.path()), (OUT, &out)]);
+    for round in 0..KILLS {
+        let mut running = [start(), start()];
+        thread::sleep(Duration::from_millis(round * 37 % 61));
+        for child in &mut running {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        if out.exists() {
+            assert_eq!(tensors(&out), expected);
+            std::fs::remove_dir_all(&out).unwrap();
+        }
+    }
+    // Two at once end well, both of them.
+    let running = [start(), start()];
+    assert!(running.into_iter().all(|mut it| it.wait().unwrap().success()));
+    assert_eq!(tensors(&out), expected);
+    let mut names: Vec<_> =
+        std::fs::read_dir(work.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["out", "reference"], "nothing else is left");
 }

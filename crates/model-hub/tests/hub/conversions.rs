@@ -1,0 +1,448 @@
+//! Model folders converted, beside what mlx-lm makes of them.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use mlxgk_model_hub::{
+    Conversion, Converted, ErrorKind, Layout, Mode, NoProgress, Progress, Result, Scheme, convert,
+};
+use safetensors::SafeTensors;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
+}
+
+fn read_json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+fn run(model: &Path, out: &Path, conversion: &Conversion) -> Result<Converted> {
+    convert(model, out, conversion, &mut NoProgress)
+}
+
+fn four_bits() -> Conversion {
+    Conversion::new().quantize(Scheme::new(Mode::Affine, Some(4), Some(32)).unwrap())
+}
+
+/// The settings that a step of a fixture names.
+fn conversion(step: &Value) -> Conversion {
+    let text = |key: &str| step[key].as_str();
+    let size = |key: &str| step[key].as_u64().map(|it| it as usize);
+    let mut conversion = Conversion::new();
+    if let Some(dtype) = text("dtype") {
+        conversion = conversion.dtype(dtype.parse().unwrap());
+    }
+    if step["dequantize"] == true {
+        return conversion.dequantize();
+    }
+    if let Some(recipe) = text("recipe") {
+        return conversion.recipe(recipe.parse().unwrap(), size("group-size")).unwrap();
+    }
+    if text("mode").is_none() && size("bits").is_none() {
+        return conversion;
+    }
+    let mode = text("mode").map_or(Mode::Affine, |it| it.parse().unwrap());
+    conversion.quantize(Scheme::new(mode, size("bits"), size("group-size")).unwrap())
+}
+
+/// Dtype, shape and digest of each tensor in a folder's weight files.
+pub(crate) fn tensors(folder: &Path) -> BTreeMap<String, Value> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|it| it != "safetensors") {
+            continue;
+        }
+        let bytes = fs::read(&path).unwrap();
+        for (name, view) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
+            let digest: String =
+                Sha256::digest(view.data())[..8].iter().map(|it| format!("{it:02x}")).collect();
+            let about = json!([view.dtype().to_string(), view.shape(), digest]);
+            assert!(found.insert(name.clone(), about).is_none(), "{name} is there twice");
+        }
+    }
+    found
+}
+
+#[test]
+fn folders_are_converted_to_the_byte_as_mlx_lm_does() {
+    let fixture_file = read_json(&fixture("convert/cases.json"));
+    for case in fixture_file["cases"].as_array().unwrap() {
+        let work = tempfile::tempdir().unwrap();
+        let mut at = fixture("models").join(case["source"].as_str().unwrap());
+        let about = format!("{} {}", case["source"], case["steps"]);
+        let mut parameters = 0;
+        for (index, step) in case["steps"].as_array().unwrap().iter().enumerate() {
+            let out = work.path().join(index.to_string());
+            let made = run(&at, &out, &conversion(step)).unwrap();
+            parameters = made.parameters;
+            at = out;
+        }
+        let expected: BTreeMap<String, Value> =
+            serde_json::from_value(case["tensors"].clone()).unwrap();
+        assert_eq!(tensors(&at), expected, "{about}");
+        assert_eq!(case["parameters"], parameters, "{about}");
+        let mut config = read_json(&at.join("config.json"));
+        let mut theirs = case["config"].clone();
+        for config in [&mut config, &mut theirs] {
+            let config = config.as_object_mut().unwrap();
+            // mlx-lm writes no group size where the recipe had none, and leaves a dtype that was
+            // changed as it was.
+            config.retain(|key, _| !matches!(key.as_str(), "dtype" | "torch_dtype"));
+            if !case["config"].as_object().unwrap().contains_key("tie_word_embeddings") {
+                config.remove("tie_word_embeddings");
+            }
+        }
+        assert_eq!(config, theirs, "{about}");
+    }
+}
+
+#[test]
+fn experts_are_stacked_and_taken_apart_again() {
+    let work = tempfile::tempdir().unwrap();
+    let source = fixture("models/qwen3-moe");
+    let (mlx, back) = (work.path().join("mlx"), work.path().join("back"));
+    run(&source, &mlx, &Conversion::new()).unwrap();
+    assert_eq!(tensors(&mlx), tensors(&fixture("models/qwen3-moe-stacked")));
+    run(&mlx, &back, &Conversion::new().layout(Layout::HuggingFace)).unwrap();
+    assert_eq!(tensors(&back), tensors(&source));
+    let quantized = fixture("models/qwen3-moe-q4");
+    let plain = work.path().join("plain");
+    let to = Conversion::new().dequantize().layout(Layout::HuggingFace);
+    let made = run(&quantized, &plain, &to).unwrap();
+    assert_eq!(made.quantized, 0);
+    let names = tensors(&plain);
+    assert!(names.contains_key("model.layers.1.mlp.experts.3.down_proj.weight"), "{names:?}");
+    assert!(names.keys().all(|it| !it.contains("switch_mlp") && !it.ends_with(".scales")));
+}
+
+/// Notes what is said of the progress.
+#[derive(Default)]
+struct Noted {
+    files: Vec<(String, u64)>,
+    bytes: Vec<u64>,
+    finished: usize,
+}
+
+impl Progress for Noted {
+    fn start(&mut self, _commit: &str, files: &[(String, u64)]) {
+        self.files = files.to_vec();
+        self.bytes = vec![0; files.len()];
+    }
+
+    fn advance(&mut self, file: usize, bytes: u64) {
+        assert!(bytes >= self.bytes[file]);
+        self.bytes[file] = bytes;
+    }
+
+    fn finish(&mut self, _file: usize) {
+        self.finished += 1;
+    }
+}
+
+#[test]
+fn large_models_get_several_files_and_an_index() {
+    let work = tempfile::tempdir().unwrap();
+    let source = fixture("models/qwen3-moe");
+    let (one, many) = (work.path().join("one"), work.path().join("many"));
+    let made = run(&source, &one, &four_bits()).unwrap();
+    let mut noted = Noted::default();
+    convert(&source, &many, &four_bits().shard_bytes(20_000), &mut noted).unwrap();
+    assert_eq!(tensors(&one), tensors(&many));
+    assert!(noted.files.len() > 2, "{:?}", noted.files);
+    assert_eq!(noted.finished, noted.files.len());
+    assert_eq!(noted.bytes, noted.files.iter().map(|it| it.1).collect::<Vec<_>>());
+    assert_eq!(noted.bytes.iter().sum::<u64>(), made.bytes);
+    let index = read_json(&many.join("model.safetensors.index.json"));
+    for name in tensors(&many).keys() {
+        let file = many.join(index["weight_map"][name].as_str().unwrap());
+        let bytes = fs::read(file).unwrap();
+        assert!(SafeTensors::deserialize(&bytes).unwrap().tensor(name).is_ok(), "{name}");
+    }
+    assert_eq!(index["metadata"]["total_size"], made.bytes);
+    // What was sharded is read back.
+    let again = work.path().join("again");
+    run(&many, &again, &Conversion::new().dequantize()).unwrap();
+}
+
+/// A copy of a model that a test may change, with a tokenizer beside it.
+pub(crate) fn copy(name: &str) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(fixture("models").join(name)).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    folder
+}
+
+fn set(folder: &Path, changes: &Value) {
+    let path = folder.join("config.json");
+    let mut config = read_json(&path);
+    for (key, value) in changes.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    fs::write(path, config.to_string()).unwrap();
+}
+
+/// Writes the weights again, with other names and tensors more.
+pub(crate) fn rename(
+    folder: &Path,
+    rename: impl Fn(&str) -> String,
+    more: &[(&str, Vec<usize>, Vec<u8>)],
+) {
+    let path = folder.join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors: Vec<(String, safetensors::tensor::TensorView<'_>)> =
+        file.tensors().into_iter().map(|(name, view)| (rename(&name), view)).collect();
+    for (name, shape, data) in more {
+        let dtype = safetensors::Dtype::BF16;
+        let view = safetensors::tensor::TensorView::new(dtype, shape.clone(), data).unwrap();
+        tensors.push(((*name).to_owned(), view));
+    }
+    let written = safetensors::serialize(tensors, None).unwrap();
+    fs::write(path, written).unwrap();
+}
+
+#[test]
+fn of_a_multimodal_model_the_text_model_is_kept() {
+    let plain = fixture("models/gemma3");
+    let work = tempfile::tempdir().unwrap();
+    run(&plain, &work.path().join("plain"), &four_bits()).unwrap();
+    let expected: BTreeMap<String, Value> = tensors(&work.path().join("plain"))
+        .into_iter()
+        .map(|(name, it)| (format!("language_model.{name}"), it))
+        .collect();
+    for body in ["language_model.model.", "model.language_model."] {
+        let source = copy("gemma3");
+        let text = read_json(&plain.join("config.json"));
+        let config = json!({
+            "model_type": "gemma3", "text_config": text, "vision_config": {"depth": 1},
+            "torch_dtype": "bfloat16", "eos_token_id": 1,
+        });
+        fs::write(source.path().join("config.json"), config.to_string()).unwrap();
+        let vision = [("vision_tower.patch.weight", vec![1, 2], vec![0; 4])];
+        rename(source.path(), |it| it.replacen("model.", body, 1), &vision);
+        let out = work.path().join(body);
+        let made = run(source.path(), &out, &four_bits()).unwrap();
+        assert_eq!(made.left_out, [("vision_tower".to_owned(), 1)]);
+        assert_eq!(tensors(&out), expected);
+        let config = read_json(&out.join("config.json"));
+        assert!(config.get("vision_config").is_none());
+        assert_eq!(config["quantization"]["bits"], 4);
+    }
+}
+
+#[test]
+fn a_head_that_repeats_the_table_is_dropped_and_another_is_not() {
+    let work = tempfile::tempdir().unwrap();
+    let tied = copy("qwen3");
+    let bytes = fs::read(tied.path().join("model.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let table = file.tensor("model.embed_tokens.weight").unwrap();
+    let (shape, mut data) = (table.shape().to_vec(), table.data().to_vec());
+    let model = fs::read(tied.path().join("model.safetensors")).unwrap();
+    rename(tied.path(), str::to_owned, &[("lm_head.weight", shape.clone(), data.clone())]);
+    run(tied.path(), &work.path().join("a"), &Conversion::new()).unwrap();
+    assert_eq!(tensors(&work.path().join("a")), tensors(&fixture("models/qwen3")));
+
+    data[7] ^= 1;
+    fs::write(tied.path().join("model.safetensors"), model).unwrap();
+    rename(tied.path(), str::to_owned, &[("lm_head.weight", shape, data)]);
+    let error = run(tied.path(), &work.path().join("b"), &Conversion::new()).unwrap_err();
+    assert!(error.to_string().contains("\"lm_head.weight\", which differs"), "{error}");
+    set(tied.path(), &json!({"tie_word_embeddings": false}));
+    run(tied.path(), &work.path().join("b"), &Conversion::new()).unwrap();
+    assert!(tensors(&work.path().join("b")).contains_key("lm_head.weight"));
+}
+
+#[test]
+fn rules_come_before_everything_else_and_the_last_one_counts() {
+    let work = tempfile::tempdir().unwrap();
+    let out = work.path().join("out");
+    let conversion = four_bits()
+        .rule("*.self_attn.*=6,32".parse().unwrap())
+        .rule("*.layers.1.self_attn.*=dense".parse().unwrap())
+        .rule("*embed_tokens=mxfp8".parse().unwrap());
+    run(&fixture("models/llama"), &out, &conversion).unwrap();
+    let config = read_json(&out.join("config.json"));
+    let quantization = &config["quantization"];
+    assert_eq!(*quantization, config["quantization_config"]);
+    let expected = json!({"group_size": 32, "bits": 6, "mode": "affine"});
+    assert_eq!(quantization["model.layers.0.self_attn.q_proj"], expected);
+    let expected = json!({"group_size": 32, "bits": 8, "mode": "mxfp8"});
+    assert_eq!(quantization["model.embed_tokens"], expected);
+    let there = tensors(&out);
+    let has = |name: &str| there.contains_key(name);
+    assert!(!has("model.embed_tokens.biases") && has("model.embed_tokens.scales"));
+    assert!(has("model.layers.2.self_attn.v_proj.biases"));
+    assert!(!has("model.layers.1.self_attn.v_proj.scales"));
+    assert!(has("model.layers.1.mlp.up_proj.scales"));
+    // 48 columns are no multiple of the group.
+    assert!(!has("model.layers.1.mlp.down_proj.scales"));
+    // All of it is found again by the config.
+    let back = work.path().join("back");
+    let made = run(&out, &back, &Conversion::new().dequantize()).unwrap();
+    assert_eq!(made.quantized, 0);
+    assert!(tensors(&back).keys().eq(tensors(&fixture("models/llama")).keys()));
+}
+
+#[test]
+fn other_files_are_carried_over() {
+    let work = tempfile::tempdir().unwrap();
+    let source = copy("qwen3");
+    for name in ["tokenizer.json", "chat_template.jinja", "merges.txt", "LICENSE"] {
+        fs::write(source.path().join(name), name).unwrap();
+    }
+    for name in ["pytorch_model.bin", "old.gguf", "README.md"] {
+        fs::write(source.path().join(name), name).unwrap();
+    }
+    fs::write(source.path().join("generation_config.json"), r#"{"eos_token_id": [3, 4]}"#).unwrap();
+    let out = work.path().join("out");
+    run(source.path(), &out, &Conversion::new()).unwrap();
+    let mut names: Vec<String> = fs::read_dir(&out)
+        .unwrap()
+        .map(|it| it.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(
+        names,
+        [
+            "LICENSE",
+            "chat_template.jinja",
+            "config.json",
+            "conversion.json",
+            "generation_config.json",
+            "merges.txt",
+            "model.safetensors",
+            "model.safetensors.index.json",
+            "tokenizer.json",
+        ]
+    );
+    assert_eq!(fs::read_to_string(out.join("merges.txt")).unwrap(), "merges.txt");
+    assert_eq!(read_json(&out.join("config.json"))["eos_token_id"], json!([3, 4]));
+    assert!(fs::read_dir(work.path()).unwrap().count() == 1, "nothing else is left");
+}
+
+#[test]
+fn what_is_there_is_kept_or_refused() {
+    let work = tempfile::tempdir().unwrap();
+    let (source, out) = (copy("qwen3"), work.path().join("out"));
+    assert!(!run(source.path(), &out, &four_bits()).unwrap().was_there);
+    let again = run(source.path(), &out, &four_bits()).unwrap();
+    assert!(again.was_there && again.bytes > 0);
+    for conversion in [Conversion::new(), four_bits().rule("lm_head=8".parse().unwrap())] {
+        let error = run(source.path(), &out, &conversion);
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::Settings);
+    }
+    let eight = Conversion::new().quantize(Scheme::new(Mode::Mxfp8, None, None).unwrap());
+    let error = run(source.path(), &out, &eight).unwrap_err();
+    assert!(error.to_string().contains("exists, and is not what"), "{error}");
+    set(source.path(), &json!({"rope_theta": 5000.0}));
+    assert!(run(source.path(), &out, &four_bits()).is_err(), "the source has changed");
+    let error = run(source.path(), source.path(), &four_bits()).unwrap_err();
+    assert!(error.to_string().contains("exists"), "{error}");
+    let error = run(source.path(), Path::new("/"), &four_bits()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Settings);
+}
+
+#[test]
+fn what_cannot_be_converted_is_named() {
+    let work = tempfile::tempdir().unwrap();
+    let out = work.path().join("out");
+    let refused = |change: &dyn Fn(&Path), conversion: &Conversion, words: &[&str]| {
+        let source = copy("qwen3");
+        change(source.path());
+        let error = run(source.path(), &out, conversion).unwrap_err().to_string();
+        assert!(words.iter().all(|it| error.contains(it)), "{error}");
+        assert!(fs::read_dir(work.path()).unwrap().next().is_none(), "{error}: something is left");
+    };
+    let plain = Conversion::new();
+    let write = |name: &'static str, text: &'static str| {
+        move |folder: &Path| fs::write(folder.join(name), text).unwrap()
+    };
+    refused(&write("config.json", "{"), &plain, &["config.json is not valid JSON"]);
+    refused(&write("config.json", "[]"), &plain, &["config.json is not a JSON object"]);
+    refused(&write("config.json", "{}"), &plain, &["config.json: `model_type` is missing"]);
+    refused(
+        &write("config.json", r#"{"model_type": "mamba"}"#),
+        &plain,
+        &["`model_type` is \"mamba\"", "known are gemma"],
+    );
+    refused(&write("model.safetensors", "short"), &plain, &["model.safetensors is truncated"]);
+    refused(
+        &write("model.safetensors", "version https://git-lfs.github.com/spec/v1\n"),
+        &plain,
+        &["is a Git LFS pointer", "git lfs pull"],
+    );
+    refused(
+        &|folder| {
+            let path = folder.join("model.safetensors");
+            let bytes = fs::read(&path).unwrap();
+            fs::write(&path, &bytes[..bytes.len() - 10]).unwrap();
+        },
+        &plain,
+        &["model.safetensors is damaged: its header describes"],
+    );
+    refused(
+        &|folder| fs::remove_file(folder.join("model.safetensors")).unwrap(),
+        &plain,
+        &["holds no weights"],
+    );
+    refused(
+        &|folder| rename(folder, |it| it.replace("embed_tokens", "wte"), &[]),
+        &plain,
+        &["holds no model.embed_tokens.weight"],
+    );
+    refused(
+        &|folder| rename(folder, str::to_owned, &[("other.weight", vec![1], vec![0; 2])]),
+        &plain,
+        &["model.safetensors holds \"other.weight\", which no text model has"],
+    );
+    refused(
+        &|folder| set(folder, &json!({"quantization_config": {"quant_method": "gptq"}})),
+        &plain,
+        &["`quantization_config` names the method \"gptq\""],
+    );
+    refused(&|_| {}, &Conversion::new().dequantize(), &["is not quantized"]);
+    let to_hf = four_bits().layout(Layout::HuggingFace);
+    refused(&|_| {}, &to_hf, &["transformers does not read"]);
+    let rule = |text: &str| four_bits().rule(text.parse().unwrap());
+    refused(&|_| {}, &rule("nothing=4"), &["the rule nothing=4,64 matches no module"]);
+    refused(
+        &|_| {},
+        &rule("*.down_proj=4,64"),
+        &["the rule *.down_proj=4,64", "down_proj.weight", "do not divide its 48 columns"],
+    );
+    let infinite = [("model.layers.0.mlp.x.weight", vec![1, 32], [0x80, 0x7F].repeat(32))];
+    refused(
+        &|folder| rename(folder, str::to_owned, &infinite),
+        &four_bits(),
+        &["mlp.x.weight", "no finite bfloat16", "GLOB=dense"],
+    );
+    let large = [("model.layers.0.mlp.x.weight", vec![1, 32], [0x00, 0x7F].repeat(32))];
+    refused(
+        &|folder| rename(folder, str::to_owned, &large),
+        &Conversion::new().dtype("float16".parse().unwrap()),
+        &["mlp.x.weight", "beyond the range of float16", "bfloat16"],
+    );
+    let error = run(&fixture("models/llama-q4"), &out, &four_bits()).unwrap_err();
+    assert!(error.to_string().contains("quantized already; dequantize it first"), "{error}");
+}
+
+#[test]
+fn experts_that_are_incomplete_are_named() {
+    let work = tempfile::tempdir().unwrap();
+    let source = copy("qwen3-moe");
+    let gone = "experts.4.up_proj.weight";
+    let out = work.path().join("out");
+    rename(source.path(), |it| it.replace(gone, "experts.9.up_proj.weight"), &[]);
+    let error = run(source.path(), &out, &Conversion::new()).unwrap_err();
+    assert!(error.to_string().contains("lacks expert 4 of model.layers.0.mlp"), "{error}");
+}
