@@ -7,6 +7,7 @@ use clap::{
 
 use crate::{
     chat::ChatCommand,
+    convert::ConvertArgs,
     failure::{Failure, Result},
     generate::GenerateArgs,
     info::InfoArgs,
@@ -96,6 +97,18 @@ Examples:
 Models are kept in the cache that Hugging Face programs share: HF_HUB_CACHE, else hub in HF_HOME,
 else ~/.cache/huggingface/hub.")]
     Models(ModelsArgs),
+    /// Convert a model to MLX's layout and back, to another dtype, or to fewer bits
+    #[command(after_help = "\
+Examples:
+  mlxgk convert Qwen/Qwen3-0.6B --out qwen3-4bit --bits 4
+  mlxgk convert ./qwen3 --out qwen3-mxfp4 --mode mxfp4
+  mlxgk convert ./qwen3 --out qwen3-mixed --recipe mixed_3_6 --evaluate text.txt
+  mlxgk convert ./qwen3 --out qwen3-mine --bits 4 --rule '*.v_proj=8,32' --rule 'lm_head=dense'
+  mlxgk convert ./qwen3-4bit --out qwen3-hf --dequantize --to hf
+
+The result is what mlx_lm.convert writes, to the bit. It appears when it is complete: a run that was
+broken off is started again with the same command.")]
+    Convert(Box<ConvertArgs>),
 }
 
 impl Cli {

@@ -54,7 +54,10 @@ impl From<mlx_genkit::Error> for Failure {
 
 impl From<mlxgk_model_hub::Error> for Failure {
     fn from(error: mlxgk_model_hub::Error) -> Self {
-        Self::other(error)
+        match error.kind() {
+            mlxgk_model_hub::ErrorKind::Settings => Self::usage(error),
+            _ => Self::other(error),
+        }
     }
 }
 

@@ -67,7 +67,7 @@ fn print(info: &ModelInfo, model: &Model) -> Result<()> {
     Ok(())
 }
 
-fn thousands(count: usize) -> String {
+pub(crate) fn thousands(count: usize) -> String {
     let digits = count.to_string();
     let mut grouped = String::new();
     for (index, digit) in digits.chars().enumerate() {

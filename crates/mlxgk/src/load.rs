@@ -23,7 +23,7 @@ pub(crate) fn load(args: &ModelArgs) -> Result<(Model, Duration)> {
     let dtype = dtype(args);
     let model = match &args.model {
         Some(name) => {
-            let folder = find(name, args)?;
+            let folder = find(name, args.offline)?;
             let _spinner = Spinner::new(format!("loading {name}"));
             Model::load(folder, dtype)?
         }
@@ -38,7 +38,7 @@ pub(crate) fn load(args: &ModelArgs) -> Result<(Model, Duration)> {
 
 /// Loads a second model, to run where and as precisely as the first.
 pub(crate) fn load_beside(name: &str, args: &ModelArgs) -> Result<Model> {
-    let folder = find(name, args)?;
+    let folder = find(name, args.offline)?;
     let _spinner = Spinner::new(format!("loading {name}"));
     Ok(Model::load(folder, dtype(args))?)
 }
@@ -50,8 +50,8 @@ pub(crate) fn hub(offline: bool) -> Result<Hub> {
 }
 
 /// The folder of a model on disk; a model that is not there is downloaded, with bars.
-fn find(name: &str, args: &ModelArgs) -> Result<PathBuf> {
-    let found = hub(args.offline)?.find(name, &mut DownloadBars::default())?;
+pub(crate) fn find(name: &str, offline: bool) -> Result<PathBuf> {
+    let found = hub(offline)?.find(name, &mut DownloadBars::default())?;
     if let (Some(id), Some(commit)) = (&found.id, &found.commit) {
         terminal::note(&format!("{} at commit {commit}", id.repo()));
     }

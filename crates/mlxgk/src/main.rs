@@ -3,7 +3,9 @@
 mod args;
 mod chat;
 mod conversation;
+mod convert;
 mod document;
+mod evaluate;
 mod failure;
 mod files;
 mod flags;
@@ -43,5 +45,6 @@ fn run() -> Result<()> {
         Subcommand::Validate(args) => validate::run(args),
         Subcommand::Info(args) => info::run(args),
         Subcommand::Models(args) => models::run(args),
+        Subcommand::Convert(args) => convert::run(args),
     }
 }

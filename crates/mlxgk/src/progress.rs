@@ -124,7 +124,7 @@ impl Drop for StepBar {
     }
 }
 
-/// A bar per file of a download and one for all; they go away when dropped. Where stderr is not a
+/// A bar per file of a download or a conversion and one for all; they go away when dropped. Where stderr is not a
 /// terminal, only retries are mentioned.
 #[derive(Debug, Default)]
 pub(crate) struct DownloadBars {

@@ -5,6 +5,7 @@
 mod bad_input;
 mod chat;
 mod contract;
+mod convert;
 mod flags;
 mod models;
 mod output;
