@@ -3,7 +3,7 @@
 use crate::failure::{Failure, Result};
 #[cfg(target_os = "linux")]
 use crate::sanitize;
-use crate::{bench, features, parity, record, run, setup, test, tidy};
+use crate::{bench, check_convert, features, parity, record, run, setup, test, tidy};
 
 /// A chore as the user calls it.
 struct Chore {
@@ -49,6 +49,12 @@ const CHORES: &[Chore] = &[
         summary: "measure the speed, and that of transformers and mlx-lm beside it",
         help: bench::HELP,
         run: bench::run,
+    },
+    Chore {
+        name: "check-convert",
+        summary: "compare conversions with those of mlx-lm",
+        help: check_convert::HELP,
+        run: check_convert::run,
     },
     #[cfg(target_os = "linux")]
     Chore {
@@ -126,7 +132,7 @@ fn find(name: &str) -> Result<&'static Chore> {
 fn overview() -> String {
     let mut text = String::from("The project's chores.\n\nUsage: cargo xtask <command>\n\n");
     for chore in CHORES {
-        text.push_str(&format!("  {:<10}{}\n", chore.name, chore.summary));
+        text.push_str(&format!("  {:<15}{}\n", chore.name, chore.summary));
     }
     text.push_str(
         "\nExamples:\n  \

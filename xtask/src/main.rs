@@ -10,6 +10,7 @@
 )]
 
 mod bench;
+mod check_convert;
 mod cli;
 mod failure;
 mod features;
