@@ -56,6 +56,10 @@ def scheme_of(name: str):
         "qwen3-moe-q4": ("affine", 32, 4, None),
         "gemma3-q4": ("affine", 64, 4, None),
         "qwen3_5-q4": ("affine", 64, 4, None),
+        # Of these, too, the routers are kept in 8 bits.
+        "gpt-oss-q4": ("affine", 64, 4, None),
+        "glm4-moe-q4": ("affine", 64, 4, None),
+        "gemma4-q4": ("affine", 64, 4, None),
         "llama-mxfp4": ("mxfp4", 32, 4, None),
         "qwen3-mxfp8": ("mxfp8", 32, 8, None),
         "qwen2-nvfp4": ("nvfp4", 16, 4, None),
@@ -70,6 +74,8 @@ def convert(source: pathlib.Path, folder: pathlib.Path, name: str) -> None:
     mx.set_default_device(mx.cpu)
     shutil.rmtree(folder, ignore_errors=True)
     mode, group_size, bits, predicate = scheme_of(name)
+    if utils.load_config(source)["model_type"] == "gpt_oss":
+        in_mlx_layout(source)
     model, config = utils.load_model(source)
     model, config = utils.quantize_model(model, config, group_size, bits, mode, quant_predicate=predicate)
     utils.save_model(folder, model)
@@ -140,8 +146,8 @@ def dequantized(folder: pathlib.Path):
                     weights[f"{stem}.experts.{index}.{part}.{parameter}"] = torch.from_numpy(numpy.array(expert))
                 continue
             weights[f"{name}.{parameter}"] = torch.from_numpy(numpy.array(array))
-    if config["model_type"] == "qwen3_5":
-        weights = of_qwen3_5(weights)
+    stored = {"qwen3_5": of_qwen3_5, "gpt_oss": of_gpt_oss, "gemma4_text": of_gemma4}.get(config["model_type"])
+    weights = weights if stored is None else stored(weights)
     plain = {key: value for key, value in config.items() if not key.startswith("quantization")}
     with tempfile.TemporaryDirectory() as plain_folder:
         _fixture.write_json(pathlib.Path(plain_folder) / "config.json", plain)
@@ -158,6 +164,43 @@ def of_qwen3_5(weights: dict) -> dict:
         return it - 1 if "norm" in name and "linear_attn" not in name else it
 
     return {name.removeprefix("language_model."): stored(name, it) for name, it in weights.items()}
+
+
+def of_gpt_oss(weights: dict) -> dict:
+    """Under transformers' names: one tensor for all experts, inputs before outputs, gate and up row by row."""
+    stored = {name: it for name, it in weights.items() if ".experts." not in name}
+    for stem in {name.split(".experts.")[0] for name in weights if ".experts." in name}:
+        for ending, kind in (("", "weight"), ("_bias", "bias")):
+            gate, up, down = (weights[f"{stem}.experts.{part}_proj.{kind}"] for part in ("gate", "up", "down"))
+            both = torch.stack([gate, up], 2).flatten(1, 2)
+            both, down = (both.mT, down.mT) if kind == "weight" else (both, down)
+            stored[f"{stem}.experts.gate_up_proj{ending}"] = both.contiguous()
+            stored[f"{stem}.experts.down_proj{ending}"] = down.contiguous()
+    return stored
+
+
+def in_mlx_layout(folder: pathlib.Path) -> None:
+    """Saves a tiny gpt-oss as mlx-lm does: of transformers' own files it reads those with packed experts only."""
+    path = folder / "model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    for name in [it for it in weights if ".experts." in it]:
+        stem, part = name.split(".experts.")
+        kind = "bias" if part.endswith("_bias") else "weight"
+        it = weights.pop(name)
+        it = it if kind == "bias" else it.mT
+        parts = {"gate": it[:, ::2], "up": it[:, 1::2]} if part.startswith("gate_up") else {"down": it}
+        weights |= {f"{stem}.experts.{key}_proj.{kind}": part.contiguous() for key, part in parts.items()}
+    safetensors.torch.save_file(weights, path, {"format": "pt"})
+
+
+def of_gemma4(weights: dict) -> dict:
+    """Under transformers' names: gate and up of all experts in one tensor."""
+    stored = {name: it for name, it in weights.items() if ".switch_glu." not in name}
+    for stem in {name.split(".switch_glu.")[0] for name in weights if ".switch_glu." in name}:
+        gate, up, down = (weights[f"{stem}.switch_glu.{part}_proj.weight"] for part in ("gate", "up", "down"))
+        stored[f"{stem}.gate_up_proj"] = torch.cat([gate, up], 1)
+        stored[f"{stem}.down_proj"] = down
+    return stored
 
 
 def agree(logprobs: numpy.ndarray, reference, tokens: list[int], name: str) -> None:

@@ -12,6 +12,7 @@ import json
 import math
 import pathlib
 import shutil
+from collections.abc import Callable
 
 import numpy
 import safetensors.torch
@@ -37,6 +38,8 @@ class Tiny:
     long_prompt: tuple[int, ...] = ()
     # The first seed to try; `models.py` moves on while a tie or a flat attention shows.
     seed: int = 0
+    # What fills the weights, given the model and a seed; `draw` below where there is none.
+    draw: Callable[[torch.nn.Module, int], None] | None = None
 
     @property
     def family(self) -> str:
@@ -368,7 +371,7 @@ def build(tiny: Tiny, folder: pathlib.Path, seed: int) -> None:
     config_path.write_text(json.dumps(tiny.config), encoding="utf-8")
     config = AutoConfig.from_pretrained(folder)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    draw(model, seed)
+    (tiny.draw or draw)(model, seed)
     model = model.to(getattr(torch, tiny.dtype))
     model.config.dtype = getattr(torch, tiny.dtype)
     shards = {} if tiny.shard_bytes is None else {"max_shard_size": tiny.shard_bytes}

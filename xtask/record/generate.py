@@ -12,6 +12,7 @@ import numpy
 import torch
 from transformers import GenerationConfig
 
+import _small
 import models
 from _cases import GREEDY, HYBRIDS, MODELS, SAMPLE, ended, ends_of, record_models, settled, until_settled
 
@@ -83,12 +84,18 @@ CASES = (
 )  # fmt: skip
 
 
+# What the smaller models are asked for.
+OF_SMALL = ("every warper", "batch")
+
+
 def record(out: pathlib.Path) -> None:
-    record_models(out, cases_of, MODELS + HYBRIDS)
+    record_models(out, lambda model, _: cases_of(model, CASES), MODELS + HYBRIDS)
+    few = [it for it in CASES if it[0] in OF_SMALL]
+    record_models(out, lambda model, _: cases_of(model, few), _small.NAMES)
 
 
-def cases_of(model, name: str) -> dict:
-    return {"cases": [record_case(model, *it) for it in enumerate(CASES)]}
+def cases_of(model, cases) -> dict:
+    return {"cases": [record_case(model, CASES.index(it), it) for it in cases]}
 
 
 def record_case(model, index: int, case: tuple) -> dict:

@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 import _fixture
 import _quantized
+import _small
 import _tiny
 
 NEW_TOKENS = 40
@@ -37,14 +38,22 @@ class TooClose(Exception):
 def record(out: pathlib.Path) -> None:
     torch.set_num_threads(1)
     logging.set_verbosity_error()
-    for tiny in _tiny.MODELS:
+    for tiny in _tiny.MODELS + _small.MODELS:
         with_good_seed(tiny, lambda seed, tiny=tiny: record_model(tiny, out, seed))
+    for tiny in _small.PACKED:
+        with_good_seed(tiny, lambda seed, tiny=tiny: record_packed(tiny, out, seed))
     with tempfile.TemporaryDirectory() as sources:
-        for tiny in _tiny.QUANTIZED_SOURCES:
+        for tiny in _tiny.QUANTIZED_SOURCES + _small.QUANTIZED_SOURCES:
             source = pathlib.Path(sources) / tiny.name
             with_good_seed(tiny, lambda seed, tiny=tiny, source=source: record_quantized(tiny, source, out, seed))
     record_restacked(out, "qwen3-moe", "qwen3-moe-stacked")
     record_restacked(out, "qwen3_5", "qwen3_5-mlx")
+
+
+def record_packed(tiny: _tiny.Tiny, out: pathlib.Path, seed: int) -> None:
+    """A model whose experts are packed once it is recorded."""
+    record_model(tiny, out, seed)
+    _small.pack(out / tiny.name, seed)
 
 
 def record_restacked(out: pathlib.Path, source: str, name: str) -> None:
@@ -134,29 +143,41 @@ def residuals(model):
 @contextlib.contextmanager
 def expert_gaps():
     """Collects, for every routed token, how far the last chosen expert was ahead of the next."""
-    from transformers.models.qwen3_5_moe.modeling_qwen3_5_moe import Qwen3_5MoeTopKRouter
-    from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
-    from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextTopKRouter
-
     gaps: list[float] = []
+    routing = []
+    originals = torch.topk, torch.Tensor.topk
 
     def spying_on(original):
-        def spying(self, hidden_states):
-            result = original(self, hidden_states)
-            ranked = result[0].float().softmax(-1).sort(-1, descending=True).values
-            gaps.append((ranked[:, self.top_k - 1] - ranked[:, self.top_k]).min().item())
-            return result
+        def spying(scores, k, *arguments, **options):
+            if routing and k < scores.shape[-1]:
+                ranked = scores.float().sort(-1, descending=True).values
+                ahead = ranked[..., k - 1] - ranked[..., k]
+                gaps.append(ahead[~ahead.isnan()].min().item())
+            return original(scores, k, *arguments, **options)
 
         return spying
 
-    originals = {it: it.forward for it in (Qwen3MoeTopKRouter, Qwen3_5MoeTopKRouter, Qwen3NextTopKRouter)}
-    for router, original in originals.items():
-        router.forward = spying_on(original)
+    # Whatever a router ranks with `topk`: experts, or groups of them.
+    def is_router(module) -> bool:
+        return type(module).__name__.lower().endswith("router")
+
+    def enter(module, _inputs):
+        if is_router(module):
+            routing.append(module)
+
+    def leave(module, _inputs, _output):
+        if is_router(module):
+            routing.pop()
+
+    modules = torch.nn.modules.module
+    handles = [modules.register_module_forward_pre_hook(enter), modules.register_module_forward_hook(leave)]
+    torch.topk, torch.Tensor.topk = map(spying_on, originals)
     try:
         yield gaps
     finally:
-        for router, original in originals.items():
-            router.forward = original
+        torch.topk, torch.Tensor.topk = originals
+        for handle in handles:
+            handle.remove()
 
 
 def check_expert_gaps(gaps: list[float]) -> None:

@@ -17,6 +17,7 @@ import torch
 from transformers.utils import logging
 
 import _fixture
+import _small
 import _tiny
 import models
 
@@ -75,6 +76,9 @@ CASES = (
     ("batch, token set", BATCH, [dict(layers=[0, 1], positions="tokens[{ids}],-generation[9..]", alpha=2.0)]),
 )  # fmt: skip
 
+# What the smaller models are asked for.
+OF_SMALL = ("add, all layers", "batch, windows and warm-up")
+
 
 def record(out: pathlib.Path) -> None:
     torch.set_num_threads(1)
@@ -82,11 +86,12 @@ def record(out: pathlib.Path) -> None:
     folder = out.parent / "models"
     record_extraction(out / "extraction")
     record_files(out / "files")
-    for name in MODELS:
+    for name in MODELS + _small.NAMES:
         if not (folder / name).is_dir():
             raise SystemExit(f"{folder / name} is missing; record the area models first")
         model = _tiny.load(folder / name)
-        cases = [record_case(model, index, *case) for index, case in enumerate(CASES)]
+        wanted = [it for it in enumerate(CASES) if name in MODELS or it[1][0] in OF_SMALL]
+        cases = [record_case(model, index, *case) for index, case in wanted]
         recorded = {
             "made_by": _fixture.made_by("torch", "transformers"),
             "model": f"../models/{name}",

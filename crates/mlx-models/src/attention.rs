@@ -4,39 +4,49 @@ use mlx_rs::{
     Array,
     error::Exception,
     fast::{ScaledDotProductAttentionMask, scaled_dot_product_attention},
-    ops::{arange, select, softmax_axis, tanh},
+    ops::{arange, broadcast_to, concatenate, indexing::TryIndexOp, select, softmax_axis, tanh},
 };
 use mlxgk_kv_cache::{Mask, Seen};
 
 use crate::{Result, backend::Backend};
 
+/// How scores become weights.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Softmax<'a> {
+    /// What scores are multiplied by first.
+    pub(crate) scale: f32,
+    /// With c the scores become `c · tanh(s / c)` before the mask (Gemma 2).
+    pub(crate) soft_cap: Option<f32>,
+    /// `[heads]`: a score per head that no column has, and that takes its share of each sum (gpt-oss).
+    pub(crate) sinks: Option<&'a Array>,
+}
+
 /// Softmax attention with grouped key/value heads.
 ///
 /// `queries` is `[batch, heads, tokens, dim]`; keys and values are those that the cache showed, and
-/// are unpacked first where it keeps them quantized. Returns `[batch, heads, tokens, dim]`. With
-/// `soft_cap` c the scores become `c · tanh(s / c)` before the mask (Gemma 2), which MLX's fused
-/// kernel does not offer.
+/// are unpacked first where it keeps them quantized. Returns `[batch, heads, tokens, dim of values]`.
+/// MLX's fused kernel has no soft cap, the native operation no sinks.
 pub(crate) fn attention(
     queries: &Array,
     seen: &Seen,
-    scale: f32,
-    soft_cap: Option<f32>,
+    softmax: Softmax<'_>,
     backend: Backend,
 ) -> Result<Array> {
+    let Softmax { scale, soft_cap, sinks } = softmax;
     let (keys, values) = (seen.keys.dense()?, seen.values.dense()?);
     let of_mlx = || match &seen.mask {
         Mask::None => None,
         Mask::Causal => Some(ScaledDotProductAttentionMask::Causal),
         Mask::Array(it) => Some(ScaledDotProductAttentionMask::Array(it)),
     };
-    if let Backend::Native(native) = backend {
+    if let (None, Backend::Native(native)) = (sinks, backend) {
         return Ok(native.attention(queries, &keys, &values, scale, of_mlx(), soft_cap)?);
     }
     if let (None, Backend::Gpu) = (soft_cap, backend) {
         let (fused, mask) = (scaled_dot_product_attention, of_mlx());
-        return Ok(fused(queries, &keys, &values, scale, mask, None::<&Array>)?);
+        return Ok(fused(queries, &keys, &values, scale, mask, sinks)?);
     }
-    let weights = weights(queries, &keys, scale, &seen.mask, soft_cap)?;
+    let weights = weights(queries, &keys, &seen.mask, softmax)?;
     Ok(weights.matmul(&values)?.reshape(&mixed_shape(queries, &values))?)
 }
 
@@ -45,11 +55,10 @@ pub(crate) fn attention(
 pub(crate) fn attention_with_weights(
     queries: &Array,
     seen: &Seen,
-    scale: f32,
-    soft_cap: Option<f32>,
+    softmax: Softmax<'_>,
 ) -> Result<(Array, Array)> {
     let (keys, values) = (seen.keys.dense()?, seen.values.dense()?);
-    let weights = weights(queries, &keys, scale, &seen.mask, soft_cap)?;
+    let weights = weights(queries, &keys, &seen.mask, softmax)?;
     let mixed = weights.matmul(&values)?.reshape(&mixed_shape(queries, &values))?;
     let shape = [queries.dim(0), queries.dim(1), queries.dim(2), keys.dim(2)];
     Ok((mixed, weights.reshape(&shape)?))
@@ -63,9 +72,8 @@ fn mixed_shape(queries: &Array, values: &Array) -> [i32; 4] {
 fn weights(
     queries: &Array,
     keys: &Array,
-    scale: f32,
     mask: &Mask,
-    soft_cap: Option<f32>,
+    Softmax { scale, soft_cap, sinks }: Softmax<'_>,
 ) -> Result<Array, Exception> {
     // The query heads of a group lie behind one another, so that one product per group serves all of
     // them and reads its keys once.
@@ -80,6 +88,30 @@ fn weights(
         let cap = Array::from_f32(cap).as_dtype(scores.dtype())?;
         scores = tanh(scores.divide(&cap)?)?.multiply(&cap)?;
     }
+    let sizes = Scored { groups, group, tokens, columns };
+    let sinks = sinks.map(|it| it.as_dtype(scores.dtype())).transpose()?;
+    shares(scores, sizes, mask, sinks.as_ref())
+}
+
+/// What scores are of: query heads in groups, each of which has its keys.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scored {
+    pub(crate) groups: i32,
+    /// Heads per group.
+    pub(crate) group: i32,
+    pub(crate) tokens: i32,
+    pub(crate) columns: i32,
+}
+
+/// The softmax of `scores`, `[batch, groups, group · tokens, columns]`, over what the mask shows and a
+/// sink per head.
+pub(crate) fn shares(
+    mut scores: Array,
+    Scored { groups, group, tokens, columns }: Scored,
+    mask: &Mask,
+    sinks: Option<&Array>,
+) -> Result<Array, Exception> {
+    let batch = scores.dim(0);
     let seen = match mask {
         Mask::None => None,
         Mask::Causal => {
@@ -94,5 +126,10 @@ fn weights(
         let apart = scores.reshape(&[batch, groups, group, tokens, columns])?;
         scores = select(seen, apart, banned)?.reshape(&[batch, groups, group * tokens, columns])?;
     }
-    softmax_axis(scores, -1, true)
+    let Some(sinks) = sinks else { return softmax_axis(scores, -1, true) };
+    let sinks = sinks.reshape(&[1, groups, group, 1, 1])?;
+    let sinks = broadcast_to(&sinks, &[batch, groups, group, tokens, 1])?;
+    let sinks = sinks.reshape(&[batch, groups, group * tokens, 1])?;
+    let weights = softmax_axis(concatenate(&[&scores, &sinks], -1)?, -1, true)?;
+    weights.try_index((.., .., .., ..columns))
 }

@@ -11,15 +11,16 @@ use mlxgk_kv_cache::{LayerSpec, Pass, Seen, Step};
 
 use crate::{
     Result,
-    attention::{attention, attention_with_weights},
+    attention::{Softmax, attention, attention_with_weights},
     backend::Backend,
     config::{Dims, Heads},
     gated_delta::GatedDelta,
+    latent::LatentAttention,
     linear::Linear,
-    mlp::GatedMlp,
+    mlp::{GatedMlp, PlainMlp},
     moe::MixtureOfExperts,
     norm::{NormWeight, RmsNorm},
-    parameters::{Visit, visit},
+    parameters::{Tensor, Visit, visit},
     rope::{Rope, Rotation},
     weights::Weights,
 };
@@ -33,6 +34,12 @@ pub struct BlockPass<'c> {
     long: bool,
     /// One per embedding met so far.
     rotations: Vec<(Rope, Rotation)>,
+    /// What queries are multiplied by, one per growth met so far; `None` where that is 1.
+    growths: Vec<(Growth, Option<Array>)>,
+    /// What the half at work leaves for the next half of its block.
+    pub(crate) left: Option<Array>,
+    /// Inputs for each layer, where the model has them: `[batch, tokens, layers, width]`.
+    pub(crate) per_layer: Option<Array>,
     /// Whether the attention weights of the block at work are asked for, and those it left.
     pub(crate) weights: Wanted,
 }
@@ -50,7 +57,9 @@ pub(crate) enum Wanted {
 
 impl<'c> BlockPass<'c> {
     pub(crate) fn new(cache: Pass<'c>, long: bool) -> Self {
-        Self { cache, long, rotations: Vec::new(), weights: Wanted::No }
+        let (rotations, growths) = (Vec::new(), Vec::new());
+        let (left, per_layer) = (None, None);
+        Self { cache, long, rotations, growths, left, per_layer, weights: Wanted::No }
     }
 
     /// The tokens' positions, ids and rows.
@@ -101,7 +110,7 @@ impl<'c> BlockPass<'c> {
     }
 
     /// What an embedding does to this pass's tokens; made once for all layers.
-    fn rotation(&mut self, rope: &Rope) -> Result<Rotation> {
+    pub(crate) fn rotation(&mut self, rope: &Rope) -> Result<Rotation> {
         if let Some((_, rotation)) = self.rotations.iter().find(|(it, _)| it.is(rope)) {
             return Ok(rotation.clone());
         }
@@ -110,20 +119,35 @@ impl<'c> BlockPass<'c> {
         Ok(rotation)
     }
 
+    /// `queries`, `[batch, heads, tokens, dimension]`, times what they grow by.
+    pub(crate) fn grown(&mut self, queries: Array, growth: Growth) -> Result<Array> {
+        let factors = match self.growths.iter().find(|(it, _)| *it == growth) {
+            Some((_, factors)) => factors.clone(),
+            None => {
+                let factors = growth.factors(self.step());
+                self.growths.push((growth, factors.clone()));
+                factors
+            }
+        };
+        match factors {
+            None => Ok(queries),
+            Some(factors) => Ok(queries.multiply(factors.as_dtype(queries.dtype())?)?),
+        }
+    }
+
     /// Softmax attention of `queries`, `[batch, heads, tokens, dimension]`, over what they see; leaves
     /// its weights where somebody asked for them.
-    fn attend(
+    pub(crate) fn attend(
         &mut self,
         queries: &Array,
         seen: &Seen,
-        scale: f32,
-        soft_cap: Option<f32>,
+        softmax: Softmax<'_>,
         backend: Backend,
     ) -> Result<Array> {
         if matches!(self.weights, Wanted::No) {
-            return attention(queries, seen, scale, soft_cap, backend);
+            return attention(queries, seen, softmax, backend);
         }
-        let (mixed, weights) = attention_with_weights(queries, seen, scale, soft_cap)?;
+        let (mixed, weights) = attention_with_weights(queries, seen, softmax)?;
         self.weights = Wanted::Left(weights);
         Ok(mixed)
     }
@@ -134,8 +158,15 @@ pub(crate) trait Block: Debug + Send + Visit {
     /// What the token mixer adds to `hidden`, `[batch, tokens, hidden]`.
     fn mix(&self, layer: usize, hidden: &Array, pass: &mut BlockPass<'_>) -> Result<Array>;
 
-    /// What the feed-forward half adds to `hidden`.
-    fn feed_forward(&self, hidden: &Array) -> Result<Array>;
+    /// What the feed-forward half adds to `hidden`, which has the first half's addition and what a hook
+    /// made of it.
+    fn feed_forward(&self, layer: usize, hidden: &Array, pass: &mut BlockPass<'_>)
+    -> Result<Array>;
+
+    /// What the stream is multiplied by after both additions (Gemma 4); `None` for 1.
+    fn factor(&self) -> Option<&Array> {
+        None
+    }
 
     /// What the layer may see of the past.
     fn spec(&self) -> LayerSpec;
@@ -147,31 +178,50 @@ pub(crate) trait Block: Debug + Send + Visit {
 /// A token mixer and a feed-forward layer, each behind a norm: all of the Llama-like families.
 #[derive(Debug)]
 pub(crate) struct TransformerBlock {
-    pub(crate) input_norm: RmsNorm,
+    pub(crate) input_norm: Option<RmsNorm>,
     pub(crate) mixer: Mixer,
-    /// Gemma 2 and 3 norm what attention returns, too.
     pub(crate) after_attention_norm: Option<RmsNorm>,
-    pub(crate) feed_forward_norm: RmsNorm,
+    pub(crate) feed_forward_norm: Option<RmsNorm>,
     pub(crate) feed_forward: FeedForward,
-    /// Gemma 2 and 3 norm what the feed-forward half returns, too.
     pub(crate) after_feed_forward_norm: Option<RmsNorm>,
+    /// What each half's addition is multiplied by (Granite); `None` for 1.
+    pub(crate) residual_scale: Option<f32>,
+}
+
+impl TransformerBlock {
+    /// What a half adds, of what it computed.
+    fn addition(&self, computed: Array, norm: Option<&RmsNorm>) -> Result<Array> {
+        let normed = match norm {
+            None => computed,
+            Some(norm) => norm.forward(&computed)?,
+        };
+        match self.residual_scale {
+            None => Ok(normed),
+            Some(scale) => {
+                let scale = Array::from_f32(scale).as_dtype(normed.dtype())?;
+                Ok(normed.multiply(scale)?)
+            }
+        }
+    }
+}
+
+/// `x`, through the norm where there is one.
+fn normed(norm: Option<&RmsNorm>, x: &Array) -> Result<Array> {
+    match norm {
+        None => Ok(x.clone()),
+        Some(norm) => Ok(norm.forward(x)?),
+    }
 }
 
 impl Block for TransformerBlock {
     fn mix(&self, layer: usize, hidden: &Array, pass: &mut BlockPass<'_>) -> Result<Array> {
-        let mixed = self.mixer.forward(layer, &self.input_norm.forward(hidden)?, pass)?;
-        match &self.after_attention_norm {
-            Some(norm) => Ok(norm.forward(&mixed)?),
-            None => Ok(mixed),
-        }
+        let mixed = self.mixer.forward(layer, &normed(self.input_norm.as_ref(), hidden)?, pass)?;
+        self.addition(mixed, self.after_attention_norm.as_ref())
     }
 
-    fn feed_forward(&self, hidden: &Array) -> Result<Array> {
-        let fed = self.feed_forward.forward(&self.feed_forward_norm.forward(hidden)?)?;
-        match &self.after_feed_forward_norm {
-            Some(norm) => Ok(norm.forward(&fed)?),
-            None => Ok(fed),
-        }
+    fn feed_forward(&self, _: usize, hidden: &Array, _: &mut BlockPass<'_>) -> Result<Array> {
+        let fed = self.feed_forward.forward(&normed(self.feed_forward_norm.as_ref(), hidden)?)?;
+        self.addition(fed, self.after_feed_forward_norm.as_ref())
     }
 
     fn spec(&self) -> LayerSpec {
@@ -197,8 +247,28 @@ visit!(struct TransformerBlock {
 pub(crate) enum Norms {
     /// Before each half.
     Before,
+    /// After each half (OLMo 2).
+    After,
     /// Before and after each half (Gemma 2 and 3).
     Around,
+    /// The same under other names (GLM-4).
+    AroundGlm,
+}
+
+impl Norms {
+    /// HF's names of the norms before and after attention, before and after the feed-forward half.
+    fn names(self) -> [Option<&'static str>; 4] {
+        let [input, post] = ["input_layernorm", "post_attention_layernorm"].map(Some);
+        let post_feed_forward = Some("post_feedforward_layernorm");
+        match self {
+            Self::Before => [input, None, post, None],
+            Self::After => [None, post, None, post_feed_forward],
+            Self::Around => [input, post, Some("pre_feedforward_layernorm"), post_feed_forward],
+            Self::AroundGlm => {
+                [input, Some("post_self_attn_layernorm"), post, Some("post_mlp_layernorm")]
+            }
+        }
+    }
 }
 
 impl TransformerBlock {
@@ -211,22 +281,20 @@ impl TransformerBlock {
         mixer: Mixer,
         feed_forward: FeedForward,
     ) -> Result<Self> {
-        let mut norm =
-            |name: &str| weights.norm(&format!("{at}.{name}"), dims.hidden, dims.eps, form);
-        // HF gives the norm before the feed-forward half another name where one stands after
-        // attention.
-        let (after_attention, before_feed_forward) = match norms {
-            Norms::Before => (None, "post_attention_layernorm"),
-            Norms::Around => (Some("post_attention_layernorm"), "pre_feedforward_layernorm"),
+        let mut norm = |name: Option<&str>| {
+            let load = |name| weights.norm(&format!("{at}.{name}"), dims.hidden, dims.eps, form);
+            name.map(load).transpose()
         };
-        let after_feed_forward = after_attention.map(|_| "post_feedforward_layernorm");
+        let [before_attention, after_attention, before_feed_forward, after_feed_forward] =
+            norms.names();
         Ok(Self {
-            input_norm: norm("input_layernorm")?,
+            input_norm: norm(before_attention)?,
             mixer,
-            after_attention_norm: after_attention.map(&mut norm).transpose()?,
+            after_attention_norm: norm(after_attention)?,
             feed_forward_norm: norm(before_feed_forward)?,
             feed_forward,
-            after_feed_forward_norm: after_feed_forward.map(&mut norm).transpose()?,
+            after_feed_forward_norm: norm(after_feed_forward)?,
+            residual_scale: None,
         })
     }
 }
@@ -237,41 +305,48 @@ impl TransformerBlock {
 pub(crate) enum Mixer {
     Attention { attention: SelfAttention },
     Delta { delta: GatedDelta },
+    Latent { latent: LatentAttention },
 }
 
-visit!(enum Mixer { Attention { attention }, Delta { delta } });
+visit!(enum Mixer { Attention { attention }, Delta { delta }, Latent { latent } });
 
 impl Mixer {
     fn forward(&self, layer: usize, x: &Array, pass: &mut BlockPass<'_>) -> Result<Array> {
         match self {
             Self::Attention { attention } => attention.forward(layer, x, pass),
             Self::Delta { delta } => delta.forward(layer, x, pass),
+            Self::Latent { latent } => latent.forward(layer, x, pass),
         }
     }
 
     fn spec(&self) -> LayerSpec {
         match self {
-            Self::Attention { attention } => attention.spec,
+            Self::Attention { attention } => attention.spec(),
+            Self::Latent { latent } => latent.spec(),
             Self::Delta { .. } => LayerSpec::State,
         }
     }
 
     fn cached_per_token(&self) -> usize {
         match self {
-            Self::Attention { attention } => 2 * attention.heads.kv * attention.heads.dim,
+            Self::Attention { attention } => attention.cached_per_token(),
+            Self::Latent { latent } => latent.cached_per_token(),
             Self::Delta { .. } => 0,
         }
     }
 }
 
-/// Grouped-query attention with rotary positions.
+/// Grouped-query attention.
 #[derive(Debug)]
 pub(crate) struct SelfAttention {
     projections: Projections,
     output: Linear,
     query_norm: Option<RmsNorm>,
     key_norm: Option<RmsNorm>,
-    rope: Rope,
+    norm_place: NormPlace,
+    sinks: Option<Tensor>,
+    rope: Option<Rope>,
+    growth: Option<Growth>,
     spec: LayerSpec,
     heads: Heads,
     scale: f32,
@@ -294,20 +369,26 @@ enum Projections {
     },
 }
 
-visit!(struct SelfAttention { projections, output, query_norm, key_norm });
+visit!(struct SelfAttention { projections, output, query_norm, key_norm, sinks });
 visit!(enum Projections { Separate { query, key, value }, Fused { all } });
 
 /// What differs between the families' attention layers.
 #[derive(Debug, Clone)]
 pub(crate) struct AttentionOptions {
     pub(crate) heads: Heads,
-    pub(crate) rope: Rope,
+    /// `None`: queries and keys know no positions.
+    pub(crate) rope: Option<Rope>,
+    /// What queries are multiplied by after the rotation.
+    pub(crate) growth: Option<Growth>,
     pub(crate) spec: LayerSpec,
     /// A bias on queries, keys and values.
     pub(crate) qkv_bias: bool,
     pub(crate) output_bias: bool,
-    /// Norms on each head's queries and keys, before the rotation.
+    /// Norms on queries and keys.
     pub(crate) head_norms: Option<NormWeight>,
+    pub(crate) norm_place: NormPlace,
+    /// Whether each head has a sink ([`Softmax::sinks`]).
+    pub(crate) sinks: bool,
     /// `None`: `head_dim^-0.5`.
     pub(crate) scale: Option<f32>,
     pub(crate) soft_cap: Option<f32>,
@@ -317,12 +398,55 @@ pub(crate) struct AttentionOptions {
     pub(crate) output_gate: bool,
 }
 
+/// What norms on queries and keys are over, and when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NormPlace {
+    /// Over each head, before the rotation.
+    Head,
+    /// Over all heads together, before the rotation (OLMo 2, MiniMax-M2).
+    AllHeads,
+    /// Over each head, after the rotation (Hunyuan).
+    RotatedHead,
+}
+
+/// Queries that grow with their position p: times `1 + beta · ln(1 + ⌊p / context⌋)` (Ministral 3).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Growth {
+    pub(crate) beta: f32,
+    pub(crate) context: usize,
+}
+
+impl Growth {
+    /// `[1 or batch, 1, tokens, 1]`; `None` where all are 1.
+    fn factors(self, step: &Step) -> Option<Array> {
+        let end = step.start() + step.count();
+        let padding = step.padding();
+        if end <= self.context + padding.iter().min().copied().unwrap_or(0) {
+            return None;
+        }
+        let rows = if padding.iter().all(|&it| it == padding[0]) { 1 } else { padding.len() };
+        let factor = |padding: usize, column: usize| {
+            let times = (column.saturating_sub(padding) / self.context) as f32;
+            1.0 + self.beta * (1.0 + times).ln()
+        };
+        let columns = step.start()..end;
+        let factors: Vec<f32> = padding[..rows]
+            .iter()
+            .flat_map(|&padding| columns.clone().map(move |column| factor(padding, column)))
+            .collect();
+        Some(Array::from_slice(&factors, &[rows as i32, 1, step.count() as i32, 1]))
+    }
+}
+
 impl AttentionOptions {
     /// Plain attention: no biases, no head norms, `head_dim^-0.5`.
-    pub(crate) fn new(heads: Heads, rope: Rope, spec: LayerSpec) -> Self {
+    pub(crate) fn new(heads: Heads, rope: impl Into<Option<Rope>>, spec: LayerSpec) -> Self {
         Self {
             heads,
-            rope,
+            rope: rope.into(),
+            growth: None,
+            norm_place: NormPlace::Head,
+            sinks: false,
             spec,
             qkv_bias: false,
             output_bias: false,
@@ -363,18 +487,31 @@ impl SelfAttention {
             query_rows,
             options.output_bias,
         )?;
-        let mut head_norm = |name: &str| {
-            options
-                .head_norms
-                .map(|form| weights.norm(&format!("{at}.{name}"), heads.dim, dims.eps, form))
-                .transpose()
+        let (names, sizes) = match options.norm_place {
+            NormPlace::Head => (["q_norm", "k_norm"], [heads.dim; 2]),
+            NormPlace::AllHeads => (["q_norm", "k_norm"], [query_rows, kv_rows]),
+            NormPlace::RotatedHead => (["query_layernorm", "key_layernorm"], [heads.dim; 2]),
+        };
+        let mut head_norm = |index: usize| {
+            let name = format!("{at}.{}", names[index]);
+            let load = |form| weights.norm(&name, sizes[index], dims.eps, form);
+            options.head_norms.map(load).transpose()
+        };
+        let (query_norm, key_norm) = (head_norm(0)?, head_norm(1)?);
+        let sinks = if options.sinks {
+            Some(weights.tensor(&format!("{at}.sinks"), &[heads.count])?)
+        } else {
+            None
         };
         Ok(Self {
             projections,
             output,
-            query_norm: head_norm("q_norm")?,
-            key_norm: head_norm("k_norm")?,
+            query_norm,
+            key_norm,
+            norm_place: options.norm_place,
+            sinks,
             rope: options.rope,
+            growth: options.growth,
             spec: options.spec,
             heads,
             scale: options.scale.unwrap_or_else(|| (heads.dim as f32).powf(-0.5)),
@@ -384,7 +521,20 @@ impl SelfAttention {
         })
     }
 
-    fn forward(&self, layer: usize, x: &Array, pass: &mut BlockPass<'_>) -> Result<Array> {
+    pub(crate) fn spec(&self) -> LayerSpec {
+        self.spec
+    }
+
+    pub(crate) fn cached_per_token(&self) -> usize {
+        2 * self.heads.kv * self.heads.dim
+    }
+
+    pub(crate) fn forward(
+        &self,
+        layer: usize,
+        x: &Array,
+        pass: &mut BlockPass<'_>,
+    ) -> Result<Array> {
         let (batch, tokens) = (x.dim(0), x.dim(1));
         let [query_heads, kv_heads, head_dim] =
             [self.heads.count, self.heads.kv, self.heads.dim].map(|it| it as i32);
@@ -408,19 +558,34 @@ impl SelfAttention {
         };
         // [batch, tokens, heads · dim] to [batch, heads, tokens, dim]; a single token stands there
         // already
-        let heads = |x: &Array, count, norm: Option<&RmsNorm>| {
+        let heads = |x: &Array, count, norm: Option<&RmsNorm>| -> Result<Array> {
             let shape = if tokens == 1 { [batch, count, 1] } else { [batch, tokens, count] };
             let x = x.reshape(&[shape[0], shape[1], shape[2], head_dim])?;
-            let x = norm.map_or_else(|| Ok(x.clone()), |norm| norm.forward(&x))?;
-            if tokens == 1 { Ok(x) } else { x.transpose_axes(&[0, 2, 1, 3]) }
+            let x = normed(norm, &x)?;
+            if tokens == 1 { Ok(x) } else { Ok(x.transpose_axes(&[0, 2, 1, 3])?) }
         };
-        let rotation = pass.rotation(&self.rope)?;
-        let rotate = |x: &Array| rotation.apply(x, self.backend);
-        let queries = rotate(&heads(&queries, query_heads, self.query_norm.as_ref())?)?;
-        let keys = rotate(&heads(&keys, kv_heads, self.key_norm.as_ref())?)?;
+        let rotation = self.rope.as_ref().map(|rope| pass.rotation(rope)).transpose()?;
+        let placed = |x: &Array, count, norm: Option<&RmsNorm>| -> Result<Array> {
+            let norm_at = |place| norm.filter(|_| self.norm_place == place);
+            let x = normed(norm_at(NormPlace::AllHeads), x)?;
+            let x = heads(&x, count, norm_at(NormPlace::Head))?;
+            let x = match &rotation {
+                None => x,
+                Some(rotation) => rotation.apply(&x, self.backend)?,
+            };
+            normed(norm_at(NormPlace::RotatedHead), &x)
+        };
+        let queries = placed(&queries, query_heads, self.query_norm.as_ref())?;
+        let keys = placed(&keys, kv_heads, self.key_norm.as_ref())?;
+        let queries = match self.growth {
+            None => queries,
+            Some(growth) => pass.grown(queries, growth)?,
+        };
         let values = heads(&values, kv_heads, None)?;
         let seen = pass.append(layer, &keys, &values)?;
-        let mixed = pass.attend(&queries, &seen, self.scale, self.soft_cap, self.backend)?;
+        let sinks = self.sinks.as_ref().map(Tensor::array);
+        let softmax = Softmax { scale: self.scale, soft_cap: self.soft_cap, sinks };
+        let mixed = pass.attend(&queries, &seen, softmax, self.backend)?;
         let mixed = if tokens == 1 { mixed } else { mixed.transpose_axes(&[0, 2, 1, 3])? };
         let mixed = mixed.reshape(&[batch, tokens, query_heads * head_dim])?;
         let mixed = match gate {
@@ -431,20 +596,22 @@ impl SelfAttention {
     }
 }
 
-/// The feed-forward half: one gated layer, or several of which a router picks.
+/// The feed-forward half: one layer, or several of which a router picks.
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "one per layer, which is never moved")]
 pub(crate) enum FeedForward {
     Gated { mlp: GatedMlp },
+    Plain { mlp: PlainMlp },
     Mixture { experts: MixtureOfExperts },
 }
 
-visit!(enum FeedForward { Gated { mlp }, Mixture { experts } });
+visit!(enum FeedForward { Gated { mlp }, Plain { mlp }, Mixture { experts } });
 
 impl FeedForward {
     fn forward(&self, x: &Array) -> Result<Array> {
         match self {
             Self::Gated { mlp } => mlp.forward(x),
+            Self::Plain { mlp } => mlp.forward(x),
             Self::Mixture { experts } => experts.forward(x),
         }
     }

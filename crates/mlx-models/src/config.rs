@@ -163,6 +163,14 @@ impl Config {
         self
     }
 
+    /// The same object, with `value` where the field is absent or `null`.
+    pub(crate) fn or_value(mut self, key: &str, value: Value) -> Self {
+        if self.get(key).is_none() {
+            self.fields.insert(key.to_owned(), value);
+        }
+        self
+    }
+
     /// An object without fields, for a dictionary that may be left out.
     pub(crate) fn empty(&self, key: &str) -> Self {
         let name = format!("{}: `{key}`", self.name);
@@ -270,6 +278,22 @@ impl Dims {
             tied: config.bool("tie_word_embeddings")?.unwrap_or(defaults.tied),
             max_positions: config.check("max_position_embeddings", max_positions, usize::MAX)?,
         })
+    }
+}
+
+impl Config {
+    /// Heads as `usual`, but for what this object has of them.
+    pub(crate) fn heads_like(&self, usual: Heads) -> Result<Heads> {
+        let defaults = Defaults {
+            kv_heads: Some(usual.kv),
+            head_dim: Some(usual.dim),
+            eps: 0.0,
+            tied: false,
+            max_positions: 1,
+        };
+        let mut heads = self.clone().or_value("num_attention_heads", Value::from(usual.count));
+        heads.fields.retain(|_, value| !value.is_null());
+        Heads::read(&heads, &defaults, usual.count * usual.dim)
     }
 }
 

@@ -67,7 +67,7 @@ impl Block for Custom {
         self.0.mix(layer, hidden, pass)
     }
 
-    fn feed_forward(&self, hidden: &Array) -> Result<Array> {
+    fn feed_forward(&self, _: usize, hidden: &Array, _: &mut BlockPass<'_>) -> Result<Array> {
         self.0.feed_forward(hidden)
     }
 

@@ -13,6 +13,7 @@ use crate::{
     linear::Linear,
     norm::RmsNorm,
     parameters::visit,
+    per_layer::PerLayerInputs,
 };
 
 /// The dtype that weights are converted to and activations are computed in.
@@ -48,6 +49,10 @@ impl ComputeDtype {
     }
 }
 
+/// Why embeddings are no input for a model with inputs for each layer.
+pub(crate) const NO_TOKENS: &str =
+    "the model has inputs for each layer, which it looks up by token ids, not by embeddings";
+
 /// A decoder-only language model.
 ///
 /// It holds weights and nothing else; what it remembers of a request is the caller's [`KvCache`].
@@ -56,6 +61,8 @@ pub struct Decoder {
     pub(crate) model_type: String,
     pub(crate) dims: Dims,
     pub(crate) embedding: Embedding,
+    /// Gemma 4's inputs for each layer.
+    pub(crate) per_layer: Option<PerLayerInputs>,
     pub(crate) blocks: Vec<Box<dyn Block>>,
     pub(crate) layers: Vec<LayerSpec>,
     pub(crate) norm: RmsNorm,
@@ -65,13 +72,15 @@ pub struct Decoder {
     pub(crate) skipped: Vec<Skipped>,
 }
 
-visit!(struct Decoder { embedding, blocks, norm, head });
+visit!(struct Decoder { embedding, per_layer, blocks, norm, head });
 
 /// What differs between the families outside their blocks.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct DecoderOptions {
-    /// Multiplies the embeddings (Gemma).
+    /// Multiplies the embeddings (Gemma, Granite).
     pub(crate) embedding_scale: Option<f32>,
+    /// Multiplies the logits, before the cap (Cohere, Granite).
+    pub(crate) logit_scale: Option<f32>,
     /// `cap · tanh(logits / cap)` (Gemma 2).
     pub(crate) logit_cap: Option<f32>,
     /// The context beyond which longrope changes its frequencies (Phi-3).
@@ -145,6 +154,11 @@ impl Decoder {
         pass: &mut BlockPass<'_>,
         hook: &mut dyn ResidualHook,
     ) -> Result<Array> {
+        pass.per_layer = match (&self.per_layer, pass.step().tokens()) {
+            (None, _) => None,
+            (Some(inputs), Some(tokens)) => Some(inputs.inputs(tokens, &embedded)?),
+            (Some(_), None) => return Err(Error::new(ErrorKind::Tokens, NO_TOKENS)),
+        };
         let mut hidden = embedded;
         for (layer, block) in self.blocks.iter().enumerate() {
             let shape = hidden.shape().to_vec();
@@ -159,8 +173,11 @@ impl Decoder {
             }
             hidden = hidden.add(mixed)?;
             hidden = hook.apply(HookPoint::ResidMid(layer), hidden, pass.step())?;
-            let fed = block.feed_forward(&hidden).map_err(|e| failed("feed-forward", e))?;
-            hidden = hidden.add(fed)?;
+            let fed = block.feed_forward(layer, &hidden, pass);
+            hidden = hidden.add(fed.map_err(|e| failed("feed-forward", e))?)?;
+            if let Some(factor) = block.factor() {
+                hidden = hidden.multiply(factor)?;
+            }
             hidden = hook.apply(HookPoint::ResidPost(layer), hidden, pass.step())?;
         }
         let hidden = self.norm.forward(&hidden)?;
@@ -193,12 +210,20 @@ impl Decoder {
         Ok(logits.as_dtype(Dtype::Float32)?)
     }
 
-    /// The head without its soft cap, in the weights' dtype.
+    /// The head without its soft cap, in the weights' dtype. What the family multiplies its logits by
+    /// is in them.
     ///
     /// # Errors
     /// When MLX fails.
     pub fn unembed(&self, hidden: &Array) -> Result<Array> {
-        Ok(self.head.as_ref().unwrap_or(self.embedding.table()).forward(hidden)?)
+        let logits = self.head.as_ref().unwrap_or(self.embedding.table()).forward(hidden)?;
+        match self.options.logit_scale {
+            None => Ok(logits),
+            Some(scale) => {
+                let scale = Array::from_f32(scale).as_dtype(logits.dtype())?;
+                Ok(logits.multiply(scale)?)
+            }
+        }
     }
 
     /// Logits and the residual stream after chosen blocks, from one pass without a cache:

@@ -28,8 +28,13 @@ pub(crate) enum Layout {
     Each,
     /// mlx-lm's one tensor for all: `switch_mlp.up_proj.weight`.
     Together,
-    /// HF's one tensor for all, whose name has no ending: `experts.down_proj`.
+    /// HF's one tensor for all, whose name has no ending: `experts.down_proj`, `experts.down_proj_bias`.
     Bare,
+    /// As `Bare`, but `[experts, in, out]` (gpt-oss).
+    Transposed,
+    /// OpenAI's mxfp4: `experts.down_proj_blocks`, whose bytes are those of MLX's words, and
+    /// `experts.down_proj_scales`, `[experts, out, ..]` both.
+    Blocks,
 }
 
 impl Experts {
@@ -47,20 +52,45 @@ impl Experts {
         }
     }
 
+    /// All matrices in the compute dtype, `[experts, out, in]`.
+    pub(crate) fn dequantized(&self) -> MlxResult<Array> {
+        self.weight.dequantized()
+    }
+
     pub(crate) fn parameters(&self, f: &mut dyn FnMut(Parameter<'_>)) {
         let layout = self.layout;
-        self.weight.parameters(&self.path, &mut |it| f(layout.named(it)));
+        match (layout, &self.weight) {
+            (Layout::Transposed, Weight::Dense(it)) => {
+                f(Parameter::new(&self.path, ParameterKind::Weight, it.columns()));
+            }
+            (Layout::Blocks, weight) => weight.parameters(&self.path, &mut |it| {
+                f(Parameter { path: &in_blocks(it.path), ..it });
+            }),
+            (_, weight) => weight.parameters(&self.path, &mut |it| f(layout.named(it))),
+        }
         if let Some(bias) = &self.bias {
-            let path = format!("{}.bias", self.path);
+            let path = layout.bias_of(&self.path);
             f(layout.named(Parameter::new(&path, ParameterKind::Bias, bias)));
         }
     }
 
     pub(crate) fn replace(&mut self, f: &mut Replace<'_>) -> Result<()> {
         let layout = self.layout;
-        self.weight.replace(&self.path, &mut |it| f(layout.named(it)))?;
+        match (layout, &mut self.weight) {
+            (Layout::Transposed, Weight::Dense(it)) => {
+                let held = it.columns();
+                let parameter = Parameter::new(&self.path, ParameterKind::Weight, held);
+                if let Some(array) = parameter.replaced(f)? {
+                    let rows = array.as_dtype(held.dtype())?.swap_axes(-1, -2)?;
+                    self.weight = Weight::dense(rows)?;
+                }
+            }
+            (Layout::Blocks, weight) => weight
+                .replace(&self.path, &mut |it| f(Parameter { path: &in_blocks(it.path), ..it }))?,
+            (_, weight) => weight.replace(&self.path, &mut |it| f(layout.named(it)))?,
+        }
         if let Some(bias) = &mut self.bias {
-            let path = format!("{}.bias", self.path);
+            let path = layout.bias_of(&self.path);
             let held = layout.named(Parameter::new(&path, ParameterKind::Bias, bias));
             if let Some(array) = held.replaced(f)? {
                 *bias = array.as_dtype(bias.dtype())?;
@@ -75,8 +105,25 @@ impl Layout {
     fn named(self, parameter: Parameter<'_>) -> Parameter<'_> {
         let path = match self {
             Self::Bare => parameter.path.strip_suffix(".weight").unwrap_or(parameter.path),
-            Self::Each | Self::Together => parameter.path,
+            Self::Each | Self::Together | Self::Transposed | Self::Blocks => parameter.path,
         };
         Parameter { path, stacked: self == Self::Each, ..parameter }
+    }
+
+    /// The name of the bias of what is at `path`.
+    fn bias_of(self, path: &str) -> String {
+        match self {
+            Self::Each | Self::Together => format!("{path}.bias"),
+            Self::Bare | Self::Transposed | Self::Blocks => format!("{path}_bias"),
+        }
+    }
+}
+
+/// OpenAI's name of an array of packed experts.
+fn in_blocks(path: &str) -> String {
+    match path.rsplit_once('.') {
+        Some((path, "weight")) => format!("{path}_blocks"),
+        Some((path, ending)) => format!("{path}_{ending}"),
+        None => path.to_owned(),
     }
 }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use mlx_rs::{Array, ops::indexing::TryIndexOp};
 use mlxgk_kv_cache::{Column, KvCache, Step};
 
-use crate::{Decoder, Error, ErrorKind, ResidualHook, Result, block::BlockPass};
+use crate::{
+    Decoder, Error, ErrorKind, ResidualHook, Result, block::BlockPass, decoder::NO_TOKENS,
+};
 
 /// A text that is read again is read in passes of so many columns, or of as many as the widest pass
 /// before had: no more memory is needed than there was.
@@ -55,8 +57,9 @@ impl Decoder {
     /// ```
     ///
     /// # Errors
-    /// As [`forward`](Self::forward), and when the embeddings have another shape or the text would
-    /// have to be read again (beyond longrope's original context), for which their numbers are gone.
+    /// As [`forward`](Self::forward), and when the embeddings have another shape, the text would have to
+    /// be read again (beyond longrope's original context), for which their numbers are gone, or the
+    /// model has inputs for each layer, which are looked up by tokens (Gemma 4 E2B and E4B).
     pub fn hidden_from_embeddings(
         &self,
         embeddings: &Array,
@@ -64,6 +67,9 @@ impl Decoder {
         cache: &mut KvCache,
         hook: &mut dyn ResidualHook,
     ) -> Result<Array> {
+        if self.per_layer.is_some() {
+            return Err(Error::new(ErrorKind::Tokens, NO_TOKENS));
+        }
         let count = columns.first().map_or(0, |row| row.len());
         let wanted = [columns.len(), count, self.dims.hidden].map(|it| it as i32);
         if embeddings.shape() != wanted {

@@ -19,7 +19,9 @@ use crate::{Addition, Result};
 pub enum HookPoint {
     /// What block `layer` is given.
     ResidPre(usize),
-    /// Between the attention and the feed-forward half of block `layer`.
+    /// Between the attention and the feed-forward half of block `layer`: the stream with the first half's
+    /// addition. Where both halves read what the block is given (Cohere 2), a change here reaches the
+    /// blocks behind, but not this block's second half.
     ResidMid(usize),
     /// What block `layer` returns, after its last addition: HF's `hidden_states[layer + 1]`.
     ResidPost(usize),

@@ -77,6 +77,7 @@ pub(crate) fn assemble(
         model_type: model_type.to_owned(),
         dims,
         embedding,
+        per_layer: None,
         layers: blocks.iter().map(|it| it.spec()).collect(),
         blocks,
         norm,

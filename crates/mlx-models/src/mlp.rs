@@ -1,4 +1,4 @@
-//! The gated feed-forward layer.
+//! Feed-forward layers: gated, and plain.
 
 use mlx_rs::Array;
 
@@ -31,13 +31,13 @@ enum GateUp {
 visit!(struct GatedMlp { gate_up, down });
 visit!(enum GateUp { Separate { gate, up }, Fused { both } });
 
-/// What differs between the families' gated layers.
+/// What differs between the families' feed-forward layers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct MlpOptions {
     /// Rows of gate and up.
     pub(crate) inner: usize,
     pub(crate) activation: Activation,
-    /// A bias on all three products.
+    /// A bias on all products.
     pub(crate) bias: bool,
     pub(crate) fused: bool,
 }
@@ -46,6 +46,36 @@ impl MlpOptions {
     /// Three products without biases.
     pub(crate) fn new(inner: usize, activation: Activation) -> Self {
         Self { inner, activation, bias: false, fused: false }
+    }
+}
+
+/// `out(activation(in(x)))`.
+#[derive(Debug)]
+pub(crate) struct PlainMlp {
+    input: Linear,
+    output: Linear,
+    activation: Activation,
+}
+
+visit!(struct PlainMlp { input, output });
+
+impl PlainMlp {
+    /// Loads the layer at `at` (`model.layers.3.mlp`), whose products are named `names`.
+    pub(crate) fn load(
+        weights: &mut Weights,
+        at: &str,
+        hidden: usize,
+        [input, output]: [&str; 2],
+        options: MlpOptions,
+    ) -> Result<Self> {
+        let MlpOptions { inner, activation, bias, .. } = options;
+        let input = weights.linear(&format!("{at}.{input}"), inner, hidden, bias)?;
+        let output = weights.linear(&format!("{at}.{output}"), hidden, inner, bias)?;
+        Ok(Self { input, output, activation })
+    }
+
+    pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
+        Ok(self.output.forward(&self.activation.forward(&self.input.forward(x)?)?)?)
     }
 }
 

@@ -4,8 +4,9 @@ use mlx_rs::{
     Array, Dtype,
     error::Result as MlxResult,
     ops::{
-        arange, argpartition_axis, indexing::TryIndexOp, indexing::topk_axis, select, sigmoid,
-        softmax_axis,
+        arange, argpartition_axis,
+        indexing::{Ellipsis, TryIndexOp, topk_axis},
+        maximum, minimum, select, sigmoid, softmax_axis,
     },
     stop_gradient,
 };
@@ -25,10 +26,16 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct MixtureOfExperts {
     router: Router,
+    experts: RoutedExperts,
+    shared: Option<SharedExpert>,
+}
+
+/// The experts that a router picks from.
+#[derive(Debug)]
+pub(crate) struct RoutedExperts {
     gate_up: GateUp,
     down: Experts,
-    shared: Option<SharedExpert>,
-    activation: Activation,
+    gate: Gate,
     backend: Backend,
 }
 
@@ -43,13 +50,26 @@ enum GateUp {
     Fused {
         both: Experts,
     },
+    /// One product of a row of gate, a row of up, and so on (gpt-oss).
+    Interleaved {
+        both: Experts,
+    },
+}
+
+/// What becomes of gate and up.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Gate {
+    /// `activation(gate) · up`.
+    Plain(Activation),
+    /// `gate · σ(alpha · gate) · (up + 1)`, with gate at most `limit`, and up within `±limit` (gpt-oss).
+    Clamped { alpha: f32, limit: f32 },
 }
 
 /// Which experts a token is fed to, and how much each counts.
 #[derive(Debug)]
 pub(crate) struct Router {
     projection: Linear,
-    /// Added to the scores where experts are chosen, `[experts]`.
+    /// Added to the scores where experts are chosen, `[experts]` or `[1, experts]`.
     correction: Option<Tensor>,
     routing: Routing,
 }
@@ -62,8 +82,9 @@ struct SharedExpert {
     gate: Option<Linear>,
 }
 
-visit!(struct MixtureOfExperts { router, gate_up, down, shared });
-visit!(enum GateUp { Separate { gate, up }, Fused { both } });
+visit!(struct MixtureOfExperts { router, experts, shared });
+visit!(struct RoutedExperts { gate_up, down });
+visit!(enum GateUp { Separate { gate, up }, Fused { both }, Interleaved { both } });
 visit!(struct Router { projection, correction });
 visit!(struct SharedExpert { mlp, gate });
 
@@ -77,13 +98,14 @@ pub(crate) struct Routing {
     pub(crate) groups: Option<Groups>,
     /// Shares are divided by their sum plus this.
     pub(crate) normalise: Option<f32>,
+    /// The sum that shares are divided by is at least this.
+    pub(crate) least_sum: f32,
     /// Shares are multiplied by this last.
     pub(crate) scale: f32,
 }
 
 /// What an expert's score is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(not(test), expect(dead_code, reason = "no family so far has the last two"))]
 pub(crate) enum Scores {
     /// The softmax over all experts' logits.
     Softmax,
@@ -129,57 +151,157 @@ pub(crate) struct SharedOptions {
     pub(crate) gated: bool,
 }
 
-impl MixtureOfExperts {
-    /// Loads the layer at `at` (`model.layers.3.mlp`), from HF's one tensor per expert, from its two for
-    /// all (`experts.gate_up_proj`, `experts.down_proj`), or from mlx-lm's stacked `switch_mlp`.
-    pub(crate) fn load(weights: &mut Weights, at: &str, options: MixtureOptions) -> Result<Self> {
-        let MixtureOptions { hidden, inner, experts, activation, .. } = options;
-        let fused = weights.has(&format!("{at}.experts.gate_up_proj"));
-        let mut stack = |name, rows, columns| {
-            weights.experts(at, name, [experts, rows, columns], options.expert_bias)
+/// What a family's checkpoints call the parts of a mixture.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MixtureNames {
+    pub(crate) router: &'static str,
+    /// What is added to the scores where experts are chosen.
+    pub(crate) correction: &'static str,
+    pub(crate) correction_axes: usize,
+    pub(crate) experts: ExpertNames,
+}
+
+/// What a family's checkpoints call the parts of experts, and how they lay them out.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ExpertNames {
+    /// Where mlx-lm keeps all of them together.
+    pub(crate) together: &'static str,
+    /// Gate, up and down of a single expert, where each has tensors of its own.
+    pub(crate) each: [&'static str; 3],
+    /// Whether HF's tensors for all experts have inputs before outputs, and gate and up row by row.
+    pub(crate) transposed: bool,
+}
+
+impl MixtureNames {
+    /// Those of Qwen, DeepSeek and GLM.
+    pub(crate) const USUAL: Self = Self {
+        router: "gate",
+        correction: "gate.e_score_correction_bias",
+        correction_axes: 1,
+        experts: ExpertNames::USUAL,
+    };
+
+    /// Those of Mixtral and MiniMax.
+    pub(crate) const NUMBERED: Self = Self {
+        correction: "e_score_correction_bias",
+        experts: ExpertNames { each: ["w1", "w3", "w2"], ..ExpertNames::USUAL },
+        ..Self::USUAL
+    };
+}
+
+impl ExpertNames {
+    pub(crate) const USUAL: Self = Self {
+        together: "switch_mlp",
+        each: ["gate_proj", "up_proj", "down_proj"],
+        transposed: false,
+    };
+}
+
+impl RoutedExperts {
+    /// Loads the experts at `at` (`model.layers.3.mlp`), from HF's one tensor per expert, from its two
+    /// for all (`experts.gate_up_proj`, `experts.down_proj`), or from mlx-lm's stacked ones.
+    pub(crate) fn load(
+        weights: &mut Weights,
+        at: &str,
+        names: ExpertNames,
+        [experts, inner, hidden]: [usize; 3],
+        gate: Gate,
+        bias: bool,
+    ) -> Result<Self> {
+        let fused = weights.has_experts_of_all(at, "gate_up_proj");
+        let mut stack = |name, index: usize, rows, columns| {
+            weights.experts(at, names, (name, index), [experts, rows, columns], bias)
         };
-        let gate_up = if fused {
-            GateUp::Fused { both: stack("gate_up_proj", 2 * inner, hidden)? }
-        } else {
-            GateUp::Separate {
-                gate: stack("gate_proj", inner, hidden)?,
-                up: stack("up_proj", inner, hidden)?,
+        let gate_up = match (fused, names.transposed) {
+            (true, true) => {
+                GateUp::Interleaved { both: stack("gate_up_proj", 0, 2 * inner, hidden)? }
+            }
+            (true, false) => GateUp::Fused { both: stack("gate_up_proj", 0, 2 * inner, hidden)? },
+            (false, _) => GateUp::Separate {
+                gate: stack("gate_proj", 0, inner, hidden)?,
+                up: stack("up_proj", 1, inner, hidden)?,
+            },
+        };
+        let down = stack("down_proj", 2, hidden, inner)?;
+        Ok(Self { gate_up, down, gate, backend: weights.backend() })
+    }
+
+    /// What the `chosen` experts make of `hidden`, `[batch, tokens, hidden]`, each times its share:
+    /// both `[batch, tokens, chosen]`.
+    pub(crate) fn forward(&self, hidden: &Array, chosen: &Array, shares: &Array) -> Result<Array> {
+        let shares = shares.as_dtype(hidden.dtype())?.expand_dims(-1)?;
+        let x = hidden.expand_dims_axes(&[-2, -3])?;
+        let (gate, up) = match &self.gate_up {
+            GateUp::Separate { gate, up } => (gate.forward(&x, chosen)?, up.forward(&x, chosen)?),
+            GateUp::Fused { both } => {
+                let halves = both.forward(&x, chosen)?.split_equal(2, -1)?;
+                (halves[0].clone(), halves[1].clone())
+            }
+            GateUp::Interleaved { both } => {
+                let both = both.forward(&x, chosen)?;
+                let half = both.dim(-1) / 2;
+                let pairs = both.reshape(&[&both.shape()[..4], &[half, 2]].concat())?;
+                let of = |index: i32| pairs.try_index((Ellipsis, index));
+                (of(0)?, of(1)?)
             }
         };
-        let down = stack("down_proj", hidden, inner)?;
+        let inner = self.gate.forward(&gate, &up, self.backend)?;
+        let outputs = self.down.forward(&inner, chosen)?.squeeze_axes(&[-2])?;
+        Ok(outputs.multiply(shares)?.sum_axis(-2, false)?)
+    }
+}
+
+impl Gate {
+    fn forward(self, gate: &Array, up: &Array, backend: Backend) -> MlxResult<Array> {
+        let (alpha, limit) = match self {
+            Self::Plain(activation) => return activation.gate(gate, up, backend),
+            Self::Clamped { alpha, limit } => (alpha, limit),
+        };
+        let number = |it: f32| Array::from_f32(it).as_dtype(gate.dtype());
+        let gate = minimum(gate, number(limit)?)?;
+        let up = maximum(minimum(up, number(limit)?)?, number(-limit)?)?;
+        let glu = gate.multiply(sigmoid(gate.multiply(number(alpha)?)?)?)?;
+        glu.multiply(up.add(number(1.0)?)?)
+    }
+}
+
+impl MixtureOfExperts {
+    /// Loads the layer at `at` (`model.layers.3.mlp`), under the usual names.
+    pub(crate) fn load(weights: &mut Weights, at: &str, options: MixtureOptions) -> Result<Self> {
+        let gate = Gate::Plain(options.activation);
+        Self::load_named(weights, at, MixtureNames::USUAL, gate, options)
+    }
+
+    /// As [`load`](Self::load), under a family's own names, and with its own gate.
+    pub(crate) fn load_named(
+        weights: &mut Weights,
+        at: &str,
+        names: MixtureNames,
+        gate: Gate,
+        options: MixtureOptions,
+    ) -> Result<Self> {
+        let MixtureOptions { hidden, inner, experts: count, expert_bias, .. } = options;
+        let sizes = [count, inner, hidden];
+        let experts = RoutedExperts::load(weights, at, names.experts, sizes, gate, expert_bias)?;
+        let router = format!("{at}.{}", names.router);
         let router = Router {
-            projection: weights.linear(
-                &format!("{at}.gate"),
-                experts,
-                hidden,
-                options.router_bias,
-            )?,
+            projection: weights.linear(&router, count, hidden, options.router_bias)?,
             correction: if options.correction {
-                Some(weights.tensor(&format!("{at}.gate.e_score_correction_bias"), &[experts])?)
+                let name = format!("{at}.{}", names.correction);
+                let shape = if names.correction_axes == 2 { vec![1, count] } else { vec![count] };
+                Some(weights.derived(&name, &shape, true, |it| Ok(it.clone()))?)
             } else {
                 None
             },
             routing: options.routing,
         };
         let shared = options.shared.map(|it| SharedExpert::load(weights, at, it, options));
-        let backend = weights.backend();
-        Ok(Self { router, gate_up, down, shared: shared.transpose()?, activation, backend })
+        Ok(Self { router, experts, shared: shared.transpose()? })
     }
 
     pub(crate) fn forward(&self, hidden: &Array) -> Result<Array> {
         let (chosen, shares) = self.router.forward(hidden)?;
-        let shares = shares.as_dtype(hidden.dtype())?.expand_dims(-1)?;
-        let x = hidden.expand_dims_axes(&[-2, -3])?;
-        let (gate, up) = match &self.gate_up {
-            GateUp::Separate { gate, up } => (gate.forward(&x, &chosen)?, up.forward(&x, &chosen)?),
-            GateUp::Fused { both } => {
-                let halves = both.forward(&x, &chosen)?.split_equal(2, -1)?;
-                (halves[0].clone(), halves[1].clone())
-            }
-        };
-        let inner = self.activation.gate(&gate, &up, self.backend)?;
-        let outputs = self.down.forward(&inner, &chosen)?.squeeze_axes(&[-2])?;
-        let routed = outputs.multiply(shares)?.sum_axis(-2, false)?;
+        let routed = self.experts.forward(hidden, &chosen, &shares)?;
         match &self.shared {
             None => Ok(routed),
             Some(shared) => Ok(routed.add(shared.forward(hidden)?)?),
@@ -198,7 +320,11 @@ impl Router {
 }
 
 impl Routing {
-    fn choose(&self, logits: Array, correction: Option<&Array>) -> MlxResult<(Array, Array)> {
+    pub(crate) fn choose(
+        &self,
+        logits: Array,
+        correction: Option<&Array>,
+    ) -> MlxResult<(Array, Array)> {
         let scores = match self.scores {
             Scores::Softmax => softmax_axis(logits, -1, true)?,
             Scores::Logits => logits,
@@ -218,6 +344,10 @@ impl Routing {
         if let Some(epsilon) = self.normalise {
             let sum = shares.sum_axis(-1, true)?;
             let sum = if epsilon == 0.0 { sum } else { sum.add(Array::from_f32(epsilon))? };
+            let sum = match self.least_sum {
+                0.0 => sum,
+                least => maximum(sum, Array::from_f32(least))?,
+            };
             shares = shares.divide(sum)?;
         }
         if self.scale != 1.0 {
@@ -352,7 +482,7 @@ mod tests {
             shares = softmax(&shares);
         }
         if let Some(epsilon) = routing.normalise {
-            let sum: f32 = shares.iter().sum::<f32>() + epsilon;
+            let sum: f32 = (shares.iter().sum::<f32>() + epsilon).max(routing.least_sum);
             shares.iter_mut().for_each(|it| *it /= sum);
         }
         chosen.into_iter().zip(shares.into_iter().map(|it| it * routing.scale)).collect()
@@ -365,6 +495,7 @@ mod tests {
             chosen: 3,
             groups,
             normalise,
+            least_sum: 0.0,
             scale,
         };
         let groups = |kept, judged_by| Some(Groups { count: 4, kept, judged_by });
@@ -382,6 +513,8 @@ mod tests {
             (routing(Scores::Sigmoid, None, Some(1e-6), 1.0), true),
             // A sum of shares for which the epsilon counts.
             (routing(Scores::Sigmoid, None, Some(0.5), 1.8), false),
+            // ERNIE 4.5, with a least sum that counts.
+            (Routing { least_sum: 0.6, ..routing(Scores::Softmax, None, Some(0.0), 1.0) }, true),
         ]
     }
 
@@ -480,6 +613,7 @@ mod tests {
                     chosen: 3,
                     groups: None,
                     normalise: Some(1e-20),
+                    least_sum: 0.0,
                     scale: 2.5,
                 };
                 let (mixture, tensors) = mixture(

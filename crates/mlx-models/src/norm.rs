@@ -1,4 +1,4 @@
-//! RMS norm.
+//! RMS norm, and layer norm as one of what is left of a vector less its mean.
 
 use mlx_rs::{Array, Dtype, error::Result as MlxResult, fast::rms_norm, ops::rsqrt};
 
@@ -9,12 +9,15 @@ use crate::{
     parameters::{Parameter, ParameterKind, Replace},
 };
 
-/// `x / sqrt(mean(x²) + ε) · w` over the last axis (Zhang & Sennrich, 2019).
+/// `x / sqrt(mean(x²) + ε) · w` over the last axis (Zhang & Sennrich, 2019). With the mean taken from
+/// `x` before, and a bias added behind, it is layer norm (Ba et al., 2016).
 #[derive(Debug, Clone)]
 pub(crate) struct RmsNorm {
     path: String,
     /// As checkpoints store it, `[size]`.
     stored: Array,
+    /// What is added behind, `[size]`, and its path.
+    bias: Option<(String, Array)>,
     form: NormWeight,
     eps: f32,
     backend: Backend,
@@ -28,6 +31,10 @@ pub(crate) enum NormWeight {
     Plain,
     /// `w - 1`: Gemma, whose norms multiply by `1 + weight`.
     Offset,
+    /// `w` itself, of a layer norm without a bias (Cohere).
+    Centred,
+    /// `w` itself, of a layer norm, beside its bias (StarCoder2).
+    CentredBias,
 }
 
 /// How it is computed, with the weight that takes.
@@ -43,20 +50,35 @@ enum Computed {
 }
 
 impl RmsNorm {
-    /// `stored` is the tensor `{path}.weight`.
+    /// `stored` is the tensor `{path}.weight`, `bias` is `{path}.bias`.
     pub(crate) fn new(
         path: &str,
         stored: Array,
+        bias: Option<Array>,
         eps: f32,
         form: NormWeight,
         backend: Backend,
     ) -> Result<Self> {
         let computed = Computed::new(&stored, eps, form, backend)?;
         computed.weight().eval()?;
-        Ok(Self { path: format!("{path}.weight"), stored, form, eps, backend, computed })
+        let bias = bias.map(|it| (format!("{path}.bias"), it));
+        Ok(Self { path: format!("{path}.weight"), stored, bias, form, eps, backend, computed })
     }
 
     pub(crate) fn forward(&self, x: &Array) -> MlxResult<Array> {
+        if matches!(self.form, NormWeight::Plain | NormWeight::Offset) {
+            return self.scaled(x);
+        }
+        let wide = x.as_dtype(Dtype::Float32)?;
+        let centred = wide.subtract(wide.mean_axis(-1, true)?)?.as_dtype(x.dtype())?;
+        let normed = self.scaled(&centred)?;
+        match &self.bias {
+            None => Ok(normed),
+            Some((_, bias)) => normed.add(bias),
+        }
+    }
+
+    fn scaled(&self, x: &Array) -> MlxResult<Array> {
         match &self.computed {
             Computed::Kernel { weight, eps } => rms_norm(x, Some(weight), *eps),
             Computed::Native { native, weight, eps } => native.rms_norm(x, weight, *eps),
@@ -68,14 +90,23 @@ impl RmsNorm {
         }
     }
 
-    pub(crate) fn parameter(&self) -> Parameter<'_> {
-        Parameter::new(&self.path, ParameterKind::Norm, &self.stored)
+    pub(crate) fn parameters(&self, f: &mut dyn FnMut(Parameter<'_>)) {
+        f(Parameter::new(&self.path, ParameterKind::Norm, &self.stored));
+        if let Some((path, bias)) = &self.bias {
+            f(Parameter::new(path, ParameterKind::Bias, bias));
+        }
     }
 
     pub(crate) fn replace(&mut self, f: &mut Replace<'_>) -> Result<()> {
-        if let Some(array) = self.parameter().replaced(f)? {
+        let weight = Parameter::new(&self.path, ParameterKind::Norm, &self.stored);
+        if let Some(array) = weight.replaced(f)? {
             self.stored = array.as_dtype(self.stored.dtype())?;
             self.computed = Computed::new(&self.stored, self.eps, self.form, self.backend)?;
+        }
+        if let Some((path, bias)) = &mut self.bias
+            && let Some(array) = Parameter::new(path, ParameterKind::Bias, bias).replaced(f)?
+        {
+            *bias = array.as_dtype(bias.dtype())?;
         }
         Ok(())
     }
@@ -84,7 +115,7 @@ impl RmsNorm {
 impl Computed {
     fn new(stored: &Array, eps: f32, form: NormWeight, backend: Backend) -> MlxResult<Self> {
         let weight = match form {
-            NormWeight::Plain => stored.clone(),
+            NormWeight::Plain | NormWeight::Centred | NormWeight::CentredBias => stored.clone(),
             NormWeight::Offset => {
                 let wide = stored.as_dtype(Dtype::Float32)?.add(Array::from_f32(1.0))?;
                 wide.as_dtype(stored.dtype())?

@@ -112,7 +112,7 @@ impl Module<'_> {
         match self {
             Self::Linear(it) => it.parameters(f),
             Self::Experts(it) => it.parameters(f),
-            Self::Norm(it) => f(it.parameter()),
+            Self::Norm(it) => it.parameters(f),
             Self::Tensor(it) => f(it.parameter()),
         }
     }

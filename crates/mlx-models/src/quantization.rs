@@ -24,7 +24,12 @@ impl Scheme {
         let mut found = None;
         for key in KEYS {
             let Some(settings) = config.object(key)? else { continue };
-            if let Some(method) = settings.str("quant_method")? {
+            let method = settings.str("quant_method")?;
+            if method == Some("mxfp4") {
+                // OpenAI's: the experts are in it under names of their own, all else is dense.
+                continue;
+            }
+            if let Some(method) = method {
                 return Err(config.error(
                     key,
                     format_args!("names the method {method:?}; only MLX's own modes are supported"),

@@ -34,6 +34,8 @@ struct Parts {
     dims: usize,
     head_dim: usize,
     frequencies: Frequencies,
+    /// Whether neighbouring dimensions are a pair, instead of one from each half.
+    interleaved: bool,
     /// HF's `attention_scaling`, on the rotated dimensions.
     attention_scale: f32,
     /// Whether MLX rotates in one kernel.
@@ -56,6 +58,7 @@ enum Frequencies {
 pub(crate) enum Rotation {
     Kernel {
         dims: i32,
+        interleaved: bool,
         /// `1 / inv_freq`, `[dims / 2]`.
         periods: Array,
         positions: Positions,
@@ -64,7 +67,7 @@ pub(crate) enum Rotation {
     },
     /// Cosines `[.., tokens, 1, dims / 2]`, and sines with their sign `[.., tokens, 2, dims / 2]`; one
     /// leading row for all, or one per row of the batch.
-    Table { cos: Array, sin: Array },
+    Table { cos: Array, sin: Array, interleaved: bool },
 }
 
 /// A rotary embedding's parameters, gathered from the old form (`rope_theta`, `rope_scaling`) or the
@@ -84,16 +87,17 @@ impl RopeParameters {
     /// As HF standardises them: a `rope_scaling` that is not empty replaces `rope_parameters`, and
     /// a theta inside it wins over the one beside it.
     pub(crate) fn read(config: &Config, max_positions: usize) -> Result<Self> {
+        Self::with_default(config, max_positions, 10_000.0)
+    }
+
+    /// As [`read`](Self::read), for a family whose theta is another where the config has none.
+    pub(crate) fn with_default(config: &Config, max_positions: usize, theta: f64) -> Result<Self> {
         let scaling = match config.object("rope_scaling")? {
             Some(it) if it.entries().next().is_some() => Some(it),
             _ => config.object("rope_parameters")?,
         };
-        Self::new(
-            config,
-            scaling,
-            config.positive("rope_theta")?.unwrap_or(10_000.0),
-            max_positions,
-        )
+        let theta = config.positive("rope_theta")?.unwrap_or(theta);
+        Self::new(config, scaling, theta, max_positions)
     }
 
     /// From a given dictionary, for families that keep one per layer type. A theta inside it wins;
@@ -117,11 +121,37 @@ impl RopeParameters {
         let key = "partial_rotary_factor";
         Ok(self.scaling.f64(key)?.or(config.f64(key)?).unwrap_or(default))
     }
+
+    /// The dictionary that the factors are read from.
+    pub(crate) fn scaling(&self) -> &Config {
+        &self.scaling
+    }
 }
 
 impl Rope {
-    /// Builds the embedding for heads of `head_dim`, of which the first `dims` are rotated.
+    /// Builds the embedding for heads of `head_dim`, of which the first `dims` are rotated, each with
+    /// the one half of them further on.
     pub(crate) fn new(parameters: &RopeParameters, head_dim: usize, dims: usize) -> Result<Self> {
+        Self::build(parameters, head_dim, dims, false)
+    }
+
+    /// As [`new`](Self::new), but each even dimension is rotated with the next (GLM, Cohere, DeepSeek).
+    /// Where this takes a table, heads leave it with their even dimensions in front of the odd ones,
+    /// queries and keys alike, which their products do not show.
+    pub(crate) fn interleaved(
+        parameters: &RopeParameters,
+        head_dim: usize,
+        dims: usize,
+    ) -> Result<Self> {
+        Self::build(parameters, head_dim, dims, true)
+    }
+
+    fn build(
+        parameters: &RopeParameters,
+        head_dim: usize,
+        dims: usize,
+        interleaved: bool,
+    ) -> Result<Self> {
         let scaling = &parameters.scaling;
         if dims == 0 || !dims.is_multiple_of(2) || dims > head_dim {
             let what = format!("rotates {dims} of {head_dim} head dimensions; must be even");
@@ -141,17 +171,20 @@ impl Rope {
             "llama3" => (llama3(parameters, dims)?, 1.0),
             "yarn" => yarn(parameters, dims)?,
             "longrope" => longrope(parameters, dims)?,
+            "proportional" => (proportional(parameters, dims)?, 1.0),
             other => {
                 return Err(scaling.error(
                     "rope_type",
                     format_args!(
-                        "is {other:?}; known are default, linear, llama3, yarn and longrope"
+                        "is {other:?}; known are default, linear, llama3, yarn, longrope and \
+                         proportional"
                     ),
                 ));
             }
         };
         let (attention_scale, fused) = (scale as f32, backend::is_gpu()?);
-        Ok(Self(Arc::new(Parts { dims, head_dim, frequencies, attention_scale, fused })))
+        let parts = Parts { dims, head_dim, frequencies, interleaved, attention_scale, fused };
+        Ok(Self(Arc::new(parts)))
     }
 
     /// Whether the frequencies change beyond the original context.
@@ -167,7 +200,7 @@ impl Rope {
     /// What a step's tokens are rotated by. `long` says whether the sequence, this step included,
     /// exceeds the original context (longrope only).
     pub(crate) fn rotation(&self, step: &Step, long: bool) -> MlxResult<Rotation> {
-        let Parts { dims, head_dim, attention_scale, .. } = *self.0;
+        let Parts { dims, head_dim, interleaved, attention_scale, .. } = *self.0;
         let inverse = match &self.0.frequencies {
             Frequencies::Long { long: inverse, .. } if long => inverse,
             Frequencies::One(inverse) | Frequencies::Long { short: inverse, .. } => inverse,
@@ -176,6 +209,7 @@ impl Rope {
             let per_dim = |it| if it < dims { attention_scale } else { 1.0 };
             return Ok(Rotation::Kernel {
                 dims: dims as i32,
+                interleaved,
                 periods: Array::from_iter(inverse.iter().map(|it| 1.0 / it), &[dims as i32 / 2]),
                 positions: step.positions().clone(),
                 scale: (attention_scale != 1.0)
@@ -201,6 +235,7 @@ impl Rope {
         Ok(Rotation::Table {
             cos: Array::from_slice(&cos, &shape(1)),
             sin: Array::from_slice(&sin, &shape(2)),
+            interleaved,
         })
     }
 }
@@ -209,18 +244,22 @@ impl Rotation {
     /// Rotates `x`, `[batch, heads, tokens, head_dim]`.
     pub(crate) fn apply(&self, x: &Array, backend: Backend) -> MlxResult<Array> {
         match self {
-            Self::Kernel { dims, periods, positions, scale } => {
+            Self::Kernel { dims, interleaved, periods, positions, scale } => {
                 let scaled = scale.as_ref().map(|it| x.multiply(it.as_dtype(x.dtype())?));
                 let scaled = scaled.transpose()?;
                 let x = scaled.as_ref().unwrap_or(x);
                 match positions {
-                    Positions::Same(at) => rope(x, *dims, false, None, 1.0, *at, Some(periods)),
+                    Positions::Same(at) => {
+                        rope(x, *dims, *interleaved, None, 1.0, *at, Some(periods))
+                    }
                     Positions::PerRow(at) => {
-                        rope_dynamic(x, *dims, false, None, 1.0, at, Some(periods))
+                        rope_dynamic(x, *dims, *interleaved, None, 1.0, at, Some(periods))
                     }
                 }
             }
-            Self::Table { cos, sin } => {
+            Self::Table { cos, sin, interleaved } => {
+                let sorted = interleaved.then(|| evens_first(x, 2 * cos.dim(4))).transpose()?;
+                let x = sorted.as_ref().unwrap_or(x);
                 if let Backend::Native(native) = backend {
                     return native.rotate(x, cos, sin);
                 }
@@ -246,6 +285,18 @@ fn turn(x: &Array, cos: &Array, sin: &Array) -> MlxResult<Array> {
         |it: &Array| if dtype == Dtype::Float32 { Ok(it.clone()) } else { it.as_dtype(dtype) };
     let turned = halves.multiply(convert(cos)?)?.add(swapped.multiply(convert(sin)?)?)?;
     turned.reshape(shape)
+}
+
+/// `x` with the even ones of its first `dims` dimensions in front of the odd ones.
+fn evens_first(x: &Array, dims: i32) -> MlxResult<Array> {
+    let [batch, heads, tokens, head_dim] = [0, 1, 2, 3].map(|axis| x.dim(axis));
+    let rotated = if dims == head_dim { x.clone() } else { x.try_index((Ellipsis, ..dims))? };
+    let pairs = rotated.reshape(&[batch, heads, tokens, dims / 2, 2])?;
+    let sorted = pairs.swap_axes(-1, -2)?.reshape(&[batch, heads, tokens, dims])?;
+    if dims == head_dim {
+        return Ok(sorted);
+    }
+    concatenate(&[&sorted, &x.try_index((Ellipsis, dims..))?], -1)
 }
 
 /// `base^(2i/dims)`: the period over 2π of dimension pair i.
@@ -309,6 +360,24 @@ fn yarn(parameters: &RopeParameters, dims: usize) -> Result<(Frequencies, f64)> 
         extrapolated / factor * ramp + extrapolated * (1.0 - ramp)
     });
     Ok((Frequencies::One(inverse.map(|it| it as f32).collect()), attention_scale))
+}
+
+/// Gemma 4's: the pairs behind a part of them stay as they are (HF
+/// `_compute_proportional_rope_parameters`).
+fn proportional(parameters: &RopeParameters, dims: usize) -> Result<Frequencies> {
+    let scaling = &parameters.scaling;
+    let factor = scaling.positive("factor")?.unwrap_or(1.0);
+    let part = scaling.f64("partial_rotary_factor")?.unwrap_or(1.0);
+    if !(0.0..=1.0).contains(&part) {
+        return Err(scaling.error("partial_rotary_factor", format_args!("is {part}; at most 1")));
+    }
+    let turned = (part * dims as f64 / 2.0) as usize;
+    let inverse = |pair: usize| {
+        let exponent = (2 * pair) as f32 / dims as f32;
+        1.0 / (parameters.theta as f32).powf(exponent) / factor as f32
+    };
+    let inverse = (0..dims / 2).map(|pair| if pair < turned { inverse(pair) } else { 0.0 });
+    Ok(Frequencies::One(inverse.collect()))
 }
 
 /// LongRoPE (Ding et al., 2024), as HF `_compute_longrope_parameters` reads it.

@@ -55,6 +55,11 @@ impl Dense {
         Ok(Self { rows, columns, single, narrow: None })
     }
 
+    /// `[.., in, out]`.
+    pub(crate) fn columns(&self) -> &Array {
+        &self.columns
+    }
+
     /// The transposed view that meets `x`.
     pub(crate) fn facing(&self, x: &Array) -> &Array {
         self.single.as_ref().filter(|_| x.ndim() == 3 && x.dim(0) == 1).unwrap_or(&self.columns)

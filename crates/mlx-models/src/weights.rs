@@ -6,7 +6,7 @@
 use mlx_rs::{
     Array, Dtype,
     error::{Exception, Result as MlxResult},
-    ops::stack,
+    ops::{ones_dtype, stack},
 };
 
 use crate::{
@@ -17,7 +17,8 @@ use crate::{
     experts::{Experts, Layout},
     input::quoted,
     linear::Linear,
-    native::{Mode, Native, Packed},
+    moe::ExpertNames,
+    native::{Mode, Native, Packed, Quantization},
     norm::{NormWeight, RmsNorm},
     parameters::Tensor,
     quantization::{self, Scheme},
@@ -207,29 +208,57 @@ impl Weights {
         Ok(Linear::new(at, weight, bias))
     }
 
+    /// As [`linear`](Self::linear) without a bias, for a matrix that is computed with piece by piece: one
+    /// that is stored as bf16 is kept in the compute dtype.
+    pub(crate) fn wide_linear(&mut self, at: &str, rows: usize, columns: usize) -> Result<Linear> {
+        if self.has(&format!("{at}.scales")) {
+            return self.linear(at, rows, columns, false);
+        }
+        let name = format!("{at}.weight");
+        let weight = self.take(&name, &[rows, columns])?;
+        Ok(Linear::new(at, self.dense(&name, weight)?, None))
+    }
+
+    /// Takes `{at}.weight`, one matrix of `[rows, columns]` for each of `count`.
+    pub(crate) fn stacked(
+        &mut self,
+        at: &str,
+        [count, rows, columns]: [usize; 3],
+    ) -> Result<Experts> {
+        let weight = self.weight(at, &[count], rows, columns)?;
+        Ok(Experts::new(at.to_owned(), weight, None, Layout::Together))
+    }
+
+    /// Whether there is one tensor for a projection of all experts, as HF has it.
+    pub(crate) fn has_experts_of_all(&self, at: &str, name: &str) -> bool {
+        let name = format!("{at}.experts.{name}");
+        self.has(&name) || self.has(&format!("{name}_blocks"))
+    }
+
     /// Takes one projection, `[experts, rows, columns]`, of every expert: `{at}.switch_mlp.{name}` as
-    /// mlx-lm stacks them, HF's `{at}.experts.{index}.{name}`, or its `{at}.experts.{name}` of all.
+    /// mlx-lm stacks them, HF's `{at}.experts.{name}` of all, or its `{at}.experts.{index}.{each}`.
     pub(crate) fn experts(
         &mut self,
         at: &str,
-        name: &str,
+        names: ExpertNames,
+        (name, index): (&str, usize),
         [count, rows, columns]: [usize; 3],
         bias: bool,
     ) -> Result<Experts> {
-        let path = format!("{at}.experts.{name}");
-        if self.has(&path) && !bias {
-            let weight = self.take(&path, &[count, rows, columns])?;
-            let weight = self.dense(&path, weight)?;
-            return Ok(Experts::new(path, weight, None, Layout::Bare));
+        if self.has_experts_of_all(at, name) {
+            let path = format!("{at}.experts.{name}");
+            return self.experts_of_all(path, names, [count, rows, columns], bias);
         }
-        let path = format!("{at}.switch_mlp.{name}");
+        let path = format!("{at}.{}.{name}", names.together);
         let together = self.has(&format!("{path}.weight"));
+        let each = names.each[index];
+        let path = if together { path } else { format!("{at}.switch_mlp.{each}") };
         let mut take = |ending: &str, shape: &[usize]| -> Result<Array> {
             if together {
                 return self.take(&format!("{path}.{ending}"), &[&[count], shape].concat());
             }
             let each = (0..count)
-                .map(|it| self.take(&format!("{at}.experts.{it}.{name}.{ending}"), shape))
+                .map(|it| self.take(&format!("{at}.experts.{it}.{each}.{ending}"), shape))
                 .collect::<Result<Vec<_>>>()?;
             stack(&each, 0).map_err(|e| self.failed(&path, &e))
         };
@@ -242,6 +271,56 @@ impl Weights {
         };
         let layout = if together { Layout::Together } else { Layout::Each };
         Ok(Experts::new(path, weight, bias, layout))
+    }
+
+    /// Takes the one tensor that HF has for a projection of all experts.
+    fn experts_of_all(
+        &mut self,
+        path: String,
+        names: ExpertNames,
+        [count, rows, columns]: [usize; 3],
+        bias: bool,
+    ) -> Result<Experts> {
+        let bias =
+            if bias { Some(self.take(&format!("{path}_bias"), &[count, rows])?) } else { None };
+        if self.has(&format!("{path}_blocks")) {
+            let weight = self.in_blocks(&path, [count, rows, columns])?;
+            return Ok(Experts::new(path, weight, bias, Layout::Blocks));
+        }
+        let layout = if names.transposed { Layout::Transposed } else { Layout::Bare };
+        let weight = if names.transposed {
+            let stored = self.take(&path, &[count, columns, rows])?;
+            stored.swap_axes(-1, -2).map_err(|e| self.failed(&path, &e))?
+        } else {
+            self.take(&path, &[count, rows, columns])?
+        };
+        let weight = self.dense(&path, weight)?;
+        Ok(Experts::new(path, weight, bias, layout))
+    }
+
+    /// Takes `{path}_blocks` and `_scales`, OpenAI's mxfp4. Both give a byte's lower half to the first of
+    /// two inputs, so four bytes are one of MLX's words.
+    fn in_blocks(&mut self, path: &str, [count, rows, columns]: [usize; 3]) -> Result<Weight> {
+        let group = Quantization::MXFP4.group_size as usize;
+        if !columns.is_multiple_of(group) {
+            return Err(self.error(format_args!(
+                "{} has {columns} columns, which are no whole groups of {group}",
+                self.in_file(path)
+            )));
+        }
+        let groups = columns / group;
+        let (blocks, scales) = (format!("{path}_blocks"), format!("{path}_scales"));
+        let stored = self.take_as(&blocks, &[count, rows, groups, group / 2], Dtype::Uint8)?;
+        let scales = self.take_as(&scales, &[count, rows, groups], Dtype::Uint8)?;
+        let shape = [count, rows, columns / 8].map(|it| it as i32);
+        let packed = stored.contiguous().and_then(|it| {
+            let words = it.view::<u32>()?.reshape(&shape)?;
+            Packed::new(words, scales, None, Quantization::MXFP4)
+        });
+        let packed = packed.map_err(|e| self.failed(&blocks, &e))?;
+        let weight = self.quantized(packed);
+        weight.eval().map_err(|e| self.failed(&blocks, &e))?;
+        Ok(weight)
     }
 
     /// Takes an array that is no weight of a product.
@@ -266,10 +345,18 @@ impl Weights {
         self.tensors.get(tensor).map(Array::shape)
     }
 
-    /// Leaves out the tensors of a part (`mtp`) that the graph does without, and names it.
-    pub(crate) fn skip(&mut self, part: &str) {
+    /// A norm over `size` numbers that no checkpoint holds, since its weight is 1.
+    pub(crate) fn unit_norm(&self, size: usize, eps: f32) -> Result<RmsNorm> {
+        let ones = ones_dtype(&[size as i32], self.dtype)?;
+        RmsNorm::new("", ones, None, eps, NormWeight::Plain, self.backend)
+    }
+
+    /// Leaves out the tensors of a part that the graph does without, such as `model.layers.61`, and names
+    /// it among those that were skipped.
+    pub(crate) fn leave_out(&mut self, part: &str) {
         let before = self.tensors.len();
-        self.tensors.retain(|name, _| name.split('.').next() != Some(part));
+        let inside = |name: &str| name.strip_prefix(part).is_some_and(|it| it.starts_with('.'));
+        self.tensors.retain(|name, _| !inside(name));
         match before - self.tensors.len() {
             0 => {}
             tensors => self.skipped.push(Skipped { part: part.to_owned(), tensors }),
@@ -285,7 +372,11 @@ impl Weights {
         form: NormWeight,
     ) -> Result<RmsNorm> {
         let stored = self.take(&format!("{at}.weight"), &[size])?;
-        RmsNorm::new(at, stored, eps, form, self.backend)
+        let bias = match form {
+            NormWeight::CentredBias => Some(self.take(&format!("{at}.bias"), &[size])?),
+            NormWeight::Plain | NormWeight::Offset | NormWeight::Centred => None,
+        };
+        RmsNorm::new(at, stored, bias, eps, form, self.backend)
     }
 
     /// The untied head, or `None` where the token table serves. As in HF, a head that is there and

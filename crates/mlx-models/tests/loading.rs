@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use mlxgk_mlx_models::{ComputeDtype, Decoder, ErrorKind, NoHook};
+use mlxgk_mlx_models::{ComputeDtype, Decoder, ErrorKind, NoHook, supported};
 use serde_json::{Value, json};
 
 fn fixture(name: &str) -> PathBuf {
@@ -71,6 +71,50 @@ fn check(folder: &Path, kind: ErrorKind, words: &[&str]) {
     }
     assert!(!error.to_string().contains('\n'), "more than one line: {error}");
     assert!(error.to_string().len() <= 400, "{} bytes: {error}", error.to_string().len());
+}
+
+/// The table of the README has every `model_type`, with what it was checked against, and the fixtures
+/// hold what it says.
+#[test]
+fn the_readme_says_what_each_architecture_was_checked_against() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = fs::read_to_string(folder.join("README.md")).unwrap();
+    let mut in_readme: Vec<_> = readme
+        .lines()
+        .filter_map(|line| {
+            let columns: Vec<&str> = line.strip_prefix('|')?.split('|').map(str::trim).collect();
+            let model_type = columns.get(1)?.strip_prefix('`')?.strip_suffix('`')?;
+            Some((model_type, columns[2])).filter(|(name, _)| *name != "model_type")
+        })
+        .collect();
+    in_readme.sort_unstable();
+    let listed: Vec<_> = supported().map(|it| (it.model_type, it.checked_against)).collect();
+    assert!(listed.is_sorted(), "{listed:?}");
+    assert_eq!(in_readme, listed);
+
+    let mut recorded: Vec<(String, String)> = fs::read_dir(fixture(""))
+        .unwrap()
+        .map(|it| it.unwrap().path())
+        .filter(|it| it.extension().is_some_and(|it| it == "json"))
+        .map(|path| {
+            let fixture: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+            let field = |key: &str| fixture[key].as_str().unwrap().to_owned();
+            (field("family"), field("reference"))
+        })
+        .collect();
+    recorded.sort_unstable();
+    recorded.dedup();
+    let mut claimed = Vec::new();
+    for (model_type, checked) in listed {
+        if let Some(other) = checked.strip_prefix("as `").and_then(|it| it.strip_suffix('`')) {
+            assert!(supported().any(|it| it.model_type == other), "{model_type}: {checked}");
+        } else if !checked.starts_with("as its") {
+            let references = checked.split("; ").map(|it| it.split(' ').next().unwrap());
+            claimed.extend(references.map(|it| (model_type.to_owned(), it.to_owned())));
+        }
+    }
+    claimed.sort_unstable();
+    assert_eq!(claimed, recorded);
 }
 
 #[test]
@@ -369,6 +413,62 @@ fn a_hybrid_is_taken_for_no_other() {
     let folder = copy("qwen3_5");
     edit_config(folder.path(), |config| config["text_config"]["linear_conv_kernel_dim"] = json!(3));
     check(folder.path(), ErrorKind::Weights, &["conv1d.weight", "[80, 1, 4]", "[80, 1, 3]"]);
+}
+
+#[test]
+fn values_that_a_family_does_not_know_are_refused_by_name() {
+    let cases = [
+        ("gpt-oss", "layer_types", json!(["full_attention", "linear_attention", "full_attention"])),
+        ("gpt-oss", "num_experts_per_tok", json!(9)),
+        ("olmo2", "clip_qkv", json!(8.0)),
+        ("smollm3", "no_rope_layers", json!([1, 2, 0, 1])),
+        ("deepseek-v2", "topk_method", json!("noaux_tc")),
+        ("deepseek-v3", "scoring_func", json!("softmax")),
+        ("deepseek-v3", "n_group", json!(3)),
+        ("deepseek-v3", "moe_layer_freq", json!(2)),
+        ("glm4-moe-lite", "mlp_layer_types", json!(["sparse", "gated", "sparse"])),
+        ("gemma4", "use_bidirectional_attention", json!("all")),
+        ("gemma4", "num_kv_shared_layers", json!(4)),
+        ("starcoder2", "hidden_act", json!("relu")),
+        ("ernie4_5-moe", "use_bias", json!(true)),
+        ("mixtral", "hidden_act", json!("xielu")),
+    ];
+    for (name, field, value) in cases {
+        let folder = copy(name);
+        edit_config(folder.path(), |config| config[field] = value);
+        check(folder.path(), ErrorKind::Config, &[&format!("`{field}`")]);
+    }
+}
+
+/// A wrapper's language model is the architecture that its `text_config` names.
+#[test]
+fn mistral3_runs_what_its_text_config_names() {
+    let logits = |folder: &Path| {
+        let model = Decoder::load(folder, ComputeDtype::Float32).unwrap();
+        model.logits_of(&[&[5, 17, 42]]).unwrap().to_vec_exact::<f32>().unwrap()
+    };
+    for name in ["ministral3", "mistral-full", "mistral4"] {
+        let folder = copy(name);
+        edit_config(folder.path(), |config| {
+            *config = json!({"model_type": "mistral3", "text_config": config.take()});
+        });
+        edit_header(folder.path(), |header| {
+            let tensors = std::mem::take(header.as_object_mut().unwrap());
+            let rename = |(name, it): (String, Value)| match name.as_str() {
+                "__metadata__" => (name, it),
+                _ => (format!("language_model.{name}"), it),
+            };
+            *header = tensors.into_iter().map(rename).collect();
+        });
+        assert_eq!(logits(folder.path()), logits(&fixture(name)), "{name}");
+    }
+    let folder = copy("qwen3");
+    edit_config(folder.path(), |config| {
+        let mut text = config.take();
+        text["model_type"] = "pixtral".into();
+        *config = json!({"model_type": "mistral3", "text_config": text});
+    });
+    check(folder.path(), ErrorKind::Config, &["`text_config`", "pixtral"]);
 }
 
 /// A multimodal folder, as the two libraries name its tensors, gives what the text model alone gives,

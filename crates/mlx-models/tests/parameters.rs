@@ -47,7 +47,13 @@ fn headers(folder: &Path) -> BTreeMap<String, Vec<u64>> {
             let name =
                 name.replace("model.language_model.", "model.").replace("language_model.", "");
             let sizes = tensor["shape"].as_array().unwrap().iter();
-            shapes.insert(name, sizes.map(|it| it.as_u64().unwrap()).collect());
+            let mut sizes: Vec<u64> = sizes.map(|it| it.as_u64().unwrap()).collect();
+            if name.ends_with("_blocks") {
+                // Four bytes are one word, and a row's groups lie behind one another.
+                let bytes = sizes.pop().unwrap() * sizes.pop().unwrap();
+                sizes.push(bytes / 4);
+            }
+            shapes.insert(name, sizes);
         }
     }
     shapes
@@ -121,6 +127,10 @@ fn replaced_parameters_take_effect_and_can_be_put_back() {
             model.visit_parameters(|it| _ = held.insert(it.path.to_owned(), it.array.clone()));
             for path in held.keys() {
                 let changed = |it: &Array| match it.dtype() {
+                    // A choice of experts hardly hangs on a little.
+                    _ if path.ends_with("correction_bias") => {
+                        noise(9, it.shape()).multiply(Array::from_f32(1e4)).unwrap()
+                    }
                     // Some bits of the words.
                     Dtype::Uint32 => it.multiply(Array::from_slice(&[3_u32], &[])).unwrap(),
                     // The next scale that a byte can be.

@@ -1,23 +1,46 @@
 //! The families: one file each, which reads HF's config fields and builds the blocks.
 
+mod cohere2;
+mod deepseek;
+mod deepseek_v3;
+mod ernie4_5;
+mod exaone4;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod gemma4;
+mod glm4;
+mod glm4_moe;
+mod gpt_oss;
+mod granite;
+mod hunyuan_v1_dense;
 mod llama;
+mod minimax_m2;
+mod ministral3;
 mod mistral;
+mod mixtral;
+mod olmo2;
+mod olmo3;
 mod phi3;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
 mod qwen3_5;
 mod qwen3_moe;
 mod qwen3_next;
+mod seed_oss;
+mod smollm3;
+mod starcoder2;
+mod wrapper;
 
 use mlxgk_kv_cache::LayerSpec;
 
 use crate::{
     Decoder, Result,
     activation::Activation,
-    block::{AttentionOptions, Block, FeedForward, Mixer, Norms, SelfAttention, TransformerBlock},
+    block::{
+        AttentionOptions, Block, FeedForward, Growth, Mixer, Norms, SelfAttention, TransformerBlock,
+    },
     config::{Config, Dims, Heads},
     decoder::DecoderOptions,
     input::shortened,
@@ -30,24 +53,79 @@ use crate::{
 
 type Build = fn(&Config, Weights) -> Result<Decoder>;
 
-/// Every `model_type` that [`Decoder::load`] knows.
-const FAMILIES: [(&str, Build); 15] = [
-    ("gemma", gemma::build),
-    ("gemma2", gemma2::build),
-    ("gemma3", gemma3::build_multimodal),
-    ("gemma3_text", gemma3::build),
-    ("llama", llama::build),
-    ("mistral", mistral::build),
-    ("phi3", phi3::build),
-    ("qwen2", qwen2::build),
-    ("qwen3", qwen3::build),
-    ("qwen3_5", qwen3_5::build),
-    ("qwen3_5_moe", qwen3_5::build_moe),
-    ("qwen3_5_moe_text", qwen3_5::build_moe),
-    ("qwen3_5_text", qwen3_5::build),
-    ("qwen3_moe", qwen3_moe::build),
-    ("qwen3_next", qwen3_next::build),
+/// What the goldens of a family were recorded from: dense weights, and affine-quantized ones.
+const HF: &str = "transformers";
+const HF_AND_MLX: &str = "transformers; mlx-lm for quantized weights";
+
+/// Every `model_type` that [`Decoder::load`] knows, and what its graph was checked against.
+const FAMILIES: &[(&str, Build, &str)] = &[
+    ("cohere2", cohere2::build, HF),
+    ("deepseek_v2", deepseek_v3::build_v2, HF),
+    ("deepseek_v3", deepseek_v3::build_v3, HF),
+    ("ernie4_5", ernie4_5::build, HF),
+    ("ernie4_5_moe", ernie4_5::build_moe, HF),
+    ("exaone4", exaone4::build, HF),
+    ("gemma", gemma::build, HF),
+    ("gemma2", gemma2::build, HF),
+    ("gemma3", gemma3::build_multimodal, "as `gemma3_text`"),
+    ("gemma3_text", gemma3::build, HF_AND_MLX),
+    ("gemma4", gemma4::build_multimodal, "as `gemma4_text`"),
+    ("gemma4_text", gemma4::build, HF_AND_MLX),
+    ("gemma4_unified", gemma4::build_multimodal, "as `gemma4_unified_text`"),
+    ("gemma4_unified_text", gemma4::build_unified, HF),
+    ("glm4", glm4::build, HF),
+    ("glm4_moe", glm4_moe::build, HF_AND_MLX),
+    ("glm4_moe_lite", deepseek_v3::build_flash, HF),
+    ("gpt_oss", gpt_oss::build, HF_AND_MLX),
+    ("granite", granite::build, HF),
+    ("hunyuan_v1_dense", hunyuan_v1_dense::build, HF),
+    ("kimi_k2", deepseek_v3::build_v3, "as `deepseek_v3`"),
+    ("llama", llama::build, HF_AND_MLX),
+    ("minimax_m2", minimax_m2::build, HF),
+    ("ministral3", ministral3::build, HF),
+    ("mistral", mistral::build, HF),
+    ("mistral3", wrapper::build_mistral3, "as its `text_config`"),
+    ("mistral4", deepseek_v3::build_mistral4, HF),
+    ("mixtral", mixtral::build, HF),
+    ("olmo2", olmo2::build, HF),
+    ("olmo3", olmo3::build, HF),
+    ("phi3", phi3::build, HF),
+    ("qwen2", qwen2::build, HF_AND_MLX),
+    ("qwen2_moe", qwen2_moe::build, HF),
+    ("qwen3", qwen3::build, HF_AND_MLX),
+    ("qwen3_5", qwen3_5::build, HF_AND_MLX),
+    ("qwen3_5_moe", qwen3_5::build_moe, "as `qwen3_5_moe_text`"),
+    ("qwen3_5_moe_text", qwen3_5::build_moe, HF),
+    ("qwen3_5_text", qwen3_5::build, "as `qwen3_5`"),
+    ("qwen3_moe", qwen3_moe::build, HF_AND_MLX),
+    ("qwen3_next", qwen3_next::build, HF),
+    ("seed_oss", seed_oss::build, HF),
+    ("smollm3", smollm3::build, HF),
+    ("starcoder2", starcoder2::build, HF),
 ];
+
+/// An architecture that can be loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Supported {
+    /// HF's name of it, as `config.json` has it.
+    pub model_type: &'static str,
+    /// What its log-probabilities and tokens were checked against, on models of random weights: the
+    /// references by name, or the `model_type` whose graph it is.
+    pub checked_against: &'static str,
+}
+
+/// The architectures that can be loaded, in alphabetical order.
+///
+/// ```
+/// let qwen3 = mlxgk_mlx_models::supported().find(|it| it.model_type == "qwen3").unwrap();
+/// assert!(qwen3.checked_against.starts_with("transformers"));
+/// ```
+pub fn supported() -> impl Iterator<Item = Supported> {
+    FAMILIES
+        .iter()
+        .map(|&(model_type, _, checked_against)| Supported { model_type, checked_against })
+}
 
 /// HF's names of the architectures that can be loaded, in alphabetical order.
 ///
@@ -55,14 +133,14 @@ const FAMILIES: [(&str, Build); 15] = [
 /// assert!(mlxgk_mlx_models::model_types().any(|it| it == "qwen3"));
 /// ```
 pub fn model_types() -> impl Iterator<Item = &'static str> {
-    FAMILIES.iter().map(|(name, _)| *name)
+    FAMILIES.iter().map(|(name, ..)| *name)
 }
 
 fn find(config: &Config) -> Result<Build> {
     let wanted = config
         .require("model_type", |config, key| config.str(key).map(|it| it.map(str::to_owned)))?;
-    let found = FAMILIES.iter().find(|(name, _)| *name == wanted);
-    found.map(|(_, build)| *build).ok_or_else(|| {
+    let found = FAMILIES.iter().find(|(name, ..)| *name == wanted);
+    found.map(|(_, build, _)| *build).ok_or_else(|| {
         let known: Vec<&str> = model_types().collect();
         config.error(
             "model_type",
@@ -139,14 +217,80 @@ fn block(
     attention: AttentionOptions,
     feed_forward: FeedForward,
 ) -> Result<Box<dyn Block>> {
+    Ok(Box::new(transformer_block(weights, at, dims, norms, attention, feed_forward)?))
+}
+
+/// As [`block`], for a family that changes something about it.
+fn transformer_block(
+    weights: &mut Weights,
+    at: &str,
+    dims: &Dims,
+    norms: (Norms, NormWeight),
+    attention: AttentionOptions,
+    feed_forward: FeedForward,
+) -> Result<TransformerBlock> {
     let attention = SelfAttention::load(weights, &format!("{at}.self_attn"), dims, attention)?;
     let mixer = Mixer::Attention { attention };
-    Ok(Box::new(TransformerBlock::load(weights, at, dims, norms, mixer, feed_forward)?))
+    TransformerBlock::load(weights, at, dims, norms, mixer, feed_forward)
 }
 
 /// One rotary embedding for all layers and the whole of each head.
 fn rope(config: &Config, dims: &Dims, heads: Heads) -> Result<Rope> {
     Rope::new(&RopeParameters::read(config, dims.max_positions)?, heads.dim, heads.dim)
+}
+
+/// A family's rotary embedding, where the config leaves it open.
+#[derive(Debug, Clone, Copy)]
+struct RopeStyle {
+    theta: f64,
+    /// The part of each head that is rotated; `None`: the whole, whatever the config says.
+    part: Option<f64>,
+    /// Whether neighbouring dimensions are a pair.
+    interleaved: bool,
+}
+
+impl RopeStyle {
+    const fn of_theta(theta: f64) -> Self {
+        Self { theta, part: None, interleaved: false }
+    }
+}
+
+/// One rotary embedding for all layers, in a family's style.
+fn styled_rope(config: &Config, dims: &Dims, heads: Heads, style: RopeStyle) -> Result<Rope> {
+    let parameters = RopeParameters::with_default(config, dims.max_positions, style.theta)?;
+    let rotated = match style.part {
+        None => heads.dim,
+        Some(part) => (heads.dim as f64 * parameters.partial_factor(config, part)?) as usize,
+    };
+    let build = if style.interleaved { Rope::interleaved } else { Rope::new };
+    build(&parameters, heads.dim, rotated)
+}
+
+/// The growth of queries that a rotary embedding's dictionary names.
+fn growth(config: &Config, dims: &Dims) -> Result<Growth> {
+    let parameters = RopeParameters::read(config, dims.max_positions)?;
+    let (scaling, key) = (parameters.scaling(), "original_max_position_embeddings");
+    let context = scaling.require(key, Config::usize)?;
+    if context == 0 {
+        return Err(scaling.error(key, "must be above 0"));
+    }
+    Ok(Growth { beta: scaling.require("llama_4_scaling_beta", Config::f32)?, context })
+}
+
+/// How many experts there are, and how many a token is fed to: the fields, with what a family has where
+/// they are absent.
+fn chosen_of(
+    config: &Config,
+    (of_all, all): (&str, usize),
+    (of_chosen, chosen): (&str, usize),
+) -> Result<(usize, usize)> {
+    let all = config.usize(of_all)?.unwrap_or(all);
+    let chosen = config.usize(of_chosen)?.unwrap_or(chosen);
+    if all > 0 && !(1..=all).contains(&chosen) {
+        let what = format_args!("is {chosen}, with {all} experts");
+        return Err(config.error(of_chosen, what));
+    }
+    Ok((all, chosen))
 }
 
 /// A gated feed-forward layer without biases.

@@ -105,7 +105,7 @@ impl Hybrid {
         let activation = Activation::read(config, "hidden_act", "silu")?;
         let is_linear = linear_layers(config, &dims)?;
         // The multi-token-prediction head, which HF leaves out as well.
-        weights.skip("mtp");
+        weights.leave_out("mtp");
         let form = norm_weights(&weights, &is_linear);
         let options = DecoderOptions::default();
         assemble(self.model_type, dims, weights, form, options, |weights, at, layer| {
@@ -203,6 +203,7 @@ pub(super) fn mixture(
             chosen,
             groups: None,
             normalise: normalise.then_some(0.0),
+            least_sum: 0.0,
             scale: 1.0,
         },
         router_bias: false,

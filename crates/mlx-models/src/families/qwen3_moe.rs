@@ -63,6 +63,7 @@ fn mixture(config: &Config, dims: &Dims) -> Result<MixtureOptions> {
             chosen,
             groups: None,
             normalise: normalise.then_some(0.0),
+            least_sum: 0.0,
             scale: 1.0,
         },
         router_bias: false,
