@@ -92,6 +92,7 @@ Examples:
 Examples:
   mlxgk models
   mlxgk models --format json
+  mlxgk models --supported
   mlxgk models remove Qwen/Qwen3-0.6B
 
 Models are kept in the cache that Hugging Face programs share: HF_HUB_CACHE, else hub in HF_HOME,

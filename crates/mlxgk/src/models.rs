@@ -1,6 +1,7 @@
-//! `mlxgk models`: what was downloaded, and removing it.
+//! `mlxgk models`: what was downloaded, and removing it; which architectures can be loaded.
 
 use clap::{Args, Subcommand};
+use mlx_genkit::mlx_models::supported;
 use mlxgk_model_hub::{CachedModel, Hub, ModelId};
 use serde::Serialize;
 
@@ -14,9 +15,13 @@ use crate::{
 
 /// The flags.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct ModelsArgs {
     #[command(subcommand)]
     command: Option<ModelsCommand>,
+    /// List every model_type that can be loaded, and what it was checked against
+    #[arg(long)]
+    supported: bool,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -36,6 +41,9 @@ Example:
 
 /// The subcommand.
 pub(crate) fn run(args: &ModelsArgs) -> Result<()> {
+    if args.supported {
+        return list_supported(args.output.format);
+    }
     let hub = load::hub(true)?;
     match &args.command {
         None => list(&hub, args.output.format),
@@ -45,6 +53,33 @@ pub(crate) fn run(args: &ModelsArgs) -> Result<()> {
             Ok(terminal::line(format_args!("removed {}, {}", id.repo(), bytes(freed as usize)))?)
         }
     }
+}
+
+/// The JSON document of `--supported`.
+#[derive(Debug, Serialize)]
+struct SupportedDocument {
+    supported: Vec<SupportedType>,
+}
+
+#[derive(Debug, Serialize)]
+struct SupportedType {
+    model_type: &'static str,
+    checked_against: &'static str,
+}
+
+fn list_supported(format: Format) -> Result<()> {
+    if format == Format::Json {
+        let of = |it: mlx_genkit::mlx_models::Supported| SupportedType {
+            model_type: it.model_type,
+            checked_against: it.checked_against,
+        };
+        return document::print(&SupportedDocument { supported: supported().map(of).collect() });
+    }
+    let width = supported().map(|it| it.model_type.len()).max().unwrap_or(0);
+    for it in supported() {
+        terminal::line(format_args!("{:width$}  {}", it.model_type, it.checked_against))?;
+    }
+    Ok(())
 }
 
 /// The JSON document.

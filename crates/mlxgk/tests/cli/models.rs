@@ -50,6 +50,20 @@ fn a_model_in_the_cache_is_loaded_by_its_id() {
 }
 
 #[test]
+fn the_architectures_are_listed_with_what_they_were_checked_against() {
+    let cache = tempfile::tempdir().unwrap();
+    let text = mlxgk(cache.path(), &["models", "--supported"]);
+    assert_eq!(text.status, Some(0), "{}", text.stderr);
+    let llama = text.stdout.lines().find(|it| it.starts_with("llama ")).unwrap();
+    assert!(llama.ends_with("transformers; mlx-lm for quantized weights"), "{llama}");
+    let json = mlxgk(cache.path(), &["models", "--supported", "--format", "json"]);
+    let json: Value = serde_json::from_str(&json.stdout).unwrap();
+    let listed = json["supported"].as_array().unwrap();
+    assert_eq!(listed.len(), text.stdout.lines().count());
+    assert!(listed.iter().any(|it| it["model_type"] == "gpt_oss"));
+}
+
+#[test]
 fn a_model_that_is_not_there_is_named() {
     let cache = cache();
     for (id, flag, words) in [
