@@ -24,6 +24,20 @@ use crate::{Error, Quantization, Result, columns::Format};
 /// Columns are allocated in multiples of this (mlx-lm's step, so allocations compare).
 const STEP: usize = 256;
 
+/// Up to so many rows. More rows share the room of these, since what thousands of short texts have
+/// to spare would be most of their memory.
+const ROWS: usize = 16;
+
+/// Nor are columns allocated in fewer.
+const LEAST_STEP: usize = 16;
+
+/// How many columns to allocate for `wanted`: up to a step more. Where rows are many, steps are
+/// short, but an eighth of what there is, so that moving it costs little beside reading it.
+fn capacity(wanted: usize, rows: usize) -> usize {
+    let step = (STEP * ROWS / rows.max(1)).clamp(LEAST_STEP, STEP).max((wanted / 8).min(STEP));
+    wanted.div_ceil(step) * step
+}
+
 /// How many columns beyond its window a sliding layer keeps when it moves, so that a rejected
 /// draft of up to this many tokens can always be undone.
 pub(crate) const ROLLBACK: usize = 64;
@@ -95,7 +109,8 @@ impl Buffer {
     pub(crate) fn join(pieces: &[Piece<'_>; 2], len: usize) -> Result<Self, Exception> {
         let first = pieces.iter().map(Piece::first).max().unwrap_or(0);
         let rows = pieces.iter().map(|it| it.columns(first)).collect::<Result<Vec<_>, _>>()?;
-        let capacity = (len - first).div_ceil(STEP) * STEP;
+        let count = rows.iter().map(|it| it.first().map_or(0, |it| it.dim(0) as usize)).sum();
+        let capacity = capacity(len - first, count);
         let (slots, format) = (pieces[0].buffer.slots, pieces[0].buffer.format);
         let whole = |which: usize| {
             let parts: Vec<&Array> = rows.iter().map(|it| &it[which]).collect();
@@ -147,7 +162,7 @@ impl Buffer {
         let keep_from = room.keep_from.max(self.first);
         let used = at - keep_from + new[0].dim(2) as usize;
         let wanted = used.max(room.planned.saturating_sub(keep_from));
-        let capacity = wanted.div_ceil(STEP) * STEP;
+        let capacity = capacity(wanted, new[0].dim(0) as usize);
         let (sinks, kept) = if self.arrays.is_empty() {
             // Nothing is held yet, so nothing precedes the first column.
             let none = |count: usize| new.iter().map(|it| zeros_like(it, count)).collect();
@@ -237,8 +252,23 @@ impl Buffer {
         Ok(())
     }
 
-    /// Keeps, repeats or reorders rows, and forgets the first `drop` columns, which are padding.
-    pub(crate) fn select(&mut self, rows: &Array, drop: usize) -> Result<(), Exception> {
+    /// Keeps, repeats or reorders rows, and forgets the first `drop` columns, which are padding. `len`
+    /// columns were written; more rows than before have less room for more.
+    pub(crate) fn select(
+        &mut self,
+        rows: &Array,
+        drop: usize,
+        len: usize,
+    ) -> Result<(), Exception> {
+        let room = capacity((len + 1).saturating_sub(self.first), rows.dim(0) as usize);
+        let grows = self.arrays.first().is_some_and(|it| it.dim(0) < rows.dim(0));
+        if grows && room < self.capacity {
+            let range = 0..(self.slots + room) as i32;
+            for array in &mut self.arrays {
+                *array = array.try_index((.., .., range.clone(), ..))?;
+            }
+            self.capacity = room;
+        }
         let dropped = drop.saturating_sub(self.first);
         for array in &mut self.arrays {
             if dropped > 0 {

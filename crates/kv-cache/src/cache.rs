@@ -344,7 +344,7 @@ impl KvCache {
         let mut layers = self.layers.clone();
         for layer in &mut layers {
             match &mut layer.kept {
-                Kept::Columns(buffer) => buffer.select(&indices, drop).map_err(doing)?,
+                Kept::Columns(buffer) => buffer.select(&indices, drop, self.len).map_err(doing)?,
                 Kept::State(state) => {
                     for array in state {
                         *array = array.take_axis(&indices, 0).map_err(doing)?;

@@ -220,6 +220,22 @@ fn bytes_are_those_of_the_columns() {
     assert_eq!(cache.allocated_bytes(), 2 * 256 * column);
 }
 
+/// What thousands of short texts have to spare is not most of their memory.
+#[test]
+fn many_rows_have_little_room_to_spare() {
+    let mut cache = KvCache::new(&[LayerSpec::Full, WINDOW], 1);
+    feed(&mut cache, 3);
+    let column = 2 * (HEADS * DIM) as usize * 4;
+    assert_eq!(cache.allocated_bytes(), 2 * 256 * column);
+    cache.select(&[0; 300]).unwrap();
+    assert_eq!(cache.allocated_bytes(), 2 * 300 * 16 * column);
+    for len in 4..40 {
+        let shown = feed(&mut cache, 1);
+        assert_eq!(shown[0].0.shape()[2], len);
+    }
+    assert!(cache.allocated_bytes() <= 2 * 300 * 48 * column);
+}
+
 #[test]
 fn wrong_shapes_layers_and_counts_are_refused() {
     let mut cache = KvCache::new(&[LayerSpec::Full], 2);
