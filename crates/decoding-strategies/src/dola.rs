@@ -56,7 +56,12 @@ impl DolaLayers {
             Self::Low if start == half => vec![start],
             Self::Low => (start..if deep { 20 } else { half }).step_by(2).collect(),
             Self::High => (if deep { last - 20 } else { half }..last).step_by(2).collect(),
-            Self::Listed(layers) => layers.iter().copied().filter(|it| *it < last).collect(),
+            // One that is named again changes nothing.
+            Self::Listed(layers) => {
+                let mut seen = vec![false; last];
+                let is_new = |&&it: &&usize| it < last && !std::mem::replace(&mut seen[it], true);
+                layers.iter().filter(is_new).copied().collect()
+            }
         };
         if layers.is_empty() {
             let what = format!("`dola_layers` names no layer below the last, which is {last}");
@@ -218,7 +223,7 @@ mod tests {
         assert_eq!(of(DolaLayers::Low, 48, false), [0, 2, 4, 6, 8, 10, 12, 14, 16, 18]);
         assert_eq!(of(DolaLayers::High, 48, true), [28, 30, 32, 34, 36, 38, 40, 42, 44, 46]);
         assert_eq!(of(DolaLayers::Low, 4, true), [2]);
-        assert_eq!(of(DolaLayers::Listed(vec![3, 0, 9, 4]), 4, true), [3, 0]);
+        assert_eq!(of(DolaLayers::Listed(vec![3, 0, 9, 4, 3, 0]), 4, true), [3, 0]);
         assert!(DolaLayers::Low.of(3, true).is_err());
         let error = DolaLayers::Listed(vec![4, 7]).of(4, false).unwrap_err();
         assert!(error.to_string().contains("`dola_layers` names no layer"), "{error}");

@@ -161,7 +161,8 @@ pub(crate) fn sentence(message: &str) -> String {
     if has("NoExtensionBias") || has("no tokens allowed") {
         return "no token of the vocabulary continues it".to_owned();
     }
-    let large = ["too big", "too large", "fuel", "precomputation", "TooComplex", "too complex"];
+    let large =
+        ["too big", "too large", "fuel", "precomputation", "TooComplex", "too complex", "too many"];
     if large.iter().any(|it| has(it)) || has("lexer states") || has("Too many") {
         return "it is too large or too complex for the grammar engine".to_owned();
     }

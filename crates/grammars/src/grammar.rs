@@ -12,6 +12,8 @@ use crate::{engine::shortened, lark};
 const LONGEST: usize = 4 << 20;
 /// The longest regular expression, in bytes.
 const LONGEST_EXPRESSION: usize = 64 << 10;
+/// `*`, `+`, `?` and `{..}` of a regular expression; what one adds grows with the number of others.
+const MOST_QUANTIFIERS: usize = 2000;
 
 /// A grammar in one of three notations. It is compiled against a vocabulary by
 /// [`GrammarProcessor::new`](crate::GrammarProcessor::new).
@@ -67,6 +69,11 @@ impl Grammar {
     /// When the expression is empty or longer than 64 KiB; its syntax is checked when it is compiled.
     pub fn regex(expression: &str) -> Result<Self> {
         check_length("regular expression", expression, LONGEST_EXPRESSION)?;
+        if expression.bytes().filter(|it| b"*+?{".contains(it)).count() > MOST_QUANTIFIERS {
+            let what =
+                format!("the regular expression has more than {MOST_QUANTIFIERS} quantifiers");
+            return Err(Error::new(ErrorKind::Parameter, what));
+        }
         Ok(Self { source: Source::Regex(expression.to_owned()), warnings: Vec::new() })
     }
 

@@ -7,6 +7,8 @@ use serde_json::{Deserializer, Value};
 const DEEPEST: i32 = 100;
 /// Rules and terminals; the engine recurses into chains of them.
 const MOST_RULES: usize = 10_000;
+/// How often a part may be asked for (`~N`); the engine goes through all of those that are optional.
+const MOST_REPEATS: u64 = 10_000;
 
 /// The grammar with every `%json` schema replaced by what `embed` makes of it, and the warnings it
 /// gives.
@@ -36,6 +38,9 @@ pub(crate) fn embed_schemas(
                 }
                 KEYWORD.len()
             }
+            '~' if repeats(&rest[1..]) > MOST_REPEATS => {
+                return Err(format!("it repeats a part more than {MOST_REPEATS} times"));
+            }
             other => {
                 depth += i32::from("([{".contains(other)) - i32::from(")]}".contains(other));
                 if depth > DEEPEST {
@@ -54,6 +59,13 @@ pub(crate) fn embed_schemas(
         rest = &rest[len..];
     }
     Ok((text, warnings))
+}
+
+/// The highest number of `N` or `N..M` behind a `~`.
+fn repeats(text: &str) -> u64 {
+    let count = text.trim_start().split(|it: char| !(it.is_ascii_digit() || it == '.')).next();
+    let numbers = count.unwrap_or_default().split('.').filter(|it| !it.is_empty());
+    numbers.map(|it| it.parse().unwrap_or(u64::MAX)).max().unwrap_or(0)
 }
 
 /// The length of a string or an expression, with its quotes; of the rest where none ends it.

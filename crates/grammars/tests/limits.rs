@@ -219,6 +219,9 @@ fn what_is_too_large() {
         });
     }
     refused(compile(Grammar::regex(&"a".repeat(100_000))), &["too long"]);
+    refused(compile(Grammar::regex(&".*".repeat(5000))), &["2000 quantifiers"]);
+    refused(compile(Grammar::lark("start: (\"a\"?)~200000")), &["more than 10000 times"]);
+    refused(compile(Grammar::lark("start: \"a\" ~ 0..99999999999999999999")), &["10000"]);
     let optional = "\"a\"? ".repeat(100_000);
     let _ = compile(Grammar::lark(&format!("start: {optional}")))
         .map_err(|e| assert!(e.to_string().len() < 400, "{e}"));

@@ -86,6 +86,7 @@ fn templates_that_make_too_much() {
     ] {
         refused(source);
     }
+    refused(&format!("{{{{ strftime_now('{}') }}}}", "%Y".repeat(100_000)));
     let raw = "x".repeat(100_000);
     refused(&format!("{{% for i in range(90000) %}}{raw}{{% endfor %}}"));
     refused(&format!(
@@ -193,6 +194,8 @@ fn tokenizer(changes: Value) -> Result<Tokenizer, String> {
 fn tokenizers_that_would_hang_or_panic() {
     let replace = |pattern: &str, content: &str| json!({"type": "Replace", "pattern": {"String": pattern}, "content": content});
     let doubling = vec![replace("a", "aa"); 60];
+    let charsmap = |map: &str| json!({"type": "Precompiled", "precompiled_charsmap": map});
+    let prepended = vec![json!({"type": "Prepend", "prepend": "x".repeat(100)}); 60];
     let nested =
         (0..40).fold(replace("a", "b"), |it, _| json!({"type": "Sequence", "normalizers": [it]}));
     for (changes, entry) in [
@@ -214,6 +217,18 @@ fn tokenizers_that_would_hang_or_panic() {
                 "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
                 "pair": [], "special_tokens": {}}}),
             "`post_processor.single[0]`",
+        ),
+        (
+            json!({"post_processor": {"type": "TemplateProcessing",
+                "single": vec![json!({"SpecialToken": {"id": "<s>", "type_id": 0}}); 100], "pair": [],
+                "special_tokens": {"<s>": {"id": "<s>", "ids": vec![0; 100], "tokens": vec!["a"; 100]}}}}),
+            "`post_processor.single`",
+        ),
+        (json!({"normalizer": charsmap("////////AAAA")}), "a trie of 4294967295 bytes in 9"),
+        (json!({"normalizer": charsmap("AA")}), "is not base64"),
+        (
+            json!({"normalizer": {"type": "Sequence", "normalizers": prepended}}),
+            "`normalizer.normalizers[40]`",
         ),
         (
             json!({"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0], ["", -1.0]]}}),

@@ -38,7 +38,7 @@ impl SynthIdText {
     /// A watermark with these settings.
     ///
     /// # Errors
-    /// When `ngram_len` is 0, or the table's size 0 or above 2^24.
+    /// When `ngram_len` is 0, the table's size 0 or above 2^24, or there are more than 1024 keys.
     pub fn new(config: &SynthIdTextWatermarkingConfig) -> Result<Self> {
         Tournament::new(config).map(Self)
     }

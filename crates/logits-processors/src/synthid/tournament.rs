@@ -4,12 +4,15 @@ use mlxgk_torch::TorchRng;
 
 use crate::{Error, Result};
 
+/// Layers of a tournament; HF's examples have 30. Each takes a pass over the tokens.
+const MOST_KEYS: usize = 1024;
+
 /// The settings of the watermark, with HF's names; its detectors need the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SynthIdTextWatermarkingConfig {
     /// How many tokens, the candidate among them, decide about its coin flips. At least 1.
     pub ngram_len: usize,
-    /// The secrets, one per layer of the tournament.
+    /// The secrets, one per layer of the tournament, 1024 at most.
     pub keys: Vec<i64>,
     /// How many earlier contexts are remembered, to leave repeated ones unmarked.
     pub context_history_size: usize,
@@ -50,6 +53,10 @@ impl Tournament {
         if config.ngram_len == 0 {
             return Err(Error::parameter("ngram_len", "above 0", 0));
         }
+        if config.keys.len() > MOST_KEYS {
+            let rule = format!("at most {MOST_KEYS} numbers");
+            return Err(Error::parameter("keys", &rule, config.keys.len()));
+        }
         let size = config.sampling_table_size;
         if size == 0 || size > 1 << 24 {
             return Err(Error::parameter("sampling_table_size", "above 0 and at most 2^24", size));
@@ -64,9 +71,9 @@ impl Tournament {
     pub(super) fn context_hash(&self, tokens: &[u32], end: usize) -> u64 {
         let length = self.config.ngram_len - 1;
         let missing = length.saturating_sub(end);
-        let zeros = std::iter::repeat_n(0, missing);
         let said = &tokens[end.saturating_sub(length)..end];
-        zeros.chain(said.iter().copied()).fold(1, |hash, token| accumulate(hash, token.into()))
+        said.iter()
+            .fold(accumulate_zeros(1, missing), |hash, &token| accumulate(hash, token.into()))
     }
 
     /// Whether the last of `hashes` is among the remembered ones before it. HF's memory starts out
@@ -96,8 +103,42 @@ impl Tournament {
     }
 }
 
+const FACTOR: u64 = 6_364_136_223_846_793_005;
+
 /// One step of the hash, a linear congruential generator with musl's constants.
 #[inline]
 pub(super) fn accumulate(hash: u64, data: u64) -> u64 {
-    hash.wrapping_add(data).wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1)
+    hash.wrapping_add(data).wrapping_mul(FACTOR).wrapping_add(1)
+}
+
+/// So many steps with zeros, however many: each is the same affine map, so that powers of it do.
+fn accumulate_zeros(mut hash: u64, mut count: usize) -> u64 {
+    let (mut factor, mut summand) = (FACTOR, 1_u64);
+    while count > 0 {
+        if count % 2 == 1 {
+            hash = hash.wrapping_mul(factor).wrapping_add(summand);
+        }
+        summand = summand.wrapping_mul(factor.wrapping_add(1));
+        factor = factor.wrapping_mul(factor);
+        count /= 2;
+    }
+    hash
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_zeros_are_one_after_the_other() {
+        for hash in [1, 77, u64::MAX] {
+            let mut slow = hash;
+            for count in 0..70 {
+                assert_eq!(accumulate_zeros(hash, count), slow);
+                slow = accumulate(slow, 0);
+            }
+        }
+        // As long as the largest context there is.
+        accumulate_zeros(1, usize::MAX);
+    }
 }
