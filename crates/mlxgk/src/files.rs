@@ -3,12 +3,9 @@
 //!
 //! A file that cannot be read is a wrong command line, whichever flag named it: exit status 2.
 
-use std::{
-    fs,
-    io::{self, Write},
-    path::Path,
-};
+use std::{fs, io, path::Path};
 
+use mlx_genkit::steering::write_file;
 use serde::de::DeserializeOwned;
 
 use crate::failure::{Failure, Result};
@@ -45,27 +42,8 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 
 /// Writes a text file, or leaves what was there as it was.
 pub(crate) fn write_text(path: &Path, text: &str) -> Result<()> {
-    write(path, text)
+    write_file(path, text.as_bytes())
         .map_err(|e| Failure::other(format_args!("cannot write {}: {e}", path.display())))
-}
-
-fn write(path: &Path, text: &str) -> io::Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // As for any new file: what the umask leaves of it.
-        builder.permissions(fs::Permissions::from_mode(0o666));
-    }
-    let mut file = builder.tempfile_in(folder)?;
-    file.write_all(text.as_bytes())?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
 }
 
 fn utf8(bytes: Vec<u8>, name: &str) -> Result<String> {

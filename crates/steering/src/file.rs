@@ -1,12 +1,12 @@
 //! The steering file: safetensors with one f32 tensor per hook point.
 
-use std::{collections::BTreeMap, fs, io::Write, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use mlxgk_mlx_models::HookPoint;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Map, Value, json};
 
-use crate::{Error, ErrorKind, Result, SteeringVectors};
+use crate::{Error, ErrorKind, Result, SteeringVectors, write_file};
 
 const FORMAT: &str = "mlxgk-steering";
 const VERSION: &str = "1";
@@ -31,6 +31,16 @@ impl SteeringVectors {
     /// As [`load`](Self::load).
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let refuse = |what: String| Error::new(ErrorKind::File, what);
+        let other = [
+            (&b"GGUF"[..], "GGUF"),
+            (b"PK\x03\x04", "npz"),
+            (b"\x93NUMPY", "npy"),
+            (b"{\"", "svec"),
+        ];
+        if let Some((_, name)) = other.iter().find(|(magic, _)| bytes.starts_with(magic)) {
+            let what = format!("a {name} file, not a {FORMAT} file; `mlxgk steer import` reads it");
+            return Err(refuse(what));
+        }
         let damaged = |e| refuse(format!("not a safetensors file: {e}"));
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
         let metadata = header.metadata().clone().unwrap_or_default();
@@ -109,25 +119,9 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
         .map_err(|e| Error::new(ErrorKind::File, format!("cannot read {}: {e}", path.display())))
 }
 
-/// Writes a file by way of a temporary one beside it that nothing else has the name of, so that
-/// it is whole or not there, after a loss of power too.
+/// Writes a whole file.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".steering-");
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let persist = || -> std::io::Result<()> {
-        let mut file = builder.tempfile_in(folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        Ok(())
-    };
-    persist()
+    write_file(path, bytes)
         .map_err(|e| Error::new(ErrorKind::File, format!("cannot write {}: {e}", path.display())))
 }
 

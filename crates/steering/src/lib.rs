@@ -18,6 +18,7 @@ mod seed;
 mod steering;
 mod suspect;
 mod vectors;
+mod whole_file;
 
 pub use mlxgk_mlx_models::HookPoint;
 
@@ -33,3 +34,4 @@ pub use self::seed::derive_seed;
 pub use self::steering::{Conflict, Injection, Steering};
 pub use self::suspect::{Suspicion, suspicions};
 pub use self::vectors::SteeringVectors;
+pub use self::whole_file::write_file;

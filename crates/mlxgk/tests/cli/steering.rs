@@ -195,6 +195,8 @@ fn what_is_wrong_is_one_sentence() {
     let narrow = vectors(path, "narrow.safetensors", 7, &[HookPoint::ResidPost(1)]);
     let deep = vectors(path, "deep.safetensors", 32, &[HookPoint::ResidPost(9)]);
     let junk = write(path, "junk.safetensors", "junk");
+    let gguf = write(path, "v.gguf", [&b"GGUF\x03"[..], &[0; 200]].concat());
+    let svec = write(path, "v.svec", "{\"model_type\": \"llama\"}");
     let header = br#"{"__metadata__":{"format":"mlxgk-steering","version":"1"},"resid_post.1":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
     let length = (header.len() as u64).to_le_bytes();
     let values = [1.0, f32::NAN].map(f32::to_le_bytes).concat();
@@ -209,6 +211,8 @@ fn what_is_wrong_is_one_sentence() {
         (vec!["--steer", &narrow], 2, vec!["narrow.safetensors", "7 values", "width is 32"]),
         (vec!["--steer", &deep], 2, vec!["deep.safetensors", "resid_post.9", "layers 0 to 2"]),
         (vec!["--steer", &junk], 1, vec!["junk.safetensors", "not a safetensors file"]),
+        (vec!["--steer", &gguf], 1, vec!["v.gguf: a GGUF file", "`mlxgk steer import` reads it"]),
+        (vec!["--steer", &svec], 1, vec!["v.svec: a svec file", "`mlxgk steer import` reads it"]),
         (vec!["--steer", "nowhere.safetensors:2"], 1, vec!["cannot read nowhere.safetensors"]),
         (vec!["--steer", &good, "--steer-layers", "7"], 2, vec!["layer 7 is out of range"]),
         (vec!["--steer", &good, "--steer-layers", "0"], 2, vec!["no vector for layer 0"]),
