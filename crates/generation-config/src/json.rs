@@ -14,7 +14,10 @@ const TEXT_CONFIGS: [&str; 3] = ["decoder", "generator", "text_config"];
 impl GenerationConfig {
     /// Reads the fields of a JSON object and checks them as [`validate`](Self::validate) does.
     ///
-    /// `null` leaves a field unset. Entries that are no field land in [`unknown`](Self::unknown).
+    /// `null` leaves a field unset. Entries that are no field land in [`unknown`](Self::unknown). Some
+    /// names of other engines are read as HF's (`max_tokens`, `eos_token_ids`, `stop`,
+    /// `stop_sequences`, `num_draft_tokens`), which a warning of the [merge](crate::Sources::merge)
+    /// says.
     ///
     /// # Errors
     /// [`ErrorKind::Json`] where `value` is no object, [`ErrorKind::Type`] where a field holds
@@ -85,7 +88,8 @@ impl GenerationConfig {
     /// The fields that are set, and the unknown entries, as a JSON object.
     pub fn to_json(&self) -> Value {
         let known = self.set_fields().filter_map(|it| Some((it.to_owned(), self.get(it)?)));
-        let unknown = self.unknown.iter().map(|(key, value)| (key.clone(), value.clone()));
+        let unknown = self.unknown.iter().filter(|(key, _)| field_of_alias(key).is_none());
+        let unknown = unknown.map(|(key, value)| (key.clone(), value.clone()));
         Value::Object(known.chain(unknown).collect())
     }
 
@@ -97,12 +101,73 @@ impl GenerationConfig {
             if key == "_commit_hash" {
                 continue;
             }
-            if !config.read(key, value).map_err(|it| wrong_type(key, &it))? {
-                config.unknown.insert(key.clone(), value.clone());
+            if config.read(key, value).map_err(|it| wrong_type(key, &it))? {
+                continue;
             }
+            if let Some(field) = field_of_alias(key) {
+                if object.contains_key(field) {
+                    let message = format!("`{key}` is another name of `{field}`; give one of them");
+                    return Err(Error::of(ErrorKind::Value, field, message));
+                }
+                config.read(field, value).map_err(|it| wrong_type(key, &it))?;
+            }
+            config.unknown.insert(key.clone(), value.clone());
         }
         Ok(config)
     }
+}
+
+/// The field that another engine's name stands for.
+pub(crate) fn field_of_alias(key: &str) -> Option<&'static str> {
+    match key {
+        "max_tokens" => Some("max_new_tokens"),
+        "eos_token_ids" => Some("eos_token_id"),
+        "stop" | "stop_sequences" => Some("stop_strings"),
+        "num_draft_tokens" => Some("num_assistant_tokens"),
+        _ => None,
+    }
+}
+
+/// Reads JSON as Python writes and reads it: with `NaN`, `Infinity` and `-Infinity`, each of which
+/// becomes `{"__float__": "Infinity"}` as in transformers 5. No field takes one of them, but what is
+/// no field may hold one.
+///
+/// # Errors
+/// [`ErrorKind::Json`] where it is not JSON.
+///
+/// ```
+/// let value = mlxgk_generation_config::read_json(br#"{"top_k": 5, "limits": [0.0, Infinity]}"#)?;
+/// assert_eq!(value["limits"][1]["__float__"], "Infinity");
+/// # Ok::<(), mlxgk_generation_config::Error>(())
+/// ```
+pub fn read_json(bytes: &[u8]) -> Result<Value> {
+    let read = serde_json::from_slice(bytes).or_else(|e| match tag_non_finite(bytes) {
+        Some(tagged) => serde_json::from_slice(&tagged).map_err(|_| e),
+        None => Err(e),
+    });
+    read.map_err(|e| Error::new(ErrorKind::Json, format!("is not valid JSON ({e})")))
+}
+
+/// The same text with objects in place of what JSON does not have; `None` where there is none.
+fn tag_non_finite(bytes: &[u8]) -> Option<Vec<u8>> {
+    const NAMES: [&[u8]; 3] = [b"-Infinity", b"Infinity", b"NaN"];
+    let (mut tagged, mut at, mut copied, mut in_string) = (Vec::new(), 0, 0, false);
+    while at < bytes.len() {
+        match NAMES.into_iter().find(|name| !in_string && bytes[at..].starts_with(name)) {
+            Some(name) => {
+                tagged.extend_from_slice(&bytes[copied..at]);
+                tagged.extend([br#"{"__float__": ""#, name, br#""}"#].concat());
+                at += name.len();
+                copied = at;
+            }
+            None => {
+                in_string ^= bytes[at] == b'"';
+                at += if in_string && bytes[at] == b'\\' { 2 } else { 1 };
+            }
+        }
+    }
+    tagged.extend_from_slice(bytes.get(copied..).unwrap_or_default());
+    (copied > 0).then_some(tagged)
 }
 
 pub(crate) fn object(value: &Value) -> Result<&Map<String, Value>> {
@@ -122,8 +187,7 @@ fn wrong_type(field: &str, mismatch: &Mismatch) -> Error {
 fn read_object(path: &Path) -> Result<Value> {
     let bytes = std::fs::read(path)
         .map_err(|it| Error::new(ErrorKind::File, format!("cannot be read ({it})")))?;
-    serde_json::from_slice(&bytes)
-        .map_err(|it| Error::new(ErrorKind::Json, format!("is not valid JSON ({it})")))
+    read_json(&bytes)
 }
 
 impl Serialize for GenerationConfig {

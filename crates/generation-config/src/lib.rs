@@ -19,6 +19,7 @@ pub use mlxgk_logits_processors::{
 
 pub use self::config::GenerationConfig;
 pub use self::error::{Error, ErrorKind, Result};
+pub use self::json::read_json;
 pub use self::merge::{Kwargs, Merged, Sources, default_generation_params};
 pub use self::mode::GenerationMode;
 pub use self::pipeline::Pipeline;

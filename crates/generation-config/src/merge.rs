@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::json::object;
+use crate::json::{field_of_alias, object};
 use crate::validate::UserSet;
 use crate::value::EarlyStopping;
 use crate::{Error, ErrorKind, GenerationConfig, Result, Warning, WarningKind};
@@ -161,6 +161,7 @@ impl Sources<'_> {
         for (key, value) in custom {
             match config.unknown.get_mut(&key) {
                 Some(entry) => *entry = value,
+                None if field_of_alias(&key).is_some() => warnings.push(unknown_field(&key)),
                 // HF lets an unknown argument pass that is `None`.
                 None if value.is_null() => {}
                 None => {
@@ -187,6 +188,9 @@ impl Sources<'_> {
 }
 
 fn unknown_field(key: &str) -> Warning {
-    let message = format!("`{key}` is no field of a generation config and changes nothing");
+    let message = match field_of_alias(key) {
+        Some(field) => format!("`{key}` is read as `{field}`"),
+        None => format!("`{key}` is no field of a generation config and changes nothing"),
+    };
     Warning::new(WarningKind::UnknownField, key, message)
 }

@@ -117,7 +117,10 @@ pub(crate) fn describe(value: &Value) -> String {
             None => format!("the string {it:?}"),
         },
         Value::Array(it) => format!("a list of length {}", it.len()),
-        Value::Object(_) => "an object".to_owned(),
+        Value::Object(it) => match it.get("__float__").and_then(Value::as_str) {
+            Some(name) => format!("the number {name}"),
+            None => "an object".to_owned(),
+        },
     }
 }
 

@@ -4,12 +4,28 @@
 
 use mlxgk_generation_config::{
     ErrorKind, GenerationConfig, Kwargs, OneOrMany, SynthIdTextWatermarkingConfig, Watermarking,
+    read_json,
 };
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 fn message(value: &Value) -> String {
     GenerationConfig::from_json(value).unwrap_err().to_string()
+}
+
+#[test]
+fn json_is_read_as_python_writes_it() {
+    let text = br#"{"a": [Infinity, -Infinity, NaN], "b\"Infinity": "NaN\\", "c": NaN}"#;
+    let value = read_json(text).unwrap();
+    let float = |name: &str| json!({"__float__": name});
+    let expected = json!({"a": [float("Infinity"), float("-Infinity"), float("NaN")],
+                          "b\"Infinity": "NaN\\", "c": float("NaN")});
+    assert_eq!(value, expected);
+    let config = GenerationConfig::from_json(&value).unwrap();
+    assert_eq!(config.unknown.len(), 3);
+    let time = read_json(br#"{"max_time": Infinity}"#).unwrap();
+    assert_eq!(message(&time), "`max_time` must be a number, found the number Infinity");
+    assert!(read_json(b"{\"a\": Infinity").unwrap_err().to_string().starts_with("is not valid"));
 }
 
 #[test]

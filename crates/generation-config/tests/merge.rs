@@ -136,3 +136,26 @@ proptest! {
         prop_assert_eq!(merged.config.temperature, kwargs.or(passed).or(model).or(Some(1.0)));
     }
 }
+
+#[test]
+fn names_of_other_engines_are_read_as_hf_s() {
+    let passed = json!({"max_tokens": 7, "stop_sequences": ["a"], "eos_token_ids": [2, 3]});
+    let merged = merged(&json!({"num_draft_tokens": 4}), &passed, &json!({"stop": "b"}));
+    let config = &merged.config;
+    assert_eq!((config.max_new_tokens, config.num_assistant_tokens), (Some(7), Some(4)));
+    assert_eq!(config.get("stop_strings"), Some(json!(["a"])));
+    assert_eq!(config.get("eos_token_id"), Some(json!([2, 3])));
+    let notes: Vec<String> = merged.warnings.iter().map(ToString::to_string).collect();
+    for note in [
+        "`max_tokens` is read as `max_new_tokens`",
+        "`num_draft_tokens` is read as `num_assistant_tokens`",
+    ] {
+        assert!(notes.iter().any(|it| it == note), "{notes:?}");
+    }
+
+    let read = GenerationConfig::from_json(&passed).unwrap();
+    assert_eq!(GenerationConfig::from_json(&read.to_json()).unwrap().max_new_tokens, Some(7));
+    let both = json!({"max_tokens": 7, "max_new_tokens": 8});
+    let error = GenerationConfig::from_json(&both).unwrap_err();
+    assert_eq!(error.field(), Some("max_new_tokens"));
+}
