@@ -148,9 +148,12 @@ impl<'a> Continuation<'a> {
 
 impl Logprob {
     fn new(it: &TokenLogprobs) -> Self {
-        let top = it.top.iter().map(|&(token, logprob)| (token, logprob.into())).collect();
-        Self { token: it.token, logprob: it.logprob.into(), top }
+        Self { token: it.token, logprob: it.logprob.into(), top: top(&it.top) }
     }
+}
+
+fn top(likeliest: &[(u32, f32)]) -> Vec<(u32, f64)> {
+    likeliest.iter().map(|&(token, logprob)| (token, logprob.into())).collect()
 }
 
 /// Numbers with all of their digits, so that what is computed from the document agrees with what was
@@ -200,6 +203,9 @@ pub(crate) struct ScoredText<'a> {
     sum: f64,
     /// Null for a single token.
     perplexity: Option<f64>,
+    /// For each of `logprobs`, the likeliest tokens at its place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top: Option<Vec<Vec<(u32, f64)>>>,
 }
 
 impl<'a> ScoredText<'a> {
@@ -209,6 +215,11 @@ impl<'a> ScoredText<'a> {
             logprobs: widened(&scored.logprobs),
             sum: scored.sum(),
             perplexity: scored.perplexity(),
+            top: scored
+                .top
+                .iter()
+                .any(|it| !it.is_empty())
+                .then(|| scored.top.iter().map(|it| top(it)).collect()),
         }
     }
 }

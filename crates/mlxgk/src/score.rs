@@ -5,7 +5,7 @@ use mlx_genkit::Request;
 
 use crate::{
     document::{self, ScoredText},
-    failure::Result,
+    failure::{Failure, Result},
     flags::{Format, ModelArgs, OutputArgs, SteerArgs, TextArgs},
     load, prompts, terminal,
 };
@@ -19,17 +19,26 @@ pub(crate) struct ScoreArgs {
     model: ModelArgs,
     #[command(flatten)]
     steering: SteerArgs,
+    /// Put into the JSON the N likeliest tokens at each place
+    #[arg(long, value_name = "N", help_heading = "Output")]
+    logprobs: Option<usize>,
     #[command(flatten)]
     output: OutputArgs,
 }
 
 /// The subcommand.
 pub(crate) fn run(args: &ScoreArgs) -> Result<()> {
+    if args.logprobs.is_some() && args.output.format == Format::Text {
+        return Err(Failure::usage("--logprobs are put into the JSON: add `--format json`"));
+    }
     let text = prompts::read_text(&args.text)?;
     let (model, _) = load::load(&args.model)?;
     let mut request = Request::new(text);
     if let Some(hook) = args.steering.hook(&model)? {
         request = request.hook(hook);
+    }
+    if let Some(top) = args.logprobs {
+        request = request.logprobs(top);
     }
     let scored = model.score(request)?;
     if args.output.format == Format::Json {

@@ -323,6 +323,14 @@ fn scores_are_those_of_transformers() {
     let perplexity = (-sum / found.len() as f64).exp();
     assert!((it["perplexity"].as_f64().unwrap() / perplexity - 1.0).abs() < 1e-9);
 
+    let it = document(&["score", "--model", &llama(), "--prompt-ids", &ids, "--logprobs", "2"]);
+    for (top, logprob) in
+        it["top"].as_array().unwrap().iter().zip(it["logprobs"].as_array().unwrap())
+    {
+        assert_eq!(top.as_array().unwrap().len(), 2);
+        assert!(top[0][1].as_f64() >= logprob.as_f64() && top[0][1].as_f64() >= top[1][1].as_f64());
+    }
+
     let text = succeeded(mlxgk(&["score", "--model", &llama(), "--prompt-ids", &ids]));
     assert_eq!(text.lines().count(), prompt.len() + 2, "{text}");
     assert!(text.contains(&format!("perplexity {perplexity:.4}")), "{text}");
