@@ -8,7 +8,7 @@
 use libfuzzer_sys::fuzz_target;
 use mlxgk_generation_config::{GenerationConfig, Kwargs, Resolved, Sources};
 use mlxgk_logits_processors::{Context, LogitsProcessor};
-use mlxgk_samplers::{FastRng, SamplerState};
+use mlxgk_sampling::{Chooser, Rules, Seed};
 use serde_json::Value;
 
 const VOCAB: usize = 64;
@@ -31,21 +31,23 @@ fn resolve(value: &Value) -> mlxgk_generation_config::Result<Resolved> {
 }
 
 fn run(resolved: &Resolved) {
-    let Ok(pipeline) = resolved.pipeline(VOCAB) else { return };
-    let (mut sampler, mut state) = (pipeline.warpers.sampler(), SamplerState::default());
-    let mut rng = FastRng::new(1, 0);
+    let Ok(mut rules) = Rules::new(resolved, VOCAB, None, Seed::Fast(1)) else { return };
+    let draws = matches!(rules.chooser, Chooser::Sample(_));
     let mut tokens = vec![5, 9, 5];
     for step in 0..4 {
         let mut scores: Vec<f32> =
             (0..VOCAB).map(|id| ((id * 37 + step * 11) % 64) as f32 / 8.0).collect();
         let context = Context::new(&tokens, 3);
-        if pipeline.processors.process(&context, &mut scores).is_err() {
+        if rules.processors.process(&context, &mut scores).is_err() {
             return;
         }
-        assert!(!scores.iter().any(|it| it.is_nan()), "{:?}", pipeline.processors);
-        let Ok(token) = sampler.sample(&scores, &mut state, &mut rng) else { return };
+        assert!(!scores.iter().any(|it| it.is_nan()), "{:?}", rules.processors);
+        let Ok(token) = rules.chooser.choose(0, &context, &scores) else { return };
         assert!((token as usize) < VOCAB);
-        assert!(scores[token as usize] > f32::NEG_INFINITY, "a banned token was drawn");
+        assert!(!draws || scores[token as usize] > f32::NEG_INFINITY, "a banned token was drawn");
         tokens.push(token);
+        if rules.stop.check(&Context::new(&tokens, 3)).is_err() {
+            return;
+        }
     }
 }

@@ -3,7 +3,7 @@
 use crate::failure::{Failure, Result};
 #[cfg(target_os = "linux")]
 use crate::sanitize;
-use crate::{bench, check_convert, features, parity, record, run, setup, test, tidy};
+use crate::{bench, check_convert, examples, features, parity, record, run, setup, test, tidy};
 
 /// A chore as the user calls it.
 struct Chore {
@@ -68,6 +68,12 @@ const CHORES: &[Chore] = &[
         summary: "check the crates with each of their features alone",
         help: features::HELP,
         run: features::run,
+    },
+    Chore {
+        name: "examples",
+        summary: "check the programs for other frameworks in examples/",
+        help: examples::HELP,
+        run: examples::run,
     },
     Chore {
         name: "tidy",

@@ -12,6 +12,7 @@
 mod bench;
 mod check_convert;
 mod cli;
+mod examples;
 mod failure;
 mod features;
 mod parity;

@@ -44,6 +44,11 @@ impl Error {
         Self { source: Some(Arc::new(source)), ..Self::new(kind, message) }
     }
 
+    /// What a stopping criterion could not tell.
+    pub(crate) fn of_criterion(source: mlxgk_logits_processors::Error) -> Self {
+        Self::caused(ErrorKind::Criterion, source)
+    }
+
     /// The kind, for callers that react to it.
     pub fn kind(&self) -> ErrorKind {
         self.kind

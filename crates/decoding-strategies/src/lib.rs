@@ -54,7 +54,9 @@
 //! ```
 
 pub use mlxgk_kv_cache::RowId;
-pub use mlxgk_sampling::{Chooser, Sampling};
+pub use mlxgk_sampling::{
+    Chooser, FinishReason, Limits, MaxTime, Rules, Sampling, StopConditions, StoppingCriterion,
+};
 
 mod assisted;
 mod beam;
@@ -70,7 +72,6 @@ mod rows;
 mod sample;
 mod score;
 mod session;
-mod stop;
 mod token_loop;
 mod top_k;
 
@@ -92,5 +93,4 @@ pub use self::rows::RowGroup;
 pub use self::sample::SampleLoop;
 pub use self::score::score;
 pub use self::session::{DEFAULT_PREFILL_CHUNK, DecoderSession, Prefill};
-pub use self::stop::{FinishReason, Limits, MaxTime, StopConditions, StoppingCriterion};
 pub use self::token_loop::{LoopOutput, RowEvent, RowOutcome, RowOutput, TokenLoop};

@@ -10,7 +10,7 @@ use mlxgk_logits_processors::{Context, LogitsProcessor, ProcessorList, guide};
 
 use crate::{
     Chooser, Error, FinishReason, LeftPadded, Record, Recorded, Result, RowEvent, RowId,
-    RowOutcome, RowOutput, StopConditions,
+    RowOutcome, RowOutput, Rules, StopConditions,
 };
 
 /// What the rows of one request share.
@@ -25,9 +25,7 @@ use crate::{
 #[derive(Debug)]
 #[must_use]
 pub struct RowGroup {
-    pub(crate) processors: ProcessorList,
-    pub(crate) chooser: Chooser,
-    pub(crate) stop: StopConditions,
+    pub(crate) rules: Rules,
     pub(crate) record: Record,
     pub(crate) pad: u32,
     pub(crate) guidance: Option<f64>,
@@ -36,24 +34,24 @@ pub struct RowGroup {
 impl RowGroup {
     /// Rows that take the likeliest token, without processors, until `stop` ends them.
     pub fn greedy(stop: impl Into<StopConditions>) -> Self {
-        Self {
-            processors: ProcessorList::default(),
-            chooser: Chooser::Greedy,
-            stop: stop.into(),
-            record: Record::default(),
-            pad: 0,
-            guidance: None,
-        }
+        Self::new(Rules::greedy(stop))
+    }
+
+    /// Rows that choose and stop by these rules.
+    pub fn new(rules: Rules) -> Self {
+        Self { rules, record: Record::default(), pad: 0, guidance: None }
     }
 
     /// What the scores go through before a token is chosen.
-    pub fn processors(self, processors: ProcessorList) -> Self {
-        Self { processors, ..self }
+    pub fn processors(mut self, processors: ProcessorList) -> Self {
+        self.rules.processors = processors;
+        self
     }
 
     /// How a token is chosen, and from which random stream.
-    pub fn chooser(self, chooser: Chooser) -> Self {
-        Self { chooser, ..self }
+    pub fn chooser(mut self, chooser: Chooser) -> Self {
+        self.rules.chooser = chooser;
+        self
     }
 
     /// What to record of each step besides its token.
@@ -81,7 +79,7 @@ impl RowGroup {
 
     /// The end tokens and the length.
     pub fn limits(&self) -> &crate::Limits {
-        self.stop.limits()
+        self.rules.stop.limits()
     }
 
     /// Gives a row its next token, chosen from the model's scores; `without` are those of the row
@@ -96,7 +94,7 @@ impl RowGroup {
         let chosen = self.choose(row, logits, without, scratch);
         // torch draws for every row in every step.
         let vocab = logits.len();
-        let token = chosen.inspect_err(|_| self.chooser.skip(row.index, vocab))?;
+        let token = chosen.inspect_err(|_| self.rules.chooser.skip(row.index, vocab))?;
         let logits = if without.is_some() { &scratch.guided } else { logits };
         let finish_reason = row.push(self, token, logits, &scratch.warped)?;
         Ok((token, finish_reason))
@@ -119,17 +117,18 @@ impl RowGroup {
             _ => logits,
         };
         let mut scores = logits;
-        if !self.processors.is_empty() {
+        let Rules { processors, chooser, .. } = &mut self.rules;
+        if !processors.is_empty() {
             // Processors write, and the array that MLX owns is read-only.
             let processed = refill(&mut scratch.processed, logits);
-            self.processors.process(&row.context(), processed)?;
+            processors.process(&row.context(), processed)?;
             scores = processed;
         }
         let (context, warped) = (row.context(), &mut scratch.warped);
         if self.record.scores {
-            Ok(self.chooser.choose_keeping(row.index, &context, scores, warped)?)
+            Ok(chooser.choose_keeping(row.index, &context, scores, warped)?)
         } else {
-            Ok(self.chooser.choose(row.index, &context, scores)?)
+            Ok(chooser.choose(row.index, &context, scores)?)
         }
     }
 }
@@ -223,7 +222,8 @@ impl Row {
     ) -> Result<Option<FinishReason>> {
         self.recorded.push(group.record, token, logits, scores)?;
         self.tokens.push(token);
-        let finish_reason = group.stop.check(&self.context())?;
+        let finish_reason = group.rules.stop.check(&self.context());
+        let finish_reason = finish_reason.map_err(Error::of_criterion)?;
         if let Some(reason) = finish_reason {
             self.state = State::Finished(reason);
         }
@@ -368,7 +368,7 @@ impl Rows {
             let of = |place: usize| &scores[place * vocab..][..vocab];
             let Some(place) = row.running_place() else {
                 // torch draws for rows that have ended, too.
-                group.chooser.skip(row.index, vocab);
+                group.rules.chooser.skip(row.index, vocab);
                 [row.place, row.unguided].into_iter().flatten().for_each(|it| fed[it] = group.pad);
                 return;
             };

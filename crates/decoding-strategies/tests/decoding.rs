@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
 
 use mlxgk_decoding_strategies::{
-    Chooser, Error, ErrorKind, FinishReason, Join, LanguageModel, LeftPadded, Limits, Reorder,
-    Result, RowEvent, RowGroup, RowId, RowOutcome, RowOutput, SampleLoop, StopConditions,
+    Chooser, ErrorKind, FinishReason, Join, LanguageModel, LeftPadded, Limits, Reorder, Result,
+    RowEvent, RowGroup, RowId, RowOutcome, RowOutput, SampleLoop, StopConditions,
     StoppingCriterion, TokenLoop,
 };
 use mlxgk_logits_processors::{Context, LogitsProcessor, ProcessorList};
@@ -217,8 +217,12 @@ impl LogitsProcessor for Fill {
 struct Puzzled(usize);
 
 impl StoppingCriterion for Puzzled {
-    fn ends(&mut self, context: &Context<'_>) -> Result<Option<FinishReason>> {
-        let puzzled = || Error::new(ErrorKind::Criterion, "cannot tell");
+    fn ends(
+        &mut self,
+        context: &Context<'_>,
+    ) -> mlxgk_logits_processors::Result<Option<FinishReason>> {
+        use mlxgk_logits_processors::{Error, ErrorKind};
+        let puzzled = || Error::new(ErrorKind::Callback, "cannot tell");
         if context.row == self.0 { Err(puzzled()) } else { Ok(None) }
     }
 }

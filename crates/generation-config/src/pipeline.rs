@@ -33,8 +33,9 @@ const ZIPF_TOKENS: usize = 100;
 impl Resolved {
     /// Makes the processors and warpers that the fields ask for, over `vocab_size` scores.
     ///
-    /// Two kinds need a tokenizer besides, and are the caller's to add: the grammar that
-    /// `json_schema`, `regex` or `grammar` names, and DRY, whose breakers are strings.
+    /// Two kinds need a tokenizer besides, and `mlxgk-sampling` adds them: the grammar that
+    /// `json_schema`, `regex` or `grammar` names, and DRY, whose breakers are strings. That crate's
+    /// `NextToken` also takes the likeliest token where nothing is drawn.
     ///
     /// # Errors
     /// [`ErrorKind::Value`] where a parameter is outside its range or needs another that is not
@@ -208,8 +209,7 @@ impl Resolved {
             xtc_special_tokens: tokens("xtc_special_tokens", spared)?,
             mirostat: self.mirostat()?,
         };
-        // The message names the field, as the settings bear HF's names.
-        warpers.chain().map_err(|it| Error::new(ErrorKind::Value, it.to_string()))
+        warpers.chain().map_err(of_warper)
     }
 
     fn order(&self) -> Result<Order> {
@@ -239,7 +239,7 @@ impl Resolved {
                 return Err(Error::of(ErrorKind::Value, "mirostat", message));
             }
         };
-        mirostat.map(Some).map_err(|it| Error::new(ErrorKind::Value, it.to_string()))
+        mirostat.map(Some).map_err(of_warper)
     }
 
     fn add_after(&self, vocab_size: usize, list: &mut List) -> Result<()> {
@@ -255,6 +255,14 @@ impl Resolved {
             list.push(LogitNormalization);
         }
         Ok(())
+    }
+}
+
+/// A setting of a warper, which bears the name of its field.
+fn of_warper(source: processors::Error) -> Error {
+    match source.field() {
+        Some(field) => Error::of(ErrorKind::Value, field, source.to_string()),
+        None => Error::new(ErrorKind::Value, source.to_string()),
     }
 }
 

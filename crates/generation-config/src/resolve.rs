@@ -1,8 +1,8 @@
 //! From merged fields and a prompt to what a strategy needs, with no `Option` where none is meant.
 
 use crate::{
-    Error, ErrorKind, GenerationConfig, GenerationMode, Merged, Result, TokenId, Warning,
-    WarningKind,
+    Error, ErrorKind, GenerationConfig, GenerationMode, Kwargs, Merged, Result, Sources, TokenId,
+    Warning, WarningKind,
 };
 
 /// The lengths that hold for one prompt, in tokens, the prompt included.
@@ -48,6 +48,35 @@ pub struct Resolved {
     pub prefill_chunk_size: Option<usize>,
     /// What is odd about the fields, the lengths and the ids.
     pub warnings: Vec<Warning>,
+}
+
+impl GenerationConfig {
+    /// Merges the fields over those of a model's own `generation_config.json` and settles them for
+    /// a prompt of `prompt_len` tokens: [`Sources::merge`] without arguments of a call, and
+    /// [`Merged::resolve`].
+    ///
+    /// # Errors
+    /// Those of the two.
+    ///
+    /// ```
+    /// use mlxgk_generation_config::GenerationConfig;
+    ///
+    /// let own = GenerationConfig { top_p: Some(0.9), ..GenerationConfig::default() };
+    /// let model = GenerationConfig { do_sample: Some(true), ..GenerationConfig::default() };
+    /// let resolved = own.resolve(&model, 5, None)?;
+    /// assert!(resolved.do_sample);
+    /// assert_eq!(resolved.lengths.max_length, 25);
+    /// # Ok::<(), mlxgk_generation_config::Error>(())
+    /// ```
+    pub fn resolve(
+        &self,
+        model: &Self,
+        prompt_len: usize,
+        max_position_embeddings: Option<usize>,
+    ) -> Result<Resolved> {
+        let sources = Sources { kwargs: &Kwargs::default(), passed: self, model };
+        sources.merge()?.resolve(prompt_len, max_position_embeddings)
+    }
 }
 
 impl Merged {
@@ -233,6 +262,14 @@ impl Merged {
             warn(field, message);
         }
         Ok((Lengths { prompt_len, max_length, min_length }, warnings))
+    }
+}
+
+impl Resolved {
+    /// Whether the text has to fit a JSON schema, a regular expression or a grammar.
+    pub fn has_grammar(&self) -> bool {
+        let config = &self.config;
+        config.json_schema.is_some() || config.regex.is_some() || config.grammar.is_some()
     }
 }
 

@@ -14,6 +14,8 @@ pub enum WarningKind {
     TokenId,
     /// A field that this version of transformers does not know.
     UnknownField,
+    /// Something in a grammar that is not enforced.
+    Grammar,
 }
 
 /// One oddity: its kind, the field, and a sentence.
@@ -25,7 +27,8 @@ pub struct Warning {
 }
 
 impl Warning {
-    pub(crate) fn new(kind: WarningKind, field: &str, message: impl Into<String>) -> Self {
+    /// A warning about a field; the message names it too.
+    pub fn new(kind: WarningKind, field: &str, message: impl Into<String>) -> Self {
         Self { kind, field: field.to_owned(), message: message.into() }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use llguidance::{Matcher, toktrie::SimpleVob};
-use mlxgk_logits_processors::{Context, Error, ErrorKind, LogitsProcessor, Result, Stage};
+use mlxgk_logits_processors::{Context, Error, ErrorKind, LogitsProcessor, Result, Row, Stage};
 
 use crate::engine::{explore, sentence};
 use crate::{Grammar, Vocabulary};
@@ -18,8 +18,8 @@ const SHOWN: usize = 8;
 ///
 /// A row that has ended (an end token among its tokens) is left alone.
 ///
-/// Whether a token is left after *other* processors have banned theirs only the loop can tell:
-/// scores that are all `-inf` are its error.
+/// Where other processors have banned whatever the grammar allows, that is an error; among beams it
+/// is not, since others go on.
 pub struct GrammarProcessor {
     fresh: Mutex<Matcher>,
     kind: &'static str,
@@ -105,6 +105,18 @@ impl GrammarProcessor {
         Ok(outcome)
     }
 
+    /// Bans what the grammar does not allow; whether a token is left.
+    fn ban(&self, context: &Context<'_>, scores: &mut [f32]) -> Result<bool> {
+        let generated = generated(context);
+        if generated.iter().any(|id| self.eos.contains(id)) {
+            return Ok(true);
+        }
+        self.with_matcher(generated, |matcher| {
+            let mask = matcher.compute_mask_or_eos().map_err(|e| self.failed(generated, &e))?;
+            Ok(apply(&mask, scores))
+        })
+    }
+
     fn failed(&self, tokens: &[u32], e: &dyn std::fmt::Display) -> Error {
         let last = &tokens[tokens.len().saturating_sub(SHOWN)..];
         let dots = if last.len() < tokens.len() { "..., " } else { "" };
@@ -145,19 +157,21 @@ impl LogitsProcessor for GrammarProcessor {
     }
 
     fn stage(&self) -> Stage {
-        Stage::PrefixConstrained
+        Stage::Grammar
     }
 
     fn process(&self, context: &Context<'_>, scores: &mut [f32]) -> Result<()> {
-        let generated = generated(context);
-        if generated.iter().any(|id| self.eos.contains(id)) {
+        if self.ban(context, scores)? {
             return Ok(());
         }
-        self.with_matcher(generated, |matcher| {
-            let mask = matcher.compute_mask_or_eos().map_err(|e| self.failed(generated, &e))?;
-            apply(&mask, scores);
-            Ok(())
-        })
+        let kind = self.kind;
+        let what =
+            format!("no token can be chosen: all that the {kind} allows are banned otherwise");
+        Err(Error::new(ErrorKind::NoTokenAllowed, what))
+    }
+
+    fn process_rows(&self, rows: &mut [Row<'_>]) -> Result<()> {
+        rows.iter_mut().try_for_each(|row| self.ban(&row.context, row.scores).map(drop))
     }
 
     /// The text that the grammar leaves no choice of, as the tokenizer spells it; nothing for a
@@ -172,9 +186,10 @@ impl LogitsProcessor for GrammarProcessor {
 }
 
 /// Bans what the mask leaves out; a model often scores more ids than the tokenizer has tokens, and
-/// those are left out too.
-fn apply(mask: &SimpleVob, scores: &mut [f32]) {
+/// those are left out too. Returns whether a token is left.
+fn apply(mask: &SimpleVob, scores: &mut [f32]) -> bool {
     let mut words = mask.as_slice().iter();
+    let mut is_left = false;
     for part in scores.chunks_mut(u32::BITS as usize) {
         match words.next().copied().unwrap_or(0) {
             0 => part.fill(f32::NEG_INFINITY),
@@ -187,7 +202,9 @@ fn apply(mask: &SimpleVob, scores: &mut [f32]) {
                 }
             }
         }
+        is_left = is_left || part.iter().any(|score| *score != f32::NEG_INFINITY);
     }
+    is_left
 }
 
 impl std::fmt::Debug for GrammarProcessor {

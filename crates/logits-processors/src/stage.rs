@@ -44,6 +44,8 @@ pub enum Stage {
     ForceTokens,
     /// Processors HF does not make itself: a caller's own.
     User,
+    /// Grammars, behind all that could lift a ban of theirs.
+    Grammar,
     /// Temperature, the first of the warpers, which HF adds only when sampling.
     Temperature,
     /// Top-H.

@@ -26,8 +26,10 @@ pub enum Ability {
     Guidance,
     /// `dola_layers`.
     DolaLayers,
-    /// Processors, structured output included.
+    /// Processors.
     Processors,
+    /// Structured output: `json_schema`, `regex`, `grammar`.
+    Grammar,
     /// Stop strings, `max_time` and stopping criteria.
     Criteria,
     /// Scores, logits and log-probabilities are recorded.
@@ -58,7 +60,7 @@ const MODES: [&str; 7] = [
     "constrained beam search",
 ];
 
-const TABLE: [(Ability, [u8; MODES.len()]); 16] = [
+const TABLE: [(Ability, [u8; MODES.len()]); 17] = [
     //                 sampling, assisted, contrastive, DoLa, beams, groups, words
     (Streaming, [1, 1, 1, 1, 0, 0, 0]),
     (SeveralPrompts, [1, 0, 1, 1, 1, 1, 1]),
@@ -69,6 +71,8 @@ const TABLE: [(Ability, [u8; MODES.len()]); 16] = [
     (Guidance, [1, 0, 0, 0, 0, 0, 0]),
     (DolaLayers, [0, 0, 0, 1, 0, 0, 0]),
     (Processors, [1, 1, 1, 1, 1, 1, 1]),
+    // DoLa keeps the few tokens that the last layer finds plausible, and a grammar none of those.
+    (Grammar, [1, 1, 1, 0, 1, 1, 1]),
     (Criteria, [1, 1, 1, 1, 1, 0, 0]),
     (Scores, [1, 1, 1, 1, 0, 0, 0]),
     (HiddenStates, [1, 1, 0, 1, 0, 0, 0]),
@@ -100,7 +104,8 @@ impl fmt::Display for Ability {
             Assistant => "a draft model or prompt lookup",
             Guidance => "`guidance_scale`",
             DolaLayers => "`dola_layers`",
-            Processors => "a processor or grammar",
+            Processors => "a processor",
+            Grammar => "structured output",
             Criteria => "a stop string, `max_time` or stopping criterion",
             Scores => "a record of scores, logits or log-probabilities",
             HiddenStates => "a record of hidden states",

@@ -112,7 +112,8 @@ impl From<mlxgk_generation_config::Error> for Error {
 
 impl From<mlxgk_logits_processors::Error> for Error {
     fn from(source: mlxgk_logits_processors::Error) -> Self {
-        Self::caused(ErrorKind::Request, source)
+        let field = source.field().map(str::to_owned);
+        Self { field, ..Self::caused(ErrorKind::Request, source) }
     }
 }
 

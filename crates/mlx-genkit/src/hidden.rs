@@ -69,6 +69,14 @@ impl HiddenRecorder {
             );
             return Err(Error::new(ErrorKind::Request, what));
         }
+        if layers.len() > count + 1 {
+            let what = format!(
+                "hidden states of {} layers, of which there are {}",
+                layers.len(),
+                count + 1
+            );
+            return Err(Error::new(ErrorKind::Request, what));
+        }
         let point = |&layer: &usize| match layer {
             0 => HookPoint::ResidPre(0),
             _ if layer == count => HookPoint::FinalNorm,

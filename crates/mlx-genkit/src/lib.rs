@@ -10,6 +10,7 @@ mod error;
 mod generate;
 mod healing;
 mod hidden;
+mod memory;
 mod model;
 mod output;
 mod pairs;
@@ -19,10 +20,8 @@ mod prompt;
 mod request;
 mod score;
 mod start;
-mod stopping;
 mod stream;
 mod text;
-mod text_processors;
 
 pub use mlx_rs;
 pub use mlxgk_decoding_strategies as decoding_strategies;

@@ -1,13 +1,10 @@
 //! A model ready to use: decoder, tokenizer, chat template and generation defaults.
 
-#[cfg(feature = "grammars")]
-use std::sync::OnceLock;
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
-use mlxgk_generation_config::{Error as FieldError, GenerationConfig, OneOrMany};
-#[cfg(feature = "grammars")]
-use mlxgk_grammars::Vocabulary;
+use mlxgk_generation_config::{Error as FieldError, GenerationConfig, OneOrMany, read_json};
 use mlxgk_mlx_models::{ComputeDtype, Decoder};
+use mlxgk_sampling::Text;
 use mlxgk_tokenizer_bridge::{
     ChatTemplate, Error as TemplateError, ErrorKind as TemplateErrorKind, Files, SpecialIds,
     Tokenizer,
@@ -20,10 +17,7 @@ use crate::{Error, ErrorKind, Result};
 #[derive(Debug)]
 pub struct Model {
     decoder: Decoder,
-    tokenizer: Option<Arc<Tokenizer>>,
-    /// The tokens as grammars see them, made for the first that asks.
-    #[cfg(feature = "grammars")]
-    grammar_vocabulary: OnceLock<Vocabulary>,
+    text: Option<Text>,
     /// A broken template is an error only for those who use it.
     chat_template: Result<ChatTemplate, TemplateError>,
     generation_config: GenerationConfig,
@@ -57,7 +51,7 @@ impl Model {
 
     pub(crate) fn assemble(name: String, decoder: Decoder, files: &Files<'_>) -> Result<Self> {
         let tokenizer = match files.tokenizer {
-            Some(_) => Some(Arc::new(Tokenizer::from_files(files)?)),
+            Some(_) => Some(Tokenizer::from_files(files)?),
             None => None,
         };
         let chat_template = ChatTemplate::from_files(files);
@@ -65,7 +59,7 @@ impl Model {
         if files.generation_config.is_none() {
             // HF knows the end token from the two configs alone. A folder that only its tokenizer
             // tells where an answer ends would never stop.
-            let ids = SpecialIds::from_files(files, tokenizer.as_deref())?;
+            let ids = SpecialIds::from_files(files, tokenizer.as_ref())?;
             if generation_config.eos_token_id.is_none() && !ids.eos.is_empty() {
                 let eos = ids.eos.iter().map(|&id| id.into()).collect();
                 generation_config.eos_token_id = Some(OneOrMany::Many(eos));
@@ -76,9 +70,7 @@ impl Model {
         }
         Ok(Self {
             decoder,
-            tokenizer,
-            #[cfg(feature = "grammars")]
-            grammar_vocabulary: OnceLock::new(),
+            text: tokenizer.map(Text::from),
             chat_template,
             generation_config,
             name,
@@ -130,7 +122,7 @@ impl Model {
     /// # Errors
     /// When the folder has none.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
-        self.tokenizer.as_deref().ok_or_else(|| {
+        self.text().map(Text::tokenizer).ok_or_else(|| {
             let what = format!(
                 "{} has no tokenizer.json; give the prompt as token ids instead",
                 self.name
@@ -139,24 +131,14 @@ impl Model {
         })
     }
 
-    /// The tokenizer, to be shared.
-    pub(crate) fn shared_tokenizer(&self) -> Option<Arc<Tokenizer>> {
-        self.tokenizer.clone()
-    }
-
-    /// The tokens as grammars see them, with these end tokens.
-    #[cfg(feature = "grammars")]
-    pub(crate) fn grammar_vocabulary(&self, eos: &[u32]) -> Result<Vocabulary> {
-        if let Some(vocabulary) = self.grammar_vocabulary.get() {
-            return Ok(vocabulary.with_eos(eos)?);
-        }
-        let vocabulary = Vocabulary::from_tokenizer(self.tokenizer()?, eos)?;
-        Ok(self.grammar_vocabulary.get_or_init(|| vocabulary).clone())
+    /// The tokenizer with what grammars make of it.
+    pub(crate) fn text(&self) -> Option<&Text> {
+        self.text.as_ref()
     }
 
     /// Whether there is a tokenizer.
     pub fn has_tokenizer(&self) -> bool {
-        self.tokenizer.is_some()
+        self.text.is_some()
     }
 
     /// The chat template.
@@ -199,8 +181,7 @@ fn generation_config(files: &Files<'_>) -> Result<GenerationConfig> {
                 None => name.to_owned(),
             };
             let wrong = |what: String| Error::new(ErrorKind::Request, what);
-            let value = serde_json::from_slice(bytes)
-                .map_err(|e| wrong(format!("{name} is not valid JSON: {e}")))?;
+            let value = read_json(bytes).map_err(|e| wrong(format!("{name} {e}")))?;
             read(&value).map_err(|e| wrong(format!("{name}: {e}")))
         };
     match (&files.generation_config, &files.config) {

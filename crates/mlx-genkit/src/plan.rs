@@ -2,20 +2,16 @@
 
 use std::time::Instant;
 
-use mlxgk_decoding_strategies::{Chooser, Limits, Record, RowGroup, StopConditions};
-use mlxgk_generation_config::{GenerationMode, Resolved, Sources, Warning};
+use mlxgk_decoding_strategies::{Record, RowGroup, Rules, StoppingCriterion};
+use mlxgk_generation_config::{GenerationMode, Resolved, Sources, Warning, WarningKind};
 use mlxgk_kv_cache::{KvCache, RowId};
 use mlxgk_logits_processors::LogitsProcessor;
 use mlxgk_mlx_models::{NoHook, ResidualHook};
 
 use crate::{
     Abilities, Ability, Assistant, AssistedRequest, Error, ErrorKind, Generation, Model, Prompt,
-    Result, Seed, TokenStream,
-    attentions::AttentionRecorder,
-    healing::Healing,
-    hidden::HiddenRecorder,
-    stopping::{criteria, stop_strings},
-    text_processors::text_processors,
+    Result, Seed, TokenStream, attentions::AttentionRecorder, healing::Healing,
+    hidden::HiddenRecorder, memory,
 };
 
 /// Far more than any machine runs at once; beyond it lies nothing but a typing error and its
@@ -73,7 +69,16 @@ impl<'a> Plan<'a> {
             prompts = healing.iter().map(|it| it.ids.clone()).collect();
         }
         let width = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        let mut resolved = merged.resolve(width, Some(model.decoder().max_positions()))?;
+        let context = model.decoder().max_positions();
+        let mut resolved = merged.resolve(width, Some(context))?;
+        if width > context {
+            let field = "max_position_embeddings";
+            let what = format!(
+                "the prompt has {width} tokens, but the model was made for {context} (`{field}`), so \
+                 that what follows may make no sense"
+            );
+            resolved.warnings.push(Warning::new(WarningKind::Length, field, what));
+        }
         // A generation has room for all of these; HF's asks for another field to return them.
         let returned =
             ["output_scores", "output_logits", "output_hidden_states", "output_attentions"];
@@ -89,6 +94,15 @@ impl<'a> Plan<'a> {
             (resolved.num_beams, "num_beams")
         };
         let rows = rows(prompts.len(), copies, field)?;
+        let side = if guidance_scale(&resolved).is_some() { 2 } else { 1 };
+        let (tried, many) = match resolved.mode {
+            GenerationMode::ContrastiveSearch => (
+                resolved.config.top_k.unwrap_or(1).min(model.decoder().vocab_size()),
+                Some("top_k"),
+            ),
+            _ => (1, (copies > 1).then_some(field)),
+        };
+        memory::check(model, rows.saturating_mul(side).saturating_mul(tried), width, many)?;
         let hidden = HiddenRecorder::new(request.hidden_states, &resolved, model.decoder())?;
         let attentions = AttentionRecorder::new(request.attentions, &resolved, model.decoder())?;
         let is_hooked = request.hook.is_some()
@@ -114,7 +128,8 @@ impl<'a> Plan<'a> {
             logits: resolved.config.output_logits == Some(true),
             logprobs: request.logprobs,
         };
-        let criteria = criteria(&resolved, model, request.criteria, begun)?;
+        let rules = rules(&resolved, model, request.processors, request.criteria, request.seed)?;
+        resolved.warnings.extend_from_slice(&rules.warnings);
         let wanted = [
             (prompts.len() > 1, Ability::SeveralPrompts),
             (resolved.num_return_sequences > 1, Ability::SeveralSequences),
@@ -130,7 +145,8 @@ impl<'a> Plan<'a> {
             (resolved.config.use_cache == Some(false), Ability::Uncached),
             (request.cache.is_some(), Ability::ResumesCache),
             (hook.budget(RowId::default()).is_some(), Ability::KlBudget),
-            (!criteria.is_empty(), Ability::Criteria),
+            (resolved.has_grammar(), Ability::Grammar),
+            (rules.stop.has_criteria(), Ability::Criteria),
         ];
         let wanted: Vec<Ability> =
             wanted.into_iter().filter(|(is_wanted, _)| *is_wanted).map(|(_, it)| it).collect();
@@ -139,22 +155,20 @@ impl<'a> Plan<'a> {
             let names: Vec<_> = cache.row_ids().iter().map(|&row| hook.name(row)).collect();
             cache.check_steering(&names)?;
         }
-        let limits = Limits {
-            max_new_tokens: resolved.lengths.max_length - width,
-            eos: resolved.special_tokens.eos.clone(),
-        };
-        let group = RowGroup::greedy(StopConditions::new(limits, criteria)).record(record);
+        let group = RowGroup::new(rules).record(record).guidance(guidance_scale(&resolved));
         Ok(Self {
             pad: padding_token(&resolved, rows, model)?,
-            group: with_choice(group, &resolved, model, request.processors, request.seed)?
-                .guidance(guidance_scale(&resolved)),
+            group,
             negative_prompts: negative_prompts(
                 &resolved,
                 model,
                 &request.negative_prompts,
                 &prompts,
             )?,
-            trimmed: if request.trim_stop { stop_strings(&resolved) } else { Vec::new() },
+            trimmed: match &resolved.config.stop_strings {
+                Some(strings) if request.trim_stop => strings.as_slice().to_vec(),
+                _ => Vec::new(),
+            },
             cache: request.cache,
             model,
             prompts,
@@ -254,23 +268,27 @@ fn padding_token(resolved: &Resolved, rows: usize, model: &Model) -> Result<u32>
     }
 }
 
-/// Adds the processors before the choice, and the choice.
-fn with_choice(
-    group: RowGroup,
+/// How tokens are chosen and rows end: what the fields ask for, and the caller's own.
+fn rules(
     resolved: &Resolved,
     model: &Model,
-    own: Vec<Box<dyn LogitsProcessor>>,
+    processors: Vec<Box<dyn LogitsProcessor>>,
+    criteria: Vec<Box<dyn StoppingCriterion>>,
     seed: Seed,
-) -> Result<RowGroup> {
-    let mut parts = resolved.pipeline(model.decoder().vocab_size())?;
-    for processor in text_processors(resolved, model)? {
-        parts.processors.insert(processor);
+) -> Result<Rules> {
+    if !model.has_tokenizer()
+        && let Some(field) = Rules::field_about_text(resolved)
+    {
+        let what = format!(
+            "`{field}` is about text, but {} has no tokenizer.json to tell what a token spells",
+            model.name()
+        );
+        return Err(Error::of_field(field, what));
     }
-    let group = group.processors(parts.processors.with_user_processors(own));
-    if !resolved.do_sample {
-        return Ok(group);
-    }
-    Ok(group.chooser(Chooser::sample(&parts.warpers, parts.after, seed)))
+    let mut rules = Rules::new(resolved, model.decoder().vocab_size(), model.text(), seed)?;
+    rules.processors = rules.processors.with_user_processors(processors);
+    criteria.into_iter().for_each(|it| rules.stop.push(it));
+    Ok(rules)
 }
 
 /// `guidance_scale` where it guides.

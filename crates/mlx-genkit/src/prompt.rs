@@ -76,8 +76,7 @@ impl Prompt {
     /// The prompt's token ids under a model's tokenizer.
     ///
     /// # Errors
-    /// When there is no tokenizer or chat template for it, the prompt is empty, or longer than the
-    /// model's context.
+    /// When there is no tokenizer or chat template for it, or the prompt is empty.
     pub fn ids(&self, model: &Model) -> Result<Vec<u32>> {
         let ids = match self {
             Self::Ids(ids) => ids.clone(),
@@ -92,15 +91,9 @@ impl Prompt {
             }
         };
         let refuse = |what: String| Err(Error::new(ErrorKind::Request, what));
-        let (context, vocab) = (model.decoder().max_positions(), model.decoder().vocab_size());
+        let vocab = model.decoder().vocab_size();
         if ids.is_empty() {
             return refuse("the prompt is empty; a model needs at least one token".to_owned());
-        }
-        if ids.len() > context {
-            return refuse(format!(
-                "the prompt has {} tokens, but the model's context is {context} (max_position_embeddings)",
-                ids.len()
-            ));
         }
         if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
             return refuse(format!("token id {id} is outside the vocabulary of {vocab}"));

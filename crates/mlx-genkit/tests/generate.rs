@@ -252,12 +252,26 @@ fn wrong_requests_are_refused() {
     check_refused(Request::batch(Vec::<Prompt>::new()), "no prompt");
     check_refused(Request::new(Vec::<u32>::new()), "the prompt is empty");
     check_refused(Request::new(vec![vocab]), "outside the vocabulary");
-    check_refused(Request::new(vec![5; context + 1]), "the model's context");
+    // HF caps the default length at the context, and then has no room.
+    check_refused(Request::new(vec![5; context + 1]), "`max_length`");
     check_refused(Request::batch([vec![5], Vec::new()]), "prompt 1: the prompt is empty");
     check_refused(with(GenerationConfig { num_beams: Some(0), ..config() }), "`num_beams`");
     let many = GenerationConfig { num_beams: Some(usize::MAX), ..config() };
     check_refused(with(many), "`num_beams`");
     check_refused(with(GenerationConfig { max_length: Some(2), ..config() }), "`max_length`");
+    if cfg!(target_os = "linux") {
+        // More than any machine has.
+        let many = GenerationConfig {
+            do_sample: Some(true),
+            num_return_sequences: Some(60_000),
+            max_new_tokens: Some(1),
+            ..config()
+        };
+        check_refused(
+            Request::new(vec![5; 200_000]).config(many),
+            "`num_return_sequences` smaller",
+        );
+    }
     check_refused(
         with(GenerationConfig { bad_words_ids: Some(vec![vec![vocab.into()]]), ..config() }),
         "`bad_words_ids`",

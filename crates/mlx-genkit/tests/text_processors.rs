@@ -5,7 +5,11 @@
 
 use std::path::Path;
 
-use mlx_genkit::{ComputeDtype, FinishReason, Generation, GenerationConfig, Model, Request, Seed};
+use mlx_genkit::{
+    ComputeDtype, FinishReason, Generation, GenerationConfig, Model, NoHook, Request, Seed,
+    decoding_strategies::{LanguageModel, LeftPadded, Prefill},
+    sampling::{NextToken, Text},
+};
 use serde_json::{Value, json};
 
 fn bundled() -> Model {
@@ -46,6 +50,124 @@ fn a_schema_shapes_every_sequence() {
         assert!((1..=2).contains(&words.len()), "{value}");
         assert!(words.iter().all(|it| it.as_str().unwrap().chars().count() <= 8), "{value}");
     }
+}
+
+/// The pure choice of a token over this model's scores gives what the facade gives.
+#[test]
+fn the_pure_next_token_makes_the_same_text() {
+    let model = bundled();
+    let text = Text::from(model.tokenizer().unwrap().clone());
+    let schema = json!({"type": "object", "properties": {"a": {"type": "string", "maxLength": 9}},
+                        "required": ["a"], "additionalProperties": false});
+    for fields in [
+        json!({"json_schema": schema, "do_sample": true, "temperature": 1.3}),
+        json!({"stop_strings": ["e w", "."], "do_sample": true, "mirostat": 2, "dry_multiplier": 0.8}),
+        json!({"stop_strings": ["."], "repetition_penalty": 1.2, "no_repeat_ngram_size": 3}),
+    ] {
+        let config = GenerationConfig {
+            max_new_tokens: Some(40),
+            ..GenerationConfig::from_json(&fields).unwrap()
+        };
+        let prompt = model.tokenizer().unwrap().encode("Once upon a time", true).unwrap();
+        let mut tokens = prompt.clone();
+        let request = Request::new(prompt.clone()).config(config.clone()).seed(Seed::Torch(7));
+        let sequence = model.generate(request).unwrap().sequences.swap_remove(0);
+
+        let resolved = config.resolve(model.generation_config(), tokens.len(), None).unwrap();
+        let vocab = model.decoder().vocab_size();
+        let mut next = NextToken::new(&resolved, vocab, Some(&text), Seed::Torch(7)).unwrap();
+        let rows = LeftPadded::new(std::slice::from_ref(&prompt), 0).unwrap();
+        let mut session = Prefill::new(model.decoder(), &rows, NoHook).finish().unwrap();
+        let finish_reason = loop {
+            let mut scores = session.scores().unwrap().to_vec();
+            let step = next.next(&tokens, &mut scores).unwrap();
+            tokens.push(step.token);
+            if let Some(reason) = step.finish_reason {
+                break reason;
+            }
+            session.feed(&[step.token]).unwrap();
+        };
+        assert_eq!(tokens[prompt.len()..], sequence.tokens, "{fields}");
+        assert_eq!(finish_reason, sequence.finish_reason);
+    }
+}
+
+/// Every mode beside every setting that bans, forces or favours: the text fits, or an error says
+/// that none does.
+#[test]
+fn a_grammar_holds_beside_anything_else() {
+    let model = bundled();
+    let schema = json!({"type": "object", "properties": {"a": {"type": "boolean"}},
+                        "required": ["a"], "additionalProperties": false});
+    let brace = model.tokenizer().unwrap().token_to_id("{").unwrap();
+    let modes = [
+        json!({}),
+        json!({"do_sample": true, "temperature": 1.5}),
+        json!({"num_beams": 3}),
+        json!({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}),
+        json!({"penalty_alpha": 0.6, "top_k": 4}),
+        json!({"prompt_lookup_num_tokens": 3}),
+        json!({"guidance_scale": 1.5}),
+    ];
+    let beside = [
+        (json!({}), true),
+        (json!({"repetition_penalty": 2.0, "presence_penalty": 1.0}), true),
+        (json!({"exponential_decay_length_penalty": [1, 1.5]}), true),
+        (json!({"remove_invalid_values": true, "renormalize_logits": true}), true),
+        (json!({"suppress_tokens": [brace], "bad_words_ids": [[904]]}), false),
+        (json!({"suppress_tokens": [brace], "remove_invalid_values": true}), false),
+        (json!({"no_repeat_ngram_size": 1}), false),
+        (json!({"min_new_tokens": 30}), false),
+        (json!({"forced_eos_token_id": 2, "max_new_tokens": 4}), false),
+        (json!({"forced_decoder_ids": [[2, 400]]}), false),
+    ];
+    for mode in &modes {
+        for (settings, fits) in &beside {
+            let mut fields = json!({"max_new_tokens": 40, "json_schema": schema});
+            for part in [mode, settings] {
+                fields.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
+            }
+            let config = GenerationConfig::from_json(&fields).unwrap();
+            let made = model.generate(Request::new("Hi").config(config).seed(Seed::Fast(5)));
+            match made {
+                Ok(generation) if *fits => {
+                    let text = &generation.sequences[0].text;
+                    let value: Value = serde_json::from_str(text).unwrap();
+                    assert!(value["a"].is_boolean(), "{fields}: {text}");
+                }
+                Ok(generation) => panic!("{fields}: {:?}", generation.sequences[0].text),
+                Err(e) => assert!(!fits, "{fields}: {e}"),
+            }
+        }
+    }
+    let fields = json!({"dola_layers": "high", "json_schema": schema});
+    let config = GenerationConfig::from_json(&fields).unwrap();
+    let error = model.generate(Request::new("Hi").config(config)).unwrap_err().to_string();
+    assert!(error.starts_with("structured output is not available with DoLa"), "{error}");
+}
+
+/// A guess that leads nowhere is no error: the model takes another way.
+#[test]
+fn a_draft_may_run_into_a_dead_end() {
+    let model = bundled();
+    let token = |text: &str| model.tokenizer().unwrap().token_to_id(text).unwrap();
+    let prompt: Vec<u32> = ["a", "b", "c", "a"].iter().map(|it| token(it)).collect();
+    let fields = json!({"regex": "bcd|ef", "suppress_tokens": [token("c")], "max_new_tokens": 9,
+                        "logit_bias": {token("e").to_string(): 50.0}, "prompt_lookup_num_tokens": 3});
+    let config = GenerationConfig::from_json(&fields).unwrap();
+    let generation = model.generate(Request::new(prompt).config(config)).unwrap();
+    assert_eq!(generation.sequences[0].text, "ef");
+}
+
+#[test]
+fn what_a_grammar_does_not_enforce_is_a_warning() {
+    let schema = json!({"type": "string", "format": "password", "maxLength": 3});
+    let config = GenerationConfig { json_schema: Some(schema), ..GenerationConfig::default() };
+    let model = bundled();
+    let plan = model.plan(Request::new("Hi").config(config)).unwrap();
+    let warnings: Vec<String> = plan.warnings().iter().map(ToString::to_string).collect();
+    let expected = "`json_schema`: `/format`: \"password\" is not enforced";
+    assert!(warnings.iter().any(|it| it == expected), "{warnings:?}");
 }
 
 #[test]

@@ -281,12 +281,15 @@ impl Conversation<'_> {
             request = request.assistant(assistant);
         }
         let mut stream = self.model.stream(request)?;
-        if !self.warned {
-            for warning in stream.warnings() {
-                terminal::warning(&self.settings.spelled(&warning.to_string(), Some(self.model)));
+        for warning in stream.warnings() {
+            let spelled = self.settings.spelled(&warning.to_string(), Some(self.model));
+            if warning.field() == "max_position_embeddings" {
+                terminal::warning(&format!("{spelled}: /reset begins a new conversation"));
+            } else if !self.warned {
+                terminal::warning(&spelled);
             }
-            self.warned = true;
         }
+        self.warned = true;
         for piece in stream.by_ref() {
             terminal::piece(&piece?.text)?;
         }

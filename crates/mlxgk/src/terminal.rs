@@ -20,7 +20,21 @@ pub(crate) fn warning(message: &str) {
     label("warning", "33", message);
 }
 
+/// Longer sentences hold a file's content; their middle is left out.
+const LONGEST: usize = 380;
+
+fn shortened(message: &str) -> std::borrow::Cow<'_, str> {
+    let count = message.chars().count();
+    if count <= LONGEST {
+        return message.into();
+    }
+    let (head, tail) = (LONGEST * 2 / 3, LONGEST / 3 - 3);
+    let at = |n: usize| message.char_indices().nth(n).map_or(message.len(), |(at, _)| at);
+    format!("{}...{}", &message[..at(head)], &message[at(count - tail)..]).into()
+}
+
 fn label(label: &str, colour: &str, message: &str) {
+    let message = shortened(message);
     if coloured() {
         remark(format_args!("\x1b[1;{colour}m{label}:\x1b[0m {message}"));
     } else {

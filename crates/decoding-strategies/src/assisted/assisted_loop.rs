@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     Chooser, ErrorKind, FinishReason, LoopOutput, Record, Result, RowEvent, RowGroup, RowId,
-    RowOutcome, RowOutput, TokenLoop, rows::Row,
+    RowOutcome, RowOutput, Rules, TokenLoop, rows::Row,
 };
 
 /// How many guesses were accepted.
@@ -142,7 +142,7 @@ impl<'a, M: Speculative> AssistedLoop<'a, M> {
 
     /// What processors leave no choice of, to be checked like a guess.
     fn forced(&self) -> Result<Candidates> {
-        let mut tokens = self.group.processors.forced_tokens(&self.row.context())?;
+        let mut tokens = self.group.rules.processors.forced_tokens(&self.row.context())?;
         tokens.truncate(self.budget().min(self.max_checkable()));
         Ok(Candidates { tokens, scores: Vec::new() })
     }
@@ -162,16 +162,16 @@ impl<'a, M: Speculative> AssistedLoop<'a, M> {
             context: self.row.context(),
             budget: self.budget(),
             max_checkable: self.max_checkable(),
-            eos: &self.group.stop.limits().eos,
-            processors: &self.group.processors,
+            eos: &self.group.rules.stop.limits().eos,
+            processors: &self.group.rules.processors,
             vocab_size: self.model.vocab_size(),
             wants_scores: self.ensemble_weight.is_some()
-                || matches!(self.group.chooser, Chooser::Sample(_)),
+                || matches!(self.group.rules.chooser, Chooser::Sample(_)),
         };
         // What is tried out here leaves no trace in what the warpers remember of the row.
-        let state = self.group.chooser.state(0);
-        let guess = self.generator.candidates(&draft, &mut self.group.chooser);
-        self.group.chooser.set_state(0, state);
+        let state = self.group.rules.chooser.state(0);
+        let guess = self.generator.candidates(&draft, &mut self.group.rules.chooser);
+        self.group.rules.chooser.set_state(0, state);
         guess
     }
 
@@ -185,7 +185,8 @@ impl<'a, M: Speculative> AssistedLoop<'a, M> {
         // Where tokens from before the guesses were fed along, theirs are the first rows.
         let skipped = rows().count() - (count + 1);
         let weight = self.ensemble_weight;
-        let RowGroup { processors, chooser, record, .. } = &mut self.group;
+        let RowGroup { rules, record, .. } = &mut self.group;
+        let Rules { processors, chooser, .. } = rules;
         let mut sampler = match chooser {
             Chooser::Sample(sampling) if !guess.scores.is_empty() => {
                 Some(SpeculativeSampler::new(guess, weight, sampling))

@@ -3,7 +3,7 @@
 use mlxgk_logits_processors::{Context, LogitsProcessor, Stage};
 use mlxgk_torch::softmax;
 
-use super::{CandidateGenerator, Candidates, DraftContext, Speculative};
+use super::{CandidateGenerator, Candidates, DraftContext, Speculative, nothing_left};
 use crate::{Chooser, Result};
 
 /// How the number of guesses changes with their success (`num_assistant_tokens_schedule`).
@@ -99,12 +99,15 @@ impl<D: Speculative> CandidateGenerator for DraftModel<D> {
             scores.clear();
             scores.extend_from_slice(&all[all.len() - draft.vocab_size..]);
             let context = Context { tokens: &text, ..draft.context };
-            draft.processors.process(&context, &mut scores)?;
+            // A way that the draft alone takes may have no end.
+            if nothing_left(draft.processors.process(&context, &mut scores))? {
+                return Ok(guess);
+            }
             // In HF the draft gets the model's list of processors beside its own, and of both lists
             // whatever stands behind the caller's processors applies: warpers, watermark and
             // normalisation apply twice.
             chooser.warp(&context, &mut scores)?;
-            for late in draft.processors.iter().filter(|it| it.stage() > Stage::User) {
+            for late in draft.processors.iter().filter(|it| it.stage() >= Stage::Temperature) {
                 late.process(&context, &mut scores)?;
             }
             let token = if reads_scores {

@@ -16,6 +16,8 @@ mod draft_model;
 mod prompt_lookup;
 mod speculative_sampler;
 
+use mlxgk_logits_processors::{ErrorKind, Result as Processed};
+
 use crate::{LanguageModel, Result};
 
 pub use self::assisted_loop::{Acceptance, AssistedLoop};
@@ -43,5 +45,14 @@ pub trait Speculative: LanguageModel {
     /// such limit; one with longrope reads all of a text again when it outgrows the original context.
     fn room(&self) -> usize {
         usize::MAX
+    }
+}
+
+/// Whether a draft has nothing to go on with. That is no error: the model may take another way.
+fn nothing_left(processed: Processed<()>) -> Result<bool> {
+    match processed {
+        Ok(()) => Ok(false),
+        Err(e) if e.kind() == ErrorKind::NoTokenAllowed => Ok(true),
+        Err(e) => Err(e.into()),
     }
 }

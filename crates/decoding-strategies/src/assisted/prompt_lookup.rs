@@ -2,7 +2,7 @@
 
 use mlxgk_logits_processors::{Context, LogitsProcessor};
 
-use super::{CandidateGenerator, Candidates, DraftContext};
+use super::{CandidateGenerator, Candidates, DraftContext, nothing_left};
 use crate::{Chooser, Error, ErrorKind, Result};
 
 /// Guesses that what followed the last words earlier will follow them again (HF
@@ -99,7 +99,9 @@ fn allowed(tokens: &[u32], draft: &DraftContext<'_>, chooser: &mut Chooser) -> R
         scores.clear();
         scores.resize(draft.vocab_size, 1.0f32);
         let context = Context { tokens: &text, ..draft.context };
-        draft.processors.process(&context, &mut scores)?;
+        if nothing_left(draft.processors.process(&context, &mut scores))? {
+            return Ok(place);
+        }
         chooser.warp(&context, &mut scores)?;
         if matches!(scores[token as usize], f32::NEG_INFINITY | f32::MIN) {
             return Ok(place);

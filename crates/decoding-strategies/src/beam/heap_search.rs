@@ -83,7 +83,7 @@ impl<M: Reorder> HeapBeamSearch<M> {
         variant: Variant,
     ) -> Result<Self> {
         options.check()?;
-        if group.stop.has_criteria() {
+        if group.rules.stop.has_criteria() {
             let what =
                 "group and constrained beam search stop only at end tokens and the length limit";
             return Err(Error::new(ErrorKind::Prompt, what));
@@ -112,7 +112,7 @@ impl<M: Reorder> HeapBeamSearch<M> {
             };
             searches.push((0..groups).map(|_| group()).collect());
         }
-        let mut before = group.processors;
+        let mut before = group.rules.processors;
         let place = before.iter().take_while(|it| it.stage() <= Stage::SequenceBias).count();
         let after = before.split_off(place);
         Ok(Self {

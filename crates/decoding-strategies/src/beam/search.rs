@@ -105,7 +105,7 @@ impl<M: Reorder> BeamSearch<M> {
         let mut first_row = 0;
         for prompt in 0..self.searches.len() {
             if self.searches[prompt].over {
-                self.group.chooser.skip(prompt, beams * self.model.vocab_size());
+                self.group.rules.chooser.skip(prompt, beams * self.model.vocab_size());
                 continue;
             }
             let candidates = self.candidates(prompt, first_row)?;
@@ -135,8 +135,8 @@ impl<M: Reorder> BeamSearch<M> {
             searches.flat_map(|it| it.running.contexts()).collect();
         let vocab = self.model.vocab_size();
         self.log_probs.load(self.model.scores()?, vocab)?;
-        self.log_probs.process(0, &contexts, &self.group.processors)?;
-        if let Chooser::Sample(sampling) = &mut self.group.chooser {
+        self.log_probs.process(0, &contexts, &self.group.rules.processors)?;
+        if let Chooser::Sample(sampling) = &mut self.group.rules.chooser {
             for (row, context) in contexts.iter().enumerate() {
                 if let Some(context) = context {
                     sampling.warp(0, context, self.log_probs.row_mut(row))?;
@@ -159,7 +159,7 @@ impl<M: Reorder> BeamSearch<M> {
             Candidate { beam, token, log_prob, score, end: None }
         };
         let rows = running.beams().iter().zip(first_row..);
-        let mut candidates: Vec<Candidate> = match &mut self.group.chooser {
+        let mut candidates: Vec<Candidate> = match &mut self.group.rules.chooser {
             Chooser::Greedy => {
                 let mut best = TopK::new(count);
                 rows.for_each(|(beam, row)| best.offer(self.log_probs.row(row), beam.score));
@@ -174,9 +174,10 @@ impl<M: Reorder> BeamSearch<M> {
                 filled_up(drawn, count, self.flat.len()).into_iter().map(candidate).collect()
             }
         };
-        let stop = &mut self.group.stop;
+        let stop = &mut self.group.rules.stop;
         for it in &mut candidates {
-            it.end = running.with_token(it.beam, it.token, |context| stop.check(context))?;
+            let end = running.with_token(it.beam, it.token, |context| stop.check(context));
+            it.end = end.map_err(Error::of_criterion)?;
         }
         Ok(candidates)
     }

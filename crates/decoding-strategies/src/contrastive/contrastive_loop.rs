@@ -126,7 +126,7 @@ impl<M: Lookahead> ContrastiveLoop<M> {
                 return;
             };
             let scores = &mut scores[place * vocab..][..vocab];
-            let best = group.processors.process(&row.context(), scores).map_err(Error::from);
+            let best = group.rules.processors.process(&row.context(), scores).map_err(Error::from);
             match best.and_then(|()| likeliest(scores, per_row)) {
                 Ok(best) => {
                     for (at, (token, probability)) in best.into_iter().enumerate() {

@@ -225,9 +225,7 @@ fn prompts() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, content: &[u8]| write(folder.path(), name, content);
     let model = copy("llama");
-    set(&model.path().join("config.json"), "max_position_embeddings", json!(128));
     let model = model.path().to_str().unwrap();
-    let long = vec!["5"; 129].join(",");
     let empty = "the prompt is empty";
     for (args, words) in [
         (["--prompt-ids", "151"], "token id 151 is outside the vocabulary of 151"),
@@ -236,7 +234,6 @@ fn prompts() {
         (["--prompt-ids", "5,,6"], "\"\" is not a token id"),
         (["--prompt-ids", "4294967296"], "\"4294967296\" is not a token id"),
         (["--prompt-ids", ""], empty),
-        (["--prompt-ids", &long], "129 tokens, but the model's context is 128"),
         (["--prompts-file", &file("a", b"")], "holds no prompt"),
         (["--prompts-file", &file("b", b"{}")], "line 1 has neither a \"prompt\""),
         (["--prompts-file", &file("c", b"[\"\xff\"]")], "c is not valid UTF-8 at byte 2"),
@@ -278,8 +275,6 @@ fn prompts() {
     ] {
         check(&["generate", args[0], args[1]], stdin, 2, &[words]);
     }
-    let long = "word ".repeat(3000);
-    check(&["generate", "--prompt", &long], b"", 2, &["the model's context is"]);
     check(&["score", "--text", ""], b"", 2, &[empty]);
 }
 
@@ -496,4 +491,63 @@ fn grammars_and_other_fields() {
     with(&["--guidance-scale", "nan"], &["--guidance-scale", "finite"]);
     with(&["--set", "logit_bias={\"9999999\": 1}"], &["9999999"]);
     with(&["--set", "logit_bias={\"a\": 1}"], &["`logit_bias`", "token ids as keys"]);
+}
+
+/// Absurd settings and files: a text, or one sentence of at most 400 characters.
+#[test]
+fn absurd_settings_are_answered_or_refused_in_a_sentence() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = "x".repeat(100_000);
+    let synth = |fields: &str| format!("watermarking_config={{{fields}}}");
+    let layers = format!("dola_layers={:?}", vec![2; 20_000]);
+    let words = format!("bad_words_ids={:?}", vec![[5, 6]; 5_000]);
+    let model =
+        write(folder.path(), "model.json", format!("{{\"cache_implementation\": \"{long}\"}}"));
+    let ids = vec!["5"; 1100].join(",");
+    let hidden = vec!["0"; 1000].join(",");
+    for (status, args) in [
+        (0, vec!["--set", &layers]),
+        (0, vec!["--set", &words]),
+        (0, vec!["--do-sample", "--set", &synth("\"ngram_len\": 2147483648, \"keys\": [1, 2]")]),
+        (
+            2,
+            vec![
+                "--do-sample",
+                "--set",
+                &synth(&format!("\"ngram_len\": 5, \"keys\": {:?}", vec![1; 2000])),
+            ],
+        ),
+        (
+            2,
+            vec![
+                "--do-sample",
+                "--set",
+                &synth("\"ngram_len\": 5, \"keys\": [1], \"sampling_table_size\": 1099511627776"),
+            ],
+        ),
+        (2, vec!["--generation-config", &model]),
+        (2, vec!["--set", &long]),
+        (2, vec!["--set", "num_beams=70000"]),
+        (2, vec!["--set", "max_new_tokens=99999999999999999999"]),
+        (2, vec!["--set", "grammar=\"start: (\\\"a\\\"?)~200000\""]),
+        (2, vec!["--hidden-states", &hidden, "--format", "json"]),
+        (
+            0,
+            vec![
+                "--set",
+                "no_repeat_ngram_size=1099511627776",
+                "--set",
+                "penalty_last_n=1099511627776",
+            ],
+        ),
+        // Beyond the model's context HF answers too.
+        (0, vec!["--prompt-ids", &ids]),
+    ] {
+        let start: &[&str] = if args[0] == "--prompt-ids" { &[] } else { &["--prompt", "Hi"] };
+        let run = mlxgk_with(&[&["generate", "--max-tokens", "2"], start, &args].concat(), b"");
+        let shown: String = format!("{args:?}").chars().take(80).collect();
+        assert_eq!(run.status, Some(status), "{shown}: {}", run.stderr);
+        assert!(run.stderr.lines().all(|it| it.chars().count() <= 400), "{shown}: {}", run.stderr);
+        assert_eq!(run.stderr.starts_with("error: "), status != 0, "{shown}: {}", run.stderr);
+    }
 }

@@ -6,9 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use mlxgk_logits_processors::Context;
-
-use crate::Result;
+use mlxgk_logits_processors::{Context, Result};
 
 /// When a row ends, as far as its tokens tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,7 +62,9 @@ pub trait StoppingCriterion: Send {
     /// of every continuation it chooses among, `context.row` being the prompt.
     ///
     /// # Errors
-    /// When it cannot tell; the error ends the row.
+    /// When it cannot tell; the error ends the row. Its kind is
+    /// [`ErrorKind::Callback`](mlxgk_logits_processors::ErrorKind::Callback) where the criterion is
+    /// the caller's own.
     fn ends(&mut self, context: &Context<'_>) -> Result<Option<FinishReason>>;
 }
 
@@ -108,6 +108,11 @@ impl StopConditions {
     /// The end tokens and the length, and further criteria.
     pub fn new(limits: Limits, criteria: Vec<Box<dyn StoppingCriterion>>) -> Self {
         Self { limits, criteria }
+    }
+
+    /// Adds a criterion behind the others.
+    pub fn push(&mut self, criterion: Box<dyn StoppingCriterion>) {
+        self.criteria.push(criterion);
     }
 
     /// The end tokens and the length.

@@ -1,0 +1,93 @@
+//! What tokens spell, and what is made from it.
+
+#[cfg(feature = "grammars")]
+use std::sync::{Arc, OnceLock};
+
+#[cfg(feature = "grammars")]
+use mlxgk_grammars::{Grammar, GrammarProcessor, Vocabulary};
+use mlxgk_logits_processors::{Context, Dry, Error, ErrorKind, Result, SequenceBreakers};
+use mlxgk_tokenizer_bridge::{StopStrings, Tokenizer};
+
+use crate::{FinishReason, StoppingCriterion};
+
+/// What tokens spell: a tokenizer, and the grammar engine's tables over its vocabulary, which are
+/// built for the first grammar and serve all others.
+///
+/// Cloning it is cheap: clones share both.
+#[derive(Debug, Clone)]
+pub struct Text {
+    tokenizer: Tokenizer,
+    #[cfg(feature = "grammars")]
+    vocabulary: Arc<OnceLock<Vocabulary>>,
+}
+
+impl From<Tokenizer> for Text {
+    fn from(tokenizer: Tokenizer) -> Self {
+        Self {
+            tokenizer,
+            #[cfg(feature = "grammars")]
+            vocabulary: Arc::default(),
+        }
+    }
+}
+
+impl Text {
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    pub(super) fn stop_at(&self, strings: Vec<String>) -> Result<Box<dyn StoppingCriterion>> {
+        let strings = StopStrings::new(&self.tokenizer, strings)
+            .map_err(|e| Error::about("stop_strings", ErrorKind::Parameter, e.to_string()))?;
+        Ok(Box::new(AtStrings(strings)))
+    }
+
+    pub(super) fn with_breakers(
+        &self,
+        dry: Dry,
+        breakers: Vec<&str>,
+        vocab_size: usize,
+    ) -> Result<Dry> {
+        if breakers.is_empty() {
+            return Ok(dry);
+        }
+        let texts = self.tokenizer.texts();
+        let words: Vec<String> = (0..vocab_size as u32)
+            .map(|id| match texts.bytes(id) {
+                Some(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+                // A breaker may be a special token.
+                None => self.tokenizer.id_to_token(id).unwrap_or_default(),
+            })
+            .collect();
+        // A text that cannot be spelled is no tail of a breaker.
+        let spell = |rest: &[u8]| {
+            let text = std::str::from_utf8(rest).ok();
+            text.and_then(|it| self.tokenizer.encode_continuation(it)).unwrap_or_default()
+        };
+        Ok(dry.with_breakers(SequenceBreakers::from_strings(breakers, &words, spell)?))
+    }
+
+    #[cfg(feature = "grammars")]
+    pub(super) fn processor(&self, grammar: &Grammar, eos: &[u32]) -> Result<GrammarProcessor> {
+        let vocabulary = match self.vocabulary.get() {
+            Some(vocabulary) => vocabulary.with_eos(eos)?,
+            None => {
+                let vocabulary = Vocabulary::from_tokenizer(&self.tokenizer, eos)?;
+                self.vocabulary.get_or_init(|| vocabulary).with_eos(eos)?
+            }
+        };
+        GrammarProcessor::new(&vocabulary, grammar)
+    }
+}
+
+/// Ends a row at a string.
+struct AtStrings(StopStrings);
+
+impl StoppingCriterion for AtStrings {
+    fn ends(&mut self, context: &Context<'_>) -> Result<Option<FinishReason>> {
+        let found = self.0.end(context.tokens);
+        let found = found.map_err(|e| Error::new(ErrorKind::Callback, e.to_string()))?;
+        Ok(found.then_some(FinishReason::StopString))
+    }
+}
