@@ -56,7 +56,7 @@ def scheme_of(name: str):
         "qwen3-moe-q4": ("affine", 32, 4, None),
         "gemma3-q4": ("affine", 64, 4, None),
         "qwen3_5-q4": ("affine", 64, 4, None),
-        # Of these, too, the routers are kept in 8 bits.
+        # So do those of gpt-oss and Gemma 4.
         "gpt-oss-q4": ("affine", 64, 4, None),
         "glm4-moe-q4": ("affine", 64, 4, None),
         "gemma4-q4": ("affine", 64, 4, None),

@@ -48,6 +48,7 @@ def record(out: pathlib.Path) -> None:
             with_good_seed(tiny, lambda seed, tiny=tiny, source=source: record_quantized(tiny, source, out, seed))
     record_restacked(out, "qwen3-moe", "qwen3-moe-stacked")
     record_restacked(out, "qwen3_5", "qwen3_5-mlx")
+    record_restacked(out, "deepseek-v3", "deepseek-v3-mlx")
 
 
 def record_packed(tiny: _tiny.Tiny, out: pathlib.Path, seed: int) -> None:
