@@ -58,7 +58,7 @@ def draw(model: torch.nn.Module, seed: int) -> None:
         if name.endswith(("layer_scalar", "per_expert_scale", "router.scale")):
             return 0.9, 0.15
         if "norm" in name:
-            if any(it in name for it in ("q_norm", "k_norm", "query_layernorm", "key_layernorm")):
+            if any(it in name for it in ("q_norm", "k_norm", "query_layernorm", "key_layernorm", "q_layernorm", "k_layernorm")):
                 # Gemma 4 multiplies its scores by nothing.
                 return 0.7 if gemma4 else 1.5, 0.2
             if gemma4 and "post_" in name:
@@ -175,6 +175,15 @@ MODELS = (
     small("minimax-m2", config("MiniMaxM2ForCausalLM", "minimax_m2", num_local_experts=5, num_experts_per_tok=2, rotary_dim=4,
                                tie_word_embeddings=False, rope_theta=1000.0),
           form="4.x", matters=({"num_experts_per_tok": 1}, {"rotary_dim": 8}), seed=1),
+    # LFM2: short convolutions, a width that is rounded up; its mixture, with a correction of the choice.
+    small("lfm2", config("Lfm2ForCausalLM", "lfm2", head_dim=None, num_hidden_layers=4, norm_eps=1e-3, conv_L_cache=3, full_attn_idxs=[2],
+                         block_auto_adjust_ff_dim=True, block_multiple_of=8, block_ffn_dim_multiplier=1.3, block_ff_dim=30,
+                         tie_embedding=True, rope_theta=1000.0),
+          form="4.x", matters=({"norm_eps": 1e-1}, {"rope_theta": 50.0})),
+    small("lfm2-moe", config("Lfm2MoeForCausalLM", "lfm2_moe", head_dim=None, num_hidden_layers=4, num_dense_layers=1, num_experts=5,
+                             layer_types=["conv", "full_attention", "conv", "conv"], norm_topk_prob=True, conv_L_cache=4,
+                             routed_scaling_factor=1.3, tie_word_embeddings=True, **MOE),
+          matters=({"num_experts_per_tok": 1}, {"norm_topk_prob": False}, {"routed_scaling_factor": 1.0}), seed=3),
     # Phi-4-mini: a tied head, partly rotated heads, and longrope, all at once.
     small("phi4-mini", config("Phi3ForCausalLM", "phi3", tie_word_embeddings=True, partial_rotary_factor=0.75, head_dim=None, hidden_size=32,
                               original_max_position_embeddings=16, rope_theta=1000.0, sliding_window=300, rope_scaling={

@@ -22,6 +22,7 @@ use crate::{
     norm::{NormWeight, RmsNorm},
     parameters::{Tensor, Visit, visit},
     rope::{Rope, Rotation},
+    short_convolution::ShortConvolution,
     weights::Weights,
 };
 
@@ -253,6 +254,8 @@ pub(crate) enum Norms {
     Around,
     /// The same under other names (GLM-4).
     AroundGlm,
+    /// Before each half, under LFM2's names.
+    BeforeLfm,
 }
 
 impl Norms {
@@ -264,6 +267,7 @@ impl Norms {
             Self::Before => [input, None, post, None],
             Self::After => [None, post, None, post_feed_forward],
             Self::Around => [input, post, Some("pre_feedforward_layernorm"), post_feed_forward],
+            Self::BeforeLfm => [Some("operator_norm"), None, Some("ffn_norm"), None],
             Self::AroundGlm => {
                 [input, Some("post_self_attn_layernorm"), post, Some("post_mlp_layernorm")]
             }
@@ -305,16 +309,23 @@ impl TransformerBlock {
 pub(crate) enum Mixer {
     Attention { attention: SelfAttention },
     Delta { delta: GatedDelta },
+    Convolution { convolution: ShortConvolution },
     Latent { latent: LatentAttention },
 }
 
-visit!(enum Mixer { Attention { attention }, Delta { delta }, Latent { latent } });
+visit!(enum Mixer {
+    Attention { attention },
+    Delta { delta },
+    Convolution { convolution },
+    Latent { latent },
+});
 
 impl Mixer {
     fn forward(&self, layer: usize, x: &Array, pass: &mut BlockPass<'_>) -> Result<Array> {
         match self {
             Self::Attention { attention } => attention.forward(layer, x, pass),
             Self::Delta { delta } => delta.forward(layer, x, pass),
+            Self::Convolution { convolution } => convolution.forward(layer, x, pass),
             Self::Latent { latent } => latent.forward(layer, x, pass),
         }
     }
@@ -323,7 +334,7 @@ impl Mixer {
         match self {
             Self::Attention { attention } => attention.spec(),
             Self::Latent { latent } => latent.spec(),
-            Self::Delta { .. } => LayerSpec::State,
+            Self::Delta { .. } | Self::Convolution { .. } => LayerSpec::State,
         }
     }
 
@@ -331,7 +342,7 @@ impl Mixer {
         match self {
             Self::Attention { attention } => attention.cached_per_token(),
             Self::Latent { latent } => latent.cached_per_token(),
-            Self::Delta { .. } => 0,
+            Self::Delta { .. } | Self::Convolution { .. } => 0,
         }
     }
 }
@@ -387,6 +398,7 @@ pub(crate) struct AttentionOptions {
     /// Norms on queries and keys.
     pub(crate) head_norms: Option<NormWeight>,
     pub(crate) norm_place: NormPlace,
+    pub(crate) names: AttentionNames,
     /// Whether each head has a sink ([`Softmax::sinks`]).
     pub(crate) sinks: bool,
     /// `None`: `head_dim^-0.5`.
@@ -396,6 +408,18 @@ pub(crate) struct AttentionOptions {
     /// Whether the product for a head's query makes as many numbers again, whose sigmoid what the
     /// head returns is multiplied by (Qwen3.5).
     pub(crate) output_gate: bool,
+}
+
+/// What a family's checkpoints call some parts of attention.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AttentionNames {
+    pub(crate) output: &'static str,
+    /// The norms on queries and keys.
+    pub(crate) norms: [&'static str; 2],
+}
+
+impl AttentionNames {
+    pub(crate) const USUAL: Self = Self { output: "o_proj", norms: ["q_norm", "k_norm"] };
 }
 
 /// What norms on queries and keys are over, and when.
@@ -446,6 +470,7 @@ impl AttentionOptions {
             rope: rope.into(),
             growth: None,
             norm_place: NormPlace::Head,
+            names: AttentionNames::USUAL,
             sinks: false,
             spec,
             qkv_bias: false,
@@ -482,18 +507,17 @@ impl SelfAttention {
             }
         };
         let output = weights.linear(
-            &format!("{at}.o_proj"),
+            &format!("{at}.{}", options.names.output),
             dims.hidden,
             query_rows,
             options.output_bias,
         )?;
-        let (names, sizes) = match options.norm_place {
-            NormPlace::Head => (["q_norm", "k_norm"], [heads.dim; 2]),
-            NormPlace::AllHeads => (["q_norm", "k_norm"], [query_rows, kv_rows]),
-            NormPlace::RotatedHead => (["query_layernorm", "key_layernorm"], [heads.dim; 2]),
+        let sizes = match options.norm_place {
+            NormPlace::Head | NormPlace::RotatedHead => [heads.dim; 2],
+            NormPlace::AllHeads => [query_rows, kv_rows],
         };
         let mut head_norm = |index: usize| {
-            let name = format!("{at}.{}", names[index]);
+            let name = format!("{at}.{}", options.names.norms[index]);
             let load = |form| weights.norm(&name, sizes[index], dims.eps, form);
             options.head_norms.map(load).transpose()
         };

@@ -48,6 +48,7 @@ mod recording;
 mod recurrence;
 mod rope;
 mod row_hooks;
+mod short_convolution;
 mod weight;
 mod weights;
 

@@ -42,6 +42,21 @@ pub(crate) struct MlpOptions {
     pub(crate) fused: bool,
 }
 
+/// What a family's checkpoints call the products of a gated layer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MlpNames {
+    pub(crate) gate: &'static str,
+    pub(crate) up: &'static str,
+    pub(crate) down: &'static str,
+    /// Gate and up, where one product makes both.
+    pub(crate) both: &'static str,
+}
+
+impl MlpNames {
+    pub(crate) const USUAL: Self =
+        Self { gate: "gate_proj", up: "up_proj", down: "down_proj", both: "gate_up_proj" };
+}
+
 impl MlpOptions {
     /// Three products without biases.
     pub(crate) fn new(inner: usize, activation: Activation) -> Self {
@@ -80,25 +95,36 @@ impl PlainMlp {
 }
 
 impl GatedMlp {
-    /// Loads the layer at `at` (`model.layers.3.mlp`).
+    /// Loads the layer at `at` (`model.layers.3.mlp`), under the usual names.
     pub(crate) fn load(
         weights: &mut Weights,
         at: &str,
         hidden: usize,
         options: MlpOptions,
     ) -> Result<Self> {
+        Self::load_named(weights, at, hidden, MlpNames::USUAL, options)
+    }
+
+    /// As [`load`](Self::load), under a family's own names.
+    pub(crate) fn load_named(
+        weights: &mut Weights,
+        at: &str,
+        hidden: usize,
+        names: MlpNames,
+        options: MlpOptions,
+    ) -> Result<Self> {
         let MlpOptions { inner, activation, bias, fused } = options;
         let mut linear =
             |name, rows, columns| weights.linear(&format!("{at}.{name}"), rows, columns, bias);
         let gate_up = if fused {
-            GateUp::Fused { both: linear("gate_up_proj", 2 * inner, hidden)? }
+            GateUp::Fused { both: linear(names.both, 2 * inner, hidden)? }
         } else {
             GateUp::Separate {
-                gate: linear("gate_proj", inner, hidden)?,
-                up: linear("up_proj", inner, hidden)?,
+                gate: linear(names.gate, inner, hidden)?,
+                up: linear(names.up, inner, hidden)?,
             }
         };
-        let down = linear("down_proj", hidden, inner)?;
+        let down = linear(names.down, hidden, inner)?;
         Ok(Self { gate_up, down, activation, backend: weights.backend() })
     }
 

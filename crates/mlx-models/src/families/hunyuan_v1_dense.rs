@@ -2,7 +2,7 @@
 
 use super::prelude::*;
 use crate::{
-    block::NormPlace,
+    block::{AttentionNames, NormPlace},
     rope::{Rope, RopeParameters},
 };
 
@@ -23,6 +23,7 @@ pub(super) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
             output_bias: bias,
             head_norms: Some(form),
             norm_place: NormPlace::RotatedHead,
+            names: AttentionNames { norms: ["query_layernorm", "key_layernorm"], ..AttentionNames::USUAL },
             ..AttentionOptions::new(heads, rope.clone(), LayerSpec::Full)
         };
         dense_block(weights, at, &dims, (Norms::Before, form), attention, mlp)

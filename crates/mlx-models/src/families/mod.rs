@@ -14,6 +14,7 @@ mod glm4_moe;
 mod gpt_oss;
 mod granite;
 mod hunyuan_v1_dense;
+mod lfm2;
 mod llama;
 mod minimax_m2;
 mod ministral3;
@@ -80,6 +81,8 @@ const FAMILIES: &[(&str, Build, &str)] = &[
     ("granite", granite::build, HF),
     ("hunyuan_v1_dense", hunyuan_v1_dense::build, HF),
     ("kimi_k2", deepseek_v3::build_v3, "as `deepseek_v3`"),
+    ("lfm2", lfm2::build, HF),
+    ("lfm2_moe", lfm2::build_moe, HF),
     ("llama", llama::build, HF_AND_MLX),
     ("minimax_m2", minimax_m2::build, HF),
     ("ministral3", ministral3::build, HF),
@@ -183,15 +186,27 @@ mod prelude {
 fn assemble(
     model_type: &str,
     dims: Dims,
-    mut weights: Weights,
+    weights: Weights,
     form: NormWeight,
+    options: DecoderOptions,
+    block: impl FnMut(&mut Weights, &str, usize) -> Result<Box<dyn Block>>,
+) -> Result<Decoder> {
+    assemble_before(model_type, dims, weights, ("model.norm", form), options, block)
+}
+
+/// As [`assemble`], before a final norm of another name.
+fn assemble_before(
+    model_type: &str,
+    dims: Dims,
+    mut weights: Weights,
+    (norm, form): (&str, NormWeight),
     options: DecoderOptions,
     mut block: impl FnMut(&mut Weights, &str, usize) -> Result<Box<dyn Block>>,
 ) -> Result<Decoder> {
     let blocks = (0..dims.layers)
         .map(|layer| block(&mut weights, &format!("model.layers.{layer}"), layer))
         .collect::<Result<Vec<_>>>()?;
-    let norm = weights.norm("model.norm", dims.hidden, dims.eps, form)?;
+    let norm = weights.norm(norm, dims.hidden, dims.eps, form)?;
     load::assemble(model_type, dims, weights, norm, blocks, options)
 }
 

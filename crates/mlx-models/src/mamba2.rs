@@ -1,0 +1,202 @@
+//! Mamba-2 (Dao & Gu, 2024): a short convolution, a recurrence with a fading per head, a gated norm.
+
+use mlx_rs::{
+    Array, Dtype,
+    error::Result as MlxResult,
+    ops::{logaddexp, maximum, minimum, rsqrt, zeros_dtype},
+};
+
+use crate::{
+    Result,
+    activation::Activation,
+    backend::Backend,
+    block::BlockPass,
+    config::Config,
+    convolution::CausalConvolution,
+    linear::Linear,
+    parameters::{Tensor, visit},
+    recurrence::{Tokens, recur},
+    weights::Weights,
+};
+
+/// A layer of such recurrences, one per head.
+#[derive(Debug)]
+pub(crate) struct Mamba2 {
+    /// Makes gate, convolved inputs and steps in one product.
+    input: Linear,
+    convolution: CausalConvolution,
+    /// `-e^A_log`, fp32: how fast a head forgets.
+    decay: Tensor,
+    /// Added to the steps, fp32.
+    step_bias: Tensor,
+    /// What a head's input is multiplied by beside the recurrence, fp32.
+    skip: Tensor,
+    norm: GatedNorm,
+    output: Linear,
+    options: MambaOptions,
+}
+
+/// What differs between the families' layers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MambaOptions {
+    pub(crate) hidden: usize,
+    pub(crate) heads: usize,
+    pub(crate) head_dim: usize,
+    /// Groups of heads that share what is written and what is read by.
+    pub(crate) groups: usize,
+    /// Numbers per channel that a state keeps.
+    pub(crate) state: usize,
+    /// Tokens that the convolution sees.
+    pub(crate) width: usize,
+    pub(crate) bias: bool,
+    pub(crate) convolution_bias: bool,
+    pub(crate) activation: Activation,
+    /// Between these a step is kept.
+    pub(crate) step_limit: (f32, f32),
+    pub(crate) eps: f32,
+}
+
+visit!(struct Mamba2 { input, convolution, decay, step_bias, skip, norm, output });
+
+impl MambaOptions {
+    /// Channels of all heads.
+    fn inner(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Channels that are convolved: those of the heads, and what each group writes and reads by.
+    fn convolved(&self) -> usize {
+        self.inner() + 2 * self.groups * self.state
+    }
+
+    /// Refuses heads that the groups cannot share equally.
+    pub(crate) fn check(self, config: &Config, key: &str) -> Result<Self> {
+        if !self.heads.is_multiple_of(self.groups) {
+            let what = format!("is {}, which does not divide the {} heads", self.groups, self.heads);
+            return Err(config.error(key, what));
+        }
+        Ok(self)
+    }
+}
+
+impl Mamba2 {
+    /// Loads the layer at `at` (`model.layers.3.mamba`).
+    pub(crate) fn load(weights: &mut Weights, at: &str, options: MambaOptions) -> Result<Self> {
+        let MambaOptions { hidden, heads, width, bias, convolution_bias, .. } = options;
+        let (inner, convolved) = (options.inner(), options.convolved());
+        let name = |it: &str| format!("{at}.{it}");
+        let same = |it: &Array| Ok(it.clone());
+        let convolution =
+            CausalConvolution::load(weights, &name("conv1d"), convolved, width, convolution_bias)?;
+        Ok(Self {
+            input: weights.linear(&name("in_proj"), inner + convolved + heads, hidden, bias)?,
+            convolution,
+            decay: weights.derived(&name("A_log"), &[heads], true, |it| it.exp()?.negative())?,
+            step_bias: weights.derived(&name("dt_bias"), &[heads], true, same)?,
+            skip: weights.derived(&name("D"), &[heads], true, same)?,
+            norm: GatedNorm {
+                weight: weights.tensor(&name("norm.weight"), &[inner])?,
+                groups: options.groups as i32,
+                eps: options.eps,
+                backend: weights.backend(),
+            },
+            output: weights.linear(&name("out_proj"), hidden, inner, bias)?,
+            options,
+        })
+    }
+
+    pub(crate) fn forward(
+        &self,
+        layer: usize,
+        x: &Array,
+        pass: &mut BlockPass<'_>,
+    ) -> Result<Array> {
+        let (batch, count) = (x.dim(0), x.dim(1));
+        let (inner, convolved) = (self.options.inner() as i32, self.options.convolved() as i32);
+        let parts = self.input.forward(x)?.split_at_indices(&[inner, inner + convolved], -1)?;
+        let (window, memory) = match pass.state(layer)? {
+            Some([window, memory]) => (Some(window.clone()), Some(memory.clone())),
+            _ => (None, None),
+        };
+        // Behind the product, whose bias would reach real tokens; and so would the convolution's.
+        let mixed = pass.without_padding(&parts[1])?;
+        let (mixed, window) = self.convolution.forward(&mixed, window.as_ref())?;
+        let mixed = pass.without_padding(&self.options.activation.forward(&mixed)?)?;
+        let (tokens, inputs) = self.tokens(&mixed, &parts[2])?;
+        let memory = match memory {
+            Some(memory) => memory,
+            None => zeros_dtype(&self.memory(batch), Dtype::Float32)?,
+        };
+        let (outputs, memory) = recur(&tokens, &memory)?;
+        pass.set_state(layer, vec![window, memory])?;
+
+        let groups = self.options.groups as i32;
+        let skip = self.skip.array().reshape(&[1, groups, -1, 1, 1])?;
+        let outputs = outputs.add(inputs.multiply(skip)?)?;
+        let outputs = outputs.transpose_axes(&[0, 3, 1, 2, 4])?.reshape(&[batch, count, inner])?;
+        let normed = self.norm.forward(&outputs, &parts[0])?;
+        Ok(self.output.forward(&normed)?)
+    }
+
+    /// The shape of the state: a matrix per head.
+    fn memory(&self, batch: i32) -> [i32; 5] {
+        let MambaOptions { heads, head_dim, groups, state, .. } = self.options;
+        [batch, groups as i32, (heads / groups) as i32, state as i32, head_dim as i32]
+    }
+
+    /// By groups and heads, in fp32, and the heads' inputs.
+    fn tokens(&self, mixed: &Array, steps: &Array) -> MlxResult<(Tokens, Array)> {
+        let (batch, count) = (mixed.dim(0), mixed.dim(1));
+        let [_, groups, heads, state, head_dim] = self.memory(batch);
+        let inner = groups * heads * head_dim;
+        let parts = mixed
+            .as_dtype(Dtype::Float32)?
+            .split_at_indices(&[inner, inner + groups * state], -1)?;
+        let by_head = |it: &Array, heads: i32, dim: i32| {
+            it.reshape(&[batch, count, groups, heads, dim])?.transpose_axes(&[0, 2, 3, 1, 4])
+        };
+        // softplus
+        let steps = steps.as_dtype(Dtype::Float32)?.add(self.step_bias.array())?;
+        let mut steps = logaddexp(steps, Array::from_f32(0.0))?;
+        let (least, most) = self.options.step_limit;
+        if least > 0.0 {
+            steps = maximum(steps, Array::from_f32(least))?;
+        }
+        if most.is_finite() {
+            steps = minimum(steps, Array::from_f32(most))?;
+        }
+        let inputs = by_head(&parts[0], heads, head_dim)?;
+        let tokens = Tokens {
+            queries: by_head(&parts[2], 1, state)?,
+            keys: by_head(&parts[1], 1, state)?,
+            values: inputs.multiply(by_head(&steps, heads, 1)?)?,
+            log_decays: by_head(&steps.multiply(self.decay.array())?, heads, 1)?,
+            rates: None,
+        };
+        Ok((tokens, inputs))
+    }
+}
+
+/// `norm(y · silu(gate))`, an RMS norm over each group of channels by itself.
+#[derive(Debug)]
+struct GatedNorm {
+    weight: Tensor,
+    groups: i32,
+    eps: f32,
+    backend: Backend,
+}
+
+visit!(struct GatedNorm { weight });
+
+impl GatedNorm {
+    /// `y` is fp32; returns the gate's dtype.
+    fn forward(&self, y: &Array, gate: &Array) -> MlxResult<Array> {
+        let [batch, count, inner] = [0, 1, 2].map(|axis| y.dim(axis));
+        let gate32 = gate.as_dtype(Dtype::Float32)?;
+        let gated = Activation::Silu.gate(&gate32, y, self.backend)?;
+        let gated = gated.reshape(&[batch, count, self.groups, inner / self.groups])?;
+        let mean = gated.square()?.mean_axis(-1, true)?.add(Array::from_f32(self.eps))?;
+        let normed = gated.multiply(rsqrt(mean)?)?.reshape(&[batch, count, inner])?;
+        normed.as_dtype(gate.dtype())?.multiply(self.weight.array())
+    }
+}
