@@ -53,6 +53,10 @@ def draw(model: torch.nn.Module, seed: int) -> None:
             return 0.0, 0.15
         if name.endswith("sinks"):
             return 0.5, 1.0
+        if name.endswith("A_log"):
+            return -1.5, 1.0
+        if name.endswith(".D"):
+            return 0.5, 0.3
         if name.endswith("bias"):
             return 0.0, 0.3
         if name.endswith(("layer_scalar", "per_expert_scale", "router.scale")):
@@ -184,6 +188,18 @@ MODELS = (
                              layer_types=["conv", "full_attention", "conv", "conv"], norm_topk_prob=True, conv_L_cache=4,
                              routed_scaling_factor=1.3, tie_word_embeddings=True, **MOE),
           matters=({"num_experts_per_tok": 1}, {"norm_topk_prob": False}, {"routed_scaling_factor": 1.0}), seed=3),
+    # Granite 4: Mamba-2 with two groups of heads and attention without positions, experts; one group, rotary, a dense half.
+    small("granite-hybrid", config("GraniteMoeHybridForCausalLM", "granitemoehybrid", head_dim=None, layer_types=["mamba", "attention", "mamba"],
+                                   mamba_n_heads=4, mamba_d_head=8, mamba_n_groups=2, mamba_d_state=6, mamba_d_conv=3, mamba_expand=2,
+                                   mamba_chunk_size=16, mamba_conv_bias=True, num_local_experts=4, num_experts_per_tok=2, shared_intermediate_size=20,
+                                   embedding_multiplier=1.5, attention_multiplier=0.3, residual_multiplier=0.7, logits_scaling=1.3,
+                                   tie_word_embeddings=True, attention_bias=False, rms_norm_eps=1e-5),
+          form="4.x", lengths=(1, 70), matters=({"num_experts_per_tok": 1}, {"residual_multiplier": 1.0}, {"position_embedding_type": "rope"})),
+    small("granite-hybrid-dense", config("GraniteMoeHybridForCausalLM", "granitemoehybrid", head_dim=None,
+                                         layer_types=["linear_attention", "full_attention", "linear_attention"], mamba_n_heads=2,
+                                         mamba_d_head=16, mamba_n_groups=1, mamba_d_state=8, num_local_experts=0,
+                                         shared_intermediate_size=20, position_embedding_type="rope", rope_theta=100.0,
+                                         attention_multiplier=0.4, attention_bias=True, mamba_chunk_size=8)),
     # Phi-4-mini: a tied head, partly rotated heads, and longrope, all at once.
     small("phi4-mini", config("Phi3ForCausalLM", "phi3", tie_word_embeddings=True, partial_rotary_factor=0.75, head_dim=None, hidden_size=32,
                               original_max_position_embeddings=16, rope_theta=1000.0, sliding_window=300, rope_scaling={

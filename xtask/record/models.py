@@ -50,6 +50,7 @@ def record(out: pathlib.Path) -> None:
     record_restacked(out, "qwen3_5", "qwen3_5-mlx")
     record_restacked(out, "deepseek-v3", "deepseek-v3-mlx")
     record_restacked(out, "lfm2-moe", "lfm2-moe-mlx")
+    record_restacked(out, "granite-hybrid", "granite-hybrid-mlx")
 
 
 def record_packed(tiny: _tiny.Tiny, out: pathlib.Path, seed: int) -> None:

@@ -17,6 +17,7 @@ use crate::{
     gated_delta::GatedDelta,
     latent::LatentAttention,
     linear::Linear,
+    mamba2::Mamba2,
     mlp::{GatedMlp, PlainMlp},
     moe::MixtureOfExperts,
     norm::{NormWeight, RmsNorm},
@@ -310,6 +311,7 @@ pub(crate) enum Mixer {
     Attention { attention: SelfAttention },
     Delta { delta: GatedDelta },
     Convolution { convolution: ShortConvolution },
+    Mamba { mamba: Mamba2 },
     Latent { latent: LatentAttention },
 }
 
@@ -317,6 +319,7 @@ visit!(enum Mixer {
     Attention { attention },
     Delta { delta },
     Convolution { convolution },
+    Mamba { mamba },
     Latent { latent },
 });
 
@@ -326,6 +329,7 @@ impl Mixer {
             Self::Attention { attention } => attention.forward(layer, x, pass),
             Self::Delta { delta } => delta.forward(layer, x, pass),
             Self::Convolution { convolution } => convolution.forward(layer, x, pass),
+            Self::Mamba { mamba } => mamba.forward(layer, x, pass),
             Self::Latent { latent } => latent.forward(layer, x, pass),
         }
     }
@@ -334,7 +338,7 @@ impl Mixer {
         match self {
             Self::Attention { attention } => attention.spec(),
             Self::Latent { latent } => latent.spec(),
-            Self::Delta { .. } | Self::Convolution { .. } => LayerSpec::State,
+            Self::Delta { .. } | Self::Convolution { .. } | Self::Mamba { .. } => LayerSpec::State,
         }
     }
 
@@ -342,7 +346,7 @@ impl Mixer {
         match self {
             Self::Attention { attention } => attention.cached_per_token(),
             Self::Latent { latent } => latent.cached_per_token(),
-            Self::Delta { .. } | Self::Convolution { .. } => 0,
+            Self::Delta { .. } | Self::Convolution { .. } | Self::Mamba { .. } => 0,
         }
     }
 }

@@ -38,6 +38,7 @@ mod input;
 mod latent;
 mod linear;
 mod load;
+mod mamba2;
 mod mlp;
 mod moe;
 mod norm;

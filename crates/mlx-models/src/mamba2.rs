@@ -5,6 +5,7 @@ use mlx_rs::{
     error::Result as MlxResult,
     ops::{logaddexp, maximum, minimum, rsqrt, zeros_dtype},
 };
+use serde_json::Value;
 
 use crate::{
     Result,
@@ -76,6 +77,21 @@ impl MambaOptions {
             return Err(config.error(key, what));
         }
         Ok(self)
+    }
+}
+
+/// Two numbers, of which the greater may be infinite; absent, steps have no limit.
+pub(crate) fn step_limit(config: &Config, key: &str) -> Result<(f32, f32)> {
+    // As JSON has no infinity, transformers 5 writes it as an object.
+    let number = |it: &Value| {
+        let infinite = it.get("__float__").and_then(Value::as_str) == Some("Infinity");
+        let number = it.as_f64().map(|it| it as f32);
+        if infinite { Some(f32::INFINITY) } else { number }
+    };
+    match config.list(key, "a list of two numbers", number)?.as_deref() {
+        None => Ok((0.0, f32::INFINITY)),
+        Some(&[least, most]) if least <= most => Ok((least, most)),
+        Some(_) => Err(config.error(key, "must be two numbers, the smaller one first")),
     }
 }
 

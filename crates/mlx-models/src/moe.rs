@@ -170,6 +170,8 @@ pub(crate) struct ExpertNames {
     pub(crate) each: [&'static str; 3],
     /// Whether HF's tensors for all experts have inputs before outputs, and gate and up row by row.
     pub(crate) transposed: bool,
+    /// The two products of all experts, where HF has them under other names and with an ending.
+    pub(crate) halves: Option<[&'static str; 2]>,
 }
 
 impl MixtureNames {
@@ -194,6 +196,7 @@ impl ExpertNames {
         together: "switch_mlp",
         each: ["gate_proj", "up_proj", "down_proj"],
         transposed: false,
+        halves: None,
     };
 }
 
@@ -208,6 +211,15 @@ impl RoutedExperts {
         gate: Gate,
         bias: bool,
     ) -> Result<Self> {
+        if let Some(halves) = names.halves {
+            let [both, down] = halves.map(|it| format!("{at}.{it}"));
+            if weights.has(&format!("{both}.weight")) {
+                let both = weights.stacked(&both, [experts, 2 * inner, hidden])?;
+                let down = weights.stacked(&down, [experts, hidden, inner])?;
+                let gate_up = GateUp::Fused { both };
+                return Ok(Self { gate_up, down, gate, backend: weights.backend() });
+            }
+        }
         let fused = weights.has_experts_of_all(at, "gate_up_proj");
         let mut stack = |name, index: usize, rows, columns| {
             weights.experts(at, names, (name, index), [experts, rows, columns], bias)
@@ -297,6 +309,11 @@ impl MixtureOfExperts {
         };
         let shared = options.shared.map(|it| SharedExpert::load(weights, at, it, options));
         Ok(Self { router, experts, shared: shared.transpose()? })
+    }
+
+    /// The same, and `mlp` for every token.
+    pub(crate) fn beside(self, mlp: GatedMlp) -> Self {
+        Self { shared: Some(SharedExpert { mlp, gate: None }), ..self }
     }
 
     pub(crate) fn forward(&self, hidden: &Array) -> Result<Array> {

@@ -13,6 +13,7 @@ mod glm4;
 mod glm4_moe;
 mod gpt_oss;
 mod granite;
+mod granitemoehybrid;
 mod hunyuan_v1_dense;
 mod lfm2;
 mod llama;
@@ -79,6 +80,7 @@ const FAMILIES: &[(&str, Build, &str)] = &[
     ("glm4_moe_lite", deepseek_v3::build_flash, HF),
     ("gpt_oss", gpt_oss::build, HF_AND_MLX),
     ("granite", granite::build, HF),
+    ("granitemoehybrid", granitemoehybrid::build, HF),
     ("hunyuan_v1_dense", hunyuan_v1_dense::build, HF),
     ("kimi_k2", deepseek_v3::build_v3, "as `deepseek_v3`"),
     ("lfm2", lfm2::build, HF),
