@@ -73,7 +73,8 @@ impl MambaOptions {
     /// Refuses heads that the groups cannot share equally.
     pub(crate) fn check(self, config: &Config, key: &str) -> Result<Self> {
         if !self.heads.is_multiple_of(self.groups) {
-            let what = format!("is {}, which does not divide the {} heads", self.groups, self.heads);
+            let what =
+                format!("is {}, which does not divide the {} heads", self.groups, self.heads);
             return Err(config.error(key, what));
         }
         Ok(self)

@@ -15,10 +15,12 @@ use mlxgk_mlx_models::{
     ResidualHook, Result,
 };
 
-const FAMILIES: [&str; 13] = [
+const FAMILIES: [&str; 15] = [
     "gemma",
     "gemma2",
     "gemma3",
+    "granite-hybrid",
+    "lfm2",
     "llama",
     "mistral",
     "phi3",
@@ -192,7 +194,7 @@ fn cases() -> Vec<Case> {
 }
 
 fn ids(len: usize, salt: u32) -> Vec<u32> {
-    (0..len as u32).map(|it| (it * it * 7 + it * 37 + salt * 53) % 120 + 3).collect()
+    (0..len as u32).map(|it| (it * it * 7 + it * 37 + salt * 53) % 60 + 3).collect()
 }
 
 /// How many tokens went through the model, and how many of them a second time.
@@ -271,7 +273,7 @@ fn speculation_on_a_recurrence_equals_plain_decoding_without_reading_the_text_ag
             let from = text.len();
             draft.extend((0..5).map(|at| match plain.get(from + at) {
                 Some(&token) if at < right => token,
-                Some(&token) => (token + 1) % 100,
+                Some(&token) => (token + 1) % 60,
                 None => 1,
             }));
             cache.checkpoint();

@@ -7,9 +7,7 @@ use crate::{
     block::{FeedForward, Mixer, SelfAttention, TransformerBlock},
     mamba2::{Mamba2, MambaOptions, step_limit},
     mlp::{GatedMlp, MlpNames},
-    moe::{
-        ExpertNames, Gate, MixtureNames, MixtureOfExperts, MixtureOptions, Routing, Scores,
-    },
+    moe::{ExpertNames, Gate, MixtureNames, MixtureOfExperts, MixtureOptions, Routing, Scores},
 };
 
 const DEFAULTS: Defaults =

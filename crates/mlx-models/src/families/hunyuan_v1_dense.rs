@@ -23,7 +23,10 @@ pub(super) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
             output_bias: bias,
             head_norms: Some(form),
             norm_place: NormPlace::RotatedHead,
-            names: AttentionNames { norms: ["query_layernorm", "key_layernorm"], ..AttentionNames::USUAL },
+            names: AttentionNames {
+                norms: ["query_layernorm", "key_layernorm"],
+                ..AttentionNames::USUAL
+            },
             ..AttentionOptions::new(heads, rope.clone(), LayerSpec::Full)
         };
         dense_block(weights, at, &dims, (Norms::Before, form), attention, mlp)

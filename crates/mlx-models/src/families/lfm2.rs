@@ -11,13 +11,8 @@ use crate::{
     short_convolution::ShortConvolution,
 };
 
-const DEFAULTS: Defaults = Defaults {
-    kv_heads: Some(8),
-    head_dim: None,
-    eps: 1e-5,
-    tied: true,
-    max_positions: 128_000,
-};
+const DEFAULTS: Defaults =
+    Defaults { kv_heads: Some(8), head_dim: None, eps: 1e-5, tied: true, max_positions: 128_000 };
 
 /// HF's names; mlx-lm gives those of the mixture's family their usual ones.
 const NUMBERED: MlpNames = MlpNames { gate: "w1", up: "w3", down: "w2", both: "" };
