@@ -209,7 +209,7 @@ mod tests {
         };
         let per_token = |seed| noise(seed, &[2, 2, 3, count, 1]);
         // Equal keys that are written fully and do not fade are what is hardest to solve.
-        let (fading, shift) = if repeated { (-1e-4, 6.0) } else { (-1.0, 0.0) };
+        let (fading, shift) = if repeated { (-1e-4, 6.0) } else { (-0.3, 0.0) };
         Tokens {
             queries: unit(1),
             keys: unit(2),
