@@ -39,10 +39,13 @@ struct Fixture {
 struct Case {
     prompts: Vec<Vec<u32>>,
     tokens: Vec<Vec<u32>>,
-    /// By row, token, layer, place, head and column, the newest last. Of the first token the places
-    /// are the prompt's middle position and its last, of others the one.
-    rows: Vec<Vec<Vec<Vec<Vec<Vec<f64>>>>>>,
+    /// By row, token and layer. Of the first token the places are the prompt's middle position and its
+    /// last, of others the one.
+    rows: Vec<Vec<Vec<Places>>>,
 }
+
+/// By place, head and column, the newest last.
+type Places = Vec<Vec<Vec<f64>>>;
 
 impl Case {
     /// The worst error of a weight.
