@@ -1,5 +1,7 @@
 //! The one decoder loop: embed, blocks, norm, head.
 
+use std::ops::Range;
+
 use mlx_rs::{Array, Device, DeviceType, Dtype, ops::tanh};
 use mlxgk_kv_cache::{CacheOptions, KvCache, LayerSpec};
 
@@ -148,19 +150,26 @@ impl Decoder {
     }
 
     /// The loop itself. Adding to the residual stream and calling the hook happen here only.
+    ///
+    /// Runs some of the blocks, and after the last one the final norm.
     pub(crate) fn run(
         &self,
-        embedded: Array,
+        layers: Range<usize>,
+        hidden: Array,
         pass: &mut BlockPass<'_>,
         hook: &mut dyn ResidualHook,
     ) -> Result<Array> {
         pass.per_layer = match (&self.per_layer, pass.step().tokens()) {
             (None, _) => None,
-            (Some(inputs), Some(tokens)) => Some(inputs.inputs(tokens, &embedded)?),
+            (Some(inputs), Some(tokens)) if layers.start == 0 => {
+                Some(inputs.inputs(tokens, &hidden)?)
+            }
+            (Some(inputs), Some(tokens)) => Some(inputs.inputs(tokens, &self.embed(tokens)?)?),
             (Some(_), None) => return Err(Error::new(ErrorKind::Tokens, NO_TOKENS)),
         };
-        let mut hidden = embedded;
-        for (layer, block) in self.blocks.iter().enumerate() {
+        let mut hidden = hidden;
+        let is_last = layers.end == self.blocks.len();
+        for (layer, block) in layers.clone().zip(&self.blocks[layers]) {
             let shape = hidden.shape().to_vec();
             let failed = |half: &str, e: Error| {
                 e.during(format_args!("{half} of layer {layer} on {shape:?}"))
@@ -179,6 +188,9 @@ impl Decoder {
                 hidden = hidden.multiply(factor)?;
             }
             hidden = hook.apply(HookPoint::ResidPost(layer), hidden, pass.step())?;
+        }
+        if !is_last {
+            return Ok(hidden);
         }
         let hidden = self.norm.forward(&hidden)?;
         hook.apply(HookPoint::FinalNorm, hidden, pass.step())
@@ -259,7 +271,7 @@ impl Decoder {
     }
 
     /// A cache that keeps nothing, for a pass that nothing follows.
-    fn single_pass(&self, rows: usize) -> KvCache {
+    pub(crate) fn single_pass(&self, rows: usize) -> KvCache {
         KvCache::for_one_pass(&self.layers, rows)
     }
 

@@ -1,9 +1,9 @@
 //! What is fed to the loop: tokens or embeddings, new or a second time.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use mlx_rs::{Array, ops::indexing::TryIndexOp};
-use mlxgk_kv_cache::{Column, KvCache, Step};
+use mlxgk_kv_cache::{Column, KvCache, LayerSpec, Step};
 
 use crate::{
     Decoder, Error, ErrorKind, ResidualHook, Result, block::BlockPass, decoder::NO_TOKENS,
@@ -70,13 +70,48 @@ impl Decoder {
         if self.per_layer.is_some() {
             return Err(Error::new(ErrorKind::Tokens, NO_TOKENS));
         }
-        let count = columns.first().map_or(0, |row| row.len());
-        let wanted = [columns.len(), count, self.dims.hidden].map(|it| it as i32);
-        if embeddings.shape() != wanted {
-            let what = format!("embeddings of shape {:?}, not {wanted:?}", embeddings.shape());
-            return Err(Error::new(ErrorKind::Tokens, what));
-        }
+        self.check_embeddings(embeddings, columns)?;
         self.feed(columns, Some(embeddings), cache, hook)
+    }
+
+    /// Some of the blocks alone, in a pass that nothing follows: `hidden`, `[batch, columns, hidden]`,
+    /// is what the first of them is given, and the result what the last returns, after the final norm
+    /// where it is the model's last block. Run one after the other, all stretches give what
+    /// [`hidden_from_embeddings`](Self::hidden_from_embeddings) gives with an empty cache.
+    ///
+    /// Training computes a long text's activations anew stretch by stretch, so that not all have to
+    /// be kept (gradient checkpointing).
+    ///
+    /// # Errors
+    /// When there are no such layers or they share columns with layers before them, `hidden` has another
+    /// shape, or the hook or MLX fails; and for embeddings as
+    /// [`hidden_from_embeddings`](Self::hidden_from_embeddings).
+    pub fn run_layers(
+        &self,
+        layers: Range<usize>,
+        hidden: &Array,
+        columns: &[&[Column]],
+        hook: &mut dyn ResidualHook,
+    ) -> Result<Array> {
+        if layers.is_empty() || layers.end > self.blocks.len() {
+            let what = format!("layers {layers:?} of a model with {} layers", self.blocks.len());
+            return Err(Error::new(ErrorKind::Hook, what));
+        }
+        self.check_embeddings(hidden, columns)?;
+        let is_embedded = |row: &&[Column]| row.iter().any(|it| it.token().is_none());
+        if self.per_layer.is_some() && columns.iter().any(is_embedded) {
+            return Err(Error::new(ErrorKind::Tokens, NO_TOKENS));
+        }
+        let begin = layers.start;
+        let is_cut = |it: &LayerSpec| matches!(it, LayerSpec::Shared { owner } if *owner < begin);
+        if self.layers[layers.clone()].iter().any(is_cut) {
+            let what = format!("layers {layers:?} share the keys and values of earlier ones");
+            return Err(Error::new(ErrorKind::Hook, what));
+        }
+        let mut cache = self.single_pass(columns.len());
+        let long = self.is_long(columns.first().map_or(0, |row| row.len()), &cache);
+        let pass = cache.begin(columns, &names(&cache, hook))?;
+        self.run(layers, hidden.clone(), &mut BlockPass::new(pass, long), hook)
     }
 
     /// As [`hidden`](Self::hidden), but reads the whole text again instead of continuing from what the
@@ -145,6 +180,17 @@ impl Decoder {
             let part: Vec<&[Column]> = rows.iter().map(|row| &row[start..end]).collect();
             self.pass(&part, None, end - start, cache, hook)?;
             cache.evaluate()?;
+        }
+        Ok(())
+    }
+
+    /// Refuses embeddings of another shape than the columns ask for.
+    fn check_embeddings(&self, embeddings: &Array, columns: &[&[Column]]) -> Result<()> {
+        let count = columns.first().map_or(0, |row| row.len());
+        let wanted = [columns.len(), count, self.dims.hidden].map(|it| it as i32);
+        if embeddings.shape() != wanted {
+            let what = format!("embeddings of shape {:?}, not {wanted:?}", embeddings.shape());
+            return Err(Error::new(ErrorKind::Tokens, what));
         }
         Ok(())
     }
@@ -235,7 +281,7 @@ impl Decoder {
             None => self.embed_step(columns, pass.step())?,
         };
         let mut pass = BlockPass::new(pass, long);
-        let hidden = self.run(embedded, &mut pass, hook)?;
+        let hidden = self.run(0..self.blocks.len(), embedded, &mut pass, hook)?;
         pass.cache.commit()?;
         Ok(hidden)
     }

@@ -6,7 +6,9 @@
 
 use std::sync::Arc;
 
-use mlx_rs::{Array, error::Result as MlxResult, ops::addmm, transforms::eval};
+use mlx_rs::{
+    Array, Dtype, error::Result as MlxResult, ops::addmm, stop_gradient, transforms::eval,
+};
 
 use crate::{
     Error, ErrorKind, Result,
@@ -23,11 +25,14 @@ pub struct Linear {
     weight: Weight,
     bias: Option<Array>,
     adapter: Option<Adapter>,
+    /// Of an adapter with magnitudes: by what each row of the adapted matrix is multiplied, `[out]`.
+    /// Made anew whenever matrix or adapter change.
+    stretch: Option<Array>,
 }
 
 impl Linear {
     pub(crate) fn new(path: impl Into<Arc<str>>, weight: Weight, bias: Option<Array>) -> Self {
-        Self { path: path.into(), weight, bias, adapter: None }
+        Self { path: path.into(), weight, bias, adapter: None, stretch: None }
     }
 
     /// The name without an ending: `model.layers.0.self_attn.q_proj`.
@@ -76,12 +81,48 @@ impl Linear {
             ));
         }
         self.adapter = Some(adapter);
+        self.renew_stretch()?;
+        if let Some(stretch) = &self.stretch {
+            stretch.eval()?;
+        }
         Ok(())
     }
 
     /// Takes the adapter off.
     pub fn clear_adapter(&mut self) -> Option<Adapter> {
+        self.stretch = None;
         self.adapter.take()
+    }
+
+    /// The matrix with the adapter in it, fp32 `[out, in]`, not yet evaluated: what
+    /// [`dequantized`](Self::dequantized) would have to be for the same products without an adapter.
+    ///
+    /// # Errors
+    /// When MLX fails.
+    pub fn merged(&self) -> Result<Array> {
+        let weight = self.weight.dequantized()?.as_dtype(Dtype::Float32)?;
+        let Some(adapter) = &self.adapter else { return Ok(weight) };
+        let sum = weight.add(adapter.matrix()?)?;
+        match &adapter.magnitude {
+            None => Ok(sum),
+            Some(magnitude) => {
+                let stretch = magnitude.as_dtype(Dtype::Float32)?.divide(row_norms(&sum)?)?;
+                Ok(sum.multiply(stretch.expand_dims(-1)?)?)
+            }
+        }
+    }
+
+    /// What an adapter's magnitudes make of the rows of the adapted matrix, through whose norms no
+    /// gradient is taken.
+    fn renew_stretch(&mut self) -> MlxResult<()> {
+        self.stretch = None;
+        let Some(adapter) = &self.adapter else { return Ok(()) };
+        let Some(magnitude) = &adapter.magnitude else { return Ok(()) };
+        let weight = self.weight.dequantized()?;
+        let norms = row_norms(&weight.as_dtype(Dtype::Float32)?.add(adapter.matrix()?)?)?;
+        let stretch = magnitude.as_dtype(Dtype::Float32)?.divide(stop_gradient(norms)?)?;
+        self.stretch = Some(stretch.as_dtype(weight.dtype())?);
+        Ok(())
     }
 
     pub(crate) fn weight(&self) -> &Weight {
@@ -90,6 +131,14 @@ impl Linear {
 
     /// `x Wᵀ + b` for `x` of `[.., in]`.
     pub(crate) fn forward(&self, x: &Array) -> MlxResult<Array> {
+        if let (Some(adapter), Some(stretch)) = (&self.adapter, &self.stretch) {
+            let y = self.weight.product(x)?;
+            let y = y.add(adapter.product(x)?.as_dtype(y.dtype())?)?.multiply(stretch)?;
+            return match &self.bias {
+                None => Ok(y),
+                Some(bias) => y.add(bias),
+            };
+        }
         let y = match (&self.weight, &self.bias) {
             (Weight::Dense(weight), Some(bias)) => addmm(bias, x, weight.facing(x), None, None)?,
             (weight, Some(bias)) => weight.product(x)?.add(bias)?,
@@ -104,9 +153,11 @@ impl Linear {
     /// Rows of a token table: ids of `[batch, tokens]` to `[batch, tokens, hidden]`.
     pub(crate) fn rows(&self, ids: &Array) -> MlxResult<Array> {
         let rows = self.weight.rows(ids)?;
-        match &self.adapter {
+        let Some(adapter) = &self.adapter else { return Ok(rows) };
+        let rows = rows.add(adapter.rows(ids)?.as_dtype(rows.dtype())?)?;
+        match &self.stretch {
             None => Ok(rows),
-            Some(adapter) => rows.add(adapter.rows(ids)?.as_dtype(rows.dtype())?),
+            Some(stretch) => rows.multiply(stretch.take_axis(ids, 0)?.expand_dims(-1)?),
         }
     }
 
@@ -115,9 +166,8 @@ impl Linear {
         if let Some(bias) = &self.bias {
             f(Parameter::new(&format!("{}.bias", self.path), ParameterKind::Bias, bias));
         }
-        if let Some(Adapter { a, b, .. }) = &self.adapter {
-            f(Parameter::new(&format!("{}.{LORA_A}", self.path), ParameterKind::Adapter, a));
-            f(Parameter::new(&format!("{}.{LORA_B}", self.path), ParameterKind::Adapter, b));
+        for (name, array) in self.adapter.iter().flat_map(Adapter::arrays) {
+            f(Parameter::new(&format!("{}.{name}", self.path), ParameterKind::Adapter, array));
         }
     }
 
@@ -129,12 +179,20 @@ impl Linear {
                 *bias = array.as_dtype(bias.dtype())?;
             }
         }
-        if let Some(Adapter { a, b, scale }) = &self.adapter {
-            let [of_a, of_b] = [LORA_A, LORA_B].map(|it| format!("{}.{it}", self.path));
-            let new_a = Parameter::new(&of_a, ParameterKind::Adapter, a).replaced(f)?;
-            let new_b = Parameter::new(&of_b, ParameterKind::Adapter, b).replaced(f)?;
-            let (a, b) = (new_a.unwrap_or_else(|| a.clone()), new_b.unwrap_or_else(|| b.clone()));
-            self.adapter = Some(Adapter { a, b, scale: *scale });
+        if let Some(adapter) = &self.adapter {
+            let mut renewed = adapter.clone();
+            for (name, array) in adapter.arrays() {
+                let path = format!("{}.{name}", self.path);
+                let array = Parameter::new(&path, ParameterKind::Adapter, array).replaced(f)?;
+                match (name, array) {
+                    (_, None) => {}
+                    (LORA_A, Some(array)) => renewed.a = array,
+                    (LORA_B, Some(array)) => renewed.b = array,
+                    (_, array) => renewed.magnitude = array,
+                }
+            }
+            self.adapter = Some(renewed);
+            self.renew_stretch()?;
         }
         Ok(())
     }
@@ -143,17 +201,28 @@ impl Linear {
 /// PEFT's names, since the shapes are PEFT's.
 const LORA_A: &str = "lora_A.weight";
 const LORA_B: &str = "lora_B.weight";
+const MAGNITUDE: &str = "lora_magnitude_vector";
+
+/// The length of each row.
+fn row_norms(matrix: &Array) -> MlxResult<Array> {
+    matrix.square()?.sum_axis(-1, false)?.sqrt()
+}
 
 /// A low-rank addition to a matrix, `W + scale · B A` (LoRA, Hu et al., 2021): the product becomes
 /// `y = W x + b + scale · B (A x)`, the row of a token table `W[id] + scale · B[id] A`.
 ///
 /// As in PEFT, `A` is `[rank, in]`, `B` is `[out, rank]` and `scale` is `alpha / rank`; a checkpoint
 /// of mlx-lm holds both transposed (`lora_a`, `lora_b`), and the scale itself.
+///
+/// With [magnitudes](Self::with_magnitude) m the rows of the sum take those lengths (DoRA, Liu et al.,
+/// 2024): `y = m / ‖W + scale · B A‖ · (W x + scale · B (A x)) + b`, where the norms are by row, and
+/// constants to a gradient.
 #[derive(Debug, Clone)]
 pub struct Adapter {
     a: Array,
     b: Array,
     scale: f32,
+    magnitude: Option<Array>,
 }
 
 impl Adapter {
@@ -176,7 +245,22 @@ impl Adapter {
             return Err(Error::new(ErrorKind::Weights, what));
         }
         eval([&a, &b])?;
-        Ok(Self { a, b, scale })
+        Ok(Self { a, b, scale, magnitude: None })
+    }
+
+    /// The same with magnitudes, `[out]`, which are evaluated here.
+    ///
+    /// # Errors
+    /// When there is not one float per row, or MLX cannot compute them.
+    pub fn with_magnitude(self, magnitude: Array) -> Result<Self> {
+        let (found, rows) = (magnitude.shape(), self.b.dim(0));
+        if found != [rows] || !magnitude.dtype().is_float() {
+            let dtype = magnitude.dtype();
+            let what = format!("magnitudes are {dtype:?} {found:?}, expected {rows} floats");
+            return Err(Error::new(ErrorKind::Weights, what));
+        }
+        magnitude.eval()?;
+        Ok(Self { magnitude: Some(magnitude), ..self })
     }
 
     /// `[rank, in]`.
@@ -187,6 +271,23 @@ impl Adapter {
     /// `[out, rank]`.
     pub fn b(&self) -> &Array {
         &self.b
+    }
+
+    /// `[out]`, where it has magnitudes.
+    pub fn magnitude(&self) -> Option<&Array> {
+        self.magnitude.as_ref()
+    }
+
+    /// `scale · B A`, fp32 `[out, in]`.
+    fn matrix(&self) -> MlxResult<Array> {
+        let wide = |it: &Array| it.as_dtype(Dtype::Float32);
+        wide(&self.b)?.matmul(wide(&self.a)?)?.multiply(Array::from_f32(self.scale))
+    }
+
+    /// Its arrays by name.
+    fn arrays(&self) -> Vec<(&'static str, &Array)> {
+        let magnitude = self.magnitude.as_ref().map(|it| (MAGNITUDE, it));
+        [(LORA_A, &self.a), (LORA_B, &self.b)].into_iter().chain(magnitude).collect()
     }
 
     /// What `B A` is multiplied by.
