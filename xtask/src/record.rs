@@ -15,7 +15,7 @@ Usage: cargo xtask record [AREA...]
 Needs python3 with venv. The first time it installs the versions pinned in
 xtask/record/requirements.txt into build/venv/record: on Linux almost 6 GB, since the published
 torch brings CUDA along. For the area `moved` it puts two older releases of transformers beside it,
-into build/venv/transformers-*. Everyone else reads the committed files and needs none of this.
+into build/venv/transformers-*, and for `training` PEFT, into build/venv/peft. Everyone else reads the committed files and needs none of this.
 
 Examples:
   cargo xtask record
@@ -31,6 +31,9 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         for name in OLDER {
             python::packages(&python, name, &format!("xtask/record/{name}.txt"))?;
         }
+    }
+    if arguments.is_empty() || arguments.iter().any(|it| it == "training") {
+        python::packages(&python, "peft", "xtask/record/peft.txt")?;
     }
     process::show(
         Command::new(python).current_dir(workspace::root()).arg("xtask/record").args(arguments),

@@ -1,0 +1,113 @@
+//! New adapters, which begin without effect.
+
+use mlx_rs::Array;
+use mlxgk_mlx_models::{Adapter, Decoder};
+use mlxgk_torch::TorchRng;
+
+use crate::{Error, Result};
+
+/// How a model is adapted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraConfig {
+    /// Columns of the low-rank matrices.
+    pub rank: usize,
+    /// The addition is scaled by `alpha / rank`.
+    pub alpha: f32,
+    /// By `alpha / √rank` instead (rsLoRA, Kalajdzievski, 2023).
+    pub rank_stabilized: bool,
+    /// Learns the lengths of the rows apart from their directions (DoRA, Liu et al., 2024).
+    pub dora: bool,
+    /// Products by the end of their names, as PEFT's `target_modules` in a list: `q_proj`. Empty for all
+    /// products of the blocks, routers of mixtures excepted.
+    pub targets: Vec<String>,
+    /// The blocks to adapt, from 0; empty for all.
+    pub layers: Vec<usize>,
+    /// Where the draw of A begins.
+    pub seed: u64,
+}
+
+impl Default for LoraConfig {
+    /// Rank 8, alpha 16, everywhere.
+    fn default() -> Self {
+        Self {
+            rank: 8,
+            alpha: 16.0,
+            rank_stabilized: false,
+            dora: false,
+            targets: Vec::new(),
+            layers: Vec::new(),
+            seed: 0,
+        }
+    }
+}
+
+/// Sets new adapters on a model: A drawn uniformly from ±1/√in (PEFT's `kaiming_uniform` with √5), B zero,
+/// so that nothing changes at first. Returns the names of the products.
+///
+/// # Errors
+/// When a setting is out of range, a target is the end of no product's name, or MLX fails.
+pub fn attach_lora(decoder: &mut Decoder, config: &LoraConfig) -> Result<Vec<String>> {
+    if config.rank == 0 || !config.alpha.is_finite() {
+        let (rank, alpha) = (config.rank, config.alpha);
+        return Err(Error::config(format!("an adapter of rank {rank} with alpha {alpha}")));
+    }
+    let ends = |path: &str, target: &str| {
+        path == target || path.strip_suffix(target).is_some_and(|it| it.ends_with('.'))
+    };
+    let products: Vec<(String, [usize; 2])> =
+        decoder.linears().iter().map(|it| (it.path().to_owned(), it.shape())).collect();
+    for target in &config.targets {
+        if !products.iter().any(|(path, _)| ends(path, target)) {
+            return Err(Error::config(format!("no product of the model ends in `{target}`")));
+        }
+    }
+    let is_chosen = |path: &str| {
+        let layer = layer_of(path);
+        let of_layers =
+            config.layers.is_empty() || layer.is_some_and(|it| config.layers.contains(&it));
+        let is_target = match config.targets.is_empty() {
+            true => layer.is_some() && !ROUTERS.iter().any(|router| path.ends_with(router)),
+            false => config.targets.iter().any(|target| ends(path, target)),
+        };
+        of_layers && is_target
+    };
+    let mut rng = TorchRng::new(config.seed);
+    let scale = match config.rank_stabilized {
+        true => config.alpha / (config.rank as f32).sqrt(),
+        false => config.alpha / config.rank as f32,
+    };
+    let mut adapted = Vec::new();
+    for (path, [out, columns]) in products {
+        if !is_chosen(&path) {
+            continue;
+        }
+        let bound = 1.0 / (columns as f32).sqrt();
+        let draw = |_| (2.0 * rng.uniform_f32() - 1.0) * bound;
+        let a: Vec<f32> = (0..config.rank * columns).map(draw).collect();
+        let a = Array::from_slice(&a, &[config.rank as i32, columns as i32]);
+        let b = vec![0.0_f32; out * config.rank];
+        let b = Array::from_slice(&b, &[out as i32, config.rank as i32]);
+        let Some(linear) = decoder.linear_mut(&path) else { continue };
+        let mut adapter = Adapter::new(a, b, scale)?;
+        if config.dora {
+            linear.clear_adapter();
+            let lengths = linear.merged()?.square()?.sum_axis(-1, false)?.sqrt()?;
+            adapter = adapter.with_magnitude(lengths)?;
+        }
+        linear.set_adapter(adapter)?;
+        adapted.push(path);
+    }
+    if adapted.is_empty() {
+        return Err(Error::config("no product of the model is to be adapted"));
+    }
+    Ok(adapted)
+}
+
+/// How the names of routers end.
+const ROUTERS: [&str; 3] = [".gate", ".router", ".shared_expert_gate"];
+
+/// `model.layers.4.mlp.up_proj`: 4.
+pub(super) fn layer_of(path: &str) -> Option<usize> {
+    let (_, after) = path.split_once("layers.")?;
+    after.split('.').next()?.parse().ok()
+}

@@ -1,0 +1,173 @@
+//! Low-rank adapters: LoRA, rsLoRA and DoRA on a model's products, dense or packed, in the files of PEFT
+//! and of mlx-lm.
+
+mod lora;
+mod merge;
+mod mlx_lm;
+mod peft;
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use mlx_rs::Array;
+use mlxgk_mlx_models::{Adapter, Decoder};
+use serde_json::Value;
+
+pub use self::lora::{LoraConfig, attach_lora};
+pub use self::merge::{Merged, merge_adapters, merge_folder};
+
+use crate::{Error, ErrorKind, Result, files, files::failed};
+
+/// Whose files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum AdapterFormat {
+    /// `adapter_model.safetensors` and `adapter_config.json`.
+    #[default]
+    Peft,
+    /// `adapters.safetensors` and `adapter_config.json`.
+    MlxLm,
+}
+
+/// The arrays of one product's adapter, in PEFT's shapes.
+#[derive(Debug, Default)]
+struct Parts {
+    /// `[rank, in]`.
+    a: Option<Array>,
+    /// `[out, rank]`.
+    b: Option<Array>,
+    /// `[out]`.
+    magnitude: Option<Array>,
+}
+
+/// Loads the adapter in a folder, of PEFT or of mlx-lm, and sets it on the model, in place of those that
+/// were set on the same products. Returns how many products it is for.
+///
+/// # Errors
+/// When a file is missing or damaged, the adapter is of a kind that is not supported, or it is for another
+/// model; the message names the file or tensor. The model is then as it was.
+pub fn load_adapter(decoder: &mut Decoder, folder: impl AsRef<Path>) -> Result<usize> {
+    let folder = folder.as_ref();
+    let config = read_config(folder)?;
+    let adapters = if config.get("peft_type").is_some() {
+        peft::read(decoder, folder, &config)?
+    } else if config.get("fine_tune_type").is_some() || config.get("lora_parameters").is_some() {
+        mlx_lm::read(folder, &config)?
+    } else {
+        let what = "names neither a peft_type nor a fine_tune_type";
+        return Err(failed(&folder.join(CONFIG), what));
+    };
+    let mut fitting = Vec::with_capacity(adapters.len());
+    for (path, adapter) in adapters {
+        let wrong = |what: String| {
+            let folder = folder.display();
+            Error::new(ErrorKind::Adapter, format!("{folder} is for another model: {what}"))
+        };
+        let Some(linear) = decoder.linears().into_iter().find(|it| it.path() == path) else {
+            return Err(wrong(format!("there is no `{path}`")));
+        };
+        let found = [adapter.b().dim(0) as usize, adapter.a().dim(1) as usize];
+        if found != linear.shape() {
+            let fits = linear.shape();
+            return Err(wrong(format!("`{path}` is {fits:?}, and the adapter for {found:?}")));
+        }
+        fitting.push((path, adapter));
+    }
+    let count = fitting.len();
+    for (path, adapter) in fitting {
+        if let Some(linear) = decoder.linear_mut(&path) {
+            linear.set_adapter(adapter)?;
+        }
+    }
+    Ok(count)
+}
+
+/// Writes the adapters that are set on a model. `base` is the name of the model without them.
+///
+/// # Errors
+/// When there is none, the format cannot hold them, or a file cannot be written.
+pub fn save_adapter(
+    decoder: &Decoder,
+    folder: impl AsRef<Path>,
+    format: AdapterFormat,
+    base: &str,
+) -> Result<()> {
+    let folder = folder.as_ref();
+    let adapters: Vec<(&str, &Adapter)> = decoder
+        .linears()
+        .into_iter()
+        .filter_map(|it| it.adapter().map(|adapter| (it.path(), adapter)))
+        .collect();
+    if adapters.is_empty() {
+        return Err(Error::new(ErrorKind::Adapter, "the model has no adapter to be saved"));
+    }
+    let (name, tensors, config) = match format {
+        AdapterFormat::Peft => peft::write(decoder, &adapters, base)?,
+        AdapterFormat::MlxLm => mlx_lm::write(decoder, &adapters)?,
+    };
+    fs::create_dir_all(folder).map_err(|e| failed(folder, format_args!("cannot be made: {e}")))?;
+    let metadata = [("format".to_owned(), "pt".to_owned())].into();
+    files::write(&folder.join(name), &tensors, metadata)?;
+    write_config(folder, &config)
+}
+
+/// Takes every adapter off; returns how many there were.
+pub fn clear_adapters(decoder: &mut Decoder) -> usize {
+    let adapted: Vec<String> = decoder
+        .linears()
+        .into_iter()
+        .filter(|it| it.adapter().is_some())
+        .map(|it| it.path().to_owned())
+        .collect();
+    for path in &adapted {
+        if let Some(linear) = decoder.linear_mut(path) {
+            linear.clear_adapter();
+        }
+    }
+    adapted.len()
+}
+
+const CONFIG: &str = "adapter_config.json";
+
+pub(crate) fn read_config(folder: &Path) -> Result<Value> {
+    let path = folder.join(CONFIG);
+    let bytes = fs::read(&path).map_err(|e| failed(&path, format_args!("cannot be read: {e}")))?;
+    serde_json::from_slice(&bytes)
+        .map_err(|e| failed(&path, format_args!("is not valid JSON: {e}")))
+}
+
+pub(crate) fn write_config(folder: &Path, config: &Value) -> Result<()> {
+    let path = folder.join(CONFIG);
+    let text = serde_json::to_string_pretty(config).map_err(|e| failed(&path, e))?;
+    files::write_bytes(&path, format!("{text}\n").as_bytes())
+}
+
+/// The parts of each product's adapter as adapters, in the order of their paths.
+fn assemble(
+    file: &Path,
+    parts: BTreeMap<String, Parts>,
+    scale: impl Fn(&str, usize) -> f32,
+) -> Result<Vec<(String, Adapter)>> {
+    let mut adapters = Vec::with_capacity(parts.len());
+    for (path, parts) in parts {
+        let (Some(a), Some(b)) = (parts.a, parts.b) else {
+            return Err(failed(file, format_args!("holds one of two matrices only for `{path}`")));
+        };
+        let rank = a.dim(0) as usize;
+        let about = |e| failed(file, format_args!("`{path}`: {e}"));
+        let adapter = Adapter::new(a, b, scale(&path, rank)).map_err(about)?;
+        let adapter = match parts.magnitude {
+            Some(magnitude) => adapter.with_magnitude(magnitude).map_err(about)?,
+            None => adapter,
+        };
+        adapters.push((path, adapter));
+    }
+    Ok(adapters)
+}
+
+/// A matrix, transposed.
+fn transposed(file: &Path, name: &str, array: &Array) -> Result<Array> {
+    if array.ndim() != 2 {
+        return Err(failed(file, format_args!("`{name}` is {:?}, not a matrix", array.shape())));
+    }
+    Ok(array.t().contiguous()?)
+}

@@ -1,0 +1,104 @@
+//! Safetensors files: read with their names, written so that no half of one is ever there.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    io::{self, Write},
+    path::Path,
+};
+
+use mlx_rs::Array;
+use safetensors::{SafeTensors, tensor::TensorView};
+
+use crate::{Error, ErrorKind, Result, head::host};
+
+/// The float tensors of a file, and its metadata.
+pub(crate) struct Tensors {
+    pub(crate) arrays: BTreeMap<String, Array>,
+    pub(crate) metadata: HashMap<String, String>,
+}
+
+/// An error about a file.
+pub(crate) fn failed(path: &Path, why: impl std::fmt::Display) -> Error {
+    Error::new(ErrorKind::File, format!("{}: {why}", path.display()))
+}
+
+/// Reads a file of float tensors; they come out in fp32.
+pub(crate) fn read(path: &Path) -> Result<Tensors> {
+    let bytes = fs::read(path).map_err(|e| failed(path, format_args!("cannot be read: {e}")))?;
+    let damaged = |e: safetensors::SafeTensorError| failed(path, format_args!("is damaged: {e}"));
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(damaged)?;
+    let metadata = header.metadata().clone().unwrap_or_default();
+    let mut arrays = BTreeMap::new();
+    for (name, view) in SafeTensors::deserialize(&bytes).map_err(damaged)?.tensors() {
+        let array = floats(&view).ok_or_else(|| {
+            failed(path, format_args!("`{name}` is {:?}, not float", view.dtype()))
+        })?;
+        arrays.insert(name, array);
+    }
+    Ok(Tensors { arrays, metadata })
+}
+
+fn floats(view: &TensorView<'_>) -> Option<Array> {
+    let shape: Vec<i32> = view.shape().iter().map(|&it| it as i32).collect();
+    let bytes = view.data();
+    let wide = |bits: u16| f32::from_bits(u32::from(bits) << 16);
+    let two = |bytes: &[u8]| u16::from_le_bytes([bytes[0], bytes[1]]);
+    let values: Vec<f32> = match view.dtype() {
+        safetensors::Dtype::F32 => {
+            let four = |it: &[u8]| f32::from_le_bytes([it[0], it[1], it[2], it[3]]);
+            bytes.chunks_exact(4).map(four).collect()
+        }
+        safetensors::Dtype::BF16 => bytes.chunks_exact(2).map(|it| wide(two(it))).collect(),
+        safetensors::Dtype::F16 => {
+            bytes.chunks_exact(2).map(|it| half::f16::from_bits(two(it)).to_f32()).collect()
+        }
+        _ => return None,
+    };
+    Some(Array::from_slice(&values, &shape))
+}
+
+/// Writes tensors in fp32.
+pub(crate) fn write(
+    path: &Path,
+    arrays: &[(String, Array)],
+    metadata: HashMap<String, String>,
+) -> Result<()> {
+    let mut held = Vec::with_capacity(arrays.len());
+    for (name, array) in arrays {
+        let bytes: Vec<u8> = host(array)?.iter().flat_map(|it| it.to_le_bytes()).collect();
+        let shape: Vec<usize> = array.shape().iter().map(|&it| it as usize).collect();
+        held.push((name, shape, bytes));
+    }
+    let mut views = Vec::with_capacity(held.len());
+    for (name, shape, bytes) in &held {
+        let view = TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes)
+            .map_err(|e| failed(path, e))?;
+        views.push((name.as_str(), view));
+    }
+    let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| failed(path, e))?;
+    write_bytes(path, &bytes)
+}
+
+/// Writes a file, or leaves what was there as it was.
+pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
+    let written = || -> io::Result<()> {
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        let mut builder = tempfile::Builder::new();
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            // As for any new file: what the umask leaves of it.
+            builder.permissions(fs::Permissions::from_mode(0o666));
+        }
+        let mut file = builder.tempfile_in(folder)?;
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        Ok(())
+    };
+    written().map_err(|e| failed(path, format_args!("cannot be written: {e}")))
+}

@@ -1,0 +1,197 @@
+//! Optimizers with torch's numbers, on fp32 parameters.
+
+use mlx_rs::{Array, error::Result as MlxResult, transforms::eval};
+
+use crate::{Error, Result};
+
+/// Which optimizer, with the names and defaults of torch's.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum OptimizerKind {
+    /// AdamW (Loshchilov & Hutter, 2019), with bias correction.
+    AdamW {
+        /// How slowly the averages of gradients and of their squares forget.
+        betas: [f64; 2],
+        /// Added to the root of the latter.
+        eps: f64,
+        /// What of a parameter a step of learning rate 1 takes away.
+        weight_decay: f64,
+    },
+    /// Stochastic gradient descent.
+    Sgd {
+        /// How slowly the average of gradients forgets; 0 for none.
+        momentum: f64,
+        /// Nesterov's momentum.
+        nesterov: bool,
+        /// Times the parameter, added to its gradient.
+        weight_decay: f64,
+    },
+}
+
+impl Default for OptimizerKind {
+    /// AdamW as torch has it, without weight decay.
+    fn default() -> Self {
+        Self::AdamW { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0 }
+    }
+}
+
+impl OptimizerKind {
+    /// Refuses values that torch refuses.
+    pub(crate) fn check(&self) -> Result<()> {
+        let refuse = |name: &str, value: f64, must: &str| {
+            Err(Error::config(format!("{name} is {value}, must be {must}")))
+        };
+        let (weight_decay, momenta) = match *self {
+            Self::AdamW { betas, eps, weight_decay } => {
+                if eps.is_nan() || eps < 0.0 {
+                    return refuse("eps", eps, "at least 0");
+                }
+                (weight_decay, betas.to_vec())
+            }
+            Self::Sgd { momentum, nesterov, weight_decay } => {
+                if nesterov && momentum == 0.0 {
+                    return refuse("momentum", momentum, "above 0 for Nesterov's");
+                }
+                (weight_decay, vec![momentum])
+            }
+        };
+        if let Some(&it) = momenta.iter().find(|it| !(0.0..1.0).contains(*it)) {
+            return refuse("a beta or momentum", it, "at least 0 and below 1");
+        }
+        if weight_decay.is_nan() || weight_decay < 0.0 {
+            return refuse("weight decay", weight_decay, "at least 0");
+        }
+        Ok(())
+    }
+
+    /// Arrays kept per parameter.
+    pub(crate) fn kept(&self) -> usize {
+        match self {
+            Self::AdamW { .. } => 2,
+            Self::Sgd { momentum, .. } => usize::from(*momentum != 0.0),
+        }
+    }
+}
+
+/// An optimizer and what it remembers.
+#[derive(Debug)]
+pub struct Optimizer {
+    kind: OptimizerKind,
+    /// Steps made.
+    steps: u64,
+    /// Per parameter its averages; empty before the first step.
+    kept: Vec<Vec<Array>>,
+}
+
+impl Optimizer {
+    /// An optimizer that has made no step.
+    ///
+    /// # Errors
+    /// When a value is out of its range.
+    pub fn new(kind: OptimizerKind) -> Result<Self> {
+        kind.check()?;
+        Ok(Self { kind, steps: 0, kept: Vec::new() })
+    }
+
+    /// How many steps it has made.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// One step: the parameters after it, evaluated. Both lists are fp32, in the same order every time.
+    ///
+    /// # Errors
+    /// When the lists differ from each other or from those of the step before, or MLX fails. Nothing is
+    /// then changed.
+    pub fn step(
+        &mut self,
+        parameters: &[Array],
+        gradients: &[Array],
+        learning_rate: f64,
+    ) -> Result<Vec<Array>> {
+        let pairs = || parameters.iter().zip(gradients);
+        let fits = parameters.len() == gradients.len()
+            && (self.kept.is_empty() || self.kept.len() == parameters.len())
+            && pairs().all(|(parameter, gradient)| parameter.shape() == gradient.shape());
+        if !fits {
+            return Err(Error::config("the gradients are not those of the parameters"));
+        }
+        let steps = self.steps + 1;
+        let (mut after, mut kept) = (Vec::new(), Vec::new());
+        for (index, (parameter, gradient)) in pairs().enumerate() {
+            let before = self.kept.get(index).map(Vec::as_slice);
+            let (parameter, own) =
+                self.kind.step(parameter, gradient, before, steps, learning_rate)?;
+            after.push(parameter);
+            kept.push(own);
+        }
+        eval(after.iter().chain(kept.iter().flatten()))?;
+        (self.steps, self.kept) = (steps, kept);
+        Ok(after)
+    }
+
+    /// What it remembers, for a checkpoint.
+    pub(crate) fn state(&self) -> (u64, &[Vec<Array>]) {
+        (self.steps, &self.kept)
+    }
+
+    /// Takes up where another stopped.
+    pub(crate) fn set_state(&mut self, steps: u64, kept: Vec<Vec<Array>>) {
+        (self.steps, self.kept) = (steps, kept);
+    }
+}
+
+impl OptimizerKind {
+    /// A parameter after a step, and what is kept for the next.
+    fn step(
+        &self,
+        parameter: &Array,
+        gradient: &Array,
+        before: Option<&[Array]>,
+        steps: u64,
+        learning_rate: f64,
+    ) -> MlxResult<(Array, Vec<Array>)> {
+        match *self {
+            Self::AdamW { betas: [first, second], eps, weight_decay } => {
+                let zeros = || gradient.multiply(number(0.0));
+                let [mean, square] = match before {
+                    Some([mean, square]) => [mean.clone(), square.clone()],
+                    _ => [zeros()?, zeros()?],
+                };
+                let mean = mean.add(gradient.subtract(&mean)?.multiply(number(1.0 - first))?)?;
+                let own = gradient.multiply(gradient)?.multiply(number(1.0 - second))?;
+                let square = square.multiply(number(second))?.add(own)?;
+                let steps = steps as f64;
+                let corrections = [first, second].map(|beta| 1.0 - beta.powf(steps));
+                let root =
+                    square.sqrt()?.divide(number(corrections[1].sqrt()))?.add(number(eps))?;
+                let decayed = parameter.multiply(number(1.0 - learning_rate * weight_decay))?;
+                let length = number(-learning_rate / corrections[0]);
+                Ok((decayed.add(mean.divide(root)?.multiply(length)?)?, vec![mean, square]))
+            }
+            Self::Sgd { momentum, nesterov, weight_decay } => {
+                let gradient = match weight_decay {
+                    0.0 => gradient.clone(),
+                    decay => gradient.add(parameter.multiply(number(decay))?)?,
+                };
+                let moved = |by: &Array| parameter.add(by.multiply(number(-learning_rate))?);
+                if momentum == 0.0 {
+                    return Ok((moved(&gradient)?, Vec::new()));
+                }
+                let average = match before {
+                    Some([average]) => average.multiply(number(momentum))?.add(&gradient)?,
+                    _ => gradient.clone(),
+                };
+                let after = match nesterov {
+                    true => moved(&gradient.add(average.multiply(number(momentum))?)?)?,
+                    false => moved(&average)?,
+                };
+                Ok((after, vec![average]))
+            }
+        }
+    }
+}
+
+fn number(value: f64) -> Array {
+    Array::from_f32(value as f32)
+}

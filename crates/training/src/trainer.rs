@@ -1,0 +1,375 @@
+//! A run: steps, and checkpoints that it continues from to the bit.
+
+use std::{collections::HashMap, path::Path};
+
+use mlx_rs::{Array, Dtype, error::Result as MlxResult, transforms::eval};
+use mlxgk_mlx_models::ResidualHook;
+use serde_json::{Value, json};
+
+use crate::{
+    Batch, Ema, Error, ErrorKind, GradientOptions, LossScaler, Objective, Optimizer, OptimizerKind,
+    Result, Schedule, Trainee, clip_global_norm,
+    files::{self, failed},
+};
+
+/// How a run goes. Which precision it computes in is the model's, chosen when it is loaded; parameters
+/// under training have fp32 masters in any case.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct TrainingConfig {
+    /// How many steps the run has; the schedule depends on it.
+    pub steps: u64,
+    /// The learning rate where the schedule's factor is 1.
+    pub learning_rate: f64,
+    /// How it changes.
+    pub schedule: Schedule,
+    /// The optimizer.
+    pub optimizer: OptimizerKind,
+    /// The bound on the norm of all gradients together.
+    pub max_grad_norm: Option<f32>,
+    /// Loss scaling, for models that compute in f16.
+    pub scaler: LossScaler,
+    /// The decay of an average of the parameters, with a warm-up; `None` for no average.
+    pub ema_decay: Option<f64>,
+    /// Blocks whose activations are held at a time; `None` holds all.
+    pub checkpoint_layers: Option<usize>,
+    /// Predicted tokens whose logits are held at a time; `None` for as many as take 128 MiB.
+    pub logits_chunk: Option<usize>,
+}
+
+impl TrainingConfig {
+    /// AdamW at `learning_rate`, constant, with norms clipped at 1.
+    pub fn new(steps: u64, learning_rate: f64) -> Self {
+        Self {
+            steps,
+            learning_rate,
+            schedule: Schedule::default(),
+            optimizer: OptimizerKind::default(),
+            max_grad_norm: Some(1.0),
+            scaler: LossScaler::default(),
+            ema_decay: None,
+            checkpoint_layers: None,
+            logits_chunk: None,
+        }
+    }
+}
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct StepReport {
+    /// Its number, from 1.
+    pub step: u64,
+    /// The mean loss per predicted token; of other objectives than cross-entropy, per batch.
+    pub loss: f64,
+    /// How many tokens were predicted.
+    pub tokens: usize,
+    /// The learning rate.
+    pub learning_rate: f64,
+    /// The norm of all gradients together, before clipping.
+    pub grad_norm: f32,
+    /// The loss scale it was taken with.
+    pub scale: f32,
+    /// Whether nothing was changed, because a gradient was not finite.
+    pub skipped: bool,
+}
+
+/// A run under way.
+#[derive(Debug)]
+pub struct Trainer<'m> {
+    trainee: Trainee<'m>,
+    config: TrainingConfig,
+    optimizer: Optimizer,
+    ema: Option<Ema>,
+    /// Steps made, skipped ones among them.
+    step: u64,
+}
+
+impl<'m> Trainer<'m> {
+    /// A run that begins.
+    ///
+    /// # Errors
+    /// When a setting is out of its range, or nothing is to be trained.
+    pub fn new(trainee: Trainee<'m>, config: TrainingConfig) -> Result<Self> {
+        if trainee.masters().is_empty() {
+            return Err(Error::config("nothing is chosen to be trained"));
+        }
+        if !(config.learning_rate.is_finite() && config.learning_rate >= 0.0) {
+            let what = format!("the learning rate is {}, must be at least 0", config.learning_rate);
+            return Err(Error::config(what));
+        }
+        if let Some(most) = config.max_grad_norm.filter(|it| it.is_nan() || *it <= 0.0) {
+            return Err(Error::config(format!("the bound on norms is {most}, must be above 0")));
+        }
+        config.schedule.check(config.steps)?;
+        let optimizer = Optimizer::new(config.optimizer)?;
+        let average = |decay| Ema::new(trainee.masters(), decay, true);
+        let ema = config.ema_decay.map(average).transpose()?;
+        Ok(Self { trainee, config, optimizer, ema, step: 0 })
+    }
+
+    /// One step of cross-entropy over micro-batches, whose gradients are added up: every predicted token
+    /// of all of them counts alike, as if they were one batch.
+    ///
+    /// # Errors
+    /// When a batch does not fit the model, no token is predicted, the loss or (without dynamic scaling)
+    /// a gradient is not finite, or the model fails. The parameters are then as they were.
+    pub fn train_step(
+        &mut self,
+        batches: &[Batch],
+        label_smoothing: f32,
+        hook: &mut dyn ResidualHook,
+    ) -> Result<StepReport> {
+        let tokens: usize = batches.iter().map(Batch::supervised).sum();
+        if tokens == 0 {
+            return Err(Error::data("the batch has no token to be predicted"));
+        }
+        let objective = Objective::CrossEntropy { smoothing: label_smoothing };
+        let parts: Vec<(&Batch, Objective<'_>)> =
+            batches.iter().map(|it| (it, objective)).collect();
+        self.step_by(&parts, 1.0 / tokens as f32, hook)
+    }
+
+    /// One step of other objectives, each a scalar of a batch's log-probabilities; their mean is
+    /// minimized.
+    ///
+    /// # Errors
+    /// As [`train_step`](Self::train_step).
+    pub fn train_step_with(
+        &mut self,
+        parts: &[(&Batch, Objective<'_>)],
+        hook: &mut dyn ResidualHook,
+    ) -> Result<StepReport> {
+        if parts.is_empty() {
+            return Err(Error::data("there is no batch to be trained on"));
+        }
+        self.step_by(parts, 1.0 / parts.len() as f32, hook)
+    }
+
+    fn step_by(
+        &mut self,
+        parts: &[(&Batch, Objective<'_>)],
+        weight: f32,
+        hook: &mut dyn ResidualHook,
+    ) -> Result<StepReport> {
+        let scale = self.config.scaler.scale();
+        let (mut loss, mut tokens, mut sums) = (0.0, 0, Vec::new());
+        for &(batch, objective) in parts {
+            let options = GradientOptions {
+                objective,
+                scale: scale * weight,
+                checkpoint_layers: self.config.checkpoint_layers,
+                logits_chunk: self.config.logits_chunk,
+            };
+            let found = self.trainee.gradients(batch, options, hook)?;
+            loss += found.loss * f64::from(weight);
+            tokens += found.tokens;
+            sums = added(&sums, &found.values)?;
+        }
+        let unscale = Array::from_f32(1.0 / scale);
+        let gradients: Vec<Array> =
+            sums.iter().map(|it| it.multiply(&unscale)).collect::<MlxResult<_>>()?;
+        let (gradients, grad_norm) = clip_global_norm(gradients, self.config.max_grad_norm)?;
+        let learning_rate =
+            self.config.learning_rate * self.config.schedule.factor(self.step, self.config.steps);
+        let skipped = !grad_norm.is_finite();
+        if !self.config.scaler.is_dynamic() && (skipped || !loss.is_finite()) {
+            return Err(self.not_finite(loss, &gradients));
+        }
+        self.config.scaler.update(skipped);
+        if skipped && self.config.scaler.scale() < LEAST_SCALE {
+            return Err(self.not_finite(loss, &gradients));
+        }
+        if !skipped {
+            let masters = self.optimizer.step(self.trainee.masters(), &gradients, learning_rate)?;
+            self.trainee.set_masters(&masters)?;
+            if let Some(ema) = &mut self.ema {
+                ema.update(self.trainee.masters())?;
+            }
+        }
+        self.step += 1;
+        Ok(StepReport { step: self.step, loss, tokens, learning_rate, grad_norm, scale, skipped })
+    }
+
+    /// Says what was not finite.
+    fn not_finite(&self, loss: f64, gradients: &[Array]) -> Error {
+        let step = self.step + 1;
+        let is_finite = |it: &Array| {
+            crate::head::host(it).is_ok_and(|values| values.iter().all(|it| it.is_finite()))
+        };
+        let culprit = gradients.iter().position(|it| !is_finite(it));
+        let what = match culprit {
+            Some(index) => format!(
+                "step {step}: the gradient of `{}` is not finite (the loss is {loss}); a lower learning \
+                 rate or fp32 may help",
+                self.trainee.names()[index]
+            ),
+            None => format!("step {step}: the loss is {loss}"),
+        };
+        Error::new(ErrorKind::NotFinite, what)
+    }
+
+    /// Steps made.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// What is trained.
+    pub fn trainee(&self) -> &Trainee<'m> {
+        &self.trainee
+    }
+
+    /// The loss scaling, as it stands.
+    pub fn scaler(&self) -> &LossScaler {
+        &self.config.scaler
+    }
+
+    /// The average of the parameters, where there is one.
+    pub fn ema(&self) -> Option<&Ema> {
+        self.ema.as_ref()
+    }
+
+    /// Runs `f` with the averages in the model's place of the parameters, and puts those back.
+    ///
+    /// # Errors
+    /// The first error of `f` or of MLX. Without an average `f` sees the parameters.
+    pub fn with_averages<T>(&mut self, f: impl FnOnce(&Trainee<'m>) -> Result<T>) -> Result<T> {
+        let Some(ema) = &self.ema else { return f(&self.trainee) };
+        let own = self.trainee.masters().to_vec();
+        self.trainee.set_masters(ema.averages())?;
+        let outcome = f(&self.trainee);
+        self.trainee.set_masters(&own)?;
+        outcome
+    }
+
+    /// Ends the run.
+    pub fn finish(self) -> Trainee<'m> {
+        self.trainee
+    }
+
+    /// Writes all that the run needs to continue: parameters, the optimizer's memory, averages, loss
+    /// scale, step, and `own`, what the caller has to remember (where it stands in its data). The file
+    /// is there as a whole or not at all.
+    ///
+    /// # Errors
+    /// When it cannot be written; one that was there is then as it was.
+    pub fn save(&self, path: impl AsRef<Path>, own: &Value) -> Result<()> {
+        let (steps, kept) = self.optimizer.state();
+        let (scale, clean) = self.config.scaler.state();
+        let mut arrays = Vec::new();
+        for (index, name) in self.trainee.names().iter().enumerate() {
+            arrays.push((format!("master.{name}"), self.trainee.masters()[index].clone()));
+            for (place, array) in kept.get(index).into_iter().flatten().enumerate() {
+                arrays.push((format!("optimizer.{place}.{name}"), array.clone()));
+            }
+            if let Some(ema) = &self.ema {
+                arrays.push((format!("average.{name}"), ema.averages()[index].clone()));
+            }
+        }
+        let state = json!({
+            "step": self.step,
+            "optimizer_steps": steps,
+            // As bits: a number in decimals might come back as another.
+            "scale": scale.to_bits(),
+            "clean": clean,
+            "averaged": self.ema.as_ref().map(Ema::updates),
+            "config": self.fingerprint(),
+            "own": own,
+        });
+        let metadata = HashMap::from([
+            ("format".to_owned(), FORMAT.to_owned()),
+            ("state".to_owned(), state.to_string()),
+        ]);
+        files::write(path.as_ref(), &arrays, metadata)
+    }
+
+    /// Continues where [`save`](Self::save) stood; returns what the caller had to remember.
+    ///
+    /// # Errors
+    /// When the file is missing, damaged, or of a run with other parameters or another optimizer. The
+    /// run is then as it was.
+    pub fn resume(&mut self, path: impl AsRef<Path>) -> Result<Value> {
+        let path = path.as_ref();
+        let files::Tensors { mut arrays, metadata } = files::read(path)?;
+        if metadata.get("format").map(String::as_str) != Some(FORMAT) {
+            return Err(failed(path, "is no checkpoint of a training run"));
+        }
+        let state: Value = metadata
+            .get("state")
+            .and_then(|it| serde_json::from_str(it).ok())
+            .ok_or_else(|| failed(path, "does not say where the run stands"))?;
+        if state["config"] != self.fingerprint() {
+            let (then, now) = (&state["config"], self.fingerprint());
+            let what = format!("is of a run with other settings: {then}, and now {now}");
+            return Err(failed(path, what));
+        }
+        let number = |name: &str| {
+            state[name].as_u64().ok_or_else(|| failed(path, format_args!("lacks {name}")))
+        };
+        let steps = number("optimizer_steps")?;
+        let mut take = |name: String, like: &Array| match arrays.remove(&name) {
+            Some(array) if array.shape() == like.shape() => Ok(array),
+            Some(array) => {
+                let (found, wanted) = (array.shape(), like.shape());
+                Err(failed(path, format_args!("`{name}` is {found:?}, expected {wanted:?}")))
+            }
+            None => Err(failed(path, format_args!("lacks `{name}`"))),
+        };
+        let (mut masters, mut kept, mut averages) = (Vec::new(), Vec::new(), Vec::new());
+        for (name, master) in self.trainee.names().iter().zip(self.trainee.masters()) {
+            masters.push(take(format!("master.{name}"), master)?);
+            let places = if steps > 0 { self.config.optimizer.kept() } else { 0 };
+            let own = |place| take(format!("optimizer.{place}.{name}"), master);
+            kept.push((0..places).map(own).collect::<Result<Vec<_>>>()?);
+            if self.ema.is_some() {
+                averages.push(take(format!("average.{name}"), master)?);
+            }
+        }
+        let step = number("step")?;
+        let scale = f32::from_bits(number("scale")? as u32);
+        let clean = number("clean")?;
+        let averaged = if self.ema.is_some() { number("averaged")? } else { 0 };
+        self.trainee.set_masters(&masters)?;
+        self.optimizer.set_state(steps, if steps > 0 { kept } else { Vec::new() });
+        self.config.scaler.set_state((scale, clean));
+        if let Some(ema) = &mut self.ema {
+            ema.set_state(averaged, averages);
+        }
+        self.step = step;
+        Ok(state["own"].clone())
+    }
+
+    /// What a run has to have in common with one that it continues.
+    fn fingerprint(&self) -> Value {
+        let config = &self.config;
+        json!({
+            "steps": config.steps,
+            "learning_rate": config.learning_rate,
+            "schedule": format!("{:?}", config.schedule),
+            "optimizer": format!("{:?}", config.optimizer),
+            "max_grad_norm": config.max_grad_norm,
+            "ema_decay": config.ema_decay,
+            "dtype": format!("{:?}", self.trainee.decoder().dtype()),
+            "parameters": self.trainee.count(),
+        })
+    }
+}
+
+/// A loss scale below this does not come from gradients that were too large.
+const LEAST_SCALE: f32 = 1.0 / 65_536.0;
+
+const FORMAT: &str = "mlxgk-training";
+
+/// Gradients of one more micro-batch added to those before, in fp32.
+fn added(sums: &[Array], values: &[Array]) -> Result<Vec<Array>> {
+    let wide = |it: &Array| it.as_dtype(Dtype::Float32);
+    let sums: Vec<Array> = match sums.is_empty() {
+        true => values.iter().map(wide).collect::<MlxResult<_>>()?,
+        false => {
+            let pairs = sums.iter().zip(values);
+            pairs.map(|(sum, it)| sum.add(wide(it)?)).collect::<MlxResult<_>>()?
+        }
+    };
+    eval(&sums)?;
+    Ok(sums)
+}

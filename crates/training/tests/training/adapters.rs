@@ -1,0 +1,319 @@
+//! Adapters and soft prompts: PEFT's and mlx-lm's files, what models say and learn under them, merging.
+
+use std::{fs, path::Path};
+
+use mlx_rs::{Array, ops::concatenate};
+use mlxgk_kv_cache::Column;
+use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
+use mlxgk_training::{
+    AdapterFormat, Batch, GradientOptions, LogprobReduction, LoraConfig, SOFT_PROMPT, SoftPrompt,
+    Trainee, attach_lora, clear_adapters, load_adapter, merge_adapters, merge_folder, save_adapter,
+    sequence_logprob,
+};
+use serde_json::{Value, json};
+
+use crate::common::{assert_close, batch, fixtures, floats, golden, host, model};
+
+fn folder(case: &Value) -> std::path::PathBuf {
+    fixtures().join("training").join(case["adapter"].as_str().unwrap())
+}
+
+fn sums(decoder: &Decoder, batch: &Batch) -> Vec<f32> {
+    sequence_logprob(decoder, batch, LogprobReduction::Sum).unwrap()
+}
+
+/// Our name of a parameter that PEFT names.
+fn name(of_peft: &str) -> String {
+    if of_peft.contains("prompt") {
+        return SOFT_PROMPT.to_owned();
+    }
+    let name = of_peft.strip_prefix("base_model.model.").unwrap();
+    match name.strip_suffix(".lora_magnitude_vector.weight") {
+        Some(path) => format!("{path}.lora_magnitude_vector"),
+        None => name.to_owned(),
+    }
+}
+
+#[test]
+fn adapters_of_peft_say_and_learn_what_they_do_there() {
+    for case in golden("adapters.json")["cases"].as_array().unwrap() {
+        let what = case["adapter"].as_str().unwrap();
+        let batch = batch(case);
+        let mut decoder = model(case["model"].as_str().unwrap());
+        let trainee = if what == "peft-prompt" {
+            let soft = SoftPrompt::load(folder(case)).unwrap();
+            Trainee::new(&mut decoder).soft_prompt(soft.embeddings()).unwrap()
+        } else {
+            load_adapter(&mut decoder, folder(case)).unwrap();
+            assert_close(&sums(&decoder, &batch), &floats(&case["logprobs"]), 1e-5, what);
+            Trainee::new(&mut decoder).adapters().unwrap()
+        };
+        let mut trainee = trainee;
+        let found = trainee.gradients(&batch, GradientOptions::default(), &mut NoHook).unwrap();
+        let count = found.tokens as f32;
+        assert_close(&[found.loss as f32 / count], &floats(&case["loss"]), 1e-5, what);
+        let expected = case["gradients"].as_object().unwrap();
+        for (of_peft, kept) in expected {
+            // PEFT's matrices of a token table are transposed; ours are under the other letter.
+            let (of_peft, is_table) = match of_peft.rsplit_once(".lora_embedding_") {
+                Some((path, "A")) => (format!("{path}.lora_B.weight"), true),
+                Some((path, _)) => (format!("{path}.lora_A.weight"), true),
+                None => (of_peft.clone(), false),
+            };
+            let name = name(&of_peft);
+            let index = trainee.names().iter().position(|it| *it == name);
+            let index = index.unwrap_or_else(|| panic!("{what}: no {name}"));
+            let mut value = found.values[index].clone();
+            if is_table {
+                value = value.t().contiguous().unwrap();
+            }
+            let values: Vec<f32> = host(&value).iter().map(|it| it / count).collect();
+            let norm = values.iter().map(|it| it * it).sum::<f32>().sqrt();
+            let torchs = floats(&kept["norm"])[0];
+            assert!((norm - torchs).abs() <= 2e-5 * torchs, "{what}, {name}: {norm} for {torchs}");
+            for (at, expected) in kept["at"].as_array().unwrap().iter().zip(floats(&kept["values"]))
+            {
+                let found = values[at.as_u64().unwrap() as usize];
+                let size = expected.abs().max(torchs / (values.len() as f32).sqrt());
+                assert!(
+                    (found - expected).abs() <= 3e-5 * size,
+                    "{what}, {name}: {found} for {expected}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn adapters_of_mlx_lm_say_what_they_say_there() {
+    for case in golden("mlx-adapters.json")["cases"].as_array().unwrap() {
+        let mut decoder = model(case["model"].as_str().unwrap());
+        load_adapter(&mut decoder, folder(case)).unwrap();
+        let what = case["adapter"].as_str().unwrap();
+        assert_close(&sums(&decoder, &batch(case)), &floats(&case["logprobs"]), 1e-5, what);
+    }
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|it| it.to_bits()).collect()
+}
+
+fn everywhere(dora: bool) -> LoraConfig {
+    LoraConfig { rank: 3, dora, rank_stabilized: dora, ..LoraConfig::default() }
+}
+
+/// Makes new adapters matter.
+fn shake(decoder: &mut Decoder) {
+    decoder
+        .visit_parameters_mut(|it| {
+            if !it.path.ends_with("lora_B.weight") {
+                return Ok(None);
+            }
+            let key = mlx_rs::random::key(it.path.len() as u64).unwrap();
+            let noise = mlx_rs::random::normal::<f32>(it.array.shape(), None, None, &key).unwrap();
+            Ok(Some(noise.multiply(Array::from_f32(0.05)).unwrap()))
+        })
+        .unwrap();
+}
+
+/// New adapters change no bit; saved and loaded they say the same; merged, too; and taken off or undone,
+/// nothing is left of them.
+#[test]
+fn adapters_come_and_go_without_a_trace() {
+    let batch = batch(&golden("llama.json"));
+    let there = tempfile::tempdir().unwrap();
+    for (name, dora) in [
+        ("llama", false),
+        ("llama", true),
+        ("qwen3-moe", true),
+        ("phi3", false),
+        ("llama-q4", false),
+        ("qwen3-q8", true),
+    ] {
+        let what = format!("{name} {dora}");
+        let mut decoder = model(name);
+        let before = sums(&decoder, &batch);
+        let adapted = attach_lora(&mut decoder, &everywhere(dora)).unwrap();
+        assert!(
+            adapted.iter().all(|it| it.contains(".layers.") && !it.ends_with(".gate")),
+            "{what}"
+        );
+        assert_eq!(bits(&sums(&decoder, &batch)), bits(&before), "{what}");
+        shake(&mut decoder);
+        let with = sums(&decoder, &batch);
+        assert!(with.iter().zip(&before).all(|(a, b)| (a - b).abs() > 1e-3), "{what}");
+
+        let held = |decoder: &Decoder| {
+            let mut held = Vec::new();
+            decoder.visit_parameters(|it| {
+                if it.array.dtype().is_float() {
+                    held.push(host(it.array));
+                }
+            });
+            held
+        };
+        let (parameters, packed) = (held(&decoder), name.contains("-q"));
+        let merged = merge_adapters(&mut decoder).unwrap();
+        let found = sums(&decoder, &batch);
+        // Packing again rounds.
+        assert_close(&found, &with, if packed { 0.1 } else { 1e-5 }, &what);
+        merged.undo(&mut decoder).unwrap();
+        assert!(held(&decoder) == parameters, "{what}");
+        assert_eq!(bits(&sums(&decoder, &batch)), bits(&with), "{what}");
+
+        for (format, of) in [(AdapterFormat::Peft, "peft"), (AdapterFormat::MlxLm, "mlx-lm")] {
+            let folder = there.path().join(format!("{of}-{name}-{dora}"));
+            save_adapter(&decoder, &folder, format, name).unwrap();
+            let mut other = model(name);
+            assert_eq!(load_adapter(&mut other, &folder).unwrap(), adapted.len());
+            // The scale comes back through its product with the rank.
+            assert_close(&sums(&other, &batch), &with, 1e-6, &what);
+        }
+        assert_eq!(clear_adapters(&mut decoder), adapted.len());
+        assert_eq!(bits(&sums(&decoder, &batch)), bits(&before), "{what}");
+    }
+}
+
+#[test]
+fn a_folder_is_merged_into_a_folder() {
+    let there = tempfile::tempdir().unwrap();
+    // fp32; bf16 with a tied head; three shards.
+    for name in ["llama", "qwen3", "mistral"] {
+        let (base, adapter) = (fixtures().join("models").join(name), there.path().join("adapter"));
+        let out = there.path().join(name);
+        let mut decoder = model(name);
+        attach_lora(&mut decoder, &everywhere(false)).unwrap();
+        shake(&mut decoder);
+        save_adapter(&decoder, &adapter, AdapterFormat::Peft, name).unwrap();
+        let batch = batch(&golden("llama.json"));
+        let with = sums(&decoder, &batch);
+        let count = merge_folder(&base, &adapter, &out).unwrap();
+        assert_eq!(count, 7 * decoder.layers().len());
+        let merged = Decoder::load(&out, ComputeDtype::Float32).unwrap();
+        let is_exact = name == "llama";
+        assert_close(&sums(&merged, &batch), &with, if is_exact { 1e-5 } else { 0.02 }, name);
+        let error = merge_folder(&base, &adapter, &out).unwrap_err().to_string();
+        assert!(error.contains("is there already"), "{error}");
+        let left: Vec<_> =
+            fs::read_dir(there.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
+        assert!(left.iter().all(|it| !it.to_string_lossy().starts_with(".merging")), "{left:?}");
+    }
+    let packed = fixtures().join("models/llama-q4");
+    let adapter = fixtures().join("training/mlx-lora-q4");
+    let error = merge_folder(&packed, &adapter, &there.path().join("q4")).unwrap_err().to_string();
+    assert!(error.contains("is packed"), "{error}");
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_changes_nothing() {
+    let there = tempfile::tempdir().unwrap();
+    let path = |name: &str| fixtures().join("training").join(name);
+    let refused = |decoder: &mut Decoder, folder: &Path| {
+        let error = load_adapter(decoder, folder).unwrap_err().to_string();
+        assert!(decoder.linears().iter().all(|it| it.adapter().is_none()), "{error}");
+        error
+    };
+    let mut decoder = model("qwen3");
+    let error = refused(&mut decoder, &path("peft-lora"));
+    assert!(error.contains("is for another model: there is no `lm_head`"), "{error}");
+    let error = refused(&mut decoder, &path("peft-fused"));
+    assert!(error.contains("there is no `model.layers.0.mlp.gate_up_proj`"), "{error}");
+    let error = refused(&mut model("llama-llama3"), &path("peft-rslora"));
+    assert!(error.contains("is for another model: `model.layers.0"), "{error}");
+    assert!(refused(&mut decoder, &path("peft-prompt")).contains("\"PROMPT_TUNING\""));
+    assert!(refused(&mut decoder, there.path()).contains("adapter_config.json: cannot be read"));
+
+    let change = |field: &str, value: Value| {
+        let from = path("peft-moe");
+        let mut config: Value =
+            serde_json::from_slice(&fs::read(from.join("adapter_config.json")).unwrap()).unwrap();
+        config[field] = value;
+        fs::write(there.path().join("adapter_config.json"), config.to_string()).unwrap();
+        fs::copy(
+            from.join("adapter_model.safetensors"),
+            there.path().join("adapter_model.safetensors"),
+        )
+        .unwrap();
+        refused(&mut model("qwen3-moe"), there.path())
+    };
+    for (field, value) in [
+        ("modules_to_save", json!(["lm_head"])),
+        ("bias", json!("all")),
+        ("lora_alpha", json!("much")),
+        ("peft_type", json!("IA3")),
+        ("target_parameters", json!(["mlp.experts.gate_up_proj"])),
+    ] {
+        let error = change(field, value);
+        assert!(error.contains(field), "{error}");
+    }
+    let mut tied = model("qwen2");
+    if tied.components().tied_head {
+        attach_lora(
+            &mut tied,
+            &LoraConfig { targets: vec!["embed_tokens".into()], ..everywhere(false) },
+        )
+        .unwrap();
+        let folder = there.path().join("tied");
+        let error = save_adapter(&tied, &folder, AdapterFormat::Peft, "").unwrap_err().to_string();
+        assert!(error.contains("tied to the head"), "{error}");
+    }
+    let mut decoder = model("llama");
+    let unknown = LoraConfig { targets: vec!["wide_proj".into()], ..everywhere(false) };
+    assert!(attach_lora(&mut decoder, &unknown).unwrap_err().to_string().contains("`wide_proj`"));
+    let first = LoraConfig { layers: vec![0], ..everywhere(false) };
+    attach_lora(&mut decoder, &first).unwrap();
+    let error =
+        save_adapter(&decoder, there.path(), AdapterFormat::MlxLm, "").unwrap_err().to_string();
+    assert!(error.contains("of the last blocks"), "{error}");
+}
+
+/// A soft prompt in training is what stands there when embeddings are fed to a cache.
+#[test]
+fn a_soft_prompt_is_fed_as_it_was_trained() {
+    let there = tempfile::tempdir().unwrap();
+    for name in ["qwen3", "gemma2"] {
+        let mut decoder = model(name);
+        let soft = SoftPrompt::from_tokens(&decoder, &[7, 9], 3).unwrap();
+        soft.save(there.path(), name).unwrap();
+        let loaded = SoftPrompt::load(there.path()).unwrap();
+        assert_eq!(host(loaded.embeddings()), host(soft.embeddings()));
+        let rows = loaded.rows().unwrap();
+        assert_eq!((rows.len(), loaded.len()), (3, 3));
+
+        let ids = [5_u32, 17, 42, 9];
+        let embedded = decoder.embed(&Array::from_slice(&ids, &[1, 4])).unwrap();
+        let all =
+            concatenate(&[&loaded.embeddings().expand_dims(0).unwrap(), &embedded], 1).unwrap();
+        let columns: Vec<Column> =
+            rows.iter().map(|it| Column::embedded(it)).chain(ids.map(Column::Token)).collect();
+        let mut cache = decoder.new_cache(1);
+        let hidden =
+            decoder.hidden_from_embeddings(&all, &[&columns], &mut cache, &mut NoHook).unwrap();
+        let logits = host(&decoder.logits(&hidden).unwrap());
+        let vocab = decoder.vocab_size();
+        let logprob = |place: usize, id: u32| {
+            let row = &logits[place * vocab..][..vocab];
+            let most = row.iter().fold(f32::MIN, |a, &b| a.max(b));
+            let sum: f32 = row.iter().map(|it| (it - most).exp()).sum();
+            f64::from(row[id as usize] - most - sum.ln())
+        };
+        let expected: f64 = (1..4).map(|at| -logprob(2 + at, ids[at])).sum();
+        let text = Batch::new(&[mlxgk_training::Example::text(ids.to_vec())]).unwrap();
+        // As tokens, the same prompt says the same.
+        let as_tokens = [7, 9, 7, 5, 17, 42, 9];
+        let mut example = mlxgk_training::Example::text(as_tokens.to_vec());
+        example.labels[..4].fill(mlxgk_training::IGNORE_INDEX);
+        let sum = sums(&decoder, &Batch::new(&[example]).unwrap())[0];
+        let mut trainee = Trainee::new(&mut decoder).soft_prompt(loaded.embeddings()).unwrap();
+        let found = trainee.gradients(&text, GradientOptions::default(), &mut NoHook).unwrap();
+        assert!((found.loss - expected).abs() < 1e-4, "{name}: {} for {expected}", found.loss);
+        assert!((found.loss + f64::from(sum)).abs() < 1e-4, "{name}: {} for {sum}", found.loss);
+    }
+    let decoder = model("llama");
+    let [a, b] = [1, 1].map(|seed| SoftPrompt::random(&decoder, 4, seed).unwrap());
+    assert_eq!(host(a.embeddings()), host(b.embeddings()));
+    assert!(SoftPrompt::from_vocabulary(&decoder, 0, 1).is_err());
+    assert!(SoftPrompt::from_tokens(&decoder, &[], 2).is_err());
+    let error = SoftPrompt::load(fixtures().join("training/peft-lora")).unwrap_err().to_string();
+    assert!(error.contains("a soft prompt is \"PROMPT_TUNING\""), "{error}");
+}

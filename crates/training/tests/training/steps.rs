@@ -1,0 +1,341 @@
+//! Steps: optimizers, schedules and averages against torch, precision, checkpoints.
+
+use mlx_rs::{Array, error::Exception};
+use mlxgk_kv_cache::Step;
+use mlxgk_mlx_models::{ComputeDtype, HookPoint, NoHook, ResidualHook};
+use mlxgk_training::{
+    Batch, Decay, Ema, ErrorKind, Example, LossScaler, Optimizer, OptimizerKind, Schedule, Trainee,
+    Trainer, TrainingConfig, clip_global_norm, loss_forward,
+};
+use serde_json::{Value, json};
+
+use crate::common::{array, assert_close, floats, golden, host, model, model_in};
+
+fn optimizer(case: &Value) -> OptimizerKind {
+    let it = &case["optimizer"];
+    let number = |name: &str| it[name].as_f64().unwrap();
+    let weight_decay = number("weight_decay");
+    match it["name"].as_str().unwrap() {
+        "adamw" => {
+            let betas = [0, 1].map(|at| it["betas"][at].as_f64().unwrap());
+            OptimizerKind::AdamW { betas, eps: number("eps"), weight_decay }
+        }
+        _ => OptimizerKind::Sgd {
+            momentum: number("momentum"),
+            nesterov: it["nesterov"].as_bool().unwrap(),
+            weight_decay,
+        },
+    }
+}
+
+fn schedule(it: &Value) -> Schedule {
+    let decay = match it["name"].as_str().unwrap() {
+        "constant" => Decay::Constant,
+        "linear" => Decay::Linear,
+        "cosine" => Decay::Cosine,
+        _ => Decay::Wsd { steps: it["decay"].as_u64().unwrap() },
+    };
+    Schedule { warmup: it["warmup"].as_u64().unwrap(), decay }
+}
+
+#[test]
+fn twenty_steps_are_those_of_torch() {
+    let golden = golden("optimizers.json");
+    let arrays = |it: &Value| it.as_array().unwrap().iter().map(array).collect::<Vec<_>>();
+    let gradients: Vec<Vec<Array>> =
+        golden["gradients"].as_array().unwrap().iter().map(arrays).collect();
+    for case in golden["cases"].as_array().unwrap() {
+        let what = format!("{} {}", case["optimizer"], case["schedule"]);
+        let mut parameters = arrays(&golden["start"]);
+        let mut optimizer = Optimizer::new(optimizer(case)).unwrap();
+        let mut ema = Ema::new(&parameters, case["decay"].as_f64().unwrap(), true).unwrap();
+        let schedule = schedule(&case["schedule"]);
+        let (rates, norms) = (floats(&case["rates"]), floats(&case["norms"]));
+        for (step, drawn) in gradients.iter().enumerate() {
+            let most = case["clip"].as_f64().map(|it| it as f32);
+            let (clipped, norm) = clip_global_norm(drawn.clone(), most).unwrap();
+            let total = gradients.len() as u64;
+            let rate = case["rate"].as_f64().unwrap() * schedule.factor(step as u64, total);
+            assert_close(
+                &[norm, rate as f32 + 1.0],
+                &[norms[step], rates[step] + 1.0],
+                1e-6,
+                &what,
+            );
+            parameters = optimizer.step(&parameters, &clipped, rate).unwrap();
+            ema.update(&parameters).unwrap();
+            let Some(after) = case["after"].get((step + 1).to_string()) else { continue };
+            for (name, found) in [("parameters", &parameters[..]), ("averages", ema.averages())] {
+                for (found, expected) in found.iter().zip(after[name].as_array().unwrap()) {
+                    assert_close(&host(found), &floats(expected), 1e-5, &format!("{what} {name}"));
+                }
+            }
+        }
+    }
+}
+
+fn batches() -> Vec<Batch> {
+    let texts =
+        [vec![5, 17, 42, 9, 3, 77], vec![8, 1, 30], vec![60, 61, 62, 63], vec![4, 90, 2, 7, 11]];
+    let examples: Vec<Example> = texts
+        .iter()
+        .enumerate()
+        .map(|(index, it)| Example::completion(&it[..1 + index % 2], &it[1 + index % 2..]))
+        .collect();
+    examples.chunks(2).map(|it| Batch::new(it).unwrap()).collect()
+}
+
+fn values(trainee: &Trainee<'_>) -> Vec<Vec<f32>> {
+    trainee.masters().iter().map(host).collect()
+}
+
+/// Micro-batches with uneven numbers of predicted tokens are one batch, not a mean of means.
+#[test]
+fn accumulated_batches_are_one_batch() {
+    let all = [
+        Example::completion(&[5, 17, 42], &[9, 3, 77, 12]),
+        Example::completion(&[8], &[1]),
+        Example::completion(&[60, 61], &[62, 63]),
+    ];
+    let mut after = Vec::new();
+    for sizes in [vec![3], vec![1, 2], vec![1, 1, 1]] {
+        let mut decoder = model("qwen3");
+        let trainee = Trainee::new(&mut decoder).weights(&[], &[]).unwrap();
+        let mut config = TrainingConfig::new(1, 0.5);
+        config.optimizer = OptimizerKind::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 };
+        config.max_grad_norm = None;
+        let mut trainer = Trainer::new(trainee, config).unwrap();
+        let mut rest = &all[..];
+        let parts: Vec<Batch> = sizes
+            .iter()
+            .map(|&size| {
+                let (part, others) = rest.split_at(size);
+                rest = others;
+                Batch::new(part).unwrap()
+            })
+            .collect();
+        let report = trainer.train_step(&parts, 0.0, &mut NoHook).unwrap();
+        assert_eq!(report.tokens, 7);
+        after.push((report.loss, values(trainer.trainee())));
+    }
+    for (loss, other) in &after[1..] {
+        assert!((loss - after[0].0).abs() < 1e-6 * loss.abs());
+        for (found, expected) in other.iter().zip(&after[0].1) {
+            assert_close(found, expected, 1e-5, "accumulated");
+        }
+    }
+}
+
+/// Fails to be finite when it is told to.
+struct Overflow(bool);
+
+impl ResidualHook for Overflow {
+    fn apply(
+        &mut self,
+        point: HookPoint,
+        hidden: Array,
+        _: &Step,
+    ) -> mlxgk_mlx_models::Result<Array> {
+        match point {
+            HookPoint::ResidPost(1) if self.0 => {
+                let broken = hidden.multiply(Array::from_f32(f32::INFINITY));
+                broken.map_err(|e: Exception| mlxgk_mlx_models::Error::mlx("test", &e))
+            }
+            _ => Ok(hidden),
+        }
+    }
+}
+
+#[test]
+fn an_overflow_skips_the_step_and_halves_the_scale() {
+    let mut decoder = model("llama");
+    let trainee = Trainee::new(&mut decoder).weights(&["q_proj"], &[]).unwrap();
+    let mut config = TrainingConfig::new(9, 0.01);
+    config.scaler = LossScaler::dynamic().starting_at(1024.0).unwrap().growing_after(2);
+    config.ema_decay = Some(0.9);
+    let mut trainer = Trainer::new(trainee, config.clone()).unwrap();
+    let batches = batches();
+    let step = |trainer: &mut Trainer<'_>, overflows| {
+        let report = trainer.train_step(&batches, 0.0, &mut Overflow(overflows)).unwrap();
+        (report.skipped, report.scale, trainer.scaler().scale())
+    };
+    assert_eq!(step(&mut trainer, false), (false, 1024.0, 1024.0));
+    let before = (
+        values(trainer.trainee()),
+        trainer.ema().unwrap().averages().iter().map(host).collect::<Vec<_>>(),
+    );
+    assert_eq!(step(&mut trainer, true), (true, 1024.0, 512.0));
+    let after = (
+        values(trainer.trainee()),
+        trainer.ema().unwrap().averages().iter().map(host).collect::<Vec<_>>(),
+    );
+    assert!(before == after);
+    // The count of clean steps began anew.
+    assert_eq!(step(&mut trainer, false), (false, 512.0, 512.0));
+    assert_eq!(step(&mut trainer, false), (false, 512.0, 1024.0));
+
+    // Without dynamic scaling it is an error that names the parameter, and changes nothing.
+    let mut decoder = model("llama");
+    let trainee = Trainee::new(&mut decoder).weights(&["q_proj"], &[]).unwrap();
+    let mut trainer = Trainer::new(trainee, TrainingConfig::new(9, 0.01)).unwrap();
+    let before = values(trainer.trainee());
+    let error = trainer.train_step(&batches, 0.0, &mut Overflow(true)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFinite);
+    assert!(error.to_string().contains("step 1: the gradient of `model.layers"), "{error}");
+    assert!(before == values(trainer.trainee()));
+}
+
+/// Steps smaller than bf16 can tell apart add up in the masters.
+#[test]
+fn masters_keep_what_half_precision_loses() {
+    let mut decoder = model_in("llama", ComputeDtype::Bfloat16);
+    let trainee = Trainee::new(&mut decoder).weights(&["layers.0.input_layernorm"], &[]).unwrap();
+    let mut config = TrainingConfig::new(40, 1e-4);
+    config.max_grad_norm = None;
+    let mut trainer = Trainer::new(trainee, config).unwrap();
+    let held = |trainer: &Trainer<'_>| {
+        let mut held = None;
+        trainer.trainee().decoder().visit_parameters(|it| {
+            if it.path == "model.layers.0.input_layernorm.weight" {
+                assert_eq!(it.array.dtype(), mlx_rs::Dtype::Bfloat16);
+                held = Some(host(it.array));
+            }
+        });
+        held.unwrap()
+    };
+    let (start, model_start) = (values(trainer.trainee()), held(&trainer));
+    trainer.train_step(&batches(), 0.0, &mut NoHook).unwrap();
+    assert_eq!(held(&trainer), model_start);
+    assert_ne!(values(trainer.trainee()), start);
+    for _ in 1..40 {
+        trainer.train_step(&batches(), 0.0, &mut NoHook).unwrap();
+    }
+    assert_ne!(held(&trainer), model_start);
+}
+
+fn run(trainer: &mut Trainer<'_>, steps: u64) -> Vec<f64> {
+    let batches = batches();
+    let mut step = |_| {
+        let batch = &batches[trainer.step() as usize % 2];
+        trainer.train_step(std::slice::from_ref(batch), 0.1, &mut NoHook).unwrap().loss
+    };
+    (0..steps).map(&mut step).collect()
+}
+
+#[test]
+fn a_run_continues_to_the_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("checkpoint.safetensors");
+    for kind in [
+        OptimizerKind::default(),
+        OptimizerKind::Sgd { momentum: 0.9, nesterov: true, weight_decay: 0.01 },
+    ] {
+        let mut config = TrainingConfig::new(6, 0.01);
+        config.optimizer = kind;
+        config.schedule = Schedule { warmup: 1, decay: Decay::Cosine };
+        config.scaler = LossScaler::dynamic().starting_at(8.0).unwrap().growing_after(4);
+        config.ema_decay = Some(0.99);
+        let mut decoder = model("gemma2");
+        let trainee = Trainee::new(&mut decoder).weights(&["self_attn", "norm"], &[]).unwrap();
+        let mut whole = Trainer::new(trainee, config.clone()).unwrap();
+        run(&mut whole, 3);
+        whole.save(&path, &json!({ "epoch": 2, "place": 17 })).unwrap();
+        let losses = run(&mut whole, 3);
+
+        let mut decoder = model("gemma2");
+        let trainee = Trainee::new(&mut decoder).weights(&["self_attn", "norm"], &[]).unwrap();
+        let mut resumed = Trainer::new(trainee, config.clone()).unwrap();
+        assert_eq!(resumed.resume(&path).unwrap(), json!({ "epoch": 2, "place": 17 }));
+        assert_eq!(run(&mut resumed, 3), losses);
+        assert!(values(resumed.trainee()) == values(whole.trainee()));
+        assert_eq!(resumed.scaler(), whole.scaler());
+        let averages =
+            |it: &Trainer<'_>| it.ema().unwrap().averages().iter().map(host).collect::<Vec<_>>();
+        assert!(averages(&resumed) == averages(&whole));
+        let own = values(whole.trainee());
+        let seen = whole.with_averages(|it| Ok(values(it))).unwrap();
+        assert!(seen == averages(&resumed) && values(whole.trainee()) == own);
+
+        // Other settings, another file, half a file: refused, and nothing has changed.
+        let mut other = Trainer::new(resumed.finish(), TrainingConfig::new(7, 0.01)).unwrap();
+        let refused = other.resume(&path).unwrap_err().to_string();
+        assert!(refused.contains("other settings"), "{refused}");
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+        assert!(other.resume(&path).unwrap_err().to_string().contains("is damaged"));
+        assert!(
+            other
+                .resume(folder.path().join("none"))
+                .unwrap_err()
+                .to_string()
+                .contains("cannot be read")
+        );
+        let nowhere = folder.path().join("no/such/folder");
+        assert!(
+            other
+                .save(&nowhere, &Value::Null)
+                .unwrap_err()
+                .to_string()
+                .contains("cannot be written")
+        );
+    }
+}
+
+/// A soft prompt alone learns one text by heart, and the model under it stays as it was.
+#[test]
+fn a_soft_prompt_learns_one_batch() {
+    let mut decoder = model("llama");
+    let held = |decoder: &mlxgk_mlx_models::Decoder| {
+        let mut held = Vec::new();
+        decoder.visit_parameters(|it| held.push(host(it.array)));
+        held
+    };
+    let before = held(&decoder);
+    let batch = Batch::new(&[Example::text(vec![9, 60, 61, 62, 7])]).unwrap();
+    let base = loss_forward(&decoder, &batch, 0.0, &mut NoHook).unwrap();
+    let key = mlx_rs::random::key(3).unwrap();
+    let soft = mlx_rs::random::normal::<f32>(&[12, 32], None, None, &key).unwrap();
+    let trainee = Trainee::new(&mut decoder).soft_prompt(&soft).unwrap();
+    let mut config = TrainingConfig::new(150, 0.05);
+    config.schedule.decay = Decay::Linear;
+    let mut trainer = Trainer::new(trainee, config).unwrap();
+    let mut loss = f64::INFINITY;
+    for _ in 0..150 {
+        loss = trainer.train_step(std::slice::from_ref(&batch), 0.0, &mut NoHook).unwrap().loss;
+        if loss < 0.05 {
+            break;
+        }
+    }
+    assert!(loss < 0.05 && base > 2.0, "{base}, then {loss}");
+    assert!(before == held(trainer.finish().decoder()));
+}
+
+#[test]
+fn wrong_settings_are_refused() {
+    let mut decoder = model("llama");
+    let mut refused = |config: TrainingConfig| {
+        let trainee = Trainee::new(&mut decoder).vectors(&[0]).unwrap();
+        let error = Trainer::new(trainee, config).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        error.to_string()
+    };
+    let plain = TrainingConfig::new(5, 0.1);
+    let with = |change: &dyn Fn(&mut TrainingConfig)| {
+        let mut config = plain.clone();
+        change(&mut config);
+        config
+    };
+    assert!(refused(TrainingConfig::new(5, f64::NAN)).contains("learning rate is NaN"));
+    assert!(refused(with(&|it| it.max_grad_norm = Some(0.0))).contains("bound on norms is 0"));
+    assert!(refused(with(&|it| it.schedule.warmup = 6)).contains("do not fit into 5 steps"));
+    assert!(refused(with(&|it| it.ema_decay = Some(2.0))).contains("decay of an average is 2"));
+    let sgd = OptimizerKind::Sgd { momentum: 0.0, nesterov: true, weight_decay: 0.0 };
+    assert!(refused(with(&|it| it.optimizer = sgd)).contains("Nesterov"));
+    assert!(
+        LossScaler::fixed(0.0).is_err() && LossScaler::dynamic().starting_at(f32::NAN).is_err()
+    );
+    let mut other = model("llama");
+    assert!(
+        Trainer::new(Trainee::new(&mut other), plain).unwrap_err().to_string().contains("nothing")
+    );
+}
