@@ -1,11 +1,11 @@
 //! An MLX decoder with its cache, as the loops drive it.
 
 use mlx_rs::{
-    Array,
+    Array, Dtype,
     ops::{concatenate, indexing::TryIndexOp},
     transforms::{async_eval, eval},
 };
-use mlxgk_kv_cache::KvCache;
+use mlxgk_kv_cache::{Column, KvCache};
 use mlxgk_mlx_models::{Capture, Decoder, HookPoint, ResidualHook};
 
 use crate::{
@@ -80,6 +80,8 @@ pub struct Prefill<'a> {
     cache: KvCache,
     /// What is to be fed, rows of one length.
     rows: Vec<Vec<u32>>,
+    /// What stands before each row's first token, and is fed with all of the prompts in one pass.
+    soft_prompt: Option<Array>,
     fed: usize,
     chunk: usize,
     /// fp32 `[rows, vocabulary]`, once all is fed.
@@ -133,13 +135,66 @@ impl<'a> Prefill<'a> {
         cache.set_prompt_end(cache.len() + rows.first().map_or(0, Vec::len));
         let hook: (Box<dyn ResidualHook + 'a>, _) = (Box::new(hook), Capture::default());
         let reader = Reader { model, hook, dola: None };
-        Self { reader, cache, rows, fed: 0, chunk: DEFAULT_PREFILL_CHUNK, scores: None }
+        let (soft_prompt, chunk) = (None, DEFAULT_PREFILL_CHUNK);
+        Self { reader, cache, rows, soft_prompt, fed: 0, chunk, scores: None }
     }
 
     /// Feeds at most so many tokens per row and step.
     #[must_use]
     pub fn chunk(self, tokens: usize) -> Self {
         Self { chunk: tokens.max(1), ..self }
+    }
+
+    /// Puts a soft prompt, `[virtual tokens, hidden]`, before the first token of each row: embeddings as
+    /// [`Decoder::hidden_from_embeddings`] takes them. Prompts are then read in one pass.
+    ///
+    /// # Errors
+    /// When it has another shape, something was fed already, or MLX fails.
+    pub fn soft_prompt(mut self, soft_prompt: &Array) -> Result<Self> {
+        let hidden = self.reader.model.hidden_size() as i32;
+        let &[count, width] = soft_prompt.shape() else {
+            let what = format!("a soft prompt of shape {:?} is no matrix", soft_prompt.shape());
+            return Err(Error::new(ErrorKind::Prompt, what));
+        };
+        if count == 0 || width != hidden || self.fed > 0 || !self.cache.is_empty() {
+            let what = format!(
+                "a soft prompt for this model is [virtual tokens, {hidden}] before anything is fed, found \
+                 [{count}, {width}]"
+            );
+            return Err(Error::new(ErrorKind::Prompt, what));
+        }
+        let columns = count as usize + self.rows.first().map_or(0, Vec::len);
+        self.cache.plan(columns);
+        self.cache.set_prompt_end(columns);
+        self.soft_prompt = Some(soft_prompt.clone());
+        Ok(self)
+    }
+
+    /// The columns of a soft prompt and the prompts behind it, and their embeddings: padding, the soft
+    /// prompt, the row's own tokens.
+    fn behind(&self, soft_prompt: &Array) -> Result<(Vec<Vec<Column>>, Array)> {
+        let model = self.reader.model;
+        let soft = soft_prompt.as_dtype(Dtype::Float32)?;
+        let numbers: Vec<f32> =
+            soft.to_vec_exact().map_err(|e| Error::new(ErrorKind::Model, e.to_string()))?;
+        let virtual_tokens: Vec<Column> =
+            numbers.chunks(model.hidden_size()).map(Column::embedded).collect();
+        let (mut columns, mut embedded) = (Vec::new(), Vec::new());
+        for (row, padding) in self.rows.iter().zip(self.cache.padding()) {
+            let (padding, own) = row.split_at(padding.min(row.len()));
+            let tokens = |ids: &[u32]| ids.iter().copied().map(Column::Token).collect::<Vec<_>>();
+            columns.push([tokens(padding), virtual_tokens.clone(), tokens(own)].concat());
+            let embed = |ids: &[u32]| model.embed(&Array::from_slice(ids, &[1, ids.len() as i32]));
+            let own = embed(own)?;
+            let soft = soft_prompt.as_dtype(own.dtype())?.expand_dims(0)?;
+            embedded.push(if padding.is_empty() {
+                concatenate(&[&soft, &own], 1)?
+            } else {
+                concatenate(&[&embed(padding)?, &soft, &own], 1)?
+            });
+        }
+        let embedded: Vec<&Array> = embedded.iter().collect();
+        Ok((columns, concatenate(&embedded, 0)?))
     }
 
     /// Contrasts the scores with those of earlier layers.
@@ -199,6 +254,9 @@ impl<'a> Prefill<'a> {
         if from == width && self.scores.is_some() {
             return Ok(true);
         }
+        if let Some(soft_prompt) = self.soft_prompt.take() {
+            return self.step_behind(&soft_prompt);
+        }
         let chunk = self.chunk.min(most).max(1);
         let (model, rows, cache) = (self.reader.model, &self.rows, &mut self.cache);
         let part = |from: usize, to: usize| -> Vec<&[u32]> {
@@ -223,6 +281,26 @@ impl<'a> Prefill<'a> {
         })?;
         async_eval([&scores])?;
         self.fed = width;
+        self.scores = Some(Pending(scores));
+        Ok(true)
+    }
+
+    /// Feeds a soft prompt and all that stands behind it.
+    fn step_behind(&mut self, soft_prompt: &Array) -> Result<bool> {
+        if let Some(id) = out_of_vocabulary(self.reader.model, &self.rows) {
+            let vocab = self.reader.model.vocab_size();
+            let what = format!("token id {id} is outside the vocabulary of {vocab}");
+            return Err(Error::new(ErrorKind::Prompt, what));
+        }
+        let (columns, embedded) = self.behind(soft_prompt)?;
+        let model = self.reader.model;
+        let columns: Vec<&[Column]> = columns.iter().map(Vec::as_slice).collect();
+        let count = columns.first().map_or(0, |it| it.len());
+        let scores = self.reader.read(&mut self.cache, count, &mut |cache, hook| {
+            Ok(model.hidden_from_embeddings(&embedded, &columns, cache, hook)?)
+        })?;
+        async_eval([&scores])?;
+        self.fed = self.rows.first().map_or(0, Vec::len);
         self.scores = Some(Pending(scores));
         Ok(true)
     }
@@ -316,6 +394,11 @@ impl<'a> DecoderSession<'a> {
     pub(crate) fn states(&self) -> Result<&Array> {
         states(&self.reader)
     }
+}
+
+/// The first id that the model does not know.
+fn out_of_vocabulary(model: &Decoder, rows: &[Vec<u32>]) -> Option<u32> {
+    rows.iter().flatten().copied().find(|&it| it as usize >= model.vocab_size())
 }
 
 fn states<'a>(reader: &'a Reader<'_>) -> Result<&'a Array> {

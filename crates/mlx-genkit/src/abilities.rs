@@ -42,6 +42,8 @@ pub enum Ability {
     Hook,
     /// A bound on how far steering moves each choice.
     KlBudget,
+    /// A soft prompt before the prompts.
+    SoftPrompt,
     /// In a [`Batch`](crate::Batch) it shares each pass with other requests; otherwise it runs in a
     /// loop of its own between the others' steps.
     SharedPass,
@@ -60,7 +62,7 @@ const MODES: [&str; 7] = [
     "constrained beam search",
 ];
 
-const TABLE: [(Ability, [u8; MODES.len()]); 17] = [
+const TABLE: [(Ability, [u8; MODES.len()]); 18] = [
     //                 sampling, assisted, contrastive, DoLa, beams, groups, words
     (Streaming, [1, 1, 1, 1, 0, 0, 0]),
     (SeveralPrompts, [1, 0, 1, 1, 1, 1, 1]),
@@ -79,17 +81,24 @@ const TABLE: [(Ability, [u8; MODES.len()]); 17] = [
     (Attentions, [1, 1, 0, 1, 0, 0, 0]),
     (Hook, [1, 1, 1, 1, 1, 1, 1]),
     (KlBudget, [1, 1, 0, 0, 1, 1, 1]),
+    (SoftPrompt, [1, 0, 0, 1, 1, 0, 0]),
     (SharedPass, [1, 0, 0, 0, 0, 0, 0]),
 ];
 
 /// What no mode can do at once.
-const EXCLUSIVE: [(Ability, Ability); 6] = [
+const EXCLUSIVE: [(Ability, Ability); 12] = [
     (ResumesCache, Uncached),
     (ResumesCache, SeveralPrompts),
     (ResumesCache, SeveralSequences),
     (ResumesCache, Guidance),
     (KlBudget, Guidance),
     (SharedPass, Uncached),
+    (SharedPass, SoftPrompt),
+    (SoftPrompt, ResumesCache),
+    (SoftPrompt, Uncached),
+    (SoftPrompt, Guidance),
+    (SoftPrompt, HiddenStates),
+    (SoftPrompt, Attentions),
 ];
 
 /// The subject of a sentence.
@@ -112,6 +121,7 @@ impl fmt::Display for Ability {
             Attentions => "a record of attention weights",
             Hook => "a hook or steering",
             KlBudget => "a KL budget",
+            SoftPrompt => "a soft prompt",
             SharedPass => "a pass shared with other requests of a `Batch`",
         })
     }

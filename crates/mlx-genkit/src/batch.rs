@@ -130,6 +130,7 @@ impl<'a> Batch<'a> {
         let abilities = Abilities::of(plan.mode());
         abilities.has(Ability::SharedPass)
             && plan.resolved.config.use_cache != Some(false)
+            && plan.soft_prompt.is_none()
             && self.model.decoder().original_context().is_none()
     }
 

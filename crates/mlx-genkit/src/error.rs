@@ -156,3 +156,15 @@ impl From<mlxgk_tokenizer_bridge::Error> for Error {
         Self::caused(kind, source)
     }
 }
+
+impl From<mlxgk_training::Error> for Error {
+    fn from(source: mlxgk_training::Error) -> Self {
+        use mlxgk_training::ErrorKind as Kind;
+        let kind = match source.kind() {
+            Kind::Data | Kind::Config | Kind::Adapter => ErrorKind::Request,
+            Kind::File => ErrorKind::Model,
+            _ => ErrorKind::Run,
+        };
+        Self::caused(kind, source)
+    }
+}

@@ -35,6 +35,7 @@ pub use mlxgk_samplers as samplers;
 pub use mlxgk_sampling as sampling;
 pub use mlxgk_steering as steering;
 pub use mlxgk_tokenizer_bridge as tokenizer_bridge;
+pub use mlxgk_training as training;
 
 pub use mlxgk_decoding_strategies::{Acceptance, FinishReason, StoppingCriterion};
 pub use mlxgk_generation_config::GenerationConfig;

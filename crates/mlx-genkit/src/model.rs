@@ -117,6 +117,42 @@ impl Model {
         &self.decoder
     }
 
+    /// The graph and its weights, to be trained or adapted.
+    pub fn decoder_mut(&mut self) -> &mut Decoder {
+        &mut self.decoder
+    }
+
+    /// Loads a LoRA or DoRA adapter, of PEFT or of mlx-lm, and sets it on the model. Returns how many
+    /// products it is for.
+    ///
+    /// ```no_run
+    /// use mlx_genkit::{ComputeDtype, Model};
+    ///
+    /// let mut model = Model::load("./qwen3", ComputeDtype::Auto)?;
+    /// model.load_adapter("./pirate")?;
+    /// # Ok::<(), mlx_genkit::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When a file is missing or damaged, the adapter is of a kind that is not supported, or it is for
+    /// another model. The model is then as it was.
+    pub fn load_adapter(&mut self, folder: impl AsRef<Path>) -> Result<usize> {
+        Ok(mlxgk_training::load_adapter(&mut self.decoder, folder)?)
+    }
+
+    /// What makes tokens of training data for this model.
+    ///
+    /// # Errors
+    /// When the model has no tokenizer.
+    pub fn encoder<'a>(&'a self, ends: &'a [u32]) -> Result<mlxgk_training::Encoder<'a>> {
+        Ok(mlxgk_training::Encoder {
+            tokenizer: self.tokenizer()?,
+            template: self.chat_template.as_ref().ok(),
+            ends,
+            context: self.decoder.max_positions(),
+        })
+    }
+
     /// The tokenizer.
     ///
     /// # Errors

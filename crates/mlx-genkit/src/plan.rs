@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use mlx_rs::Array;
 use mlxgk_decoding_strategies::{Record, RowGroup, Rules, StoppingCriterion};
 use mlxgk_generation_config::{GenerationMode, Resolved, Sources, Warning, WarningKind};
 use mlxgk_kv_cache::{KvCache, RowId};
@@ -52,6 +53,7 @@ pub struct Plan<'a> {
     pub(crate) is_hooked: bool,
     pub(crate) assistant: Option<Assistant<'a>>,
     pub(crate) cache: Option<KvCache>,
+    pub(crate) soft_prompt: Option<Array>,
     pub(crate) begun: Instant,
 }
 
@@ -65,6 +67,10 @@ impl<'a> Plan<'a> {
         let mut prompts = ids(&request.prompts, model)?;
         let mut healing = Vec::new();
         if merged.config.token_healing == Some(true) {
+            if request.soft_prompt.is_some() {
+                let what = "`token_healing` is not available together with a soft prompt";
+                return Err(Error::of_field("token_healing", what));
+            }
             healing = Healing::plan(model, &request.prompts)?;
             prompts = healing.iter().map(|it| it.ids.clone()).collect();
         }
@@ -147,6 +153,7 @@ impl<'a> Plan<'a> {
             (hook.budget(RowId::default()).is_some(), Ability::KlBudget),
             (resolved.has_grammar(), Ability::Grammar),
             (rules.stop.has_criteria(), Ability::Criteria),
+            (request.soft_prompt.is_some(), Ability::SoftPrompt),
         ];
         let wanted: Vec<Ability> =
             wanted.into_iter().filter(|(is_wanted, _)| *is_wanted).map(|(_, it)| it).collect();
@@ -154,6 +161,9 @@ impl<'a> Plan<'a> {
         if let Some(cache) = &request.cache {
             let names: Vec<_> = cache.row_ids().iter().map(|&row| hook.name(row)).collect();
             cache.check_steering(&names)?;
+        }
+        if let Some(soft_prompt) = &request.soft_prompt {
+            check_soft_prompt(soft_prompt, width, model)?;
         }
         let group = RowGroup::new(rules).record(record).guidance(guidance_scale(&resolved));
         Ok(Self {
@@ -170,6 +180,7 @@ impl<'a> Plan<'a> {
                 _ => Vec::new(),
             },
             cache: request.cache,
+            soft_prompt: request.soft_prompt,
             model,
             prompts,
             healing,
@@ -237,6 +248,24 @@ fn ids(prompts: &[Prompt], model: &Model) -> Result<Vec<Vec<u32>>> {
         prompt.ids(model).map_err(|e| if several { e.of_prompt(index) } else { e })
     };
     prompts.iter().enumerate().map(ids).collect()
+}
+
+/// Refuses a soft prompt for another model, or one that leaves the prompts no room.
+fn check_soft_prompt(soft_prompt: &Array, width: usize, model: &Model) -> Result<()> {
+    let refuse = |what: String| Err(Error::new(ErrorKind::Request, what));
+    let (hidden, found) = (model.decoder().hidden_size(), soft_prompt.dim(1) as usize);
+    if found != hidden {
+        return refuse(format!(
+            "the soft prompt is for a model with hidden size {found}, but this one has {hidden}"
+        ));
+    }
+    let (count, context) = (soft_prompt.dim(0) as usize, model.decoder().max_positions());
+    if count + width > context {
+        return refuse(format!(
+            "a soft prompt of {count} tokens and a prompt of {width} are more than the context of {context}"
+        ));
+    }
+    Ok(())
 }
 
 /// How many sequences run at once.

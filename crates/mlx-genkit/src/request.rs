@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use mlx_rs::Array;
 use mlxgk_decoding_strategies::StoppingCriterion;
 use mlxgk_generation_config::{GenerationConfig, Kwargs};
 use mlxgk_kv_cache::KvCache;
@@ -9,6 +10,7 @@ use mlxgk_logits_processors::LogitsProcessor;
 use mlxgk_mlx_models::ResidualHook;
 use mlxgk_samplers::Seed;
 use mlxgk_steering::Steering;
+use mlxgk_training::SoftPrompt;
 
 use crate::{Assistant, Prompt};
 
@@ -27,6 +29,7 @@ pub struct Request<'a> {
     pub(crate) criteria: Vec<Box<dyn StoppingCriterion>>,
     pub(crate) negative_prompts: Vec<Prompt>,
     pub(crate) cache: Option<KvCache>,
+    pub(crate) soft_prompt: Option<Array>,
     pub(crate) trim_stop: bool,
     pub(crate) logprobs: Option<usize>,
     pub(crate) hidden_states: Option<Vec<usize>>,
@@ -52,6 +55,7 @@ impl<'a> Request<'a> {
             criteria: Vec::new(),
             negative_prompts: Vec::new(),
             cache: None,
+            soft_prompt: None,
             trim_stop: false,
             logprobs: None,
             hidden_states: None,
@@ -213,6 +217,22 @@ impl<'a> Request<'a> {
     #[must_use]
     pub fn cache(self, cache: KvCache) -> Self {
         Self { cache: Some(cache), ..self }
+    }
+
+    /// Puts a soft prompt before each prompt: embeddings that were learned in place of words. The
+    /// processors do not see it; the context has to hold it, too.
+    ///
+    /// ```no_run
+    /// use mlx_genkit::{ComputeDtype, Model, Request, training::SoftPrompt};
+    ///
+    /// let model = Model::bundled(ComputeDtype::Auto)?;
+    /// let pirate = SoftPrompt::load("./pirate")?;
+    /// let answer = model.generate(Request::new("How is the sea?").soft_prompt(&pirate))?;
+    /// # Ok::<(), mlx_genkit::Error>(())
+    /// ```
+    #[must_use]
+    pub fn soft_prompt(self, soft_prompt: &SoftPrompt) -> Self {
+        Self { soft_prompt: Some(soft_prompt.embeddings().clone()), ..self }
     }
 
     /// Ends the text before the stop string. The tokens keep it, as in HF.

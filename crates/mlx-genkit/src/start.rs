@@ -64,6 +64,10 @@ fn fed(mut plan: Plan<'_>) -> Result<(Prefill<'_>, usize, RowGroup)> {
         Some(cache) => Prefill::resume(decoder, cache, &rows[0], plan.hook)?,
         None => Prefill::new(decoder, &LeftPadded::new(&rows, plan.pad)?, plan.hook),
     };
+    let prefill = match &plan.soft_prompt {
+        Some(soft_prompt) => prefill.soft_prompt(soft_prompt)?,
+        None => prefill,
+    };
     let chunk = plan.resolved.prefill_chunk_size.unwrap_or(DEFAULT_PREFILL_CHUNK);
     Ok((prefill.chunk(chunk), plan.copies, plan.group.pad(plan.pad)))
 }

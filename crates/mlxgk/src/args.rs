@@ -6,6 +6,7 @@ use clap::{
 };
 
 use crate::{
+    adapter::AdapterCommand,
     chat::ChatCommand,
     convert::ConvertArgs,
     failure::{Failure, Result},
@@ -14,6 +15,7 @@ use crate::{
     models::ModelsArgs,
     score::ScoreArgs,
     steer::SteerCommand,
+    train::TrainArgs,
     validate::ValidateArgs,
 };
 
@@ -81,6 +83,24 @@ Examples:
   mlxgk validate --steer joy.safetensors --alphas 1,2,4 --seeds 1,2,3 --html report.html
   mlxgk validate --steer joy.safetensors --prompts-file questions.jsonl --words voices.json --voice cheerful")]
     Validate(Box<ValidateArgs>),
+    /// Train an adapter, a soft prompt or steering vectors
+    #[command(after_help = "\
+A row of data is a line of JSON: {\"text\": TEXT}, {\"prompt\": TEXT, \"completion\": TEXT}, {\"messages\": [...]}, or
+{\"prompt\": ..., \"chosen\": ..., \"rejected\": ...}. Completions and the assistant's answers alone are learned;
+of two answers, to prefer the chosen one (DPO).
+
+Examples:
+  mlxgk train --data pirate.jsonl --out pirate --steps 200 --lr 1e-3
+  mlxgk train -m ./qwen3 --data data --out adapter --epochs 2 --warmup 20 --patience 3
+  mlxgk train --data pirate.jsonl --out prompt --method soft-prompt --lr 0.05
+  mlxgk train --data pirate.jsonl --out pirate --steps 200 --lr 1e-3 --resume
+  mlxgk generate --adapter pirate \"How is the weather?\"")]
+    Train(Box<TrainArgs>),
+    /// Adapters: merge
+    Adapter {
+        #[command(subcommand)]
+        command: AdapterCommand,
+    },
     /// What a model is: parts, parameters, dtype, bytes, chat template
     #[command(after_help = "\
 Examples:

@@ -18,13 +18,17 @@ use mlx_genkit::{
     kv_cache::{KvCache, RowId},
     logits_processors::Context,
     steering::SteeringHook,
+    training::SoftPrompt,
 };
 
 use crate::{
     conversation::Rendering,
     failure::{Failure, Result},
     files,
-    flags::{AssistantArgs, ConfigArgs, ModelArgs, SeedArgs, SteerArgs, TemplateArgs, typed_dose},
+    flags::{
+        AssistantArgs, ConfigArgs, ModelArgs, SeedArgs, SoftPromptArgs, SteerArgs, TemplateArgs,
+        typed_dose,
+    },
     load,
     settings::Settings,
     terminal,
@@ -58,6 +62,8 @@ pub(crate) struct ChatCommand {
     assistant: AssistantArgs,
     #[command(flatten)]
     steering: SteerArgs,
+    #[command(flatten)]
+    soft_prompt: SoftPromptArgs,
 }
 
 /// The subcommand.
@@ -68,7 +74,9 @@ pub(crate) fn run(args: &ChatCommand) -> Result<()> {
     model.tokenizer()?;
     model.chat_template()?;
     let config = settings.merge(&model)?;
-    let keeps_cache = check(&config)?;
+    let soft_prompt = args.soft_prompt.load()?;
+    // A cache is resumed by its tokens, and a soft prompt has none.
+    let keeps_cache = check(&config)? && soft_prompt.is_none();
     let assistant = match &args.assistant.assistant {
         Some(name) => Some(load::load_beside(name, &args.model)?),
         None => None,
@@ -85,6 +93,7 @@ pub(crate) fn run(args: &ChatCommand) -> Result<()> {
         steering: args.steering.hook(&model)?,
         cache: None,
         keeps_cache,
+        soft_prompt,
         warned: false,
     };
     let answering = on_interrupt()?;
@@ -201,6 +210,7 @@ struct Conversation<'a> {
     steering: Option<SteeringHook>,
     cache: Option<KvCache>,
     keeps_cache: bool,
+    soft_prompt: Option<SoftPrompt>,
     /// Whether the settings' warnings were printed.
     warned: bool,
 }
@@ -274,6 +284,9 @@ impl Conversation<'_> {
         }
         if let Some(hook) = &mut self.steering {
             request = request.hook(hook);
+        }
+        if let Some(soft_prompt) = &self.soft_prompt {
+            request = request.soft_prompt(soft_prompt);
         }
         let mut request = AssistedRequest::from(request);
         if let Some(assistant) = self.assistant {

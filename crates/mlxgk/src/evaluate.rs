@@ -43,6 +43,7 @@ pub(crate) fn compare(
             model: Some(folder.display().to_string()),
             offline: true,
             tokenizer: None,
+            adapter: None,
             device,
             dtype: DtypeArg::Auto,
         };

@@ -14,7 +14,7 @@ use crate::{
     failure::{Failure, Result},
     flags::{
         AssistantArgs, ChatArgs, ConfigArgs, Format, Layers, ModelArgs, OutputArgs, PromptArgs,
-        SeedArgs, SteerArgs, flag_of, number,
+        SeedArgs, SoftPromptArgs, SteerArgs, flag_of, number,
     },
     load,
     progress::{Spinner, TokenBar},
@@ -48,6 +48,8 @@ pub(crate) struct GenerateArgs {
     negative_prompt: Option<String>,
     #[command(flatten)]
     steering: SteerArgs,
+    #[command(flatten)]
+    soft_prompt: SoftPromptArgs,
     /// Put into the JSON how likely each token was, and the N likeliest beside it
     #[arg(long, value_name = "N", help_heading = "Output")]
     logprobs: Option<usize>,
@@ -143,6 +145,9 @@ fn serve(
     }
     if let Some(hook) = args.steering.hook(model)? {
         request = request.hook(hook);
+    }
+    if let Some(soft_prompt) = args.soft_prompt.load()? {
+        request = request.soft_prompt(&soft_prompt);
     }
     let mut request = AssistedRequest::from(request);
     if let Some(assistant) = &assistant {

@@ -1,7 +1,7 @@
 //! From the model flags to a loaded model, which is downloaded first where it has to be.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -29,11 +29,27 @@ pub(crate) fn load(args: &ModelArgs) -> Result<(Model, Duration)> {
         }
         None => Model::bundled(dtype)?,
     };
-    let model = match &args.tokenizer {
+    let mut model = match &args.tokenizer {
         Some(folder) => model.with_tokenizer(folder)?,
         None => model,
     };
+    if let Some(folder) = &args.adapter {
+        model.load_adapter(folder)?;
+    }
     Ok((model, begun.elapsed()))
+}
+
+/// The folder of the model that the flags name.
+pub(crate) fn folder(args: &ModelArgs) -> Result<PathBuf> {
+    match &args.model {
+        Some(name) => find(name, args.offline),
+        None => Err(Failure::usage("the model inside the binary is no folder: add --model DIR")),
+    }
+}
+
+/// The adapter that the flags name.
+pub(crate) fn one_adapter(args: &ModelArgs) -> Result<&Path> {
+    args.adapter.as_deref().ok_or_else(|| Failure::usage("required is --adapter DIR"))
 }
 
 /// Loads a second model, to run where and as precisely as the first.

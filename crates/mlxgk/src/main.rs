@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod adapter;
 mod args;
 mod chat;
 mod conversation;
@@ -19,6 +20,7 @@ mod score;
 mod settings;
 mod steer;
 mod terminal;
+mod train;
 mod validate;
 
 use std::process::ExitCode;
@@ -43,6 +45,8 @@ fn run() -> Result<()> {
         Subcommand::Score(args) => score::run(args),
         Subcommand::Steer { command } => steer::run(command),
         Subcommand::Validate(args) => validate::run(args),
+        Subcommand::Train(args) => train::run(args),
+        Subcommand::Adapter { command } => adapter::run(command),
         Subcommand::Info(args) => info::run(args),
         Subcommand::Models(args) => models::run(args),
         Subcommand::Convert(args) => convert::run(args),

@@ -111,6 +111,11 @@ impl StepBar {
         self.bar.inc(1);
     }
 
+    /// Says what is counted, and how it goes.
+    pub(crate) fn say(&self, what: String) {
+        self.bar.set_message(what);
+    }
+
     /// Says how far it is, where the number of steps is known late.
     pub(crate) fn set(&self, done: usize, of: usize) {
         self.bar.set_length(of as u64);

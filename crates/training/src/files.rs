@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
-    io::{self, Write},
     path::Path,
 };
 
@@ -82,23 +81,6 @@ pub(crate) fn write(
 
 /// Writes a file, or leaves what was there as it was.
 pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
-    let written = || -> io::Result<()> {
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        let mut builder = tempfile::Builder::new();
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            // As for any new file: what the umask leaves of it.
-            builder.permissions(fs::Permissions::from_mode(0o666));
-        }
-        let mut file = builder.tempfile_in(folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        Ok(())
-    };
-    written().map_err(|e| failed(path, format_args!("cannot be written: {e}")))
+    mlxgk_steering::write_file(path, bytes)
+        .map_err(|e| failed(path, format_args!("cannot be written: {e}")))
 }

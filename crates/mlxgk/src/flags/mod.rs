@@ -9,7 +9,7 @@ mod steering;
 
 pub(crate) use self::config::{AssistantArgs, ConfigArgs};
 pub(crate) use self::fields::{Given, Input, flag_of};
-pub(crate) use self::model::{DeviceArg, DtypeArg, ModelArgs};
+pub(crate) use self::model::{DeviceArg, DtypeArg, ModelArgs, SoftPromptArgs};
 pub(crate) use self::output::{Format, Layers, OutputArgs, SeedArgs, number};
 pub(crate) use self::prompt::{ChatArgs, PromptArgs, TemplateArgs, TextArgs};
 pub(crate) use self::steering::{SteerArgs, steering_failure, typed_dose};

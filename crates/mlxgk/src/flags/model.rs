@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use mlx_genkit::training::SoftPrompt;
+
+use crate::failure::Result;
 
 /// Which model, and where and how it runs.
 #[derive(Debug, Args)]
@@ -18,12 +21,32 @@ pub(crate) struct ModelArgs {
     /// Take tokenizer and chat template from this folder instead of the model's
     #[arg(long, value_name = "DIR")]
     pub(crate) tokenizer: Option<PathBuf>,
+    /// LoRA or DoRA adapter to run with, a folder as PEFT, mlx-lm or `mlxgk train` write it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
     /// Where to run; the GPU where there is one by default
     #[arg(long, value_enum)]
     pub(crate) device: Option<DeviceArg>,
     /// Precision of weights and activations; auto is the checkpoint's on a GPU, float32 on the CPU
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) dtype: DtypeArg,
+}
+
+/// What stands before each prompt.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Model")]
+pub(crate) struct SoftPromptArgs {
+    /// Soft prompt to put before each prompt, a folder or file as PEFT or `mlxgk train` write it
+    #[arg(long, value_name = "FILE")]
+    soft_prompt: Option<PathBuf>,
+}
+
+impl SoftPromptArgs {
+    /// Reads it, where there is one.
+    pub(crate) fn load(&self) -> Result<Option<SoftPrompt>> {
+        let load = |path| SoftPrompt::load(path).map_err(mlx_genkit::Error::from);
+        Ok(self.soft_prompt.as_ref().map(load).transpose()?)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -11,3 +11,4 @@ mod models;
 mod output;
 mod shared;
 mod steering;
+mod training;

@@ -153,7 +153,7 @@ fn an_overflow_skips_the_step_and_halves_the_scale() {
     let mut config = TrainingConfig::new(9, 0.01);
     config.scaler = LossScaler::dynamic().starting_at(1024.0).unwrap().growing_after(2);
     config.ema_decay = Some(0.9);
-    let mut trainer = Trainer::new(trainee, config.clone()).unwrap();
+    let mut trainer = Trainer::new(trainee, config).unwrap();
     let batches = batches();
     let step = |trainer: &mut Trainer<'_>, overflows| {
         let report = trainer.train_step(&batches, 0.0, &mut Overflow(overflows)).unwrap();

@@ -1,0 +1,36 @@
+//! `mlxgk adapter`: what is done with adapters beside using them.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use mlx_genkit::training::merge_folder;
+
+use crate::{failure::Result, flags::ModelArgs, load, terminal};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AdapterCommand {
+    /// Write a model with an adapter in its weights
+    #[command(after_help = "\
+Example:
+  mlxgk adapter merge -m ./qwen3 --adapter ./pirate --out ./qwen3-pirate")]
+    Merge(MergeArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MergeArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The folder to write, which must not be there yet
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+/// The subcommand.
+pub(crate) fn run(command: &AdapterCommand) -> Result<()> {
+    let AdapterCommand::Merge(args) = command;
+    let base = load::folder(&args.model)?;
+    let adapter = load::one_adapter(&args.model)?;
+    let count = merge_folder(&base, adapter, &args.out).map_err(mlx_genkit::Error::from)?;
+    terminal::line(format_args!("{count} matrices merged: {}", args.out.display()))?;
+    Ok(())
+}

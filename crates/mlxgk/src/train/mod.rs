@@ -1,0 +1,257 @@
+//! `mlxgk train`: its flags, and what they mean to the library.
+
+mod metrics;
+mod run;
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use mlx_genkit::{
+    Model,
+    training::{
+        AdapterFormat, Decay, LoraConfig, LossScaler, OptimizerKind, Schedule, SoftPrompt, Trainee,
+        TrainingConfig, attach_lora,
+    },
+};
+use mlx_rs::Dtype;
+
+use crate::{
+    failure::{Failure, Result},
+    flags::{Format, ModelArgs},
+};
+
+pub(crate) use self::run::run;
+
+#[derive(Debug, Args)]
+pub(crate) struct TrainArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Data, one JSON object per line: a file, or a folder with train.jsonl and perhaps valid.jsonl
+    #[arg(long, value_name = "FILE|DIR")]
+    data: PathBuf,
+    /// Held-out data
+    #[arg(long, value_name = "FILE")]
+    valid: Option<PathBuf>,
+    /// The folder to write: the adapter, metrics.jsonl, loss.svg and the checkpoint
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// What is trained
+    #[arg(long, value_enum, default_value = "lora")]
+    method: Method,
+    /// Passes through the data
+    #[arg(long, value_name = "N", default_value = "1", conflicts_with = "steps")]
+    epochs: u64,
+    /// Steps, instead of passes
+    #[arg(long, value_name = "N")]
+    steps: Option<u64>,
+    /// Rows per batch
+    #[arg(long, value_name = "N", default_value = "8")]
+    batch_size: usize,
+    /// Batches per step, each token of which counts alike
+    #[arg(long, value_name = "N", default_value = "1")]
+    accumulate: usize,
+    /// Join short rows into rows of so many tokens, so that none are spent on padding
+    #[arg(long, value_name = "TOKENS")]
+    pack: Option<usize>,
+    #[command(flatten)]
+    optimizer: OptimizerArgs,
+    #[command(flatten)]
+    adapter: AdapterArgs,
+    #[command(flatten)]
+    saving: SavingArgs,
+    /// What the order of the data and new parameters are drawn from
+    #[arg(short, long, value_name = "N", default_value = "0")]
+    seed: u64,
+    /// What to print
+    #[arg(long, value_enum, default_value = "text")]
+    format: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Method {
+    /// Low-rank additions to the model's products
+    Lora,
+    /// The same, which learn the lengths of rows apart from their directions
+    Dora,
+    /// Embeddings that stand before every text
+    SoftPrompt,
+    /// Steering vectors
+    Vector,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Optimizer")]
+struct OptimizerArgs {
+    /// Learning rate
+    #[arg(long, visible_alias = "lr", value_name = "X", default_value = "1e-4")]
+    learning_rate: f64,
+    /// How the learning rate changes after the warm-up
+    #[arg(long, value_enum, default_value = "cosine")]
+    schedule: ScheduleArg,
+    /// Steps in which it grows from 0
+    #[arg(long, value_name = "N", default_value = "0")]
+    warmup: u64,
+    /// What of a parameter a step of learning rate 1 takes away
+    #[arg(long, value_name = "X", default_value = "0")]
+    weight_decay: f64,
+    /// The bound on the norm of all gradients together; 0 for none
+    #[arg(long, value_name = "X", default_value = "1")]
+    max_grad_norm: f32,
+    /// Label smoothing
+    #[arg(long, value_name = "X", default_value = "0")]
+    label_smoothing: f32,
+    /// Keep a moving average of what is trained with this decay, and save that
+    #[arg(long, value_name = "DECAY")]
+    ema: Option<f64>,
+    /// For preferences, how strongly the model is held to what it was (DPO's beta)
+    #[arg(long, value_name = "X", default_value = "0.1")]
+    beta: f32,
+    /// Hold the activations of so many layers at a time, and compute the others again
+    #[arg(long, value_name = "N")]
+    checkpoint_layers: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ScheduleArg {
+    Constant,
+    Linear,
+    Cosine,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "What is trained")]
+struct AdapterArgs {
+    /// Rank of the additions
+    #[arg(long, value_name = "N", default_value = "8")]
+    rank: usize,
+    /// The additions are scaled by alpha / rank
+    #[arg(long, value_name = "X", default_value = "16")]
+    alpha: f32,
+    /// By alpha / √rank instead (rsLoRA)
+    #[arg(long)]
+    rank_stabilized: bool,
+    /// Products by the end of their names, such as q_proj,v_proj; all in the blocks by default
+    #[arg(long, value_name = "NAME,NAME,...", value_delimiter = ',')]
+    targets: Vec<String>,
+    /// Layers, from 0; all by default
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',')]
+    layers: Vec<usize>,
+    /// Whose files to write
+    #[arg(long, value_enum, default_value = "peft")]
+    adapter_format: FormatArg,
+    /// Tokens of a soft prompt
+    #[arg(long, value_name = "N", default_value = "16")]
+    virtual_tokens: usize,
+    /// The text that a soft prompt begins as; tokens drawn from the vocabulary by default
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    init_text: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum FormatArg {
+    Peft,
+    MlxLm,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Checkpoints and held-out data")]
+struct SavingArgs {
+    /// Write a checkpoint every so many steps
+    #[arg(long, value_name = "N", default_value = "100")]
+    save_every: u64,
+    /// Measure the held-out loss every so many steps
+    #[arg(long, value_name = "N", default_value = "50")]
+    eval_every: u64,
+    /// Stop after so many measurements without a better one
+    #[arg(long, value_name = "N")]
+    patience: Option<u64>,
+    /// Continue the run that was begun in the folder
+    #[arg(long)]
+    resume: bool,
+}
+
+impl TrainArgs {
+    /// What the run is made of, for so many batches per pass.
+    fn config(&self, batches: usize, model: &Model) -> Result<TrainingConfig> {
+        let steps = match self.steps {
+            Some(steps) => steps,
+            None => (self.epochs * batches as u64).div_ceil(self.accumulate as u64),
+        };
+        if steps == 0 || self.accumulate == 0 || self.batch_size == 0 {
+            return Err(Failure::usage(
+                "--steps, --epochs, --batch-size and --accumulate are at least 1",
+            ));
+        }
+        let given = &self.optimizer;
+        let decay = match given.schedule {
+            ScheduleArg::Constant => Decay::Constant,
+            ScheduleArg::Linear => Decay::Linear,
+            ScheduleArg::Cosine => Decay::Cosine,
+        };
+        let mut config = TrainingConfig::new(steps, given.learning_rate);
+        config.schedule = Schedule { warmup: given.warmup, decay };
+        config.optimizer = OptimizerKind::AdamW {
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            weight_decay: given.weight_decay,
+        };
+        config.max_grad_norm = Some(given.max_grad_norm).filter(|it| *it != 0.0);
+        config.ema_decay = given.ema;
+        config.checkpoint_layers = given.checkpoint_layers;
+        if model.decoder().dtype() == Dtype::Float16 {
+            config.scaler = LossScaler::dynamic();
+        }
+        Ok(config)
+    }
+
+    /// Puts what is to be trained on the model.
+    fn trainee<'m>(&self, model: &'m mut Model) -> Result<Trainee<'m>> {
+        let given = &self.adapter;
+        let trainee = match self.method {
+            // One that was given is trained further.
+            Method::Lora | Method::Dora if self.model.adapter.is_some() => {
+                Trainee::new(model.decoder_mut()).adapters()
+            }
+            Method::Lora | Method::Dora => {
+                let config = LoraConfig {
+                    rank: given.rank,
+                    alpha: given.alpha,
+                    rank_stabilized: given.rank_stabilized,
+                    dora: self.method == Method::Dora,
+                    targets: given.targets.clone(),
+                    layers: given.layers.clone(),
+                    seed: self.seed,
+                };
+                attach_lora(model.decoder_mut(), &config).map_err(mlx_genkit::Error::from)?;
+                Trainee::new(model.decoder_mut()).adapters()
+            }
+            Method::SoftPrompt => {
+                let count = given.virtual_tokens;
+                let soft = match &given.init_text {
+                    None => SoftPrompt::from_vocabulary(model.decoder(), count, self.seed),
+                    Some(text) => {
+                        let ids = model.tokenizer()?.encode(text, false);
+                        let ids = ids.map_err(mlx_genkit::Error::from)?;
+                        SoftPrompt::from_tokens(model.decoder(), &ids, count)
+                    }
+                };
+                let soft = soft.map_err(mlx_genkit::Error::from)?;
+                Trainee::new(model.decoder_mut()).soft_prompt(soft.embeddings())
+            }
+            Method::Vector => {
+                let all: Vec<usize> = (0..model.decoder().layers().len()).collect();
+                let layers = if given.layers.is_empty() { &all } else { &given.layers };
+                Trainee::new(model.decoder_mut()).vectors(layers)
+            }
+        };
+        Ok(trainee.map_err(mlx_genkit::Error::from)?)
+    }
+
+    /// Whose files an adapter is written as.
+    fn adapter_format(&self) -> AdapterFormat {
+        match self.adapter.adapter_format {
+            FormatArg::Peft => AdapterFormat::Peft,
+            FormatArg::MlxLm => AdapterFormat::MlxLm,
+        }
+    }
+}

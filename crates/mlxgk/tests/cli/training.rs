@@ -1,0 +1,226 @@
+//! `mlxgk train` and what is done with what it leaves. The guide's own commands are run here, too.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use crate::shared::{bundled, fixture, mlxgk, run, write};
+
+fn text(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
+}
+
+/// The fenced blocks of the guide in the language.
+fn blocks<'g>(guide: &'g str, language: &str) -> Vec<&'g str> {
+    let begin = format!("```{language}\n");
+    guide.split(begin.as_str()).skip(1).map(|it| it.split("```").next().unwrap()).collect()
+}
+
+/// Every command of the guide, in its order and as it stands there, on the data that stands there.
+#[test]
+fn the_guide_does_what_it_says() {
+    let guide = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/training.md");
+    let guide = fs::read_to_string(guide).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let data = blocks(&guide, "json");
+    assert!(data[0].lines().count() >= 8);
+    fs::write(folder.path().join("robot.jsonl"), data[0]).unwrap();
+    fs::write(folder.path().join("preferences.jsonl"), data[1]).unwrap();
+    let mut commands = 0;
+    for line in blocks(&guide, "sh").iter().flat_map(|it| it.lines()) {
+        let line = line.split(" # ").next().unwrap().trim();
+        if line.is_empty() {
+            continue;
+        }
+        let words = line.strip_prefix("mlxgk ").unwrap_or_else(|| panic!("{line}"));
+        let mut args: Vec<String> = Vec::new();
+        for (at, part) in words.split('"').enumerate() {
+            match at % 2 {
+                0 => args.extend(part.split_whitespace().map(str::to_owned)),
+                _ => args.push(part.to_owned()),
+            }
+        }
+        // The one command that needs a model's folder.
+        let place = args.iter().position(|it| it == "./model");
+        let model = place.map(|_| bundled());
+        if let (Some(place), Some(model)) = (place, &model) {
+            args[place] = text(model.path());
+        }
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mlxgk"));
+        // Tests run side by side, where BLAS's threads would mostly wait for each other.
+        command.args(&args).current_dir(&folder).env("OPENBLAS_NUM_THREADS", "1");
+        let found = run(&mut command, b"");
+        assert_eq!(found.status, Some(0), "{line}: {}", found.stderr);
+        commands += 1;
+        if line.contains("--adapter robot ") && line.contains("generate") {
+            assert!(found.stdout.to_lowercase().contains("beep"), "{line}: {}", found.stdout);
+        }
+    }
+    assert!(commands >= 7, "{commands}");
+    // The voice is learned: the loss falls far below where it began.
+    let metrics = fs::read_to_string(folder.path().join("robot/metrics.jsonl")).unwrap();
+    let losses: Vec<f64> = metrics
+        .lines()
+        .filter_map(|it| serde_json::from_str::<Value>(it).unwrap()["loss"].as_f64())
+        .collect();
+    assert!(losses[losses.len() - 1] < losses[0] / 2.0, "{losses:?}");
+    let plot = fs::read_to_string(folder.path().join("robot/loss.svg")).unwrap();
+    assert!(plot.starts_with("<svg") && plot.contains("polyline"));
+}
+
+const DATA: &str = "{\"prompt\": \"one\", \"completion\": \" two three four\"}\n\
+                    {\"text\": \"The harbour is quiet today.\"}\n\
+                    {\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}, {\"role\": \"assistant\", \"content\": \"Ahoy!\"}]}\n";
+
+/// A run that was stopped half-way and continued is the run that was not.
+#[test]
+fn a_run_is_continued() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = write(folder.path(), "data.jsonl", DATA);
+    let common = ["train", "--data", &data, "--rank", "2", "--layers", "4", "--batch-size", "2"];
+    let at = |name: &str| text(&folder.path().join(name));
+    let train = |out: &str, rest: &[&str]| {
+        let out = at(out);
+        let found = mlxgk(&[&common[..], &["--out", &out, "--format", "json"], rest].concat());
+        assert_eq!(found.status, Some(0), "{}", found.stderr);
+        serde_json::from_str::<Value>(&found.stdout).unwrap()
+    };
+    let steps = ["--steps", "6", "--save-every", "2"];
+    let whole = train("whole", &steps);
+    assert_eq!(whole["steps"], 6);
+    // Another is killed once it has written a checkpoint, wherever it then is.
+    let out = at("half");
+    let args = [&common[..], &["--out", &out], &steps].concat();
+    let mut child =
+        Command::new(env!("CARGO_BIN_EXE_mlxgk")).args(args).stdout(Stdio::null()).spawn().unwrap();
+    let checkpoint = folder.path().join("half/checkpoint.safetensors");
+    while !checkpoint.exists() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let _ = child.kill();
+    child.wait().unwrap();
+    let resumed = train("half", &[&steps[..], &["--resume"]].concat());
+    assert_eq!(resumed["steps"], 6);
+    let weights = |name: &str| fs::read(folder.path().join(name).join("adapter_model.safetensors"));
+    assert!(weights("whole").unwrap() == weights("half").unwrap());
+    let losses = |name: &str| -> Vec<Value> {
+        let lines = fs::read_to_string(folder.path().join(name).join("metrics.jsonl")).unwrap();
+        lines.lines().map(|it| serde_json::from_str::<Value>(it).unwrap()["loss"].clone()).collect()
+    };
+    assert_eq!(losses("whole"), losses("half"));
+
+    let refused = |rest: &[&str]| {
+        let found = mlxgk(&[&common[..], rest].concat());
+        assert_eq!(found.status, Some(2), "{}", found.stderr);
+        found.stderr
+    };
+    let out = at("whole");
+    assert!(refused(&["--out", &out]).contains("holds a run already"));
+    let error = refused(&["--out", &out, "--steps", "6", "--seed", "5", "--resume"]);
+    assert!(error.contains("other data or batches"), "{error}");
+    assert!(refused(&["--out", &at("new"), "--patience", "2"]).contains("--valid"));
+}
+
+#[test]
+fn bad_data_is_named_by_file_and_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = format!("{{\"text\": \"{}\"}}\n", "word ".repeat(3000));
+    for (data, what) in [
+        ("", "has no row of data"),
+        ("{\"text\": \"fine\"}\n\n{not json}\n", "data.jsonl:3: is not valid JSON"),
+        ("[1]\n", "data.jsonl:1: is [1], expected an object"),
+        ("{\"prompt\": \"no answer\"}\n", "data.jsonl:1: has no `completion`"),
+        ("{\"prompt\": \"x\", \"completion\": \"\"}\n", "data.jsonl:1: `completion` is empty"),
+        ("{\"text\": 5}\n", "data.jsonl:1: `text` is 5, expected a text"),
+        ("{\"words\": \"x\"}\n", "data.jsonl:1: has the fields [\"words\"]"),
+        (
+            "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}\n",
+            "no message of the assistant",
+        ),
+        ("{\"prompt\": \"x\", \"chosen\": \"y\"}\n", "data.jsonl:1: has no `rejected`"),
+        (
+            "{\"prompt\": \"x\", \"chosen\": \"y\", \"rejected\": \"z\"}\n{\"text\": \"x y\"}\n",
+            "mixes preferences with other rows",
+        ),
+        (long.as_str(), "data.jsonl:1: has "),
+    ] {
+        let data = write(folder.path(), "data.jsonl", data);
+        let out = text(&folder.path().join("out"));
+        let found = mlxgk(&["train", "--data", &data, "--out", &out]);
+        assert_eq!(found.status, Some(2), "{what}: {}", found.stderr);
+        assert!(found.stderr.contains(what), "{what}: {}", found.stderr);
+        assert!(!Path::new(&out).exists(), "{what}");
+    }
+}
+
+#[test]
+fn adapters_for_another_model_are_refused() {
+    let adapter = text(&fixture("../training/peft-rslora"));
+    let found = mlxgk(&["generate", "Hi", "--adapter", &adapter]);
+    assert_eq!(found.status, Some(2), "{}", found.stderr);
+    assert!(found.stderr.contains("is for another model: "), "{}", found.stderr);
+    let prompt = text(&fixture("../training/peft-prompt"));
+    let found = mlxgk(&["generate", "Hi", "--soft-prompt", &prompt]);
+    assert_eq!(found.status, Some(2), "{}", found.stderr);
+    assert!(found.stderr.contains("with hidden size 32, but this one has 256"), "{}", found.stderr);
+
+    let model = text(&fixture("qwen3"));
+    let merged = tempfile::tempdir().unwrap();
+    let out = text(&merged.path().join("merged"));
+    let found = mlxgk(&["adapter", "merge", "-m", &model, "--adapter", &adapter, "--out", &out]);
+    assert_eq!(found.status, Some(0), "{}", found.stderr);
+    let tokens = |args: &[&str]| {
+        let ids = ["generate", "--prompt-ids", "5,17,42", "-n", "8", "--format", "json"];
+        let found = mlxgk(&[&ids[..], args].concat());
+        assert_eq!(found.status, Some(0), "{}", found.stderr);
+        serde_json::from_str::<Value>(&found.stdout).unwrap()["sequences"][0]["tokens"].clone()
+    };
+    assert_ne!(tokens(&["-m", &model]), tokens(&["-m", &model, "--adapter", &adapter]));
+    let found = mlxgk(&["adapter", "merge", "--adapter", &adapter, "--out", &out]);
+    assert!(found.status == Some(2) && found.stderr.contains("add --model"), "{}", found.stderr);
+}
+
+/// A soft prompt in a batch: each row goes on as it does alone.
+#[test]
+fn a_soft_prompt_stands_before_each_row() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, soft) = (text(&fixture("gemma3")), text(&fixture("../training/peft-prompt")));
+    let tokens = |prompts: &str, rest: &[&str]| -> Vec<Value> {
+        let file = write(folder.path(), "prompts.json", prompts);
+        let args = [
+            "generate",
+            "-m",
+            &model,
+            "--prompts-file",
+            &file,
+            "-n",
+            "6",
+            "--temp",
+            "0",
+            "--format",
+            "json",
+        ];
+        let found = mlxgk(&[&args[..], rest].concat());
+        assert_eq!(found.status, Some(0), "{}", found.stderr);
+        let document: Value = serde_json::from_str(&found.stdout).unwrap();
+        document["sequences"].as_array().unwrap().iter().map(|it| it["tokens"].clone()).collect()
+    };
+    let with = ["--soft-prompt", soft.as_str()];
+    let both = tokens("[[5, 17, 42, 9], [30, 8]]", &with);
+    assert_eq!(both[0], tokens("[[5, 17, 42, 9]]", &with)[0]);
+    assert_eq!(both[1], tokens("[[30, 8]]", &with)[0]);
+    assert_ne!(both, tokens("[[5, 17, 42, 9], [30, 8]]", &[]));
+    let args = ["generate", "-m", &model, "--prompt-ids", "5,6", "--set", "use_cache=false"];
+    let found = mlxgk(&[&args[..], &with].concat());
+    assert_eq!(found.status, Some(2), "{}", found.stderr);
+    assert!(
+        found.stderr.contains("a soft prompt is not available together with"),
+        "{}",
+        found.stderr
+    );
+}
