@@ -20,11 +20,18 @@ pub(super) struct Tensor {
     pub(super) parts: Vec<Stored>,
     pub(super) element: Element,
     pub(super) shape: Vec<usize>,
+    /// What is added to each number, in the dtype it is stored in.
+    pub(super) plus: f32,
 }
 
 impl Tensor {
     fn whole(stored: Stored) -> Self {
-        Self { element: stored.element, shape: stored.shape.clone(), parts: vec![stored] }
+        Self {
+            element: stored.element,
+            shape: stored.shape.clone(),
+            parts: vec![stored],
+            plus: 0.0,
+        }
     }
 
     pub(super) fn columns(&self) -> usize {
@@ -63,13 +70,19 @@ impl Arranged {
         quantization: Option<&Object>,
         layout: Layout,
     ) -> Result<Self> {
-        let (stored, left_out) = families::plain_names(checkpoint)?;
+        let (stored, left_out) = families::plain_names(checkpoint, family)?;
         let mut tensors: BTreeMap<String, Tensor> =
             stored.into_iter().map(|(name, it)| (name, Tensor::whole(it))).collect();
         let is_tied = tie(checkpoint, &mut tensors)?;
+        if family.is_recurrent {
+            recur(checkpoint, family, layout, &mut tensors)?;
+        }
         let mut packed = packed(checkpoint, family, quantization, &tensors)?;
         match layout {
-            Layout::Mlx if family.stacks_experts => stack(checkpoint, &mut tensors)?,
+            Layout::Mlx if family.stacks_experts => {
+                split(checkpoint, &mut tensors)?;
+                stack(checkpoint, &mut tensors)?;
+            }
             Layout::HuggingFace if family.stacks_experts => unstack(&mut tensors, &mut packed),
             _ => {}
         }
@@ -154,6 +167,69 @@ fn packed(
     Ok(schemes)
 }
 
+/// Gives convolutions and norms MLX's form, `[channels, width, 1]` and with the 1 added, unless the
+/// convolutions say that the folder has it already.
+fn recur(
+    checkpoint: &Checkpoint,
+    family: &Family,
+    layout: Layout,
+    tensors: &mut BTreeMap<String, Tensor>,
+) -> Result<()> {
+    let is_convolution = |name: &str| name.ends_with("conv1d.weight");
+    let is_mlx = |(name, it): (&String, &Tensor)| is_convolution(name) && it.columns() == 1;
+    if layout == Layout::HuggingFace {
+        let what = "this family is converted to MLX's layout only";
+        return Err(Error::new(ErrorKind::Settings, what));
+    }
+    if tensors.iter().any(is_mlx) {
+        return Ok(());
+    }
+    for (name, tensor) in tensors {
+        if is_convolution(name) {
+            let [channels, 1, width] = tensor.shape[..] else {
+                let what = "whose shape is not that of a convolution, [channels, 1, width]";
+                return Err(checkpoint.error(&tensor.parts[0], what));
+            };
+            // The same numbers in the same order: the axis that moves has one place.
+            tensor.shape = vec![channels, width, 1];
+        } else if family.lacks_one(name) {
+            tensor.plus = 1.0;
+        }
+    }
+    Ok(())
+}
+
+/// Takes the two halves of `experts.gate_up_proj`, `[experts, 2 * inner, hidden]`, apart, and names
+/// them and `experts.down_proj` as the stacked experts they are.
+fn split(checkpoint: &Checkpoint, tensors: &mut BTreeMap<String, Tensor>) -> Result<()> {
+    const FUSED: &str = ".mlp.experts.gate_up_proj";
+    let fused: Vec<String> = tensors.keys().filter(|it| it.ends_with(FUSED)).cloned().collect();
+    for name in fused {
+        let Some(both) = tensors.remove(&name) else { continue };
+        let at = name.replacen(FUSED, ".mlp", 1);
+        let [experts, rows, columns] = both.shape[..] else {
+            return Err(checkpoint.error(&both.parts[0], "which has not three axes"));
+        };
+        let whole = &both.parts[0];
+        for (half, name) in ["gate_proj", "up_proj"].into_iter().enumerate() {
+            let shape = vec![rows / 2, columns];
+            let part = |expert: usize| {
+                let mut part = Stored { shape: shape.clone(), ..whole.clone() };
+                part.at += part.bytes() * (2 * expert + half) as u64;
+                part
+            };
+            let parts = (0..experts).map(part).collect();
+            let shape = vec![experts, rows / 2, columns];
+            let half = Tensor { parts, element: both.element, shape, plus: 0.0 };
+            tensors.insert(format!("{at}.switch_mlp.{name}.weight"), half);
+        }
+        if let Some(down) = tensors.remove(&format!("{at}.experts.down_proj")) {
+            tensors.insert(format!("{at}.switch_mlp.down_proj.weight"), down);
+        }
+    }
+    Ok(())
+}
+
 /// Stacks `experts.{index}.{name}` of each layer as `switch_mlp.{name}`.
 fn stack(checkpoint: &Checkpoint, tensors: &mut BTreeMap<String, Tensor>) -> Result<()> {
     let mut stacks: BTreeMap<String, BTreeMap<usize, Tensor>> = BTreeMap::new();
@@ -194,7 +270,7 @@ fn stack(checkpoint: &Checkpoint, tensors: &mut BTreeMap<String, Tensor>) -> Res
         }
         if let Some(Tensor { element, shape, .. }) = first {
             let shape = [vec![parts.len()], shape].concat();
-            tensors.insert(name, Tensor { parts, element, shape });
+            tensors.insert(name, Tensor { parts, element, shape, plus: 0.0 });
         }
     }
     Ok(())

@@ -17,24 +17,73 @@ pub(super) struct Family {
     pub(super) prefix: &'static str,
     /// The experts of a layer, one by one in HF's folders, are stacked as `switch_mlp`.
     pub(super) stacks_experts: bool,
+    /// Layers with a gated delta rule, among others: MLX's convolution has its axes in another order,
+    /// and norms are stored with the 1 added that HF adds when it runs. Heads for further tokens
+    /// (`mtp`) are left out.
+    pub(super) is_recurrent: bool,
+    /// Ends of names whose floats keep their width: mlx-lm's `cast_predicate`.
+    uncast: &'static [&'static str],
     /// Ends of paths that get 8 bits in groups of 64 whatever the rest gets: mlx-lm's
     /// `quant_predicate`.
-    routers: &'static [&'static str],
+    eight_bits: &'static [&'static str],
 }
 
-const PLAIN: Family = Family { model_type: "", prefix: "", stacks_experts: false, routers: &[] };
+const PLAIN: Family = Family {
+    model_type: "",
+    prefix: "",
+    stacks_experts: false,
+    is_recurrent: false,
+    uncast: &[],
+    eight_bits: &[],
+};
 
-const FAMILIES: [Family; 10] = [
+const QWEN3_5: Family = Family {
+    model_type: "qwen3_5",
+    prefix: "language_model.",
+    is_recurrent: true,
+    uncast: &["A_log"],
+    ..PLAIN
+};
+
+const ROUTERS: &[&str] = &["mlp.gate", "shared_expert_gate"];
+
+const FAMILIES: [Family; 26] = [
+    Family { model_type: "cohere2", ..PLAIN },
+    Family { model_type: "ernie4_5", ..PLAIN },
+    Family { model_type: "exaone4", ..PLAIN },
     Family { model_type: "gemma", ..PLAIN },
     Family { model_type: "gemma2", ..PLAIN },
     Family { model_type: "gemma3", prefix: "language_model.", ..PLAIN },
     Family { model_type: "gemma3_text", ..PLAIN },
+    Family { model_type: "glm4", ..PLAIN },
+    Family {
+        model_type: "granite",
+        eight_bits: &["self_attn.o_proj", "mlp.down_proj", "lm_head"],
+        ..PLAIN
+    },
+    Family { model_type: "hunyuan_v1_dense", ..PLAIN },
     Family { model_type: "llama", ..PLAIN },
+    Family { model_type: "ministral3", ..PLAIN },
     Family { model_type: "mistral", ..PLAIN },
+    Family { model_type: "olmo2", ..PLAIN },
+    Family { model_type: "olmo3", ..PLAIN },
     Family { model_type: "phi3", ..PLAIN },
     Family { model_type: "qwen2", ..PLAIN },
+    Family { model_type: "qwen2_moe", stacks_experts: true, ..PLAIN },
     Family { model_type: "qwen3", ..PLAIN },
-    Family { model_type: "qwen3_moe", stacks_experts: true, routers: &["mlp.gate"], ..PLAIN },
+    QWEN3_5,
+    Family { model_type: "qwen3_5_moe", stacks_experts: true, eight_bits: ROUTERS, ..QWEN3_5 },
+    Family { model_type: "qwen3_moe", stacks_experts: true, eight_bits: &["mlp.gate"], ..PLAIN },
+    Family {
+        model_type: "qwen3_next",
+        stacks_experts: true,
+        is_recurrent: true,
+        eight_bits: ROUTERS,
+        ..PLAIN
+    },
+    Family { model_type: "seed_oss", ..PLAIN },
+    Family { model_type: "smollm3", ..PLAIN },
+    Family { model_type: "starcoder2", ..PLAIN },
 ];
 
 impl Family {
@@ -51,9 +100,26 @@ impl Family {
         })
     }
 
+    /// Whether the floats of a tensor are converted to another width.
+    pub(super) fn is_cast(&self, name: &str) -> bool {
+        !self.uncast.iter().any(|it| name.ends_with(it))
+    }
+
+    /// Whether a norm's weight lacks the 1 in HF's folders: not the norm within the gated delta layer.
+    pub(super) fn lacks_one(&self, name: &str) -> bool {
+        const ENDS: [&str; 5] = [
+            ".input_layernorm.weight",
+            ".post_attention_layernorm.weight",
+            "model.norm.weight",
+            ".q_norm.weight",
+            ".k_norm.weight",
+        ];
+        self.is_recurrent && ENDS.iter().any(|it| name.ends_with(it))
+    }
+
     /// Whether mlx-lm's own rule for the family is 8 bits for this module.
-    pub(super) fn is_router(&self, path: &str) -> bool {
-        self.routers.iter().any(|it| path.ends_with(it))
+    pub(super) fn keeps_eight_bits(&self, path: &str) -> bool {
+        self.eight_bits.iter().any(|it| path.ends_with(it))
     }
 }
 
@@ -70,6 +136,7 @@ const NAMINGS: [(&str, &str); 5] = [
 /// left out, with the number of their tensors.
 pub(super) fn plain_names(
     checkpoint: &Checkpoint,
+    family: &Family,
 ) -> Result<(BTreeMap<String, Stored>, BTreeMap<String, usize>)> {
     let table = |body: &str| format!("{body}embed_tokens.weight");
     let naming = NAMINGS.iter().find(|it| checkpoint.tensors.contains_key(&table(it.0)));
@@ -91,7 +158,7 @@ pub(super) fn plain_names(
         let plain = match (name.strip_prefix(head), name.strip_prefix(body)) {
             (Some(rest), _) => format!("lm_head.{rest}"),
             (None, Some(rest)) => format!("model.{rest}"),
-            (None, None) if is_multimodal => {
+            (None, None) if is_multimodal || (family.is_recurrent && name.starts_with("mtp.")) => {
                 let inner = name.strip_prefix("model.").unwrap_or(name);
                 let part = inner.split('.').next().unwrap_or_default();
                 *left_out.entry(part.to_owned()).or_default() += 1;

@@ -189,7 +189,7 @@ impl Planner {
     /// Plans a tensor that stays what it is, but for the width of its floats.
     fn copy(&mut self, name: &str, tensor: Tensor) {
         let element = match (tensor.element, self.dtype) {
-            (Element::Float(_), Some(dtype)) => Element::Float(dtype),
+            (Element::Float(_), Some(dtype)) if self.family.is_cast(name) => Element::Float(dtype),
             (element, _) => element,
         };
         // Scales and biases of packed weights are no parameters of their own, as mlx-lm counts.
@@ -305,8 +305,8 @@ impl Planner {
             let bits = families::recipe_bits(recipe, path, self.layers);
             return Ok((Some(Scheme::new(all.mode(), Some(bits), Some(all.group_size()))?), true));
         }
-        if self.family.is_router(path) {
-            return Ok((fits(Scheme::ROUTER), true));
+        if self.family.keeps_eight_bits(path) {
+            return Ok((fits(Scheme::EIGHT_BITS), true));
         }
         Ok((Some(all), false))
     }

@@ -214,8 +214,8 @@ impl Mode {
 
 impl Scheme {
     const DEFAULT: Self = Self { mode: Mode::Affine, bits: 4, group_size: 64 };
-    /// What mlx-lm gives routers, whatever the rest gets.
-    pub(super) const ROUTER: Self = Self { mode: Mode::Affine, bits: 8, group_size: 64 };
+    /// What mlx-lm gives routers, and what else is sensitive, whatever the rest gets.
+    pub(super) const EIGHT_BITS: Self = Self { mode: Mode::Affine, bits: 8, group_size: 64 };
 
     /// A mode with its bits and group size, mlx-lm's defaults where they are left out.
     ///

@@ -40,7 +40,7 @@ impl<'a> Reader<'a> {
     pub(super) fn run(&mut self, job: &Job, sink: &mut Sink<'_>) -> Result<()> {
         match &job.work {
             Work::Copy { tensor } => match (tensor.element, job.outputs[0].element) {
-                (Element::Float(from), Element::Float(to)) if from != to => {
+                (Element::Float(from), Element::Float(to)) if from != to || tensor.plus != 0.0 => {
                     self.cast(tensor, from, to, sink)
                 }
                 _ => self.copy(tensor, sink),
@@ -87,6 +87,9 @@ impl<'a> Reader<'a> {
                 let casts = in_parallel(bytes.len() / size, |range| {
                     let mut numbers = Vec::with_capacity(range.len());
                     from.read(&bytes[range.start * size..range.end * size], &mut numbers);
+                    if tensor.plus != 0.0 {
+                        numbers.iter_mut().for_each(|it| *it = from.round(*it + tensor.plus));
+                    }
                     written(&numbers, to)
                 });
                 for bytes in casts {
