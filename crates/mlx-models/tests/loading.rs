@@ -432,6 +432,16 @@ fn values_that_a_family_does_not_know_are_refused_by_name() {
         ("starcoder2", "hidden_act", json!("relu")),
         ("ernie4_5-moe", "use_bias", json!(true)),
         ("mixtral", "hidden_act", json!("xielu")),
+        ("lfm2-moe", "layer_types", json!(["conv", "conv_long", "conv", "conv"])),
+        ("lfm2-moe", "layer_types", json!(null)),
+        ("lfm2-moe", "num_experts_per_tok", json!(6)),
+        ("lfm2", "block_multiple_of", json!(0)),
+        ("granite-hybrid", "layer_types", json!(["mamba", "rwkv", "mamba"])),
+        ("granite-hybrid", "position_embedding_type", json!("alibi")),
+        ("granite-hybrid", "mamba_n_groups", json!(3)),
+        ("granite-hybrid", "mamba_d_head", json!(7)),
+        ("granite-hybrid", "time_step_limit", json!([0.1, "wide"])),
+        ("granite-hybrid", "time_step_limit", json!([0.1])),
     ];
     for (name, field, value) in cases {
         let folder = copy(name);
