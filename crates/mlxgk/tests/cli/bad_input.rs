@@ -191,12 +191,7 @@ fn configs() {
     }
     let huge = json!(1_u64 << 62);
     for (model, field, value, words) in [
-        (
-            "llama",
-            "model_type",
-            json!("gpt2"),
-            "known are gemma, gemma2, gemma3, gemma3_text, llama, ",
-        ),
+        ("llama", "model_type", json!("gpt2"), "is \"gpt2\", which is not supported; known are "),
         ("llama", "hidden_size", json!("wide"), "must be a whole number, found \"wide\""),
         ("llama", "hidden_size", json!(-4), "must be a whole number, found -4"),
         ("llama", "num_attention_heads", json!(0), "must be above 0"),
