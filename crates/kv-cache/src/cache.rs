@@ -23,6 +23,8 @@ pub struct KvCache {
     pub(crate) options: CacheOptions,
     pub(crate) len: usize,
     pub(crate) planned: usize,
+    /// Columns that full layers make room for at once.
+    pub(crate) reserved: usize,
     /// Left padding of the longest row there ever was; below 0 where that row left and columns that
     /// only it had were dropped.
     pub(crate) least_padding: isize,
@@ -100,6 +102,7 @@ impl KvCache {
             options: options.clone(),
             len: 0,
             planned: 0,
+            reserved: 0,
             least_padding: padding.iter().copied().min().unwrap_or(0) as isize,
             rows: RowId::first(padding.len())
                 .into_iter()
@@ -174,6 +177,13 @@ impl KvCache {
         if self.is_empty() {
             self.planned = columns;
         }
+    }
+
+    /// Lets full layers make room for so many columns when they are next enlarged, so that a text up to
+    /// that length never moves (HF's static cache). Says nothing about the text, unlike
+    /// [`plan`](Self::plan), and changes no result.
+    pub fn reserve(&mut self, columns: usize) {
+        self.reserved = columns;
     }
 
     /// Columns [planned](Self::plan); 0 without a plan.
@@ -359,8 +369,19 @@ impl KvCache {
         self.rows.iter_mut().for_each(|row| row.shift(-(drop as isize)));
         self.least_padding -= drop as isize;
         self.planned = self.planned.saturating_sub(drop);
+        self.reserved = self.reserved.saturating_sub(drop);
         self.len -= drop;
         Ok(drop)
+    }
+
+    /// How many tokens the next one sees in each layer, itself included, however long the text: `None`
+    /// where it sees all, or a state stands for them.
+    pub fn windows(&self) -> impl ExactSizeIterator<Item = Option<usize>> + '_ {
+        self.layers.iter().map(|layer| match layer.sight {
+            LayerSpec::Bounded { size, .. } => Some(size),
+            LayerSpec::Shared { owner } => self.layers[owner].sight.newest(),
+            sight => sight.newest(),
+        })
     }
 
     /// Bytes of what the next token can still see: columns, sinks and states.

@@ -14,6 +14,8 @@ pub enum ErrorKind {
     Dropped,
     /// What is held went through another steering.
     Steering,
+    /// A file cannot be read or written, or is no cache of this model.
+    File,
     /// MLX refused an operation.
     Mlx,
 }
@@ -39,6 +41,10 @@ impl Error {
 
     pub(crate) fn steering(message: impl Into<String>) -> Self {
         Self { kind: ErrorKind::Steering, message: message.into() }
+    }
+
+    pub(crate) fn file(message: impl Into<String>) -> Self {
+        Self { kind: ErrorKind::File, message: message.into() }
     }
 
     /// Puts what the cache was doing in front of MLX's own words.

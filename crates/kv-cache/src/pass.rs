@@ -137,7 +137,8 @@ impl Pass<'_> {
         }
         let shared = self.cache.is_shared(layer);
         let format = self.cache.format(start);
-        let (planned, single) = (self.cache.planned, self.cache.options.single_pass);
+        let planned = self.cache.planned.max(self.cache.reserved);
+        let single = self.cache.options.single_pass;
         let sight = self.cache.layers[layer].sight;
         let from = sight.first_visible(start);
         let (keep_from, planned) = match sight.newest() {

@@ -32,11 +32,11 @@ pub struct CacheState {
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct CacheDescription {
     version: u32,
-    columns: usize,
+    pub(crate) columns: usize,
     planned: usize,
     least_padding: isize,
-    options: CacheOptions,
-    layers: Vec<LayerDescription>,
+    pub(crate) options: CacheOptions,
+    pub(crate) layers: Vec<LayerDescription>,
     rows: Vec<RowState>,
 }
 
@@ -44,17 +44,36 @@ pub struct CacheDescription {
 const VERSION: u32 = 1;
 
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
-struct LayerDescription {
-    spec: LayerSpec,
+pub(crate) struct LayerDescription {
+    pub(crate) spec: LayerSpec,
     /// The first column held; what comes before was dropped.
-    first: usize,
+    pub(crate) first: usize,
     /// How the columns are packed; `None` for dense ones.
-    quantization: Option<Quantization>,
+    pub(crate) quantization: Option<Quantization>,
     /// Arrays of a state.
-    states: usize,
+    pub(crate) states: usize,
 }
 
 impl CacheDescription {
+    /// Of a cache of one row, that was fed all that was planned.
+    pub(crate) fn of_row(
+        layers: Vec<LayerDescription>,
+        options: CacheOptions,
+        row: RowState,
+        least_padding: isize,
+    ) -> Self {
+        let columns = row.columns.len();
+        Self {
+            version: VERSION,
+            columns,
+            planned: 0,
+            least_padding,
+            options,
+            layers,
+            rows: vec![row],
+        }
+    }
+
     /// Columns held.
     pub fn len(&self) -> usize {
         self.columns
@@ -63,6 +82,11 @@ impl CacheDescription {
     /// Whether nothing was fed.
     pub fn is_empty(&self) -> bool {
         self.columns == 0
+    }
+
+    /// Group size and bits of a layer's columns; `None` where they are dense.
+    pub fn packing(&self, layer: usize) -> Option<(i32, i32)> {
+        self.layers.get(layer)?.quantization.map(|it| (it.group_size, it.bits))
     }
 
     /// What each layer may see.
@@ -202,6 +226,7 @@ impl KvCache {
             options: description.options.clone(),
             len: columns,
             planned: description.planned,
+            reserved: 0,
             least_padding: description.least_padding,
             rows: description.rows.clone(),
             timeline: Timeline::default(),

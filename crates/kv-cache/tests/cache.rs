@@ -387,3 +387,42 @@ fn a_batch_without_rows_is_empty_and_nothing_more() {
     assert_eq!(cache.begin_tokens(&[], &[]).unwrap_err().kind(), ErrorKind::Argument);
     assert_eq!(cache.select(&[]).unwrap_err().kind(), ErrorKind::Argument);
 }
+
+#[test]
+fn a_fork_costs_no_memory_and_no_time_until_it_is_written_to() {
+    let layers = [LayerSpec::Full; 16];
+    let mut cache = KvCache::new(&layers, 1);
+    let new = columns(1, 0, 2000);
+    feed_these(&mut cache, &new);
+    cache.evaluate().unwrap();
+    // The best of some tries: other tests run beside this one.
+    let mut fork = cache.fork();
+    let took = (0..20).map(|_| {
+        let begun = std::time::Instant::now();
+        fork = cache.fork();
+        begun.elapsed()
+    });
+    let took = took.min().unwrap();
+    assert!(took.as_micros() < 1000, "{took:?}");
+    // The arrays are the same ones, not equal copies.
+    let at = |cache: &KvCache| -> Vec<*const f32> {
+        cache.arrays().map(|it| it.try_as_slice::<f32>().unwrap().as_ptr()).collect()
+    };
+    assert_eq!(at(&cache), at(&fork));
+    let (before, hash) = (at(&cache), cache.state_hash().unwrap());
+    for step in 0..3 {
+        let mut again = cache.fork();
+        feed_these(&mut again, &columns(1, 2000 + step, 1));
+        again.evaluate().unwrap();
+        assert!(at(&again).iter().zip(&before).all(|(a, b)| a != b));
+        assert_eq!(at(&cache), before);
+        again.trim(1).unwrap();
+        assert_eq!(again.state_hash().unwrap(), hash);
+    }
+    assert_eq!(cache.state_hash().unwrap(), hash);
+    assert_ne!(fork.state_hash().unwrap(), {
+        fork.trim(1).unwrap();
+        fork.state_hash().unwrap()
+    });
+    assert_eq!(cache.windows().collect::<Vec<_>>(), [None; 16]);
+}

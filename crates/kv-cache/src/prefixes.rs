@@ -1,0 +1,460 @@
+//! What several texts have in common, kept once: blocks of columns in a tree.
+//!
+//! A block is 256 columns, the step in which caches grow, and never changes. Its key is a hash of the key
+//! before it, its tokens and what was done to each of them; the first key is a hash of everything else
+//! that columns depend on. So a key stands for a whole text, equal keys for equal columns, and nothing has
+//! to be flushed when a model or a steering changes. On a hit the tokens are compared all the same.
+//!
+//! Layers that see everything keep the block's own columns; those with a window, with sinks or with a
+//! state keep what the next token sees at the block's end, so that a text can be resumed at any block.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use mlx_rs::{
+    Array,
+    error::Exception,
+    ops::{concatenate, indexing::TryIndexOp},
+    transforms::eval,
+};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    CacheOptions, CacheState, Column, Error, KvCache, LayerSpec, Result, RowId,
+    buffer::Buffer,
+    cache::Kept,
+    columns::Format,
+    file::{placed, seen},
+    row::{Filled, RowState},
+    saved::{CacheDescription, LayerDescription},
+};
+
+/// Columns of a block. A text is read in passes that end where blocks do.
+pub const BLOCK: usize = 256;
+
+/// What was done to a token beside reading it: the name of the steering that moved it, `None` for none.
+pub type Effect = Option<Arc<str>>;
+
+type Key = [u8; 32];
+
+/// Blocks of columns that texts have in common, bounded in bytes. A handle: clones share the blocks.
+///
+/// ```
+/// use mlx_rs::{Dtype, ops::zeros_dtype};
+/// use mlxgk_kv_cache::{BLOCK, CacheOptions, Column, KvCache, LayerSpec, PrefixScope, PrefixStore};
+///
+/// let (layers, options) = ([LayerSpec::Full], CacheOptions::new());
+/// let store = PrefixStore::new(64 << 20);
+/// let scope = PrefixScope::new("the model's fingerprint", &layers, &options, "");
+///
+/// let text = vec![Column::Token(7); BLOCK];
+/// let mut cache = KvCache::new(&layers, 1);
+/// let new = zeros_dtype(&[1, 2, BLOCK as i32, 16], Dtype::Float32)?;
+/// let mut pass = cache.begin(&[&text], &[])?;
+/// pass.append(0, &new, &new)?;
+/// pass.commit()?;
+/// let none = vec![None; BLOCK + 1];
+/// assert!(store.publish(&scope, &cache, &none[..BLOCK])?);
+///
+/// let longer = [&text[..], &[Column::Token(8)]].concat();
+/// assert_eq!(store.find(&scope, &longer, &none)?.unwrap().len(), BLOCK);
+/// assert!(store.find(&scope, &longer[1..], &none[1..])?.is_none());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct PrefixStore {
+    blocks: Arc<Mutex<Blocks>>,
+    salt: Arc<str>,
+}
+
+/// What columns depend on besides the text: the root of a tree.
+#[derive(Debug, Clone)]
+pub struct PrefixScope {
+    root: Key,
+    layers: Vec<LayerSpec>,
+    options: CacheOptions,
+}
+
+/// What a store holds and did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PrefixCounters {
+    /// Blocks held.
+    pub blocks: usize,
+    /// Their bytes.
+    pub bytes: usize,
+    /// Columns that were asked for.
+    pub asked: u64,
+    /// Columns that were found.
+    pub found: u64,
+    /// Blocks that had to make room for others.
+    pub evicted: u64,
+    /// Blocks that found no room.
+    pub refused: u64,
+}
+
+#[derive(Debug)]
+struct Blocks {
+    limit: usize,
+    held: HashMap<Key, Block>,
+    /// Counts uses, so that the least recent one is known.
+    clock: u64,
+    counters: PrefixCounters,
+}
+
+/// What a block keeps of a layer.
+#[derive(Debug, Default)]
+struct Piece {
+    arrays: Vec<Array>,
+    /// Of a bounded layer, whose buffer is kept with its room: the column behind the slots. What such a
+    /// layer shows, though a mask hides it, depends on when its buffer moved, and with it the rounding.
+    first: usize,
+}
+
+#[derive(Debug)]
+struct Block {
+    parent: Key,
+    children: usize,
+    columns: Vec<Column>,
+    effects: Vec<Effect>,
+    /// By layer.
+    kept: Vec<Piece>,
+    bytes: usize,
+    used: u64,
+}
+
+impl PrefixScope {
+    /// For caches of a model with this fingerprint (weights, adapters and dtype), whose layers see what
+    /// `layers` say under `options`. Texts under unlike salts share nothing: what one user asked is not to
+    /// be told from how soon another is answered.
+    pub fn new(
+        fingerprint: &str,
+        layers: &[LayerSpec],
+        options: &CacheOptions,
+        salt: &str,
+    ) -> Self {
+        let mut hash = Sha256::new();
+        for part in
+            ["mlxgk prefix 1", fingerprint, &format!("{layers:?}"), &format!("{options:?}"), salt]
+        {
+            note(&mut hash, part.as_bytes());
+        }
+        let root = hash.finalize().into();
+        Self { root, layers: layers.to_vec(), options: options.clone() }
+    }
+
+    /// Whether blocks of such caches can be put together: not where columns are packed from some column
+    /// on only, or nothing is kept.
+    fn is_storable(&self) -> bool {
+        !self.options.single_pass && self.options.quantization.is_none_or(|it| it.start == 0)
+    }
+
+    /// The keys of a text's whole blocks.
+    fn keys<'t>(
+        &'t self,
+        columns: &'t [Column],
+        effects: &'t [Effect],
+    ) -> impl Iterator<Item = (Key, &'t [Column], &'t [Effect])> {
+        let blocks = columns.chunks_exact(BLOCK).zip(effects.chunks_exact(BLOCK));
+        blocks.scan(self.root, |parent, (columns, effects)| {
+            let mut hash = Sha256::new();
+            note(&mut hash, &*parent);
+            for column in columns {
+                let (kind, number) = match column {
+                    Column::Token(it) => (0, u64::from(*it)),
+                    Column::Embedded(it) => (1, *it),
+                };
+                hash.update([kind]);
+                hash.update(number.to_le_bytes());
+            }
+            for effect in effects {
+                match effect {
+                    None => hash.update([0]),
+                    Some(name) => {
+                        hash.update([1]);
+                        note(&mut hash, name.as_bytes());
+                    }
+                }
+            }
+            *parent = hash.finalize().into();
+            Some((*parent, columns, effects))
+        })
+    }
+}
+
+/// A field of a hash, with its length before it, so that no two lists of fields are one.
+fn note(hash: &mut Sha256, bytes: &[u8]) {
+    hash.update((bytes.len() as u64).to_le_bytes());
+    hash.update(bytes);
+}
+
+impl PrefixStore {
+    /// An empty store of at most `limit` bytes.
+    pub fn new(limit: usize) -> Self {
+        let blocks =
+            Blocks { limit, held: HashMap::new(), clock: 0, counters: PrefixCounters::default() };
+        Self { blocks: Arc::new(Mutex::new(blocks)), salt: "".into() }
+    }
+
+    /// A handle on the same blocks whose texts share nothing with those under other salts.
+    #[must_use]
+    pub fn salted(&self, salt: impl Into<Arc<str>>) -> Self {
+        Self { salt: salt.into(), ..self.clone() }
+    }
+
+    /// The salt: see [`PrefixScope::new`].
+    pub fn salt(&self) -> &str {
+        &self.salt
+    }
+
+    /// A cache of as many whole blocks as the store holds of a text, `effects` being what is done to each
+    /// of its tokens; `None` where it holds not even the first. The cache can be continued under any
+    /// steering, because its tokens were compared by what was done to them.
+    ///
+    /// # Errors
+    /// When MLX fails.
+    pub fn find(
+        &self,
+        scope: &PrefixScope,
+        columns: &[Column],
+        effects: &[Effect],
+    ) -> Result<Option<KvCache>> {
+        let mut blocks = self.lock();
+        let keys = scope.keys(columns, effects);
+        let same = |(key, columns, effects): &(Key, &[Column], &[Effect])| {
+            let block = blocks.held.get(key)?;
+            (block.columns == *columns && block.effects == *effects).then_some(*key)
+        };
+        let chain: Vec<Key> = keys.map_while(|it| same(&it)).collect();
+        blocks.counters.asked += columns.len() as u64;
+        blocks.counters.found += (chain.len() * BLOCK) as u64;
+        blocks.touch(&chain);
+        if chain.is_empty() {
+            return Ok(None);
+        }
+        blocks.cache(scope, &chain, &columns[..chain.len() * BLOCK]).map(Some)
+    }
+
+    /// Takes in the last block of a cache that holds a whole number of them, `effects` being what was done
+    /// to each of its tokens. Returns whether the block is there now: it has to follow one that is, and to
+    /// find room once those that were used least recently, and that none follows, have left.
+    ///
+    /// # Errors
+    /// When the cache has not one row without padding, or does not end where a block does, or MLX fails.
+    pub fn publish(
+        &self,
+        scope: &PrefixScope,
+        cache: &KvCache,
+        effects: &[Effect],
+    ) -> Result<bool> {
+        let ([row], true) = (&cache.rows[..], cache.len().is_multiple_of(BLOCK)) else {
+            return Err(Error::argument("blocks are of one row that ends where a block does"));
+        };
+        if row.padding > 0 || cache.is_empty() || effects.len() != cache.len() {
+            let what = "blocks are of a row without padding, with what was done to each token";
+            return Err(Error::argument(what));
+        }
+        if !scope.is_storable() || cache.options != scope.options {
+            return Ok(false);
+        }
+        let mut blocks = self.lock();
+        let keys: Vec<_> = scope.keys(&row.columns, effects).collect();
+        let Some((&(key, columns, effects), before)) = keys.split_last() else { return Ok(false) };
+        let path: Vec<Key> = before.iter().map(|it| it.0).collect();
+        if path.iter().any(|it| !blocks.held.contains_key(it)) {
+            return Ok(false);
+        }
+        blocks.touch(&path);
+        if blocks.held.contains_key(&key) {
+            blocks.touch(&[key]);
+            return Ok(true);
+        }
+        let kept = pieces(cache)?;
+        let arrays = kept.iter().flat_map(|it| &it.arrays).map(Array::nbytes).sum::<usize>();
+        let names = effects.iter().flatten().map(|it| it.len()).max().unwrap_or(0);
+        let bytes = arrays + names + BLOCK * (size_of::<Column>() + size_of::<Effect>());
+        if !blocks.make_room(bytes, &path) {
+            blocks.counters.refused += 1;
+            return Ok(false);
+        }
+        let parent = path.last().copied().unwrap_or(scope.root);
+        if let Some(parent) = blocks.held.get_mut(&parent) {
+            parent.children += 1;
+        }
+        let (columns, effects) = (columns.to_vec(), effects.to_vec());
+        let block = Block { parent, children: 0, columns, effects, kept, bytes, used: 0 };
+        blocks.held.insert(key, block);
+        blocks.touch(&[key]);
+        blocks.counters.bytes += bytes;
+        blocks.counters.blocks += 1;
+        Ok(true)
+    }
+
+    /// What it holds and did.
+    pub fn counters(&self) -> PrefixCounters {
+        self.lock().counters
+    }
+
+    /// The bytes that it holds at most.
+    pub fn limit(&self) -> usize {
+        self.lock().limit
+    }
+
+    /// Forgets every block.
+    pub fn clear(&self) {
+        let mut blocks = self.lock();
+        blocks.held.clear();
+        (blocks.counters.blocks, blocks.counters.bytes) = (0, 0);
+    }
+
+    /// A failed operation leaves the blocks as they were.
+    fn lock(&self) -> MutexGuard<'_, Blocks> {
+        self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Blocks {
+    /// Notes that a text was used, the end of it before its beginning: what others may begin with, too,
+    /// leaves last.
+    fn touch(&mut self, path: &[Key]) {
+        for key in path.iter().rev() {
+            self.clock += 1;
+            if let Some(block) = self.held.get_mut(key) {
+                block.used = self.clock;
+            }
+        }
+    }
+
+    /// Lets blocks leave until there is room for so many bytes more, but none of `path`.
+    fn make_room(&mut self, bytes: usize, path: &[Key]) -> bool {
+        if bytes > self.limit {
+            return false;
+        }
+        while self.counters.bytes + bytes > self.limit {
+            let leaves = self.held.iter().filter(|(_, it)| it.children == 0);
+            let leaves = leaves.filter(|(key, _)| !path.contains(key));
+            let Some(key) = leaves.min_by_key(|(_, it)| it.used).map(|(key, _)| *key) else {
+                return false;
+            };
+            self.remove(key);
+            self.counters.evicted += 1;
+        }
+        true
+    }
+
+    fn remove(&mut self, key: Key) {
+        let Some(block) = self.held.remove(&key) else { return };
+        if let Some(parent) = self.held.get_mut(&block.parent) {
+            parent.children -= 1;
+        }
+        self.counters.bytes -= block.bytes;
+        self.counters.blocks -= 1;
+    }
+
+    /// A cache of the blocks of a text.
+    fn cache(&self, scope: &PrefixScope, chain: &[Key], columns: &[Column]) -> Result<KvCache> {
+        let failed = |e: Exception| Error::mlx("putting blocks together", &e);
+        let mut described = Vec::new();
+        let mut state = std::collections::BTreeMap::new();
+        let blocks: Vec<&Block> = chain.iter().filter_map(|it| self.held.get(it)).collect();
+        let Some(last) = blocks.last() else {
+            return Err(Error::dropped("the blocks of the text are gone"));
+        };
+        let format = scope.options.quantization.map_or(Format::Dense, Format::Quantized);
+        let mut bounded = Vec::new();
+        for (index, &spec) in scope.layers.iter().enumerate() {
+            let mut layer = LayerDescription { spec, first: 0, quantization: None, states: 0 };
+            let sight = scope.options.sight(spec);
+            let kept = &last.kept[index];
+            let mut put = |names: &[String], arrays: Vec<Array>| {
+                for (name, array) in names.iter().zip(arrays) {
+                    state.insert(format!("layers.{index}.{name}"), array);
+                }
+            };
+            let names: Vec<String> = format.names().iter().map(|it| (*it).to_owned()).collect();
+            if !matches!(sight, LayerSpec::Shared { .. } | LayerSpec::State) {
+                layer.quantization = scope.options.quantization;
+            }
+            match sight {
+                LayerSpec::Shared { .. } => {}
+                LayerSpec::State => {
+                    layer.states = kept.arrays.len();
+                    let names: Vec<String> =
+                        (0..layer.states).map(|it| format!("state.{it}")).collect();
+                    put(&names, kept.arrays.clone());
+                }
+                LayerSpec::Full => {
+                    let whole = |part: usize| {
+                        let parts: Vec<&Array> =
+                            blocks.iter().map(|it| &it.kept[index].arrays[part]).collect();
+                        concatenate(&parts, 2)
+                    };
+                    let whole = (0..kept.arrays.len()).map(whole).collect::<Result<_, _>>();
+                    put(&names, whole.map_err(failed)?);
+                }
+                LayerSpec::Sliding { .. } => {
+                    let placed = placed(kept.arrays.clone(), columns.len(), 0);
+                    let (first, arrays) = placed.map_err(failed)?;
+                    layer.first = first;
+                    put(&names, arrays);
+                }
+                LayerSpec::Bounded { sinks, .. } => {
+                    layer.first = kept.first;
+                    let held = (sinks + columns.len() - kept.first) as i32;
+                    let used = |it: &Array| it.try_index((.., .., ..held, ..));
+                    let used = kept.arrays.iter().map(used).collect::<Result<_, _>>();
+                    put(&names, used.map_err(failed)?);
+                    let arrays = kept.arrays.clone();
+                    bounded.push((index, Buffer::holding(arrays, format, sinks, kept.first)));
+                }
+            }
+            described.push(layer);
+        }
+        let mut row = RowState::new(RowId::new(0), 0);
+        row.columns = columns.to_vec();
+        row.filled = Filled::Any;
+        let description = CacheDescription::of_row(described, scope.options.clone(), row, 0);
+        let mut cache = KvCache::from_state(&CacheState { arrays: state, description })?;
+        for (index, buffer) in bounded {
+            cache.layers[index].kept = Kept::Columns(buffer);
+        }
+        Ok(cache)
+    }
+}
+
+/// What a block keeps of a cache that ends with it, evaluated, in arrays of its own: a handle on the
+/// cache's would keep those from being written in place.
+fn pieces(cache: &KvCache) -> Result<Vec<Piece>> {
+    let len = cache.len();
+    let own = |array: &Array, from: usize| {
+        let places: Vec<i32> = (from as i32..array.dim(2)).collect();
+        array.take_axis(Array::from_slice(&places, &[places.len() as i32]), 2)
+    };
+    let copied = |buffer: &Buffer, sight: LayerSpec| -> Result<Piece, Exception> {
+        let copy = |array: &Array| match sight {
+            LayerSpec::Bounded { .. } => own(array, 0),
+            LayerSpec::Full => own(&array.try_index((.., .., ..len as i32, ..))?, len - BLOCK),
+            _ => {
+                let used = array.try_index((.., .., ..(len - buffer.first) as i32, ..))?;
+                own(&seen(&used, sight, len, buffer.first)?, 0)
+            }
+        };
+        let arrays = buffer.arrays.iter().map(copy).collect::<Result<_, _>>()?;
+        Ok(Piece { arrays, first: buffer.first })
+    };
+    let mut kept = Vec::new();
+    for layer in &cache.layers {
+        kept.push(match &layer.kept {
+            Kept::Nothing => Piece::default(),
+            Kept::State(state) => Piece { arrays: state.clone(), first: 0 },
+            Kept::Columns(buffer) => {
+                copied(buffer, layer.sight).map_err(|e| Error::mlx("copying a block", &e))?
+            }
+        });
+    }
+    let arrays = kept.iter().flat_map(|it| &it.arrays);
+    eval(arrays).map_err(|e| Error::mlx("copying a block", &e))?;
+    Ok(kept)
+}
