@@ -6,7 +6,7 @@
 
 use std::fmt::Debug;
 
-use mlx_rs::{Array, ops::sigmoid};
+use mlx_rs::{Array, error::Result as MlxResult, ops::sigmoid};
 use mlxgk_kv_cache::{LayerSpec, Pass, Seen, Step};
 
 use crate::{
@@ -175,6 +175,11 @@ pub(crate) trait Block: Debug + Send + Visit {
 
     /// How many numbers one more token adds to the layer's cache.
     fn cached_per_token(&self) -> usize;
+
+    /// The attention of the block, where it is of the common kind.
+    fn attention(&self) -> Option<&SelfAttention> {
+        None
+    }
 }
 
 /// A token mixer and a feed-forward layer, each behind a norm: all of the Llama-like families.
@@ -232,6 +237,13 @@ impl Block for TransformerBlock {
 
     fn cached_per_token(&self) -> usize {
         self.mixer.cached_per_token()
+    }
+
+    fn attention(&self) -> Option<&SelfAttention> {
+        match &self.mixer {
+            Mixer::Attention { attention } => Some(attention),
+            _ => None,
+        }
     }
 }
 
@@ -555,6 +567,30 @@ impl SelfAttention {
 
     pub(crate) fn cached_per_token(&self) -> usize {
         2 * self.heads.kv * self.heads.dim
+    }
+
+    /// Numbers per head of the keys and values it keeps.
+    pub(crate) fn head_dim(&self) -> usize {
+        self.heads.dim
+    }
+
+    /// What it computes by besides its weights, as a text that tells layers apart.
+    pub(crate) fn settings(&self) -> String {
+        let Self { heads, spec, scale, soft_cap, rope, .. } = self;
+        let rope = rope.as_ref().map(Rope::settings);
+        format!("{heads:?} {spec:?} {scale} {soft_cap:?} {rope:?}")
+    }
+
+    /// Keys of the layer, `[1, heads, columns, dim]`, moved by so many positions; `None` where what came
+    /// after their rotation cannot be moved with it.
+    pub(crate) fn turned(&self, keys: &Array, by: i32) -> Option<MlxResult<Array>> {
+        if self.key_norm.is_some() && self.norm_place == NormPlace::RotatedHead {
+            return None;
+        }
+        match &self.rope {
+            None => Some(Ok(keys.clone())),
+            Some(rope) => rope.turned(keys, by),
+        }
     }
 
     pub(crate) fn forward(

@@ -7,7 +7,7 @@ use mlxgk_kv_cache::{CacheOptions, KvCache, LayerSpec};
 
 use crate::{
     Error, ErrorKind, Result,
-    block::{Block, BlockPass, Wanted},
+    block::{Block, BlockPass, SelfAttention, Wanted},
     checkpoint::Skipped,
     config::Dims,
     embedding::Embedding,
@@ -320,6 +320,12 @@ impl Decoder {
     pub fn kv_bytes_per_token(&self) -> usize {
         let item = if self.dtype == Dtype::Float32 { 4 } else { 2 };
         self.blocks.iter().map(|it| it.cached_per_token()).sum::<usize>() * item
+    }
+
+    /// Numbers per head of the keys and values that the layers keep, by layer; `None` for a layer that is
+    /// not of the common kind, and does not say. What a cache is quantized by has to divide them.
+    pub fn head_dims(&self) -> impl Iterator<Item = Option<usize>> + '_ {
+        self.blocks.iter().map(|it| it.attention().map(SelfAttention::head_dim))
     }
 
     /// The parts that steering, training and `info` address.

@@ -42,6 +42,40 @@ struct Parts {
     fused: bool,
 }
 
+impl Rope {
+    /// Keys that were rotated for their positions, `[1, heads, columns, head_dim]`, as they are `by`
+    /// positions further: rotations add up. The attention scale is in them already. `None` where MLX's
+    /// kernel has left neighbouring dimensions as the pairs.
+    pub(crate) fn turned(&self, keys: &Array, by: i32) -> Option<MlxResult<Array>> {
+        let Parts { dims, ref frequencies, interleaved, fused, .. } = *self.0;
+        if interleaved && fused {
+            return None;
+        }
+        let (Frequencies::One(inverse) | Frequencies::Long { short: inverse, .. }) = frequencies;
+        // One angle per pair of dimensions, for all columns.
+        let angles = || inverse.iter().map(|it| by as f32 * it);
+        let cos: Vec<f32> = angles().map(f32::cos).collect();
+        let sin: Vec<f32> = angles().map(|it| -it.sin()).chain(angles().map(f32::sin)).collect();
+        let half = dims as i32 / 2;
+        let cos = Array::from_slice(&cos, &[1, 1, 1, 1, half]);
+        let sin = Array::from_slice(&sin, &[1, 1, 1, 2, half]);
+        // Elsewhere rotated keys have one of a pair in each half, whatever the checkpoint's pairs are.
+        let rotation = Rotation::Table { cos, sin, interleaved: false };
+        Some(rotation.apply(keys, Backend::Composed))
+    }
+
+    /// What it rotates by, as a text: digits that differ between platforms are left out.
+    pub(crate) fn settings(&self) -> String {
+        let Parts { dims, frequencies, attention_scale, interleaved, .. } = &*self.0;
+        let shown = |it: &[f32]| it.iter().map(|it| format!("{it:.4e} ")).collect::<String>();
+        let frequencies = match frequencies {
+            Frequencies::One(all) => shown(all),
+            Frequencies::Long { short, long } => format!("{}/ {}", shown(short), shown(long)),
+        };
+        format!("{dims} {attention_scale:.4e} {interleaved} {frequencies}")
+    }
+}
+
 /// HF's `inv_freq`, one per pair of dimensions.
 #[derive(Debug)]
 enum Frequencies {

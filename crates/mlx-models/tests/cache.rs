@@ -460,3 +460,50 @@ fn models_and_caches_go_to_other_threads() {
     });
     case.near(&thread.join().unwrap(), &expected, "in another thread");
 }
+
+#[test]
+fn texts_put_together_have_the_keys_of_where_they_stand() {
+    for name in ["llama", "llama-yarn", "llama-linear", "mistral", "qwen3", "gemma3", "phi3"] {
+        let model = load(name);
+        let (a, b) = (ids(13, 1), ids(9, 2));
+        let filled = |text: &[u32]| {
+            let mut cache = model.new_cache(1);
+            model.forward(&[text], &mut cache, &mut NoHook).unwrap();
+            cache
+        };
+        let (first, second) = (filled(&a), filled(&b));
+        let both = model.concat(&[&first, &second]).unwrap();
+        let whole = filled(&[a.clone(), b.clone()].concat());
+        assert_eq!(both.tokens(0), whole.tokens(0), "{name}");
+        assert_eq!(both.windows().collect::<Vec<_>>(), whole.windows().collect::<Vec<_>>());
+        let last = |cache: &KvCache, layer: usize, what: &str| {
+            let array = cache.state().unwrap().arrays[&format!("layers.{layer}.{what}")].clone();
+            let newest = array.split_at_indices(&[array.dim(2) - 9], 2).unwrap()[1].clone();
+            newest.contiguous().unwrap().to_vec_exact::<f32>().unwrap()
+        };
+        // What the first layer keeps of a token depends on the token and its place alone.
+        for what in ["keys", "values"] {
+            let (ours, theirs) = (last(&both, 0, what), last(&whole, 0, what));
+            let worst = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst < 1e-5, "{name}: {what} are off by {worst}");
+            assert_ne!(last(&both, 1, what), last(&whole, 1, what), "{name}: nobody saw the first");
+        }
+        // The first text is untouched, and so are the caches.
+        assert_eq!(first.state_hash().unwrap(), filled(&a).state_hash().unwrap(), "{name}");
+        let mut back = both.fork();
+        back.trim(b.len()).unwrap();
+        assert_eq!(back.tokens(0), a, "{name}");
+        let mut on = both.fork();
+        model.forward(&[&ids(4, 3)], &mut on, &mut NoHook).unwrap();
+        assert_eq!(both.len(), 22);
+    }
+    let model = load("llama");
+    let other = load("mistral").new_cache(1);
+    let error = model.concat(&[&model.new_cache(1), &other]).unwrap_err().to_string();
+    assert!(error.contains("made for another model"), "{error}");
+    let empty = model.concat(&[&model.new_cache(1), &model.new_cache(1)]).unwrap_err().to_string();
+    assert!(empty.contains("padding, or nothing in it"), "{empty}");
+    let long = load("phi3-longrope-5x");
+    let error = long.concat(&[&long.new_cache(1)]).unwrap_err().to_string();
+    assert!(error.starts_with("longrope rotates"), "{error}");
+}

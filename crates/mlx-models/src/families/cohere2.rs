@@ -81,4 +81,8 @@ impl Block for ParallelBlock {
     fn cached_per_token(&self) -> usize {
         self.attention.cached_per_token()
     }
+
+    fn attention(&self) -> Option<&SelfAttention> {
+        Some(&self.attention)
+    }
 }
