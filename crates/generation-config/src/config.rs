@@ -156,10 +156,10 @@ generation_config! {
 
     /// Keeps keys and values from token to token; true by default.
     use_cache: bool,
-    /// The kind of cache: `dynamic` (the default), `static`, `offloaded`, `offloaded_static`,
-    /// `quantized`, `paged`, or one of HF's deprecated names.
+    /// The kind of cache: `dynamic` (the default), `static`, which makes room for the whole text at
+    /// once (so do the deprecated `sliding_window`, `hybrid` and `hybrid_chunked`), or `quantized`.
     cache_implementation: String,
-    /// Arguments of the cache, for the kinds that take some.
+    /// How a `quantized` cache packs: `nbits`, 4 by default, and `q_group_size`.
     cache_config: Map<String, Value>,
     /// Length that a static cache is made for.
     max_cache_len: usize,
@@ -376,4 +376,19 @@ generation_config! {
     mirostat_tau: f64,
     /// How fast Mirostat learns; 0.1 by default.
     mirostat_eta: f64,
+
+    // Caches of other engines
+
+    /// Most tokens of a text that a new one looks at: the first `kv_keep` and the newest; unset, all
+    /// (mlx-lm's rotating cache).
+    max_kv_size: usize,
+    /// Tokens at the beginning of a text that `max_kv_size` keeps; 4 by default (mlx-lm's `keep`).
+    kv_keep: usize,
+    /// Bits that a number in the cache is packed into: 2, 3, 4, 5, 6 or 8; unset, none is (mlx-lm).
+    kv_bits: usize,
+    /// Numbers that share a scale there: 32, 64 or 128; 64 by default, or 32 where the model's heads
+    /// are no multiple of 64 (mlx-lm).
+    kv_group_size: usize,
+    /// Tokens that are held before anything is packed; 0 by default (mlx-lm, whose default is 5000).
+    quantized_kv_start: usize,
 }

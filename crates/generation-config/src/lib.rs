@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod cache;
 mod config;
 mod error;
 mod json;
@@ -17,6 +18,7 @@ pub use mlxgk_logits_processors::{
     SeedingScheme, SynthIdTextWatermarkingConfig, WatermarkingConfig,
 };
 
+pub use self::cache::{CacheBound, CacheChoice, CacheQuantization};
 pub use self::config::GenerationConfig;
 pub use self::error::{Error, ErrorKind, Result};
 pub use self::json::read_json;

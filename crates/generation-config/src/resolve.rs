@@ -1,8 +1,8 @@
 //! From merged fields and a prompt to what a strategy needs, with no `Option` where none is meant.
 
 use crate::{
-    Error, ErrorKind, GenerationConfig, GenerationMode, Kwargs, Merged, Result, Sources, TokenId,
-    Warning, WarningKind,
+    CacheChoice, Error, ErrorKind, GenerationConfig, GenerationMode, Kwargs, Merged, Result,
+    Sources, TokenId, Warning, WarningKind,
 };
 
 /// The lengths that hold for one prompt, in tokens, the prompt included.
@@ -46,6 +46,8 @@ pub struct Resolved {
     pub num_return_sequences: usize,
     /// Tokens of the prompt that go through the model at a time; `None`, all of them.
     pub prefill_chunk_size: Option<usize>,
+    /// What is asked of the cache.
+    pub cache: CacheChoice,
     /// What is odd about the fields, the lengths and the ids.
     pub warnings: Vec<Warning>,
 }
@@ -86,8 +88,8 @@ impl Merged {
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] for what is not implemented yet, [`ErrorKind::Length`] where the
-    /// prompt leaves no room, [`ErrorKind::Value`] for a token id beyond 32 bits or a
-    /// `prefill_chunk_size` of 0.
+    /// prompt leaves no room, [`ErrorKind::Value`] for a token id beyond 32 bits, a
+    /// `prefill_chunk_size` of 0 or a cache that cannot be.
     pub fn resolve(
         &self,
         prompt_len: usize,
@@ -102,6 +104,7 @@ impl Merged {
         self.check_beams()?;
         let (lengths, about_lengths) = self.lengths(prompt_len, max_position_embeddings)?;
         let (special_tokens, about_tokens) = self.special_tokens()?;
+        let (cache, about_cache) = config.cache_choice(lengths.max_length)?;
         Ok(Resolved {
             mode: config.generation_mode(false),
             lengths,
@@ -111,7 +114,8 @@ impl Merged {
             num_return_sequences: config.num_return_sequences.unwrap_or(1).max(1),
             prefill_chunk_size: config.prefill_chunk_size,
             config: config.clone(),
-            warnings: [self.warnings.clone(), about_lengths, about_tokens].concat(),
+            cache,
+            warnings: [self.warnings.clone(), about_lengths, about_tokens, about_cache].concat(),
         })
     }
 

@@ -198,7 +198,14 @@ impl GenerationConfig {
         }
     }
 
+    /// Whether HF would make room for the whole text at once, in one place.
+    pub(crate) fn has_static_cache(&self) -> bool {
+        let name = self.cache_implementation.as_deref();
+        name.is_some_and(|it| STATIC_CACHES.contains(&it) && !it.starts_with("offloaded"))
+    }
+
     fn warn_of_idle_cache(&self, warnings: &mut Vec<Warning>) {
+        warnings.extend(self.idle_cache_fields());
         let is_static =
             self.cache_implementation.as_deref().is_some_and(|it| STATIC_CACHES.contains(&it));
         if self.max_cache_len.is_some() && !is_static {

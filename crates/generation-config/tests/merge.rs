@@ -42,8 +42,8 @@ fn the_largest_number_is_no_overflow() {
 fn what_is_missing_is_refused_by_name_and_value() {
     for (kwargs, expected) in [
         (
-            json!({"cache_implementation": "static"}),
-            r#"`cache_implementation` is "static", but this kind of cache is not implemented yet"#,
+            json!({"cache_implementation": "offloaded"}),
+            r#"`cache_implementation` is "offloaded", but this kind of cache is not implemented yet"#,
         ),
         (
             json!({"is_assistant": true}),
