@@ -66,6 +66,7 @@ mod contrastive;
 mod dola;
 mod error;
 mod model;
+mod prefixes;
 mod prompts;
 mod record;
 mod rows;

@@ -5,12 +5,15 @@ use mlx_rs::{
     ops::{concatenate, indexing::TryIndexOp},
     transforms::{async_eval, eval},
 };
-use mlxgk_kv_cache::{Column, KvCache};
+use mlxgk_kv_cache::{CacheOptions, Column, KvCache, PrefixScope, PrefixStore};
 use mlxgk_mlx_models::{Capture, Decoder, HookPoint, ResidualHook};
 
 use crate::{
     DolaLayers, Error, ErrorKind, Join, LanguageModel, LeftPadded, Reorder, Result, RowId,
-    Speculative, budget::within_budget, dola,
+    Speculative,
+    budget::within_budget,
+    dola,
+    prefixes::{self, Prefixes},
 };
 
 /// Prompt tokens fed per pass where nothing else is asked for (mlx-lm's step).
@@ -83,6 +86,9 @@ pub struct Prefill<'a> {
     /// What stands before each row's first token, and is fed with all of the prompts in one pass.
     soft_prompt: Option<Array>,
     fed: usize,
+    /// Columns that were there before.
+    cached: usize,
+    prefixes: Option<Prefixes>,
     chunk: usize,
     /// fp32 `[rows, vocabulary]`, once all is fed.
     scores: Option<Pending>,
@@ -91,9 +97,58 @@ pub struct Prefill<'a> {
 impl<'a> Prefill<'a> {
     /// Prompts to be fed to a fresh cache.
     pub fn new(model: &'a Decoder, prompts: &LeftPadded, hook: impl ResidualHook + 'a) -> Self {
-        let mut cache = model.new_padded_cache(prompts.padding());
+        Self::of(model, model.new_padded_cache(prompts.padding()), prompts, hook)
+    }
+
+    /// As [`new`](Self::new), for a cache that keeps its columns as `options` say.
+    ///
+    /// # Errors
+    /// When the options do not fit a layer.
+    pub fn with_options(
+        model: &'a Decoder,
+        prompts: &LeftPadded,
+        hook: impl ResidualHook + 'a,
+        options: &CacheOptions,
+    ) -> Result<Self> {
+        let cache = model.new_cache_with(prompts.padding(), options)?;
+        Ok(Self::of(model, cache, prompts, hook))
+    }
+
+    fn of(
+        model: &'a Decoder,
+        mut cache: KvCache,
+        prompts: &LeftPadded,
+        hook: impl ResidualHook + 'a,
+    ) -> Self {
         cache.plan(prompts.width());
         Self::after(model, cache, prompts.rows().to_vec(), hook)
+    }
+
+    /// A prompt of which `store` may hold the beginning, as read by `scope`'s model under what the hook does
+    /// to row `row`; and which is given to the store, block by block. It is read in passes that end where
+    /// blocks do, so that what the store held of it changes nothing, not by a bit.
+    ///
+    /// A hook that looks on without a [name](ResidualHook::name) does not see the tokens that were found.
+    ///
+    /// # Errors
+    /// When the hook or MLX fails, or the options do not fit a layer.
+    pub fn shared(
+        model: &'a Decoder,
+        prompt: &[u32],
+        hook: impl ResidualHook + 'a,
+        (options, row): (&CacheOptions, RowId),
+        (store, scope): (PrefixStore, PrefixScope),
+    ) -> Result<Self> {
+        let effects = prefixes::effects(model, &hook, row, prompt)?;
+        let prefixes = Prefixes::new(store, scope, effects);
+        let mut cache = match prefixes.find(prompt)? {
+            Some(cache) => cache,
+            None => model.new_cache_with(&[0], options)?,
+        };
+        let rest = prompt[cache.len()..].to_vec();
+        cache.plan(prompt.len());
+        cache.reserve(prompt.len());
+        Ok(Self { prefixes: Some(prefixes), ..Self::after(model, cache, vec![rest], hook) })
     }
 
     /// A prompt of which `cache` may hold the beginning already, as in a conversation, of which each
@@ -135,8 +190,18 @@ impl<'a> Prefill<'a> {
         cache.set_prompt_end(cache.len() + rows.first().map_or(0, Vec::len));
         let hook: (Box<dyn ResidualHook + 'a>, _) = (Box::new(hook), Capture::default());
         let reader = Reader { model, hook, dola: None };
-        let (soft_prompt, chunk) = (None, DEFAULT_PREFILL_CHUNK);
-        Self { reader, cache, rows, soft_prompt, fed: 0, chunk, scores: None }
+        let cached = cache.len();
+        Self {
+            reader,
+            cache,
+            rows,
+            soft_prompt: None,
+            fed: 0,
+            cached,
+            prefixes: None,
+            chunk: DEFAULT_PREFILL_CHUNK,
+            scores: None,
+        }
     }
 
     /// Feeds at most so many tokens per row and step.
@@ -197,6 +262,13 @@ impl<'a> Prefill<'a> {
         Ok((columns, concatenate(&embedded, 0)?))
     }
 
+    /// Makes room for so many columns at once: [`KvCache::reserve`].
+    #[must_use]
+    pub fn reserve(mut self, columns: usize) -> Self {
+        self.cache.reserve(columns);
+        self
+    }
+
     /// Contrasts the scores with those of earlier layers.
     ///
     /// # Errors
@@ -225,6 +297,11 @@ impl<'a> Prefill<'a> {
     /// The model.
     pub fn model(&self) -> &'a Decoder {
         self.reader.model
+    }
+
+    /// Columns that a cache held before, and that are not fed again.
+    pub fn cached(&self) -> usize {
+        self.cached
     }
 
     /// Tokens per row that are still to be fed.
@@ -257,7 +334,10 @@ impl<'a> Prefill<'a> {
         if let Some(soft_prompt) = self.soft_prompt.take() {
             return self.step_behind(&soft_prompt);
         }
-        let chunk = self.chunk.min(most).max(1);
+        let mut chunk = self.chunk.min(most).max(1);
+        if self.prefixes.is_some() {
+            chunk = chunk.min(Prefixes::until_block_end(&self.cache));
+        }
         let (model, rows, cache) = (self.reader.model, &self.rows, &mut self.cache);
         let part = |from: usize, to: usize| -> Vec<&[u32]> {
             rows.iter().map(|row| row.get(from..to).unwrap_or_default()).collect()
@@ -267,6 +347,9 @@ impl<'a> Prefill<'a> {
             model.hidden(&part(from, self.fed), cache, &mut self.reader.hook)?;
             // A pass ends here, so that its activations are freed before the next begins.
             eval(cache.arrays())?;
+            if let Some(prefixes) = &self.prefixes {
+                prefixes.publish(cache)?;
+            }
             return Ok(false);
         }
         let chunk = self.chunk;
@@ -280,6 +363,9 @@ impl<'a> Prefill<'a> {
             Ok(model.hidden(&part(at, width), cache, hook)?)
         })?;
         async_eval([&scores])?;
+        if let Some(prefixes) = &self.prefixes {
+            prefixes.publish(&self.cache)?;
+        }
         self.fed = width;
         self.scores = Some(Pending(scores));
         Ok(true)
@@ -521,10 +607,17 @@ impl Speculative for DecoderSession<'_> {
     }
 
     fn room(&self) -> usize {
-        match self.reader.model.original_context() {
-            Some(limit) if self.cache.len() <= limit => limit - self.cache.len(),
+        let len = self.cache.len();
+        let until_long = match self.reader.model.original_context() {
+            Some(limit) if len <= limit => limit - len,
             _ => usize::MAX,
-        }
+        };
+        // A pass that begins before that column shows dense columns to tokens behind it, too.
+        let until_quantized = match self.cache.options().quantization {
+            Some(how) if len < how.start => how.start - len,
+            _ => usize::MAX,
+        };
+        until_long.min(until_quantized)
     }
 }
 

@@ -42,7 +42,8 @@ pub trait Speculative: LanguageModel {
     fn roll_back(&mut self, count: usize) -> Result<()>;
 
     /// How many tokens can be fed without changing how earlier ones are read. Most models have no
-    /// such limit; one with longrope reads all of a text again when it outgrows the original context.
+    /// such limit; one with longrope reads all of a text again when it outgrows the original context,
+    /// and a cache may quantize what it holds at some column.
     fn room(&self) -> usize {
         usize::MAX
     }
