@@ -1,10 +1,11 @@
 //! Helpers that guess ahead: a draft model, or the text itself.
 
 use mlxgk_decoding_strategies::{
-    AssistantOptions, CandidateGenerator, DEFAULT_PREFILL_CHUNK, DecoderSession, DraftModel,
-    LeftPadded, PromptLookup, Schedule,
+    AssistantOptions, CandidateGenerator, DEFAULT_PREFILL_CHUNK, DraftModel, LeftPadded, Prefill,
+    PromptLookup, Schedule,
 };
 use mlxgk_generation_config::{GenerationConfig, Kwargs, Resolved, Sources};
+use mlxgk_kv_cache::CacheOptions;
 use mlxgk_mlx_models::NoHook;
 
 use crate::{Error, ErrorKind, Model, Result};
@@ -88,12 +89,14 @@ impl<'a> From<&'a Model> for Assistant<'a> {
     }
 }
 
-/// What guesses for a request in assisted mode: prompt lookup where that is asked for, as in HF.
+/// What guesses for a request in assisted mode: prompt lookup where that is asked for, as in HF. A draft
+/// model's cache keeps its columns as `cache` says.
 pub(crate) fn generator<'a>(
     resolved: &Resolved,
     model: &Model,
     assistant: Option<Assistant<'a>>,
     prompt: &[u32],
+    cache: &CacheOptions,
 ) -> Result<Box<dyn CandidateGenerator + 'a>> {
     let config = &resolved.config;
     if let Some(count) = config.prompt_lookup_num_tokens {
@@ -113,6 +116,6 @@ pub(crate) fn generator<'a>(
     let options = assistant.options()?;
     let padded = LeftPadded::new(&[prompt.to_vec()], 0)?;
     let chunk = config.prefill_chunk_size.unwrap_or(DEFAULT_PREFILL_CHUNK);
-    let session = DecoderSession::prefill(assistant.model.decoder(), &padded, chunk, NoHook)?;
-    Ok(Box::new(DraftModel::new(session, prompt, options)))
+    let prefill = Prefill::with_options(assistant.model.decoder(), &padded, NoHook, cache)?;
+    Ok(Box::new(DraftModel::new(prefill.chunk(chunk).finish()?, prompt, options)))
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use mlxgk_decoding_strategies::{ContinuousBatch, RowEvent, RowId, TokenLoop};
 use mlxgk_generation_config::Warning;
+use mlxgk_kv_cache::CacheOptions;
 
 use crate::{
     Abilities, Ability, AssistedRequest, Error, Generation, Model, Piece, Result,
@@ -72,6 +73,8 @@ pub struct Batch<'a> {
     /// Requests that share passes, by their first row.
     sharing: BTreeMap<RowId, usize>,
     joined: usize,
+    /// How the requests that share passes keep their columns; of no account while there are none.
+    kept_as: CacheOptions,
 }
 
 struct Served<'a> {
@@ -101,6 +104,7 @@ impl<'a> Batch<'a> {
             requests: BTreeMap::new(),
             sharing: BTreeMap::new(),
             joined: 0,
+            kept_as: CacheOptions::new(),
         }
     }
 
@@ -112,6 +116,7 @@ impl<'a> Batch<'a> {
     pub fn join(&mut self, request: impl Into<AssistedRequest<'a>>) -> Result<usize> {
         let plan = self.model.plan(request)?;
         let served = if self.can_share(&plan) {
+            self.kept_as = plan.kept_as().clone();
             let (first, answer) = join(plan, &mut self.shared)?;
             self.sharing.insert(first, self.joined);
             Served { answer, tokens: Tokens::Shared(first) }
@@ -125,10 +130,15 @@ impl<'a> Batch<'a> {
         Ok(id)
     }
 
-    /// Whether a request can share passes. Longrope reads a row differently next to a longer one.
+    /// Whether a request can share passes: with those that do, if its cache keeps columns as theirs.
+    /// Longrope reads a row differently next to a longer one, and so does a cache that begins to
+    /// quantize at some column.
     fn can_share(&self, plan: &Plan<'_>) -> bool {
         let abilities = Abilities::of(plan.mode());
-        abilities.has(Ability::SharedPass)
+        let kept_as = plan.kept_as();
+        (self.shared.is_empty() || &self.kept_as == kept_as)
+            && kept_as.quantization.is_none_or(|it| it.start == 0)
+            && abilities.has(Ability::SharedPass)
             && plan.resolved.config.use_cache != Some(false)
             && plan.soft_prompt.is_none()
             && self.model.decoder().original_context().is_none()

@@ -121,7 +121,7 @@ impl From<mlxgk_kv_cache::Error> for Error {
     fn from(source: mlxgk_kv_cache::Error) -> Self {
         use mlxgk_kv_cache::ErrorKind as Kind;
         let kind = match source.kind() {
-            Kind::Steering | Kind::Argument => ErrorKind::Request,
+            Kind::Steering | Kind::Argument | Kind::File => ErrorKind::Request,
             _ => ErrorKind::Run,
         };
         Self::caused(kind, source)

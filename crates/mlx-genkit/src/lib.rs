@@ -6,6 +6,8 @@ mod attentions;
 mod batch;
 #[cfg(feature = "bundled")]
 mod bundled;
+mod cache_files;
+mod caches;
 mod error;
 mod generate;
 mod healing;

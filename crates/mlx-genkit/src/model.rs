@@ -1,6 +1,6 @@
 //! A model ready to use: decoder, tokenizer, chat template and generation defaults.
 
-use std::path::Path;
+use std::{path::Path, sync::OnceLock};
 
 use mlxgk_generation_config::{Error as FieldError, GenerationConfig, OneOrMany, read_json};
 use mlxgk_mlx_models::{ComputeDtype, Decoder};
@@ -22,6 +22,8 @@ pub struct Model {
     chat_template: Result<ChatTemplate, TemplateError>,
     generation_config: GenerationConfig,
     name: String,
+    /// Made for the first that asks.
+    fingerprint: OnceLock<String>,
 }
 
 impl Model {
@@ -74,6 +76,7 @@ impl Model {
             chat_template,
             generation_config,
             name,
+            fingerprint: OnceLock::new(),
         })
     }
 
@@ -119,6 +122,8 @@ impl Model {
 
     /// The graph and its weights, to be trained or adapted.
     pub fn decoder_mut(&mut self) -> &mut Decoder {
+        // It may be another model from here on.
+        self.fingerprint.take();
         &mut self.decoder
     }
 
@@ -137,7 +142,7 @@ impl Model {
     /// When a file is missing or damaged, the adapter is of a kind that is not supported, or it is for
     /// another model. The model is then as it was.
     pub fn load_adapter(&mut self, folder: impl AsRef<Path>) -> Result<usize> {
-        Ok(mlxgk_training::load_adapter(&mut self.decoder, folder)?)
+        Ok(mlxgk_training::load_adapter(self.decoder_mut(), folder)?)
     }
 
     /// What makes tokens of training data for this model.
@@ -201,6 +206,15 @@ impl Model {
     /// folders keep in `config.json`).
     pub fn generation_config(&self) -> &GenerationConfig {
         &self.generation_config
+    }
+
+    /// What tells its caches from another model's.
+    pub(crate) fn fingerprint(&self) -> Result<&str> {
+        if let Some(fingerprint) = self.fingerprint.get() {
+            return Ok(fingerprint);
+        }
+        let fingerprint = self.decoder.fingerprint()?;
+        Ok(self.fingerprint.get_or_init(|| fingerprint))
     }
 
     /// The folder it was loaded from.

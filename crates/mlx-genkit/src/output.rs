@@ -104,6 +104,8 @@ pub struct Generation {
     /// What `token_healing` made of the prompts; empty where it was not asked for. Where a last token
     /// became a longer one, the text of the prompt's sequences begins with what that adds.
     pub healed_prompts: Vec<Vec<u32>>,
+    /// Tokens of the prompt that a cache held, so that they were not read again.
+    pub cached_tokens: usize,
 }
 
 impl Generation {
@@ -146,6 +148,7 @@ pub(crate) struct Answer<'a> {
     warnings: Vec<Warning>,
     begun: Instant,
     prefilled: Option<Instant>,
+    cached: usize,
 }
 
 impl<'a> Answer<'a> {
@@ -165,6 +168,7 @@ impl<'a> Answer<'a> {
             warnings: plan.warnings().to_vec(),
             begun: plan.begun,
             prefilled: None,
+            cached: 0,
         };
         for row in 0..plan.prompts.len() * plan.copies {
             let text = || answer.text_of(row / plan.copies);
@@ -192,6 +196,11 @@ impl<'a> Answer<'a> {
 
     pub(crate) fn warnings(&self) -> &[Warning] {
         &self.warnings
+    }
+
+    /// Notes how many of the prompt's tokens a cache held.
+    pub(crate) fn note_cached(&mut self, tokens: usize) {
+        self.cached = tokens;
     }
 
     /// Whether a sequence has not ended.
@@ -279,6 +288,7 @@ impl<'a> Answer<'a> {
             warnings: self.warnings,
             acceptance: output.acceptance,
             healed_prompts,
+            cached_tokens: self.cached,
         };
         Ok((generation, output.cache))
     }

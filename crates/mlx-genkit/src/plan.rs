@@ -5,14 +5,18 @@ use std::time::Instant;
 use mlx_rs::Array;
 use mlxgk_decoding_strategies::{Record, RowGroup, Rules, StoppingCriterion};
 use mlxgk_generation_config::{GenerationMode, Resolved, Sources, Warning, WarningKind};
-use mlxgk_kv_cache::{KvCache, RowId};
+use mlxgk_kv_cache::{CacheOptions, KvCache, PrefixScope, PrefixStore, RowId};
 use mlxgk_logits_processors::LogitsProcessor;
 use mlxgk_mlx_models::{NoHook, ResidualHook};
 
 use crate::{
     Abilities, Ability, Assistant, AssistedRequest, Error, ErrorKind, Generation, Model, Prompt,
-    Result, Seed, TokenStream, attentions::AttentionRecorder, healing::Healing,
-    hidden::HiddenRecorder, memory,
+    Result, Seed, TokenStream,
+    attentions::AttentionRecorder,
+    caches::{cache_options, check_resumed},
+    healing::Healing,
+    hidden::HiddenRecorder,
+    memory,
 };
 
 /// Far more than any machine runs at once; beyond it lies nothing but a typing error and its
@@ -54,6 +58,10 @@ pub struct Plan<'a> {
     pub(crate) assistant: Option<Assistant<'a>>,
     pub(crate) cache: Option<KvCache>,
     pub(crate) soft_prompt: Option<Array>,
+    /// How a new cache keeps its columns.
+    pub(crate) cache_options: CacheOptions,
+    /// Where a prompt's beginning may be found.
+    pub(crate) prefixes: Option<(PrefixStore, PrefixScope)>,
     pub(crate) begun: Instant,
 }
 
@@ -108,13 +116,20 @@ impl<'a> Plan<'a> {
             ),
             _ => (1, (copies > 1).then_some(field)),
         };
-        memory::check(model, rows.saturating_mul(side).saturating_mul(tried), width, many)?;
+        let held = resolved.cache.bound.map_or(width, |it| width.min(it.size));
+        memory::check(model, rows.saturating_mul(side).saturating_mul(tried), held, many)?;
         let hidden = HiddenRecorder::new(request.hidden_states, &resolved, model.decoder())?;
         let attentions = AttentionRecorder::new(request.attentions, &resolved, model.decoder())?;
         let is_hooked = request.hook.is_some()
             || request.steering.is_some()
             || hidden.is_some()
             || attentions.is_some();
+        // A hook without a name looks on, and has to see every token.
+        let looks_on = hidden.is_some()
+            || attentions.is_some()
+            || request.hook.as_ref().is_some_and(|it| {
+                request.steering.is_some() || it.name(RowId::default()).is_none()
+            });
         let steering = request.steering.map(|it| it.hook(model.decoder())).transpose()?;
         // Steering alone is not wrapped: where it only adds, a batch serves its rows with others'.
         let mut hook: Box<dyn ResidualHook + 'a> = match (steering, request.hook) {
@@ -158,13 +173,30 @@ impl<'a> Plan<'a> {
         let wanted: Vec<Ability> =
             wanted.into_iter().filter(|(is_wanted, _)| *is_wanted).map(|(_, it)| it).collect();
         Abilities::of(resolved.mode).check(&wanted)?;
+        let cache_options = cache_options(&resolved.cache, model)?;
         if let Some(cache) = &request.cache {
+            check_resumed(cache, &cache_options)?;
             let names: Vec<_> = cache.row_ids().iter().map(|&row| hook.name(row)).collect();
             cache.check_steering(&names)?;
         }
         if let Some(soft_prompt) = &request.soft_prompt {
             check_soft_prompt(soft_prompt, width, model)?;
         }
+        let is_single = prompts.len() == 1
+            && request.cache.is_none()
+            && request.soft_prompt.is_none()
+            && resolved.config.use_cache != Some(false)
+            && guidance_scale(&resolved).is_none()
+            && hook.budget(RowId::default()).is_none()
+            && model.decoder().original_context().is_none();
+        let prefixes = request.prefixes.filter(|_| is_single && !looks_on);
+        let prefixes = prefixes.map(|store| {
+            let layers = model.decoder().layers();
+            let scope =
+                PrefixScope::new(model.fingerprint()?, layers, &cache_options, store.salt());
+            Ok::<_, Error>((store, scope))
+        });
+        let prefixes = prefixes.transpose()?;
         let group = RowGroup::new(rules).record(record).guidance(guidance_scale(&resolved));
         Ok(Self {
             pad: padding_token(&resolved, rows, model)?,
@@ -181,6 +213,8 @@ impl<'a> Plan<'a> {
             },
             cache: request.cache,
             soft_prompt: request.soft_prompt,
+            cache_options,
+            prefixes,
             model,
             prompts,
             healing,
@@ -203,6 +237,11 @@ impl<'a> Plan<'a> {
     /// Whether tokens can be handed out as they are made.
     pub fn streams(&self) -> bool {
         Abilities::of(self.mode()).has(Ability::Streaming)
+    }
+
+    /// How the cache keeps its columns: that to resume, or a new one.
+    pub(crate) fn kept_as(&self) -> &CacheOptions {
+        self.cache.as_ref().map_or(&self.cache_options, KvCache::options)
     }
 
     /// What is odd about the configuration, as HF would warn.

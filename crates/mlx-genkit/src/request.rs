@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mlx_rs::Array;
 use mlxgk_decoding_strategies::StoppingCriterion;
 use mlxgk_generation_config::{GenerationConfig, Kwargs};
-use mlxgk_kv_cache::KvCache;
+use mlxgk_kv_cache::{KvCache, PrefixStore};
 use mlxgk_logits_processors::LogitsProcessor;
 use mlxgk_mlx_models::ResidualHook;
 use mlxgk_samplers::Seed;
@@ -30,6 +30,7 @@ pub struct Request<'a> {
     pub(crate) negative_prompts: Vec<Prompt>,
     pub(crate) cache: Option<KvCache>,
     pub(crate) soft_prompt: Option<Array>,
+    pub(crate) prefixes: Option<PrefixStore>,
     pub(crate) trim_stop: bool,
     pub(crate) logprobs: Option<usize>,
     pub(crate) hidden_states: Option<Vec<usize>>,
@@ -56,6 +57,7 @@ impl<'a> Request<'a> {
             negative_prompts: Vec::new(),
             cache: None,
             soft_prompt: None,
+            prefixes: None,
             trim_stop: false,
             logprobs: None,
             hidden_states: None,
@@ -233,6 +235,34 @@ impl<'a> Request<'a> {
     #[must_use]
     pub fn soft_prompt(self, soft_prompt: &SoftPrompt) -> Self {
         Self { soft_prompt: Some(soft_prompt.embeddings().clone()), ..self }
+    }
+
+    /// A store of what prompts have in common: what it holds of this one's beginning is not read again, and
+    /// what it does not hold is given to it. One store serves any number of models and requests, steered
+    /// or not; [salted](PrefixStore::salted) handles share nothing.
+    ///
+    /// It serves single prompts. Left unused it is where there are several, with guidance, a KL budget, hidden
+    /// states or longrope, beside a [cache](Self::cache) or soft prompt, and where a [hook](Self::hook) has no name, which
+    /// means that it looks on and has to see every token.
+    ///
+    /// ```
+    /// use mlx_genkit::{ComputeDtype, Model, Request, kv_cache::PrefixStore};
+    ///
+    /// let model = Model::bundled(ComputeDtype::Auto)?;
+    /// let store = PrefixStore::new(256 << 20);
+    /// let manual: Vec<u32> = (0..600).map(|it| it % 2000 + 100).collect();
+    /// let mut found = Vec::new();
+    /// for question in [[7, 8], [9, 10]] {
+    ///     let prompt = [&manual[..], &question].concat();
+    ///     let generation = model.generate(Request::new(prompt).prefix_store(&store))?;
+    ///     found.push(generation.cached_tokens);
+    /// }
+    /// assert_eq!(found, [0, 512]);
+    /// # Ok::<(), mlx_genkit::Error>(())
+    /// ```
+    #[must_use]
+    pub fn prefix_store(self, store: &PrefixStore) -> Self {
+        Self { prefixes: Some(store.clone()), ..self }
     }
 
     /// Ends the text before the stop string. The tokens keep it, as in HF.

@@ -7,15 +7,29 @@ use mlxgk_decoding_strategies::{
     Variant,
 };
 use mlxgk_generation_config::{self as fields, GenerationMode, Resolved};
+use mlxgk_kv_cache::KvCache;
 
 use crate::{
-    Error, Model, Result, assistant::generator, healing::Healing, output::Answer, plan::Plan,
+    Error, ErrorKind, Model, Result, assistant::generator, healing::Healing, output::Answer,
+    plan::Plan,
 };
 
 /// Feeds the prompts and starts the loop that continues them.
 pub(crate) fn start<'a>(mut plan: Plan<'a>) -> Result<(Box<dyn TokenLoop + 'a>, Answer<'a>)> {
-    let answer = prepare(&mut plan, RowId::new(0))?;
-    Ok((begin(plan)?, answer))
+    let mut answer = prepare(&mut plan, RowId::new(0))?;
+    Ok((begin(plan, &mut answer)?, answer))
+}
+
+/// Feeds a prompt, and gives up the cache.
+pub(crate) fn read(plan: Plan<'_>) -> Result<KvCache> {
+    if plan.prompts.len() > 1 || plan.group.is_guided() {
+        let what = "a cache to keep holds one prompt, without negative ones";
+        return Err(Error::new(ErrorKind::Request, what));
+    }
+    let (prefill, ..) = fed(plan, RowId::new(0))?;
+    let cache = prefill.finish()?.into_cache();
+    cache.evaluate()?;
+    Ok(cache)
 }
 
 /// Puts the prompts into the queue of a batch.
@@ -30,9 +44,10 @@ pub(crate) fn join<'a>(
     if plan.is_hooked {
         batch.register(first, count, own);
     }
-    let answer = prepare(&mut plan, first)?;
+    let mut answer = prepare(&mut plan, first)?;
     let prompts = LeftPadded::new(&plan.prompts, plan.pad)?;
-    let (prefill, copies, group) = fed(plan)?;
+    let (prefill, copies, group) = fed(plan, first)?;
+    answer.note_cached(prefill.cached());
     batch.join(first, prefill, &prompts, copies, group)?;
     Ok((first, answer))
 }
@@ -46,8 +61,8 @@ fn prepare<'a>(plan: &mut Plan<'a>, first: RowId) -> Result<Answer<'a>> {
 }
 
 /// The prompts, and with guidance what they are moved away from, on their way into a cache; how often
-/// each is then continued, and what the rows share.
-fn fed(mut plan: Plan<'_>) -> Result<(Prefill<'_>, usize, RowGroup)> {
+/// each is then continued, and what the rows share. `first` is the id that the first row has for the hook.
+fn fed(mut plan: Plan<'_>, first: RowId) -> Result<(Prefill<'_>, usize, RowGroup)> {
     let decoder = plan.model.decoder();
     let mut rows = std::mem::take(&mut plan.prompts);
     if plan.group.is_guided() {
@@ -60,9 +75,19 @@ fn fed(mut plan: Plan<'_>) -> Result<(Prefill<'_>, usize, RowGroup)> {
         let without: Vec<_> = rows.iter().enumerate().map(without).collect();
         rows.extend(without);
     }
-    let prefill = match plan.cache {
-        Some(cache) => Prefill::resume(decoder, cache, &rows[0], plan.hook)?,
-        None => Prefill::new(decoder, &LeftPadded::new(&rows, plan.pad)?, plan.hook),
+    let prefill = match (plan.cache, plan.prefixes) {
+        (Some(cache), _) => Prefill::resume(decoder, cache, &rows[0], plan.hook)?,
+        (None, Some(shared)) => {
+            let options = (&plan.cache_options, first);
+            Prefill::shared(decoder, &rows[0], plan.hook, options, shared)?
+        }
+        (None, None) => {
+            let prompts = LeftPadded::new(&rows, plan.pad)?;
+            let fresh = Prefill::with_options(decoder, &prompts, plan.hook, &plan.cache_options)?;
+            let capacity = plan.resolved.cache.capacity.unwrap_or(0);
+            // What goes beyond the model's context, nobody has to make room for beforehand.
+            fresh.reserve(capacity.min(decoder.max_positions()))
+        }
     };
     let prefill = match &plan.soft_prompt {
         Some(soft_prompt) => prefill.soft_prompt(soft_prompt)?,
@@ -72,11 +97,15 @@ fn fed(mut plan: Plan<'_>) -> Result<(Prefill<'_>, usize, RowGroup)> {
     Ok((prefill.chunk(chunk), plan.copies, plan.group.pad(plan.pad)))
 }
 
-fn begin(mut plan: Plan<'_>) -> Result<Box<dyn TokenLoop + '_>> {
+fn begin<'a>(mut plan: Plan<'a>, answer: &mut Answer<'_>) -> Result<Box<dyn TokenLoop + 'a>> {
     let (model, resolved) = (plan.model, plan.resolved.clone());
+    // A draft model's heads may be of another size, which its cache's groups need not divide.
+    let mut drafts_cache = plan.kept_as().clone();
+    drafts_cache.quantization = None;
     let assistant = plan.assistant.take();
     let prompts = LeftPadded::new(&plan.prompts, plan.pad)?;
-    let (mut prefill, copies, group) = fed(plan)?;
+    let (mut prefill, copies, group) = fed(plan, RowId::new(0))?;
+    answer.note_cached(prefill.cached());
     // Beams of a prompt share a name, and sequences have one each.
     let has_names = resolved.mode.streams();
     prefill.name_rows(RowId::new(0), if has_names { copies } else { 1 })?;
@@ -84,7 +113,7 @@ fn begin(mut plan: Plan<'_>) -> Result<Box<dyn TokenLoop + '_>> {
     Ok(match resolved.mode {
         GenerationMode::AssistedGeneration => {
             let prompt = &prompts.rows()[0];
-            let generator = generator(&resolved, model, assistant, prompt)?;
+            let generator = generator(&resolved, model, assistant, prompt, &drafts_cache)?;
             let weight = resolved.config.assistant_ensemble_weight;
             let it = AssistedLoop::new(session(prefill)?, generator, prompt, group);
             Box::new(it.ensemble_weight(weight))

@@ -41,6 +41,13 @@ pub const AREAS: &[Area] = &[
         on_mlx: true,
         tolerances: &[crate::generate::TOLERANCE],
     },
+    #[cfg(feature = "generate")]
+    Area {
+        name: "caches",
+        cases: crate::caches::cases,
+        on_mlx: true,
+        tolerances: &[crate::caches::TOLERANCE],
+    },
     #[cfg(feature = "config")]
     Area {
         name: "config",

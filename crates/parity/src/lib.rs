@@ -11,6 +11,8 @@ mod asked;
 mod assisted;
 #[cfg(feature = "generate")]
 mod attentions;
+#[cfg(feature = "generate")]
+mod caches;
 mod case;
 #[cfg(feature = "config")]
 mod config;

@@ -7,6 +7,7 @@ fn main() -> ExitCode {
         "assisted",
         "attentions",
         "beams",
+        "caches",
         "generate",
         "healing",
         "models",
