@@ -7,6 +7,7 @@ use clap::{
 
 use crate::{
     adapter::AdapterCommand,
+    cache::CacheCommand,
     chat::ChatCommand,
     convert::ConvertArgs,
     failure::{Failure, Result},
@@ -54,6 +55,7 @@ Examples:
   mlxgk chat
   mlxgk chat -m ./qwen3 --system \"You are brief.\" -t 0.7
   mlxgk chat --steer joy.safetensors:1.5 --steer-layers 1-3
+  mlxgk chat --prompt-cache talk.safetensors --save-prompt-cache
 
 Within the conversation:
   /reset                 forget the conversation
@@ -71,6 +73,11 @@ Examples:
   mlxgk score \"The harbour is quiet today.\" --steer joy.safetensors:1.5
   mlxgk score -m ./qwen3 --prompt-ids 5,17,300 --format json")]
     Score(ScoreArgs),
+    /// Prompt caches as files: build, show
+    Cache {
+        #[command(subcommand)]
+        command: CacheCommand,
+    },
     /// Steering vectors: extract, show, import, export
     Steer {
         #[command(subcommand)]

@@ -5,7 +5,7 @@
 
 use std::{
     io::{BufRead, IsTerminal, stdin},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -15,13 +15,14 @@ use std::{
 use clap::Args;
 use mlx_genkit::{
     Assistant, AssistedRequest, GenerationConfig, Message, Model, Request, ResidualHook, Seed,
-    kv_cache::{KvCache, RowId},
+    kv_cache::{CacheFile, KvCache, PrefixStore, RowId},
     logits_processors::Context,
     steering::SteeringHook,
     training::SoftPrompt,
 };
 
 use crate::{
+    cache,
     conversation::Rendering,
     failure::{Failure, Result},
     files,
@@ -29,7 +30,7 @@ use crate::{
         AssistantArgs, ConfigArgs, ModelArgs, SeedArgs, SoftPromptArgs, SteerArgs, TemplateArgs,
         typed_dose,
     },
-    load,
+    load, prompts,
     settings::Settings,
     terminal,
 };
@@ -37,6 +38,12 @@ use crate::{
 const COMMANDS: &str = "/reset forgets the conversation, /save FILE writes the messages as JSON, /steer \
                         shows the steering, /steer FILE [ALPHA] sets it, /steer off turns it off; \
                         Ctrl-C stops an answer, Ctrl-D ends the conversation";
+
+/// Bytes of what conversations have in common that are kept.
+const PREFIX_BYTES: usize = 512 << 20;
+
+/// The note of a prompt-cache file that holds the conversation.
+const MESSAGES: &str = "messages";
 
 /// The flags.
 #[derive(Debug, Args)]
@@ -64,6 +71,13 @@ pub(crate) struct ChatCommand {
     steering: SteerArgs,
     #[command(flatten)]
     soft_prompt: SoftPromptArgs,
+    /// Go on from this file: `mlxgk cache build`, or an earlier conversation with
+    /// --save-prompt-cache, whose messages it holds
+    #[arg(long, value_name = "FILE", help_heading = "Cache")]
+    prompt_cache: Option<PathBuf>,
+    /// Write the conversation and its cache back to the file of --prompt-cache at the end
+    #[arg(long, requires = "prompt_cache", help_heading = "Cache")]
+    save_prompt_cache: bool,
 }
 
 /// The subcommand.
@@ -92,10 +106,12 @@ pub(crate) fn run(args: &ChatCommand) -> Result<()> {
         seed: args.seed.seed(),
         steering: args.steering.hook(&model)?,
         cache: None,
+        prefixes: PrefixStore::new(PREFIX_BYTES),
         keeps_cache,
         soft_prompt,
         warned: false,
     };
+    conversation.load()?;
     let answering = on_interrupt()?;
     terminal::note(COMMANDS);
     let mut lines = stdin().lock();
@@ -107,7 +123,7 @@ pub(crate) fn run(args: &ChatCommand) -> Result<()> {
             if stdin().is_terminal() {
                 terminal::cue("\n");
             }
-            return Ok(());
+            return conversation.keep();
         };
         let Ok(line) = String::from_utf8(line) else {
             terminal::error("the message is not valid UTF-8, and was left out");
@@ -209,6 +225,8 @@ struct Conversation<'a> {
     seed: Seed,
     steering: Option<SteeringHook>,
     cache: Option<KvCache>,
+    /// What is read anew, after /reset or under another steering, may have been read before.
+    prefixes: PrefixStore,
     keeps_cache: bool,
     soft_prompt: Option<SoftPrompt>,
     /// Whether the settings' warnings were printed.
@@ -278,10 +296,10 @@ impl Conversation<'_> {
             .seed(self.seed)
             .trim_stop(self.args.config.trim_stop)
             .stop_when(move |_: &Context<'_>| !answering.load(Ordering::Relaxed));
-        if self.keeps_cache {
-            let cache = self.cache.take();
-            request = request.cache(cache.unwrap_or_else(|| self.model.decoder().new_cache(1)));
-        }
+        request = match self.cache.take() {
+            Some(cache) => request.cache(cache),
+            None => request.prefix_store(&self.prefixes),
+        };
         if let Some(hook) = &mut self.steering {
             request = request.hook(hook);
         }
@@ -314,6 +332,64 @@ impl Conversation<'_> {
             stream.finish()?
         };
         Ok(generation.sequences.swap_remove(0).text)
+    }
+
+    /// Takes up the cache of a file, and the messages in it.
+    fn load(&mut self) -> Result<()> {
+        let Some(path) = &self.args.prompt_cache else { return Ok(()) };
+        if !self.keeps_cache {
+            let what = "--prompt-cache has no use for a conversation that is read again each turn \
+                        (guidance, `use_cache` = false)";
+            return Err(Failure::usage(what));
+        }
+        if self.args.save_prompt_cache {
+            cache::check_name("--prompt-cache", path)?;
+            if !path.exists() {
+                return Ok(());
+            }
+        }
+        let file = CacheFile::open(path).map_err(mlx_genkit::Error::from)?;
+        let cache = self.model.load_cache(path)?;
+        if let Some(text) = file.notes().get(MESSAGES) {
+            let name = format!("{}, messages", path.display());
+            let mut messages = prompts::parse_messages(&name, text)?;
+            if messages.first().is_some_and(|it| it.role() == Some("system")) {
+                let system = messages.remove(0);
+                self.system.get_or_insert(system);
+            }
+            terminal::note(&format!("a conversation of {} messages goes on", messages.len()));
+            self.messages = messages;
+        }
+        // Whether the settings and the steering are those of the cache, before the first message.
+        let mut request = Request::new(vec![0])
+            .overrides(self.settings.flags.clone())
+            .config(self.settings.file.clone())
+            .cache(cache.fork());
+        if let Some(hook) = &mut self.steering {
+            request = request.hook(hook);
+        }
+        let checked = self.model.plan(request).map(drop).map_err(Failure::from);
+        checked.map_err(|failure| self.settings.explain(failure, self.model))?;
+        self.cache = Some(cache);
+        Ok(())
+    }
+
+    /// Writes the cache back, with the messages.
+    fn keep(&self) -> Result<()> {
+        let (Some(path), true) = (&self.args.prompt_cache, self.args.save_prompt_cache) else {
+            return Ok(());
+        };
+        let Some(cache) = &self.cache else {
+            terminal::note("nothing was said that could be saved");
+            return Ok(());
+        };
+        let mut origin = self.model.cache_origin()?;
+        let messages = serde_json::to_string(&self.all())
+            .map_err(|e| Failure::other(format_args!("the messages cannot be written: {e}")))?;
+        origin.notes.insert(MESSAGES.to_owned(), messages);
+        cache.save(path, &origin).map_err(mlx_genkit::Error::from)?;
+        terminal::note(&format!("saved to {}", path.display()));
+        Ok(())
     }
 
     fn save(&self, path: &Path) -> Result<()> {

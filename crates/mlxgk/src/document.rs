@@ -34,6 +34,9 @@ pub(crate) struct Generated<'a> {
     warnings: &'a [String],
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     healed_prompts: &'a [Vec<u32>],
+    /// Tokens of the prompt that the prompt cache held.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cached_tokens: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     assistant: Option<Helper>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -47,6 +50,8 @@ pub(crate) struct About {
     pub(crate) mode: &'static str,
     pub(crate) seed: Option<u64>,
     pub(crate) warnings: Vec<String>,
+    /// Whether a prompt cache was given.
+    pub(crate) is_cached: bool,
     /// The texts of the prompts, where they are to be shown.
     pub(crate) prompts: Option<Vec<Option<String>>>,
 }
@@ -123,6 +128,7 @@ impl<'a> Generated<'a> {
             seed: about.seed,
             warnings: &about.warnings,
             healed_prompts: &generation.healed_prompts,
+            cached_tokens: about.is_cached.then_some(generation.cached_tokens),
             assistant: generation.acceptance.map(Helper::new),
             prompts: about.prompts.as_deref(),
         }

@@ -1,6 +1,6 @@
 //! `mlxgk generate`.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 use mlx_genkit::{
@@ -9,6 +9,7 @@ use mlx_genkit::{
 };
 
 use crate::{
+    cache,
     conversation::{Prepared, Rendering},
     document::{self, About, Generated, tokens_per_second},
     failure::{Failure, Result},
@@ -50,6 +51,9 @@ pub(crate) struct GenerateArgs {
     steering: SteerArgs,
     #[command(flatten)]
     soft_prompt: SoftPromptArgs,
+    /// Go on from this file (`mlxgk cache build`, or mlx-lm's) where the prompt begins as it does
+    #[arg(long, value_name = "FILE", help_heading = "Cache")]
+    prompt_cache: Option<PathBuf>,
     /// Put into the JSON how likely each token was, and the N likeliest beside it
     #[arg(long, value_name = "N", help_heading = "Output")]
     logprobs: Option<usize>,
@@ -120,6 +124,11 @@ fn serve(
         None => None,
     };
     let seed = args.seed.seed();
+    let cache = match (&args.prompt_cache, &prompts[..]) {
+        (Some(path), [prompt]) => Some(cache::for_prompt(path, prompt, model)?),
+        (Some(_), _) => return Err(Failure::usage("--prompt-cache serves a single prompt")),
+        (None, _) => None,
+    };
     let mut request = Request::batch(prompts)
         .overrides(settings.flags.clone())
         .config(settings.file.clone())
@@ -142,6 +151,9 @@ fn serve(
             request = request.attentions((0..specs.len()).filter(has_attention));
         }
         None => {}
+    }
+    if let Some(cache) = cache {
+        request = request.cache(cache);
     }
     if let Some(hook) = args.steering.hook(model)? {
         request = request.hook(hook);
@@ -186,6 +198,7 @@ fn serve(
         mode: mode.as_str(),
         seed: (config.do_sample == Some(true)).then(|| number(seed)),
         warnings,
+        is_cached: args.prompt_cache.is_some(),
         prompts: args.chat.template.show_prompt.then_some(texts),
     };
     match args.output.format {
@@ -286,10 +299,14 @@ fn summary(generation: &Generation, about: &About) -> String {
         Some(it) => format!("; {} of {} guesses accepted", it.accepted, it.guessed),
         None => String::new(),
     };
+    let cached = match about.is_cached {
+        true => format!(", {} of them cached", generation.cached_tokens),
+        false => String::new(),
+    };
     let seed = about.seed.map_or_else(String::new, |seed| format!("; seed {seed}"));
     format!(
-        "{} tokens, {:.0} tokens/s; load {:.2} s, prefill {:.2} s ({} tokens), decode {:.2} \
-         s{guessed}{seed}",
+        "{} tokens, {:.0} tokens/s; load {:.2} s, prefill {:.2} s ({} tokens{cached}), decode \
+         {:.2} s{guessed}{seed}",
         generation.generated_tokens(),
         tokens_per_second(generation),
         about.loaded.as_secs_f64(),

@@ -2,6 +2,7 @@
 
 mod adapter;
 mod args;
+mod cache;
 mod chat;
 mod conversation;
 mod convert;
@@ -43,6 +44,7 @@ fn run() -> Result<()> {
         Subcommand::Generate(args) => generate::run(args),
         Subcommand::Chat(args) => chat::run(args),
         Subcommand::Score(args) => score::run(args),
+        Subcommand::Cache { command } => cache::run(command),
         Subcommand::Steer { command } => steer::run(command),
         Subcommand::Validate(args) => validate::run(args),
         Subcommand::Train(args) => train::run(args),

@@ -129,7 +129,7 @@ fn parse_ids(text: &str) -> Result<Vec<u32>> {
 }
 
 /// Chat messages: a JSON array, or one message per line.
-fn parse_messages(source: &str, json: &str) -> Result<Vec<Message>> {
+pub(crate) fn parse_messages(source: &str, json: &str) -> Result<Vec<Message>> {
     let wrong = |what: &dyn Display| {
         Failure::usage(format_args!("{source} is not a JSON array of messages: {what}"))
     };

@@ -20,6 +20,7 @@ const SAMPLING: &str = "Sampling";
 const PENALTIES: &str = "Penalties and bans";
 const BEAMS: &str = "Beams";
 const HELPERS: &str = "Guidance and helpers";
+const CACHE: &str = "Cache";
 const STRUCTURE: &str = "Structured output";
 
 /// Fields whose flags are declared beside `--assistant`, because they are the assistant's.
@@ -118,6 +119,11 @@ const FLAGS: &[Flag] = &[
     flag("guidance_scale", &["guidance-scale"], "X", Kind::Number, HELPERS),
     flag("prompt_lookup_num_tokens", &["prompt-lookup", "prompt-lookup-num-tokens"], "N", Kind::Count,
         HELPERS),
+    flag("max_kv_size", &["max-kv-size"], "N", Kind::Count, CACHE),
+    flag("kv_keep", &["kv-keep"], "N", Kind::Count, CACHE),
+    flag("kv_bits", &["kv-bits"], "N", Kind::Count, CACHE),
+    flag("kv_group_size", &["kv-group-size"], "N", Kind::Count, CACHE),
+    flag("quantized_kv_start", &["quantized-kv-start"], "N", Kind::Count, CACHE),
     flag("json_schema", &["json-schema"], "FILE", Kind::JsonFile, STRUCTURE),
     flag("regex", &["regex"], "REGEX", Kind::Text, STRUCTURE),
     flag("grammar", &["grammar"], "FILE", Kind::TextFile, STRUCTURE),

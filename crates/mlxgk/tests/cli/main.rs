@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
 
 mod bad_input;
+mod cache;
 mod chat;
 mod contract;
 mod convert;
