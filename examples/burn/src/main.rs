@@ -59,6 +59,6 @@ impl Toy {
         let last = *tokens.last().ok_or("the prompt is empty")?;
         let last = Tensor::<1, Int>::from_ints([last as i32], &self.device);
         let scores = self.embedding.clone().select(0, last).matmul(self.head.clone()) * 0.1;
-        Ok(scores.try_into_data()?.into_vec()?)
+        Ok(scores.try_into_data()?.try_into_vec()?)
     }
 }
