@@ -38,15 +38,20 @@ const char* mlxgk_rotate(mlx_array* result, mlx_array x, mlx_array cos, mlx_arra
 // silu(gate) · up, for two arrays of one shape and at least one axis.
 const char* mlxgk_silu_gate(mlx_array* result, mlx_array gate, mlx_array up, mlx_stream stream);
 
-// x · weight', for `x` of [.., in] and bf16 `weight` of [out, in].
+// x · weight', for `x` of [.., in] and bf16 `weight` of [out, in]. With `chosen`, which is an empty
+// handle or u32 of any axes, `weight` is [experts, out, in] and `x` [axes.., rows, in], where some of
+// the axes that `chosen` has may be 1: every place of `chosen` names the matrix that its rows meet, and
+// the result is [axes.., rows, out]. Where there is no such matrix, it is NaN.
 const char* mlxgk_widening_product(mlx_array* result, mlx_array x, mlx_array weight,
-                                   mlx_stream stream);
+                                   mlx_array chosen, mlx_stream stream);
 
-// x · w' for `x` of [.., in] and packed w of [out, in], MLX's affine quantization: `words` is u32
-// [out, in · bits / 32], `scales` and `biases` are [out, in / group_size]. `bits` is 2, 3, 4, 5, 6 or
-// 8, and `group_size` a multiple of 16 that divides `in`.
-const char* mlxgk_affine_product(mlx_array* result, mlx_array x, mlx_array words, mlx_array scales,
-                                 mlx_array biases, int group_size, int bits, mlx_stream stream);
+// The same with packed weights of [out, in] or [experts, out, in]. `mode` is 0 for affine, 1 for mxfp4,
+// 2 for mxfp8, 3 for nvfp4. `words` is u32 [.., out, in · bits / 32]. In the affine mode `scales` and
+// `biases` are fp32 or bf16 [.., out, in / group_size]; in the others `scales` is u8 and `biases` an
+// empty handle. `group_size` is a multiple of 16 that divides `in`.
+const char* mlxgk_packed_product(mlx_array* result, mlx_array x, mlx_array words, mlx_array scales,
+                                 mlx_array biases, mlx_array chosen, int mode, int group_size,
+                                 int bits, mlx_stream stream);
 
 #ifdef __cplusplus
 }

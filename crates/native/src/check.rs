@@ -17,11 +17,6 @@ fn dtype(operation: &str, name: &str, array: &Array, expected: Dtype) -> Result<
     Err(Exception::custom(format!("{operation}: `{name}` is {found:?}, expected {expected:?}")))
 }
 
-/// Refuses arrays that are not of fp32.
-pub(crate) fn fp32(operation: &str, arrays: &[(&str, &Array)]) -> Result<()> {
-    arrays.iter().try_for_each(|(name, array)| dtype(operation, name, array, Dtype::Float32))
-}
-
 /// Refuses arrays that do not fit together.
 fn fits(operation: &str, expected: &str, arrays: &[(&str, &Array)], it_does: bool) -> Result<()> {
     if it_does {
@@ -140,6 +135,28 @@ pub(crate) fn widening_product(x: &Array, weight: &Array) -> Result<()> {
     fits(NAME, "x is [.., in], weight [out, in]", &[("x", x), ("weight", weight)], fitting)
 }
 
+pub(crate) fn gathered_widening_product(x: &Array, weight: &Array, chosen: &Array) -> Result<()> {
+    const NAME: &str = "gathered_widening_product";
+    dtype(NAME, "x", x, Dtype::Float32)?;
+    dtype(NAME, "weight", weight, Dtype::Bfloat16)?;
+    gathered(NAME, x, weight.shape(), chosen)
+}
+
+/// What the native products take of packed weights: fp32 `x`, and scales that are fp32 or bf16.
+pub(crate) fn natively(x: &Array, weight: &Packed) -> Result<()> {
+    const NAME: &str = "packed product";
+    dtype(NAME, "x", x, Dtype::Float32)?;
+    let Some(biases) = weight.biases() else { return Ok(()) };
+    for (name, array) in [("scales", weight.scales()), ("biases", biases)] {
+        let found = array.dtype();
+        if ![Dtype::Float32, Dtype::Bfloat16].contains(&found) {
+            let what = format!("{NAME}: `{name}` is {found:?}, expected Float32 or Bfloat16");
+            return Err(Exception::custom(what));
+        }
+    }
+    Ok(())
+}
+
 /// The arrays of packed weights, and that there is such a quantization.
 pub(crate) fn packed(
     words: &Array,
@@ -164,12 +181,15 @@ pub(crate) fn packed(
     dtype(NAME, "words", words, Dtype::Uint32)?;
     if mode != Mode::Affine {
         dtype(NAME, "scales", scales, Dtype::Uint8)?;
-    } else if !scales.dtype().is_float() {
-        let found = scales.dtype();
-        return Err(Exception::custom(format!("{NAME}: `scales` is {found:?}, expected floats")));
     }
-    if let Some(biases) = biases {
-        dtype(NAME, "biases", biases, scales.dtype())?;
+    let floats = biases.map(|biases| [("scales", scales), ("biases", biases)]);
+    for (name, array) in floats.into_iter().flatten() {
+        if !array.dtype().is_float() {
+            let found = array.dtype();
+            return Err(Exception::custom(format!(
+                "{NAME}: `{name}` is {found:?}, expected floats"
+            )));
+        }
     }
     let (w, s) = (words.shape(), scales.shape());
     let fitting = biases.is_some() == (mode == Mode::Affine)
@@ -195,18 +215,23 @@ pub(crate) fn product(x: &Array, weight: &Packed) -> Result<()> {
     fits(NAME, &format!("x is [.., in] for a matrix of {shape:?}"), &[("x", x)], fitting)
 }
 
-/// That `x` is `[.., rows, in]`, and `chosen` names matrices for its leading axes.
+/// That `x` and `chosen` fit packed matrices.
 pub(crate) fn gathered_product(x: &Array, weight: &Packed, chosen: &Array) -> Result<()> {
     const NAME: &str = "gathered product";
     float(NAME, x.dtype())?;
-    dtype(NAME, "chosen", chosen, Dtype::Uint32)?;
-    let (shape, found, names) = (weight.shape(), x.shape(), chosen.shape());
+    gathered(NAME, x, &weight.shape(), chosen)
+}
+
+/// That `x` is `[.., rows, in]`, and `chosen` names matrices of `shape` for its leading axes.
+fn gathered(operation: &str, x: &Array, shape: &[i32], chosen: &Array) -> Result<()> {
+    dtype(operation, "chosen", chosen, Dtype::Uint32)?;
+    let (found, names) = (x.shape(), chosen.shape());
     let fitting = shape.len() == 3
         && found.len() == names.len() + 2
         && found.last() == shape.last()
         && found.iter().zip(names).all(|(&it, &all)| it == 1 || it == all);
     let expected = format!("x is [chosen.. or 1, rows, in] for matrices of {shape:?}");
-    fits(NAME, &expected, &[("x", x), ("chosen", chosen)], fitting)
+    fits(operation, &expected, &[("x", x), ("chosen", chosen)], fitting)
 }
 
 pub(crate) fn float(operation: &str, dtype: Dtype) -> Result<()> {

@@ -200,26 +200,62 @@ impl Native {
     /// When shapes or types do not fit.
     pub fn widening_product(self, x: &Array, weight: &Array) -> Result<Array> {
         check::widening_product(x, weight)?;
-        call!(self, mlxgk_widening_product(x.as_ptr(), weight.as_ptr()))
+        call!(self, mlxgk_widening_product(x.as_ptr(), weight.as_ptr(), EMPTY))
     }
 
-    /// `x Wᵀ` for `x` of `[.., in]` and a packed `W` of `[out, in]`; affine ones need scales and biases
-    /// in fp32.
+    /// The same with `weight[chosen]`, one matrix of `[experts, out, in]` per place of `chosen`, u32:
+    /// `x` is `[.., rows, in]`, its leading axes those of `chosen` or 1; returns
+    /// `[chosen.., rows, out]`. Where there is no such matrix, the result is NaN.
+    ///
+    /// # Errors
+    /// When shapes or types do not fit.
+    pub fn gathered_widening_product(
+        self,
+        x: &Array,
+        weight: &Array,
+        chosen: &Array,
+    ) -> Result<Array> {
+        check::gathered_widening_product(x, weight, chosen)?;
+        call!(self, mlxgk_widening_product(x.as_ptr(), weight.as_ptr(), chosen.as_ptr()))
+    }
+
+    /// `x Wᵀ` for `x` of `[.., in]` and a packed `W` of `[out, in]`; the scales and biases of the affine
+    /// mode are fp32 or bf16.
     ///
     /// # Errors
     /// When shapes or types do not fit.
     pub fn packed_product(self, x: &Array, weight: &Packed) -> Result<Array> {
         check::product(x, weight)?;
-        let Some(biases) = weight.biases() else { return weight.product(x) };
-        check::fp32("packed product", &[("x", x), ("scales", weight.scales())])?;
-        let Quantization { group_size, bits, .. } = weight.quantization();
+        self.packed(x, weight, EMPTY)
+    }
+
+    /// The same with `W[chosen]`, as in
+    /// [`gathered_widening_product`](Self::gathered_widening_product).
+    ///
+    /// # Errors
+    /// When shapes or types do not fit.
+    pub fn gathered_packed_product(
+        self,
+        x: &Array,
+        weight: &Packed,
+        chosen: &Array,
+    ) -> Result<Array> {
+        check::gathered_product(x, weight, chosen)?;
+        self.packed(x, weight, chosen.as_ptr())
+    }
+
+    fn packed(self, x: &Array, weight: &Packed, chosen: mlx_array) -> Result<Array> {
+        check::natively(x, weight)?;
+        let Quantization { mode, group_size, bits } = weight.quantization();
         call!(
             self,
-            mlxgk_affine_product(
+            mlxgk_packed_product(
                 x.as_ptr(),
                 weight.words().as_ptr(),
                 weight.scales().as_ptr(),
-                biases.as_ptr(),
+                weight.biases().map_or(EMPTY, Array::as_ptr),
+                chosen,
+                mode as i32,
                 group_size,
                 bits
             )

@@ -20,15 +20,16 @@ use crate::check;
 /// How numbers become bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
+#[repr(i32)]
 pub enum Mode {
     /// `scale · q + bias`, whole `q`, with a float scale and bias per group.
-    Affine,
+    Affine = 0,
     /// e2m1 numbers with a power of two (e8m0) per 32 (OCP Microscaling Formats 1.0).
-    Mxfp4,
+    Mxfp4 = 1,
     /// e4m3 numbers with a power of two (e8m0) per 32.
-    Mxfp8,
+    Mxfp8 = 2,
     /// e2m1 numbers with an e4m3 scale per 16.
-    Nvfp4,
+    Nvfp4 = 3,
 }
 
 impl Mode {
@@ -115,7 +116,7 @@ pub struct Packed {
 impl Packed {
     /// Packed weights as MLX lays them out. `words` is u32 `[.., out, in · bits / 32]`, the first number
     /// in the lowest bits; `scales` is `[.., out, in / group_size]`, floats in the affine mode and u8 in
-    /// the others; `biases`, of the scales' shape and type, belongs to the affine mode.
+    /// the others; `biases`, floats of the scales' shape, belongs to the affine mode.
     ///
     /// Nothing is evaluated.
     ///

@@ -1,28 +1,63 @@
-//! Products with packed weights against MLX's product with the same weights unpacked.
+//! Products with the matrices that a router has chosen, and with packed weights of every mode, against
+//! MLX's products with the same weights unpacked.
 
 #![cfg(mlxgk_native_ops)]
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
 
 mod common;
 
-use common::{assert_close, assert_same, native, noise, values};
+use common::{assert_close, assert_same, bf16_noise, native, noise, values};
 use mlx_rs::{
     Array, Dtype,
     error::Result,
-    ops::{dequantize, matmul, quantize},
+    ops::{dequantize, gather_mm, matmul, quantize},
+    random,
 };
-use mlxgk_native::{Packed, Quantization};
+use mlxgk_native::{Mode, Packed, Quantization};
 
-const BITS: [i32; 6] = [2, 3, 4, 5, 6, 8];
+fn whole(seed: u64, range: [u32; 2], shape: &[i32]) -> Array {
+    let [low, high] = range.map(|it| it as i32);
+    let key = random::key(seed).unwrap();
+    random::randint::<_, i32>(low, high, shape, &key).unwrap().as_dtype(Dtype::Uint32).unwrap()
+}
 
-fn packed(arrays: &[Array], group: i32, bits: i32) -> Result<Packed> {
+/// Every quantization that has kernels.
+fn quantizations() -> Vec<Quantization> {
+    let affine =
+        [(2, 32), (3, 64), (4, 32), (4, 64), (4, 128), (5, 32), (6, 64), (8, 64), (8, 128)];
+    let affine = affine.map(|(bits, group)| Quantization::affine(group, bits).unwrap());
+    [&affine[..], &[Quantization::MXFP4, Quantization::MXFP8, Quantization::NVFP4]].concat()
+}
+
+/// Packed matrices of `[.., out, in]`, with every code among their numbers.
+fn packed(seed: u64, shape: &[i32], quantization: Quantization, scales: Dtype) -> Packed {
+    let (leading, columns) = (&shape[..shape.len() - 1], shape[shape.len() - 1]);
+    if quantization.mode == Mode::Affine {
+        let weight = noise(seed, shape).multiply(Array::from_f32(0.05)).unwrap();
+        let (words, by, offsets) =
+            quantize(&weight, quantization.group_size, quantization.bits).unwrap();
+        let [by, offsets] = [by, offsets].map(|it| it.as_dtype(scales).unwrap());
+        return Packed::new(words, by, Some(offsets), quantization).unwrap();
+    }
+    let sized = |last: i32| [leading, &[last]].concat();
+    let halves = [seed, seed + 1]
+        .map(|seed| whole(seed, [0, 1 << 16], &sized(columns * quantization.bits / 32)));
+    let words = halves[0].multiply(Array::from_slice(&[1_u32 << 16], &[])).unwrap();
+    let words = words.add(&halves[1]).unwrap();
+    // About 2^-6 in either kind of scale.
+    let range = if quantization.mode == Mode::Nvfp4 { [0, 16] } else { [119, 123] };
+    let scales = whole(seed + 2, range, &sized(columns / quantization.group_size));
+    Packed::new(words, scales.as_dtype(Dtype::Uint8).unwrap(), None, quantization).unwrap()
+}
+
+fn affine(arrays: &[Array], group: i32, bits: i32) -> Result<Packed> {
     let [words, scales, biases] = arrays else { panic!("words, scales and biases") };
     let quantization = Quantization::affine(group, bits).unwrap();
     Packed::new(words.clone(), scales.clone(), Some(biases.clone()), quantization)
 }
 
 fn ours(inputs: &[Array], group: i32, bits: i32) -> Result<Array> {
-    native().packed_product(&inputs[0], &packed(&inputs[1..], group, bits)?)
+    native().packed_product(&inputs[0], &affine(&inputs[1..], group, bits)?)
 }
 
 fn theirs(inputs: &[Array], group: i32, bits: i32) -> Result<Array> {
@@ -38,26 +73,213 @@ fn inputs(shape: &[i32], columns: i32, group: i32, bits: i32) -> Vec<Array> {
     vec![noise(2, shape), words, scales, biases]
 }
 
+/// The weights as floats, with a column per output.
+fn columns(weight: &Packed) -> Array {
+    weight.dequantized(Dtype::Float32).unwrap().swap_axes(-1, -2).unwrap()
+}
+
+/// Up to rounding in sums of numbers that go into the hundreds.
+#[track_caller]
+fn assert_near(ours: &Array, theirs: &Array, what: &str) {
+    let scale = Array::from_f32(1.0 / 16.0);
+    assert_close(&ours.multiply(&scale).unwrap(), &theirs.multiply(&scale).unwrap(), what);
+}
+
 #[test]
-fn it_is_the_product_with_the_weights_unpacked() {
-    for bits in BITS {
-        for (shape, columns, group) in [
-            (&[64][..], 5, 32),
-            (&[1, 1, 128], 33, 64),
-            (&[2, 7, 128], 40, 128),
-            (&[16, 96], 9, 32),
-            (&[3, 11, 64], 50, 64),
+fn every_mode_is_the_product_with_the_weights_unpacked() {
+    for quantization in quantizations() {
+        for scales in [Dtype::Float32, Dtype::Bfloat16] {
+            // One row, some, and more, which go through BLAS; columns that no block fills.
+            for (rows, out, length) in
+                [(1, 33, 128), (2, 4, 384), (7, 5, 128), (16, 41, 256), (20, 9, 128)]
+            {
+                let weight = packed(1, &[out, length], quantization, scales);
+                let x = noise(2, &[rows, length]);
+                let what = format!("{quantization:?}, {rows} x {out} x {length}, {scales:?}");
+                let theirs = matmul(&x, columns(&weight)).unwrap();
+                assert_near(&native().packed_product(&x, &weight).unwrap(), &theirs, &what);
+                assert_near(&weight.product(&x).unwrap(), &theirs, &format!("MLX's own, {what}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn many_groups_and_chunks_of_work_are_the_same() {
+    for quantization in quantizations() {
+        let length = 70 * quantization.group_size;
+        let weight = packed(1, &[300, length], quantization, Dtype::Bfloat16);
+        let x = noise(2, &[3, length]);
+        let theirs = matmul(&x, columns(&weight)).unwrap();
+        let (ours, scale) = (native().packed_product(&x, &weight).unwrap(), Array::from_f32(0.02));
+        let [ours, theirs] = [ours, theirs].map(|it| it.multiply(&scale).unwrap());
+        assert_near(&ours, &theirs, &format!("{quantization:?}"));
+    }
+}
+
+#[test]
+fn rows_are_those_of_the_matrix_unpacked() {
+    let ids = Array::from_slice(&[3_u32, 0, 3, 6], &[2, 2]);
+    for quantization in quantizations() {
+        let weight = packed(1, &[7, 128], quantization, Dtype::Bfloat16);
+        let all = weight.dequantized(Dtype::Float32).unwrap();
+        let rows = weight.rows(&ids, Dtype::Float32).unwrap();
+        assert_eq!(rows.shape(), [2, 2, 128]);
+        assert_eq!(values(&rows), values(&all.take_axis(&ids, 0).unwrap()), "{quantization:?}");
+    }
+}
+
+#[test]
+fn a_row_is_the_same_to_the_last_bit_whatever_is_beside_it() {
+    for quantization in quantizations() {
+        let weight = packed(1, &[50, 256], quantization, Dtype::Float32);
+        let x = noise(2, &[16, 256]);
+        let first = |count: i32| {
+            let rows = x.split_at_indices(&[count], 0).unwrap().swap_remove(0);
+            values(&native().packed_product(&rows, &weight).unwrap())[..50].to_vec()
+        };
+        let alone = first(1);
+        for count in 2..=16 {
+            assert_eq!(first(count), alone, "{quantization:?} beside {} others", count - 1);
+        }
+    }
+}
+
+/// Rows of inputs and chosen matrices: one row for all of a token's, one for each, several tokens to an
+/// expert and so many that BLAS is worth it, several rows to a place.
+const PLACES: [(&[i32], &[i32]); 6] = [
+    (&[1, 1, 1, 1], &[1, 1, 2]),
+    (&[2, 3, 1, 1], &[2, 3, 2]),
+    (&[2, 3, 2, 1], &[2, 3, 2]),
+    (&[1, 60, 1, 1], &[1, 60, 2]),
+    (&[1, 5, 2, 7], &[1, 5, 2]),
+    (&[1, 4, 1], &[5, 4]),
+];
+
+#[test]
+fn chosen_matrices_are_multiplied_by() {
+    for (leading, places) in PLACES {
+        let x = noise(3, &[leading, &[64]].concat());
+        let chosen = whole(4, [0, 4], places);
+        let what = format!("{:?} with {places:?}", x.shape());
+        let weight = bf16_noise(1, &[4, 9, 64]);
+        let wide = weight.as_dtype(Dtype::Float32).unwrap().swap_axes(-1, -2).unwrap();
+        let theirs = |x: &Array, wide: &Array| gather_mm(x, wide, None, &chosen, false);
+        let ours = native().gathered_widening_product(&x, &weight, &chosen).unwrap();
+        assert_close(&ours, &theirs(&x, &wide).unwrap(), &what);
+        for quantization in [
+            Quantization::affine(64, 4).unwrap(),
+            Quantization::affine(32, 6).unwrap(),
+            Quantization::MXFP4,
+            Quantization::MXFP8,
+            Quantization::NVFP4,
         ] {
-            let inputs = inputs(shape, columns, group, bits);
-            let (ours, theirs) = (ours(&inputs, group, bits), theirs(&inputs, group, bits));
-            let what = format!("{bits} bits, {shape:?} and {columns} columns");
-            assert_close(&ours.unwrap(), &theirs.unwrap(), &what);
+            let weight = packed(1, &[4, 9, 64], quantization, Dtype::Bfloat16);
+            let theirs = theirs(&x, &columns(&weight)).unwrap();
+            let what = format!("{what}, {quantization:?}");
+            let ours = native().gathered_packed_product(&x, &weight, &chosen).unwrap();
+            assert_near(&ours, &theirs, &what);
+            let of_mlx = weight.gathered_product(&x, &chosen).unwrap();
+            assert_near(&of_mlx, &theirs, &format!("MLX's own, {what}"));
         }
     }
 }
 
 #[test]
 fn it_is_the_same_in_every_layout_and_in_the_gradients() {
+    for (leading, places) in [PLACES[1], PLACES[4], (&[1, 30, 1, 1], &[1, 30, 2])] {
+        let x = noise(3, &[leading, &[32]].concat());
+        let chosen = whole(4, [0, 3], places);
+        // As columns of something else.
+        let turned = chosen.t().contiguous().unwrap().t();
+        for chosen in [&chosen, &turned] {
+            let weight = bf16_noise(1, &[3, 5, 32]);
+            assert_same(
+                &format!("bf16, {places:?}"),
+                &|it| native().gathered_widening_product(&it[0], &it[1], chosen),
+                &|it| {
+                    let wide = it[1].as_dtype(Dtype::Float32)?.swap_axes(-1, -2)?;
+                    gather_mm(&it[0], &wide, None, chosen, false)
+                },
+                &[x.clone(), weight],
+            );
+        }
+        for quantization in [Quantization::affine(32, 4).unwrap(), Quantization::MXFP4] {
+            let weight = packed(1, &[3, 5, 32], quantization, Dtype::Float32);
+            let wide = columns(&weight);
+            assert_same(
+                &format!("{quantization:?}, {places:?}"),
+                &|it| native().gathered_packed_product(&it[0], &weight, &chosen),
+                &|it| gather_mm(&it[0], &wide, None, &chosen, false),
+                std::slice::from_ref(&x),
+            );
+        }
+    }
+    let weight = packed(1, &[5, 64], Quantization::NVFP4, Dtype::Float32);
+    let wide = columns(&weight);
+    assert_same(
+        "nvfp4",
+        &|it| native().packed_product(&it[0], &weight),
+        &|it| -> Result<Array> { matmul(&it[0], &wide) },
+        &[noise(2, &[2, 3, 64])],
+    );
+}
+
+#[test]
+fn where_there_is_no_such_matrix_there_is_no_number() {
+    let weight = bf16_noise(1, &[3, 5, 8]);
+    let chosen = Array::from_slice(&[2_u32, 3, 0, u32::MAX], &[4]);
+    let product =
+        native().gathered_widening_product(&noise(2, &[4, 1, 8]), &weight, &chosen).unwrap();
+    let nan: Vec<bool> = values(&product).chunks(5).map(|it| it[0].is_nan()).collect();
+    assert_eq!(nan, [false, true, false, true]);
+}
+
+#[test]
+fn nothing_gives_nothing_and_sums_over_nothing_are_zero() {
+    let none = Array::from_slice::<u32>(&[], &[0, 2]);
+    let chosen = whole(4, [0, 3], &[3, 2]);
+    let product = native().gathered_widening_product(
+        &noise(1, &[0, 1, 1, 8]),
+        &bf16_noise(1, &[3, 5, 8]),
+        &none,
+    );
+    let product = product.unwrap();
+    product.eval().unwrap();
+    assert_eq!(product.shape(), [0, 2, 1, 5]);
+    let product = native().gathered_widening_product(
+        &noise(1, &[3, 1, 1, 0]),
+        &bf16_noise(1, &[3, 5, 0]),
+        &chosen,
+    );
+    assert_eq!(values(&product.unwrap()), [0.0; 30]);
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let weight = bf16_noise(1, &[3, 5, 8]);
+    let chosen = whole(4, [0, 3], &[4, 2]);
+    for x in [&[4, 1, 1, 7][..], &[3, 1, 1, 8], &[4, 1, 8], &[4, 3, 1, 8], &[8]] {
+        let error = native().gathered_widening_product(&noise(2, x), &weight, &chosen).unwrap_err();
+        assert!(error.what().contains("x is [chosen.. or 1, rows, in]"), "{error}");
+    }
+    let x = noise(2, &[4, 1, 1, 8]);
+    let signed = chosen.as_dtype(Dtype::Int32).unwrap();
+    assert!(native().gathered_widening_product(&x, &weight, &signed).is_err());
+    let narrow = x.as_dtype(Dtype::Float16).unwrap();
+    assert!(native().gathered_widening_product(&narrow, &weight, &chosen).is_err());
+    let single = packed(1, &[5, 64], Quantization::MXFP4, Dtype::Float32);
+    let x = noise(2, &[4, 1, 1, 64]);
+    assert!(native().gathered_packed_product(&x, &single, &chosen).is_err());
+    assert!(native().packed_product(&x.as_dtype(Dtype::Float16).unwrap(), &single).is_err());
+    let halves = packed(1, &[5, 64], Quantization::affine(32, 4).unwrap(), Dtype::Float16);
+    let error = native().packed_product(&x, &halves).unwrap_err();
+    assert!(error.what().contains("`scales` is Float16"), "{error}");
+    assert!(halves.dequantized(Dtype::Uint32).is_err());
+}
+
+#[test]
+fn affine_weights_are_the_same_in_every_layout_and_have_gradients() {
     for (bits, shape) in [(4, &[2, 3, 64][..]), (3, &[20, 64]), (8, &[1, 32])] {
         let inputs = inputs(shape, 6, 32, bits);
         let packed = inputs[1].clone();
@@ -88,20 +310,6 @@ fn it_is_the_same_for_many_columns_and_several_panels() {
 }
 
 #[test]
-fn a_row_is_the_same_to_the_last_bit_whatever_is_beside_it() {
-    let all = inputs(&[16, 128], 50, 64, 4);
-    let first = |count: i32| {
-        let mut inputs = all.clone();
-        inputs[0] = all[0].split_at_indices(&[count], 0).unwrap().swap_remove(0);
-        values(&ours(&inputs, 64, 4).unwrap())[..50].to_vec()
-    };
-    let alone = first(1);
-    for count in 2..=16 {
-        assert_eq!(first(count), alone, "beside {} others", count - 1);
-    }
-}
-
-#[test]
 fn nothing_gives_nothing() {
     let mut inputs = inputs(&[2, 64], 5, 32, 4);
     inputs[0] = noise(1, &[0, 64]);
@@ -111,7 +319,7 @@ fn nothing_gives_nothing() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused() {
+fn what_is_no_packed_weight_is_refused() {
     let good = inputs(&[2, 64], 5, 32, 4);
     assert!(ours(&good, 32, 4).is_ok());
     for (group, bits) in [(32, 7), (48, 4), (0, 4), (32, 0)] {

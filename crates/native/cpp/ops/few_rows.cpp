@@ -119,9 +119,12 @@ class Aligned {
   std::optional<memory::Floats> more_;
 };
 
-template <typename Weight>
-void shared(int m, int n, int k, const float* x, long x_row, const Weight* w, long w_row, float* y,
-            long y_row) {
+}  // namespace
+
+namespace few_rows {
+
+void multiply(int m, int n, int k, const float* x, long x_row, const float* w, long w_row, float* y,
+              long y_row) {
   if (m <= 0 || n <= 0) return;
   Aligned inputs(m, k, x, x_row);
   // Products in a chunk: it takes a core a few microseconds, several times as long as handing it
@@ -137,21 +140,12 @@ void shared(int m, int n, int k, const float* x, long x_row, const Weight* w, lo
   });
 }
 
-}  // namespace
-
-namespace few_rows {
-
-void multiply(int m, int n, int k, const float* x, long x_row, const float* w, long w_row, float* y,
-              long y_row) {
-  shared(m, n, k, x, x_row, w, w_row, y, y_row);
-}
-
-void multiply(int m, int n, int k, const float* x, long x_row, const Bf16* w, long w_row, float* y,
-              long y_row) {
-  shared(m, n, k, x, x_row, w, w_row, y, y_row);
-}
-
 void multiply_alone(int m, int n, int k, const float* x, long x_row, const float* w, long w_row,
+                    float* y, long y_row) {
+  do_rows(m, n, k, x, x_row, w, w_row, y, y_row);
+}
+
+void multiply_alone(int m, int n, int k, const float* x, long x_row, const Bf16* w, long w_row,
                     float* y, long y_row) {
   do_rows(m, n, k, x, x_row, w, w_row, y, y_row);
 }

@@ -36,7 +36,7 @@ class Input {
         size_(static_cast<long>(from.size())),
         shape_(from.shape()),
         strides_(from.strides()) {
-    static_assert(sizeof(T) == 2 || sizeof(T) == 4);
+    static_assert(sizeof(T) <= 4);
   }
 
   // Row-major, from now on.
@@ -91,6 +91,22 @@ class Rows : public Input<T> {
 
  private:
   long row_, count_, length_;
+};
+
+// An array as one sequence.
+template <typename T>
+class Flat : public Input<T> {
+ public:
+  explicit Flat(const mlx::core::array& from) : Input<T>(from) {
+    long span = 1;
+    for (int axis = this->axes() - 1; axis >= 0; --axis) {
+      if (this->shape(axis) != 1 && this->stride(axis) != span) {
+        this->copy();
+        return;
+      }
+      span *= this->shape(axis);
+    }
+  }
 };
 
 // An array of four axes. The last is dense, and the distance between places of the third is no less

@@ -1,26 +1,19 @@
-// Products with packed weights (MLX's affine quantization) in fp32: the weights are unpacked on their
-// way into the registers, w = scale · q + bias with one scale and bias per group of a row. MLX's own
-// loop does it one number at a time, on one thread.
+// Products with packed weights (MLX's quantization modes) in fp32: the weights are unpacked on their
+// way into the registers. MLX's own loop does it one number at a time, on one thread.
 
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
+#include "ops/packed.h"
+
 #include <utility>
+#include <variant>
 
-#include "mlxgk.h"
 #include "ops/layout.h"
-#include "ops/memory.h"
-#include "ops/op.h"
-#include "ops/vectors.h"
-#include "ops/workers.h"
-#include "shim/blas.h"
+#include "ops/matrix.h"
 
 using namespace vectors;
+using scales::Bytes;
+using scales::Unsigned;
 
 namespace {
-
-using Bytes = std::uint8_t __attribute__((vector_size(kLanes)));
-using Unsigned = std::uint32_t __attribute__((vector_size(4 * kLanes)));
 
 // The byte in which each of 16 numbers of B bits begins, or the one after it; and the bit.
 template <int B, int After, std::size_t... I>
@@ -32,239 +25,259 @@ INLINE Unsigned shifts(std::index_sequence<I...>) {
   return Unsigned{static_cast<std::uint32_t>(I * B % 8)...};
 }
 
-// 16 numbers of B bits, the first in the lowest bits.
-template <int B>
-INLINE Lanes unpack(const std::uint8_t* from) {
-  using All = std::make_index_sequence<kLanes>;
-  Bytes raw{};
-  std::memcpy(&raw, from, 2 * B);
-  Unsigned bits = __builtin_convertvector(__builtin_shuffle(raw, places<B, 0>(All{})), Unsigned);
-  // Numbers of 3, 5 and 6 bits may end in the next byte.
-  if constexpr (8 % B != 0)
-    bits |= __builtin_convertvector(__builtin_shuffle(raw, places<B, 1>(All{})), Unsigned) << 8;
-  bits = bits >> shifts<B>(All{}) & ((1u << B) - 1);
-  return __builtin_convertvector(same_bits<Words>(bits), Lanes);
+using All = std::make_index_sequence<kLanes>;
+
+// Whole numbers, none of them negative to a signed type, as floats.
+INLINE Lanes floats(const Unsigned& whole) {
+  return __builtin_convertvector(same_bits<Words>(whole), Lanes);
 }
 
-// Packed weights: rows of whole groups, each group a multiple of 16 numbers.
-struct Packed {
-  const std::uint8_t* words;
-  long words_row;  // in bytes
-  const float *scales, *biases;
-  long scales_row, biases_row;
-  int groups, group;
+// 16 numbers of B bits, the first in the lowest bits.
+template <int B>
+struct Whole {
+  static constexpr int kBits = B;
 
-  Packed from(long row) const {
-    Packed rest = *this;
-    rest.words += row * words_row;
-    rest.scales += row * scales_row;
-    rest.biases += row * biases_row;
-    return rest;
+  static INLINE Lanes decode(const std::uint8_t* from) {
+    Bytes raw{};
+    std::memcpy(&raw, from, 2 * B);
+    if constexpr (B == 8) return floats(scales::widened(raw));
+    Unsigned bits = scales::widened(__builtin_shuffle(raw, places<B, 0>(All{})));
+    // Numbers of 3, 5 and 6 bits may end in the next byte.
+    if constexpr (8 % B != 0)
+      bits |= scales::widened(__builtin_shuffle(raw, places<B, 1>(All{}))) << 8;
+    return floats(bits >> shifts<B>(All{}) & ((1u << B) - 1));
   }
 };
 
-// N columns of M rows. Every sum has one accumulator, and its terms come in one order, whatever M
-// and N are.
-template <int B, int M, int N>
-INLINE void block(const float* x, long x_row, const Packed& w, float* y, long y_row) {
+// A sign, two bits of exponent, one of mantissa.
+struct E2m1 {
+  static constexpr int kBits = 4;
+
+  static INLINE Lanes decode(const std::uint8_t* from) {
+    // Twice what the codes stand for, plus 12.
+    const Bytes doubled = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+    const Bytes even = {255, 0, 255, 0, 255, 0, 255, 0, 255, 0, 255, 0, 255, 0, 255, 0};
+    Bytes raw{};
+    std::memcpy(&raw, from, 8);
+    raw = __builtin_shuffle(raw, places<4, 0>(All{}));
+    const Bytes codes = (raw & 15 & even) | (raw >> 4 & ~even);
+    return floats(scales::widened(__builtin_shuffle(doubled, codes))) * 0.5f - 6.0f;
+  }
+};
+
+struct E4m3 {
+  static constexpr int kBits = 8;
+
+  static INLINE Lanes decode(const std::uint8_t* from) {
+    return scales::of_e4m3(load_as<Bytes>(from));
+  }
+};
+
+// Up to N columns of M rows. Every sum has one accumulator, and its terms come in one order, whatever
+// is beside it.
+template <typename Code, int M, int N>
+INLINE void block(const float* x, long x_row, const packed::Rows& w, int columns, float* y,
+                  long y_row) {
   Lanes sums[M][N] = {};
-  for (int g = 0; g < w.groups; ++g) {
-    Lanes scales[N], biases[N];
-    for (int n = 0; n < N; ++n) {
-      scales[n] = all(w.scales[n * w.scales_row + g]);
-      biases[n] = all(w.biases[n * w.biases_row + g]);
-    }
-    for (int i = g * w.group; i < (g + 1) * w.group; i += kLanes) {
-      Lanes weights[N];
+  const std::uint8_t* words[N];
+  // Columns that are not there are computed as the first is.
+  for (int n = 0; n < N; ++n) words[n] = w.words + (n < columns ? n : 0) * w.words_row;
+  for (int first = 0; first < w.groups; first += packed::kSegment) {
+    const int count = std::min(packed::kSegment, w.groups - first);
+    float scales[N][packed::kSegment], biases[N][packed::kSegment];
+    for (int n = 0; n < N; ++n)
+      w.widen(n < columns ? n : 0, first, count, scales[n], biases[n]);
+    for (int g = 0; g < count; ++g) {
+      const int begin = (first + g) * w.group;
       for (int n = 0; n < N; ++n)
-        weights[n] = unpack<B>(w.words + n * w.words_row + i / 8 * B) * scales[n] + biases[n];
-      for (int m = 0; m < M; ++m) {
-        const Lanes inputs = load(x + m * x_row + i);
-        for (int n = 0; n < N; ++n) sums[m][n] += inputs * weights[n];
+        // The block after this one: its rows are too short for the processor to see them coming.
+        for (int at = 0; at < w.group; at += 512 / Code::kBits)
+          __builtin_prefetch(words[n] + N * w.words_row + (begin + at) / 8 * Code::kBits);
+      for (int i = begin; i < begin + w.group; i += kLanes) {
+        Lanes weights[N];
+        for (int n = 0; n < N; ++n)
+          weights[n] = Code::decode(words[n] + i / 8 * Code::kBits) * all(scales[n][g]) +
+                       all(biases[n][g]);
+        for (int m = 0; m < M; ++m) {
+          const Lanes inputs = load(x + m * x_row + i);
+          for (int n = 0; n < N; ++n) sums[m][n] += inputs * weights[n];
+        }
       }
     }
   }
   for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n) y[m * y_row + n] = sum(sums[m][n]);
+    for (int n = 0; n < N; ++n)
+      if (n < columns) y[m * y_row + n] = sum(sums[m][n]);
 }
 
-template <int B, int M, int N>
-INLINE void columns(int n, const float* x, long x_row, const Packed& w, float* y, long y_row) {
-  int done = 0;
-  for (; done + N <= n; done += N) block<B, M, N>(x, x_row, w.from(done), y + done, y_row);
-  for (; done < n; ++done) block<B, M, 1>(x, x_row, w.from(done), y + done, y_row);
+template <typename Code, int M>
+INLINE void columns(int n, const float* x, long x_row, const packed::Rows& w, float* y,
+                    long y_row) {
+  for (int done = 0; done < n; done += 4)
+    block<Code, M, 4>(x, x_row, w.from(done), std::min(n - done, 4), y + done, y_row);
 }
 
-template <int B>
-INLINE void rows(int m, int n, const float* x, long x_row, const Packed& w, float* y, long y_row) {
-  for (int done = 0; done < m;) {
-    const float* from = x + done * x_row;
-    float* to = y + done * y_row;
-    if (m - done >= 4) {
-      columns<B, 4, 4>(n, from, x_row, w, to, y_row);
-      done += 4;
-    } else if (m - done >= 2) {
-      columns<B, 2, 4>(n, from, x_row, w, to, y_row);
-      done += 2;
-    } else {
-      columns<B, 1, 4>(n, from, x_row, w, to, y_row);
-      done += 1;
+template <typename Code>
+INLINE void rows(int m, const float* x, long x_row, const packed::Rows& w, int n, float* y,
+                 long y_row) {
+  for (; m >= 4; m -= 4, x += 4 * x_row, y += 4 * y_row)
+    columns<Code, 4>(n, x, x_row, w, y, y_row);
+  for (; m >= 1; --m, x += x_row, y += y_row) columns<Code, 1>(n, x, x_row, w, y, y_row);
+}
+
+template <typename Code>
+INLINE void unpack(const packed::Rows& w, float* to) {
+  for (int first = 0; first < w.groups; first += packed::kSegment) {
+    const int count = std::min(packed::kSegment, w.groups - first);
+    float scales[packed::kSegment], biases[packed::kSegment];
+    w.widen(0, first, count, scales, biases);
+    for (int g = 0; g < count; ++g) {
+      const int begin = (first + g) * w.group;
+      for (int i = begin; i < begin + w.group; i += kLanes)
+        store(to + i,
+              Code::decode(w.words + i / 8 * Code::kBits) * all(scales[g]) + all(biases[g]));
     }
   }
-}
-
-template <int B>
-INLINE void unpack_row(const Packed& w, float* to) {
-  for (int g = 0; g < w.groups; ++g)
-    for (int i = g * w.group; i < (g + 1) * w.group; i += kLanes)
-      store(to + i, unpack<B>(w.words + i / 8 * B) * w.scales[g] + w.biases[g]);
 }
 
 // A function for every processor is no template.
-#define FOR_BITS(B)                                                                            \
+#define FOR_CODE(NAME, CODE)                                                                   \
   FOR_EACH_PROCESSOR                                                                           \
-  void rows_##B(int m, int n, const float* x, long x_row, const Packed& w, float* y, long y_row) { \
-    rows<B>(m, n, x, x_row, w, y, y_row);                                                      \
+  void multiply_##NAME(int m, const float* x, long x_row, const packed::Rows& w, int n, float* y, \
+                       long y_row) {                                                           \
+    rows<CODE>(m, x, x_row, w, n, y, y_row);                                                   \
   }                                                                                            \
   FOR_EACH_PROCESSOR                                                                           \
-  void unpack_row_##B(const Packed& w, float* to) { unpack_row<B>(w, to); }
+  void unpack_##NAME(const packed::Rows& w, float* to) { unpack<CODE>(w, to); }
 
-FOR_BITS(2)
-FOR_BITS(3)
-FOR_BITS(4)
-FOR_BITS(5)
-FOR_BITS(6)
-FOR_BITS(8)
+FOR_CODE(2, Whole<2>)
+FOR_CODE(3, Whole<3>)
+FOR_CODE(4, Whole<4>)
+FOR_CODE(5, Whole<5>)
+FOR_CODE(6, Whole<6>)
+FOR_CODE(8, Whole<8>)
+FOR_CODE(e2m1, E2m1)
+FOR_CODE(e4m3, E4m3)
 
-// What is done for one number of bits.
+// What is done for one code.
 struct Kernels {
-  void (*rows)(int, int, const float*, long, const Packed&, float*, long);
-  void (*unpack_row)(const Packed&, float*);
+  packed::Meeting meeting;
+  void (*unpack)(const packed::Rows&, float*);
 };
 
-Kernels kernels(int bits) {
-  switch (bits) {
-    case 2: return {rows_2, unpack_row_2};
-    case 3: return {rows_3, unpack_row_3};
-    case 4: return {rows_4, unpack_row_4};
-    case 5: return {rows_5, unpack_row_5};
-    case 6: return {rows_6, unpack_row_6};
-    default: return {rows_8, unpack_row_8};
-  }
+Kernels kernels(packed::Code code, int bits, int group) {
+#define KERNELS(NAME) {{multiply_##NAME, packed::as_they_are}, unpack_##NAME}
+  Kernels found = KERNELS(8);
+  if (code == packed::Code::kE2m1) found = KERNELS(e2m1);
+  if (code == packed::Code::kE4m3) found = KERNELS(e4m3);
+  if (code == packed::Code::kWhole && bits == 2) found = KERNELS(2);
+  if (code == packed::Code::kWhole && bits == 3) found = KERNELS(3);
+  if (code == packed::Code::kWhole && bits == 4) found = KERNELS(4);
+  if (code == packed::Code::kWhole && bits == 5) found = KERNELS(5);
+  if (code == packed::Code::kWhole && bits == 6) found = KERNELS(6);
+  const packed::Meeting quicker = packed::on_avx512(code, bits, group);
+  if (quicker.multiply != nullptr) found.meeting = quicker;
+  return found;
 }
 
-// y = x·w', x of m × k, w of n × k.
-class Task {
+// Scales or biases, in whatever type they are.
+class OfGroups {
  public:
-  Task(const op::Arrays& inputs, op::array& output, int group, int bits)
-      : kernels_(kernels(bits)),
-        x_(inputs[0]),
-        words_(inputs[1]),
-        scales_(inputs[2]),
-        biases_(inputs[3]),
-        y_(output.data<float>()),
-        n_(inputs[1].shape(0)),
-        k_(inputs[0].shape(-1)),
-        m_(static_cast<int>(output.size() / n_)),
-        group_(group),
-        panel_(static_cast<int>(std::clamp<long>(kPanel / std::max(k_, 1), 1, n_))),
-        // The rows of x, each at the beginning of a cache line; or a panel of weights.
-        scratch_(m_ <= kFew ? static_cast<long>(m_) * whole(k_) : static_cast<long>(panel_) * k_) {}
+  OfGroups(const op::array& from, const matrix::Packing& packing)
+      : rows_(rows(from)), kind_(kind_of(from, packing)) {}
 
-  void run() {
-    x_.ready();
-    words_.ready();
-    scales_.ready();
-    biases_.ready();
-    if (k_ == 0) {
-      std::fill_n(y_, static_cast<long>(m_) * n_, 0.0f);
-    } else if (m_ <= kFew) {
-      few();
-    } else {
-      many();
-    }
+  scales::Kind kind() const { return kind_; }
+
+  void ready() {
+    std::visit([](auto& it) { it.ready(); }, rows_);
+  }
+  const std::uint8_t* data() const {
+    return std::visit([](auto& it) { return reinterpret_cast<const std::uint8_t*>(it.data()); },
+                      rows_);
+  }
+  // From one row to the next, in bytes.
+  long row() const {
+    return std::visit([](auto& it) { return it.row() * static_cast<long>(sizeof *it.data()); },
+                      rows_);
   }
 
  private:
-  static long whole(int count) { return (count + kLanes - 1) / kLanes * kLanes; }
+  using Stored =
+      std::variant<layout::Rows<float>, layout::Rows<Bf16>, layout::Rows<std::uint8_t>>;
 
-  Packed packed() const {
+  static Stored rows(const op::array& from) {
+    if (from.dtype() == mlx::core::float32) return layout::Rows<float>(from);
+    if (from.dtype() == mlx::core::bfloat16) return layout::Rows<Bf16>(from);
+    return layout::Rows<std::uint8_t>(from);
+  }
+
+  static scales::Kind kind_of(const op::array& from, const matrix::Packing& packing) {
+    if (packing.mode == matrix::kNvfp4) return scales::Kind::kE4m3;
+    if (packing.mode != matrix::kAffine) return scales::Kind::kE8m0;
+    return from.dtype() == mlx::core::float32 ? scales::Kind::kFloat : scales::Kind::kBf16;
+  }
+
+  Stored rows_;
+  scales::Kind kind_;
+};
+
+class OfPacked : public matrix::Matrix {
+ public:
+  OfPacked(const op::Arrays& arrays, const matrix::Packing& packing)
+      : kernels_(kernels(code(packing), packing.bits, packing.group)),
+        words_(arrays[0]),
+        scales_(arrays[1], packing),
+        groups_(arrays[1].shape(-1)),
+        group_(packing.group) {
+    if (arrays.size() > 2) biases_.emplace(arrays[2], packing);
+  }
+
+  void ready() override {
+    words_.ready();
+    scales_.ready();
+    if (biases_) biases_->ready();
+  }
+
+  void arrange(const float* x, float* to) const override {
+    kernels_.meeting.arrange(x, groups_ * group_, to);
+  }
+
+  void multiply(int m, const float* x, long x_row, long from, int count, float* y,
+                long y_row) const override {
+    kernels_.meeting.multiply(m, x, x_row, rows().from(from), count, y, y_row);
+  }
+
+  void widen(long row, float* to) const override { kernels_.unpack(rows().from(row), to); }
+
+ private:
+  static packed::Code code(const matrix::Packing& packing) {
+    if (packing.mode == matrix::kAffine) return packed::Code::kWhole;
+    return packing.mode == matrix::kMxfp8 ? packed::Code::kE4m3 : packed::Code::kE2m1;
+  }
+
+  packed::Rows rows() const {
     return {reinterpret_cast<const std::uint8_t*>(words_.data()),
             4 * words_.row(),
             scales_.data(),
-            biases_.data(),
+            biases_ ? biases_->data() : nullptr,
             scales_.row(),
-            biases_.row(),
-            k_ / group_,
+            biases_ ? biases_->row() : 0,
+            scales_.kind(),
+            biases_ ? biases_->kind() : scales_.kind(),
+            groups_,
             group_};
   }
 
-  void few() {
-    const long x_row = whole(k_);
-    for (int row = 0; row < m_; ++row) std::copy_n(x_.at(row), k_, scratch_.data() + row * x_row);
-    // It takes a core a few microseconds, several times as long as handing it over.
-    const long products = std::clamp<long>(static_cast<long>(m_) * n_ * k_ / 16, 1 << 15, 1 << 17);
-    const long columns = std::max<long>(products / (static_cast<long>(m_) * k_), 1);
-    const int chunk = static_cast<int>(std::min<long>((columns + 3) / 4 * 4, n_));
-    const Packed w = packed();
-    workers::share(workers::chunks(n_, chunk), [&](int index, int) {
-      const int from = index * chunk;
-      kernels_.rows(m_, std::min(chunk, n_ - from), scratch_.data(), x_row, w.from(from), y_ + from,
-                    n_);
-    });
-  }
-
-  // Many rows are worth BLAS's way. A panel of weights is unpacked at a time, small enough to be near
-  // by still when it is used.
-  void many() {
-    const Packed w = packed();
-    for (int from = 0; from < n_; from += panel_) {
-      const int columns = std::min(panel_, n_ - from);
-      const int rows = std::max(1, kChunk / k_);
-      workers::share(workers::chunks(columns, rows), [&](int chunk, int) {
-        const int end = std::min(columns, (chunk + 1) * rows);
-        for (int row = chunk * rows; row < end; ++row)
-          kernels_.unpack_row(w.from(from + row), scratch_.data() + static_cast<long>(row) * k_);
-      });
-      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, m_, columns, k_, 1, x_.data(),
-                  static_cast<int>(x_.row()), scratch_.data(), k_, 0, y_ + from, n_);
-    }
-  }
-
-  // The most rows that meet the weights in registers.
-  static constexpr int kFew = 16;
-  // Weights in a panel, and in a chunk of work.
-  static constexpr long kPanel = 1 << 20;
-  static constexpr int kChunk = 1 << 16;
-
   Kernels kernels_;
-  layout::Rows<float> x_;
   layout::Rows<std::uint32_t> words_;
-  layout::Rows<float> scales_, biases_;
-  float* y_;
-  int n_, k_, m_, group_, panel_;
-  memory::Floats scratch_;
+  OfGroups scales_;
+  std::optional<OfGroups> biases_;
+  int groups_, group_;
 };
-
-op::array affine_product(op::Arrays inputs, int group, int bits, op::Stream stream) {
-  using namespace mlx::core;
-  const auto prepare = [group, bits](const op::Arrays& inputs, array& output) {
-    return op::work<Task>(inputs, output, group, bits);
-  };
-  const auto composed = [group, bits](const op::Arrays& inputs) {
-    return quantized_matmul(inputs[0], inputs[1], inputs[2], inputs[3], true, group, bits);
-  };
-  Shape shape = inputs[0].shape();
-  shape.back() = inputs[1].shape(0);
-  return op::make("AffineProduct", prepare, composed, shape, std::move(inputs), stream);
-}
 
 }  // namespace
 
-const char* mlxgk_affine_product(mlx_array* result, mlx_array x, mlx_array words, mlx_array scales,
-                                 mlx_array biases, int group_size, int bits, mlx_stream stream) {
-  return op::give(result, [&] {
-    return affine_product({op::of(x), op::of(words), op::of(scales), op::of(biases)}, group_size,
-                          bits, op::of(stream));
-  });
+std::unique_ptr<matrix::Matrix> matrix::of_packed(const op::Arrays& arrays,
+                                                  const Packing& packing) {
+  return std::make_unique<OfPacked>(arrays, packing);
 }

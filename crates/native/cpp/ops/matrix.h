@@ -1,0 +1,46 @@
+// Matrices of weights as they are stored. A product asks two things of them: that a few rows of
+// inputs meet them as they lie, and that their rows become floats.
+
+#pragma once
+
+#include <memory>
+
+#include "ops/op.h"
+
+namespace matrix {
+
+class Matrix {
+ public:
+  virtual ~Matrix() = default;
+
+  // Comes before everything else, when the content of the arrays is there.
+  virtual void ready() = 0;
+
+  // Puts a row of inputs in the order in which `multiply` takes it, and writes no more than its length.
+  virtual void arrange(const float* x, float* to) const = 0;
+
+  // y[i][j] = x[i] · w[from + j] for `m` rows of inputs that were arranged and `count` rows of weights,
+  // on the caller's thread. Quickest where `x` and its rows begin at multiples of 64 bytes.
+  //
+  // A row's result does not depend on the rows beside it, to the last bit.
+  virtual void multiply(int m, const float* x, long x_row, long from, int count, float* y,
+                        long y_row) const = 0;
+
+  // A row of weights as floats.
+  virtual void widen(long row, float* to) const = 0;
+};
+
+// bf16 weights of [.., out, in].
+std::unique_ptr<Matrix> of_bf16(const op::array& weight);
+
+// MLX's quantization modes, as mlxgk.h numbers them.
+enum Mode { kAffine, kMxfp4, kMxfp8, kNvfp4 };
+
+struct Packing {
+  int mode, group, bits;
+};
+
+// Packed weights: words, scales and, in the affine mode, biases, each of [.., out, in / something].
+std::unique_ptr<Matrix> of_packed(const op::Arrays& arrays, const Packing& packing);
+
+}  // namespace matrix

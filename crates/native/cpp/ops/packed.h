@@ -1,0 +1,58 @@
+// Packed weights as they lie in memory, for the files that multiply with them.
+
+#pragma once
+
+#include <algorithm>
+
+#include "ops/scales.h"
+
+namespace packed {
+
+using namespace vectors;
+
+// What the bits of a number stand for.
+enum class Code { kWhole, kE2m1, kE4m3 };
+
+// How many groups' scales are widened at a time.
+constexpr int kSegment = 64;
+
+// Rows of whole groups; a number is what its bits stand for, times the scale of its group, plus the
+// group's bias.
+struct Rows {
+  const std::uint8_t* words;
+  long words_row;  // in bytes, as the other distances
+  const std::uint8_t *scales, *biases;
+  long scales_row, biases_row;
+  scales::Kind kind, biases_kind;
+  int groups, group;
+
+  Rows from(long row) const {
+    Rows rest = *this;
+    rest.words += row * words_row;
+    rest.scales += row * scales_row;
+    if (biases != nullptr) rest.biases += row * biases_row;
+    return rest;
+  }
+
+  // The scales and biases of `count` groups of the n-th row. Modes without biases have zeros.
+  void widen(int n, int first, int count, float* to_scales, float* to_biases) const {
+    scales::widen(kind, scales + n * scales_row + first * scales::bytes_of(kind), count, to_scales);
+    if (biases == nullptr) std::fill_n(to_biases, count, 0.0f);
+    else
+      scales::widen(biases_kind, biases + n * biases_row + first * scales::bytes_of(biases_kind),
+                    count, to_biases);
+  }
+};
+
+// How a few rows of inputs meet packed weights, and in what order they do.
+struct Meeting {
+  void (*multiply)(int m, const float* x, long x_row, const Rows& w, int n, float* y, long y_row);
+  void (*arrange)(const float* x, int length, float* to);
+};
+
+inline void as_they_are(const float* x, int length, float* to) { std::copy_n(x, length, to); }
+
+// The way of AVX-512, where the processor knows it; else none.
+Meeting on_avx512(Code code, int bits, int group);
+
+}  // namespace packed

@@ -1,0 +1,274 @@
+// Packed weights on AVX-512.
+//
+// Of weights of four bits a register holds what each of the sixteen codes stands for in a group, so one
+// instruction turns sixteen codes into sixteen weights. A group's words fill a register, repeated as often as it takes, and every lane shifts its word to
+// another code. So a register's lanes hold numbers that are apart in the row, and inputs are arranged
+// to match, once per product.
+
+#include "ops/packed.h"
+
+#ifdef __x86_64__
+
+// The compiler's own functions begin with what is not set.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#include <immintrin.h>
+
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
+#define AVX512_INLINE AVX512 INLINE
+
+using namespace vectors;
+
+namespace {
+
+constexpr int kBits = 4;
+
+// How many words a group has, and after how many codes a lane meets the next of its own.
+constexpr int words_of(int group) { return group * kBits / 32; }
+
+// What the codes stand for.
+alignas(64) constexpr float kWhole[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+alignas(64) constexpr float kE2m1[16] = {0,  .5f,  1,  1.5f,  2,  3,  4,  6,
+                                         -0.f, -.5f, -1, -1.5f, -2, -3, -4, -6};
+
+template <int Group>
+AVX512_INLINE __m512i words(const std::uint8_t* from) {
+  if constexpr (Group == 16) {
+    long long pair;
+    std::memcpy(&pair, from, sizeof pair);
+    return _mm512_set1_epi64(pair);
+  } else if constexpr (Group == 32) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  } else if constexpr (Group == 64) {
+    return _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  } else {
+    return _mm512_loadu_si512(from);
+  }
+}
+
+// The first shift of each lane.
+template <int Group>
+AVX512_INLINE __m512i first_shifts() {
+  alignas(64) int shifts[16];
+  for (int lane = 0; lane < 16; ++lane) shifts[lane] = lane / words_of(Group) * Group / 16 * kBits;
+  return _mm512_load_si512(shifts);
+}
+
+// Up to N columns of M rows. Every sum has one accumulator, and its terms come in one order, whatever
+// is beside it.
+template <int Group, int M, int N>
+AVX512_INLINE void block(const float* codes, const float* x, long x_row, const packed::Rows& w,
+                         int columns, float* y, long y_row) {
+  const __m512 table = _mm512_load_ps(codes);
+  const __m512i shifts = first_shifts<Group>();
+  const std::uint8_t* starts[N];
+  // Columns that are not there are computed as the first is.
+  for (int n = 0; n < N; ++n) starts[n] = w.words + (n < columns ? n : 0) * w.words_row;
+  __m512 sums[M][N];
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) sums[m][n] = _mm512_setzero_ps();
+  for (int first = 0; first < w.groups; first += packed::kSegment) {
+    const int count = std::min(packed::kSegment, w.groups - first);
+    float scales[N][packed::kSegment], biases[N][packed::kSegment];
+    for (int n = 0; n < N; ++n)
+      w.widen(n < columns ? n : 0, first, count, scales[n], biases[n]);
+    for (int g = 0; g < count; ++g) {
+      const long at = first + g;
+      __m512 values[N];
+      __m512i bits[N];
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) {
+        const std::uint8_t* from = starts[n] + at * (Group * kBits / 8);
+        values[n] = _mm512_fmadd_ps(table, _mm512_set1_ps(scales[n][g]), _mm512_set1_ps(biases[n][g]));
+        bits[n] = _mm512_srlv_epi32(words<Group>(from), shifts);
+        // The block after this one: its rows are too short for the processor to see them coming.
+        __builtin_prefetch(from + N * w.words_row);
+      }
+#pragma GCC unroll 8
+      for (int j = 0; j < Group / 16; ++j) {
+        __m512 inputs[M];
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) inputs[m] = _mm512_loadu_ps(x + m * x_row + at * Group + 16 * j);
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) {
+          // The instruction looks at the lowest four bits alone.
+          const __m512i code = _mm512_srli_epi32(bits[n], j * kBits);
+          const __m512 weights = _mm512_permutexvar_ps(code, values[n]);
+#pragma GCC unroll 8
+          for (int m = 0; m < M; ++m) sums[m][n] = _mm512_fmadd_ps(inputs[m], weights, sums[m][n]);
+        }
+      }
+    }
+  }
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n)
+      if (n < columns) y[m * y_row + n] = _mm512_reduce_add_ps(sums[m][n]);
+}
+
+template <int Group, int M>
+AVX512_INLINE void columns(const float* codes, int n, const float* x, long x_row,
+                           const packed::Rows& w, float* y, long y_row) {
+  for (int done = 0; done < n; done += 4)
+    block<Group, M, 4>(codes, x, x_row, w.from(done), std::min(n - done, 4), y + done, y_row);
+}
+
+template <int Group>
+AVX512_INLINE void rows(const float* codes, int m, const float* x, long x_row,
+                        const packed::Rows& w, int n, float* y, long y_row) {
+  for (; m >= 4; m -= 4, x += 4 * x_row, y += 4 * y_row)
+    columns<Group, 4>(codes, n, x, x_row, w, y, y_row);
+  for (; m >= 2; m -= 2, x += 2 * x_row, y += 2 * y_row)
+    columns<Group, 2>(codes, n, x, x_row, w, y, y_row);
+  if (m == 1) columns<Group, 1>(codes, n, x, x_row, w, y, y_row);
+}
+
+// Sixteen whole numbers of B bits, which lie in the row as they are needed.
+template <int B>
+struct Whole {
+  static constexpr int kWidth = B;
+
+  static AVX512_INLINE __m512 decode(const std::uint8_t* from) {
+    if constexpr (B == 8) {
+      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+      return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
+    }
+    std::uint8_t raw[16] = {};
+    std::memcpy(raw, from, 2 * B);
+    const __m256i both = _mm256_broadcastsi128_si256(
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(raw)));
+    // Each lane has the byte that its number begins in, and the one after it.
+    alignas(32) std::uint8_t places[32];
+    alignas(64) int shifts[16];
+    for (int lane = 0; lane < 16; ++lane) {
+      places[2 * lane] = static_cast<std::uint8_t>(lane * B / 8);
+      places[2 * lane + 1] = static_cast<std::uint8_t>(lane * B / 8 + 1);
+      shifts[lane] = lane * B % 8;
+    }
+    const __m256i pairs = _mm256_shuffle_epi8(
+        both, _mm256_load_si256(reinterpret_cast<const __m256i*>(places)));
+    const __m512i bits =
+        _mm512_srlv_epi32(_mm512_cvtepu16_epi32(pairs), _mm512_load_si512(shifts));
+    return _mm512_cvtepi32_ps(_mm512_and_si512(bits, _mm512_set1_epi32((1 << B) - 1)));
+  }
+};
+
+struct E4m3 {
+  static constexpr int kWidth = 8;
+
+  static AVX512_INLINE __m512 decode(const std::uint8_t* from) {
+    const __m512i wide =
+        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    const __m512i rest = _mm512_and_si512(wide, _mm512_set1_epi32(0x7f));
+    // As if there were no subnormal numbers, which lie twice as far above 2^-7 as they should above 0.
+    const __m512 normal = _mm512_castsi512_ps(
+        _mm512_add_epi32(_mm512_slli_epi32(rest, 20), _mm512_set1_epi32(120 << 23)));
+    const __mmask16 is_small = _mm512_cmplt_epi32_mask(rest, _mm512_set1_epi32(8));
+    const __m512 value = _mm512_mask_sub_ps(normal, is_small, _mm512_add_ps(normal, normal),
+                                            _mm512_set1_ps(0.015625f));
+    const __m512i sign = _mm512_slli_epi32(_mm512_sub_epi32(wide, rest), 24);
+    return _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(value), sign));
+  }
+};
+
+// As `block`, for numbers that are decoded in the order of the row.
+template <typename Code, int M, int N>
+AVX512_INLINE void decoded(const float* x, long x_row, const packed::Rows& w, int columns, float* y,
+                           long y_row) {
+  const std::uint8_t* starts[N];
+  for (int n = 0; n < N; ++n) starts[n] = w.words + (n < columns ? n : 0) * w.words_row;
+  __m512 sums[M][N];
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) sums[m][n] = _mm512_setzero_ps();
+  for (int first = 0; first < w.groups; first += packed::kSegment) {
+    const int count = std::min(packed::kSegment, w.groups - first);
+    float scales[N][packed::kSegment], biases[N][packed::kSegment];
+    for (int n = 0; n < N; ++n)
+      w.widen(n < columns ? n : 0, first, count, scales[n], biases[n]);
+    for (int g = 0; g < count; ++g) {
+      const int begin = (first + g) * w.group;
+      for (int n = 0; n < N; ++n)
+        for (int at = 0; at < w.group; at += 512 / Code::kWidth)
+          __builtin_prefetch(starts[n] + N * w.words_row + (begin + at) / 8 * Code::kWidth);
+      for (int i = begin; i < begin + w.group; i += 16) {
+        __m512 inputs[M];
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) inputs[m] = _mm512_loadu_ps(x + m * x_row + i);
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) {
+          const __m512 weights = _mm512_fmadd_ps(Code::decode(starts[n] + i / 8 * Code::kWidth),
+                                                 _mm512_set1_ps(scales[n][g]),
+                                                 _mm512_set1_ps(biases[n][g]));
+#pragma GCC unroll 8
+          for (int m = 0; m < M; ++m) sums[m][n] = _mm512_fmadd_ps(inputs[m], weights, sums[m][n]);
+        }
+      }
+    }
+  }
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n)
+      if (n < columns) y[m * y_row + n] = _mm512_reduce_add_ps(sums[m][n]);
+}
+
+template <typename Code>
+AVX512 void multiply_decoded(int m, const float* x, long x_row, const packed::Rows& w, int n,
+                             float* y, long y_row) {
+  for (; m >= 4; m -= 4, x += 4 * x_row, y += 4 * y_row)
+    for (int done = 0; done < n; done += 4)
+      decoded<Code, 4, 4>(x, x_row, w.from(done), std::min(n - done, 4), y + done, y_row);
+  for (; m >= 1; --m, x += x_row, y += y_row)
+    for (int done = 0; done < n; done += 4)
+      decoded<Code, 1, 4>(x, x_row, w.from(done), std::min(n - done, 4), y + done, y_row);
+}
+
+template <int Group>
+AVX512 void multiply_whole(int m, const float* x, long x_row, const packed::Rows& w, int n,
+                           float* y, long y_row) {
+  rows<Group>(kWhole, m, x, x_row, w, n, y, y_row);
+}
+
+template <int Group>
+AVX512 void multiply_e2m1(int m, const float* x, long x_row, const packed::Rows& w, int n, float* y,
+                          long y_row) {
+  rows<Group>(kE2m1, m, x, x_row, w, n, y, y_row);
+}
+
+// Where the numbers of each register are in the row.
+template <int Group>
+void arrange(const float* x, int length, float* to) {
+  constexpr int kWords = words_of(Group);
+  for (int begin = 0; begin < length; begin += Group)
+    for (int j = 0; j < Group / 16; ++j)
+      for (int lane = 0; lane < 16; ++lane)
+        *to++ = x[begin + lane % kWords * 8 + lane / kWords * (Group / 16) + j];
+}
+
+}  // namespace
+
+packed::Meeting packed::on_avx512(Code code, int bits, int group) {
+  const bool known = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (!known) return {};
+  if (code == Code::kE4m3) return {multiply_decoded<E4m3>, as_they_are};
+  if (code == Code::kE2m1) {
+    if (group == 16) return {multiply_e2m1<16>, arrange<16>};
+    if (group == 32) return {multiply_e2m1<32>, arrange<32>};
+    return {};
+  }
+  switch (bits) {
+    case 2: return {multiply_decoded<Whole<2>>, as_they_are};
+    case 3: return {multiply_decoded<Whole<3>>, as_they_are};
+    case 5: return {multiply_decoded<Whole<5>>, as_they_are};
+    case 6: return {multiply_decoded<Whole<6>>, as_they_are};
+    case 8: return {multiply_decoded<Whole<8>>, as_they_are};
+  }
+  if (group == 32) return {multiply_whole<32>, arrange<32>};
+  if (group == 64) return {multiply_whole<64>, arrange<64>};
+  if (group == 128) return {multiply_whole<128>, arrange<128>};
+  return {};
+}
+
+#else
+
+packed::Meeting packed::on_avx512(Code, int, int) { return {}; }
+
+#endif

@@ -1,0 +1,48 @@
+// The scales of packed weights.
+
+#pragma once
+
+#include "ops/vectors.h"
+
+namespace scales {
+
+using namespace vectors;
+
+using Bytes = std::uint8_t __attribute__((vector_size(kLanes)));
+using Unsigned = std::uint32_t __attribute__((vector_size(4 * kLanes)));
+
+// Bytes as words. In two steps, for which compilers know instructions.
+INLINE Unsigned widened(const Bytes& bytes) {
+  using Halves = std::uint16_t __attribute__((vector_size(2 * kLanes)));
+  return __builtin_convertvector(__builtin_convertvector(bytes, Halves), Unsigned);
+}
+
+// How scales are stored: as floats, as bf16, as powers of two, as e4m3 numbers.
+enum class Kind { kFloat, kBf16, kE8m0, kE4m3 };
+
+inline int bytes_of(Kind kind) {
+  return kind == Kind::kFloat ? 4 : kind == Kind::kBf16 ? 2 : 1;
+}
+
+// 2^(bits - 127).
+INLINE Lanes of_e8m0(const Bytes& bits) {
+  const Unsigned wide = widened(bits);
+  const Unsigned zero = Unsigned{} + 0x400000u;
+  return same_bits<Lanes>(wide == 0 ? zero : wide << 23);
+}
+
+// A sign, four bits of exponent and three of mantissa.
+INLINE Lanes of_e4m3(const Bytes& bits) {
+  const Unsigned wide = widened(bits);
+  const Unsigned rest = wide & 0x7f;
+  // As if there were no subnormal numbers, which lie twice as far above 2^-7 as they should above 0.
+  const Lanes normal = same_bits<Lanes>((rest << 20) + (120u << 23));
+  const Lanes small = normal * 2.0f - 0.015625f;
+  const Lanes value = rest < 8 ? small : normal;
+  return same_bits<Lanes>(same_bits<Unsigned>(value) | (wide & 0x80) << 24);
+}
+
+// `count` scales as floats.
+void widen(Kind kind, const std::uint8_t* from, int count, float* to);
+
+}  // namespace scales
