@@ -304,6 +304,13 @@ QUANTIZED_SOURCES = (
       for name in ("qwen3-moe-mxfp4", "qwen3-moe-mxfp8", "qwen3-moe-nvfp4")),
 )  # fmt: skip
 
+# These are written in the layouts of other quantizers (`_foreign.py`).
+FOREIGN_SOURCES = tuple(
+    Tiny(name, llama(vocab_size=117, tie_word_embeddings=False, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+                     num_key_value_heads=2, rope_theta=10000.0), form="4.x", dtype="bfloat16")
+    for name in ("llama-awq", "llama-compressed", "llama-fp8")
+)  # fmt: skip
+
 
 def draw(model: torch.nn.Module, seed: int) -> None:
     """Fills every weight so that logits spread widely and attention is neither flat nor stuck.

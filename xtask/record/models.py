@@ -16,6 +16,7 @@ import torch
 from transformers.utils import logging
 
 import _fixture
+import _foreign
 import _quantized
 import _small
 import _tiny
@@ -46,6 +47,9 @@ def record(out: pathlib.Path) -> None:
         for tiny in _tiny.QUANTIZED_SOURCES + _small.QUANTIZED_SOURCES:
             source = pathlib.Path(sources) / tiny.name
             with_good_seed(tiny, lambda seed, tiny=tiny, source=source: record_quantized(tiny, source, out, seed))
+        for tiny in _tiny.FOREIGN_SOURCES:
+            source = pathlib.Path(sources) / tiny.name
+            with_good_seed(tiny, lambda seed, tiny=tiny, source=source: record_foreign(tiny, source, out, seed))
     record_restacked(out, "qwen3-moe", "qwen3-moe-stacked")
     record_restacked(out, "qwen3_5", "qwen3_5-mlx")
     record_restacked(out, "deepseek-v3", "deepseek-v3-mlx")
@@ -296,5 +300,28 @@ def record_quantized(tiny: _tiny.Tiny, source: pathlib.Path, out: pathlib.Path, 
         "family": tiny.family,
         "seed": seed,
         **cases,
+    }
+    _fixture.write_json(out / f"{tiny.name}.json", recorded)
+
+
+def record_foreign(tiny: _tiny.Tiny, source: pathlib.Path, out: pathlib.Path, seed: int) -> None:
+    """A folder in another quantizer's layout, with what transformers computes from its weights."""
+    _tiny.build(tiny, source, seed)
+    folder, undone = out / tiny.name, source.with_name(f"{tiny.name}-undone")
+    _foreign.convert(source, folder, undone, tiny.name)
+    model = _tiny.load(undone)
+    prompts = draw_prompts(tiny, seed)
+    if tiny.name == "llama-awq":
+        theirs, _ = _quantized.utils.load_model(folder)
+        theirs.set_dtype(_quantized.mx.float32)
+        _quantized.agree(_quantized.log_softmax(theirs, prompts[-1]), model, prompts[-1], tiny.name)
+    recorded = {
+        "made_by": _fixture.made_by("torch", "transformers"),
+        "reference": "transformers",
+        "model": tiny.name,
+        "family": tiny.family,
+        "seed": seed,
+        "forward": [forward_case(model, prompt) for prompt in prompts],
+        "greedy": [greedy_case(model, [prompt]) for prompt in prompts],
     }
     _fixture.write_json(out / f"{tiny.name}.json", recorded)

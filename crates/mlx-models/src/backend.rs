@@ -46,6 +46,19 @@ impl Backend {
             Self::Gpu | Self::Composed => weight.product(x),
         }
     }
+
+    /// `x W[chosen]ᵀ`, one packed matrix per entry of `chosen`.
+    pub(crate) fn gathered_packed_product(
+        self,
+        x: &Array,
+        weight: &Packed,
+        chosen: &Array,
+    ) -> MlxResult<Array> {
+        match self {
+            Self::Native(native) => native.gathered_packed_product(x, weight, chosen),
+            Self::Gpu | Self::Composed => weight.gathered_product(x, chosen),
+        }
+    }
 }
 
 /// Whether the default device has kernels for rotations, norms and attention.

@@ -24,6 +24,19 @@ use crate::{
 /// Tensors by name, not yet read.
 pub(crate) type Tensors = HashMap<String, Array>;
 
+/// The dtypes of weights, and of what quantized ones come with. MLX has no type of eight-bit floats, and
+/// reads them as bytes.
+const KNOWN: [Dtype; 8] = [
+    Dtype::F32,
+    Dtype::F16,
+    Dtype::BF16,
+    Dtype::F8_E4M3,
+    Dtype::U32,
+    Dtype::U8,
+    Dtype::I32,
+    Dtype::I64,
+];
+
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
 
@@ -160,7 +173,9 @@ pub(crate) fn parse(name: &str, bytes: &[u8]) -> Result<Tensors> {
                 Dtype::F16 => Array::from_slice(&elements(data, f16::from_le_bytes), &shape),
                 Dtype::BF16 => Array::from_slice(&elements(data, bf16::from_le_bytes), &shape),
                 Dtype::U32 => Array::from_slice(&elements(data, u32::from_le_bytes), &shape),
-                Dtype::U8 => Array::from_slice(data, &shape),
+                Dtype::U8 | Dtype::F8_E4M3 => Array::from_slice(data, &shape),
+                Dtype::I32 => Array::from_slice(&elements(data, i32::from_le_bytes), &shape),
+                Dtype::I64 => Array::from_slice(&elements(data, i64::from_le_bytes), &shape),
                 other => return Err(unsupported(path, &tensor, other)),
             };
             Ok((tensor, array))
@@ -263,7 +278,7 @@ fn check_header(path: &Path) -> Result<()> {
         ));
     }
     for (name, info) in metadata.tensors() {
-        if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::U32 | Dtype::U8) {
+        if !KNOWN.contains(&info.dtype) {
             return Err(unsupported(path, &name, info.dtype));
         }
         if info.shape.iter().any(|&it| i32::try_from(it).is_err()) {
@@ -284,7 +299,7 @@ fn unsupported(path: &Path, tensor: &str, dtype: Dtype) -> Error {
     damaged(
         path,
         format!(
-            "holds {} as {dtype:?}; weights must be F32, F16, BF16, or packed in U32 with scales in U8",
+            "holds {} as {dtype:?}; weights must be F32, F16, BF16 or F8_E4M3, or packed in U32, I32 or U8",
             quoted(tensor)
         ),
     )

@@ -34,6 +34,7 @@ mod experts;
 mod families;
 mod feed;
 mod fingerprint;
+mod foreign;
 mod gated_delta;
 mod hooks;
 mod input;

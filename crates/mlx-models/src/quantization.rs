@@ -19,21 +19,14 @@ pub(crate) struct Scheme(Option<(&'static str, Config)>);
 const KEYS: [&str; 2] = ["quantization", "quantization_config"];
 
 impl Scheme {
-    /// Refuses what MLX cannot run, by name.
+    /// Refuses what MLX cannot run, by name. What other programs wrote has been turned by now, and the
+    /// config says nothing of what it has become (see [`foreign`](crate::foreign)).
     pub(crate) fn read(config: &Config) -> Result<Self> {
         let mut found = None;
         for key in KEYS {
             let Some(settings) = config.object(key)? else { continue };
-            let method = settings.str("quant_method")?;
-            if method == Some("mxfp4") {
-                // OpenAI's: the experts are in it under names of their own, all else is dense.
+            if settings.str("quant_method")?.is_some() {
                 continue;
-            }
-            if let Some(method) = method {
-                return Err(config.error(
-                    key,
-                    format_args!("names the method {method:?}; only MLX's own modes are supported"),
-                ));
             }
             if config.bool("quantize_activations")? == Some(true) {
                 let what = "is true: products with quantized activations are not supported";

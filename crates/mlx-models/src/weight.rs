@@ -3,7 +3,12 @@
 //! Every form knows the same few operations, so a further one is a variant here and a way to read it in
 //! [`Weights`](crate::weights::Weights).
 
-use mlx_rs::{Array, Dtype, error::Result as MlxResult, ops::gather_mm, transforms::eval};
+use mlx_rs::{
+    Array, Dtype,
+    error::{Exception, Result as MlxResult},
+    ops::{gather_mm, stack},
+    transforms::eval,
+};
 
 use crate::{
     Result,
@@ -72,6 +77,43 @@ impl Weight {
         Dense::new(rows).map(Self::Dense)
     }
 
+    /// One matrix per expert, of a matrix each: as they are where all are kept alike, else in the compute
+    /// dtype.
+    pub(crate) fn stacked(each: &[Self]) -> MlxResult<Self> {
+        let dense = |each: &[Self]| {
+            let each = each.iter().map(Self::dequantized).collect::<MlxResult<Vec<_>>>()?;
+            Self::dense(stack(&each, 0)?)
+        };
+        match each.first() {
+            Some(Self::Bf16(native, _)) => {
+                let narrow: Option<Vec<&Array>> = each.iter().map(Self::narrow).collect();
+                match narrow {
+                    Some(arrays) => Ok(Self::Bf16(*native, stack(&arrays, 0)?)),
+                    None => dense(each),
+                }
+            }
+            Some(Self::Packed(first)) => {
+                let packed: Option<Vec<&Packed>> = each.iter().map(Self::packed).collect();
+                let alike = |it: &&Packed| it.quantization() == first.packed.quantization();
+                match packed.filter(|it| it.iter().all(alike)) {
+                    Some(packed) => {
+                        Ok(Self::Packed(Quantized { packed: together(&packed)?, ..first.clone() }))
+                    }
+                    None => dense(each),
+                }
+            }
+            _ => dense(each),
+        }
+    }
+
+    fn narrow(&self) -> Option<&Array> {
+        if let Self::Bf16(_, it) = self { Some(it) } else { None }
+    }
+
+    fn packed(&self) -> Option<&Packed> {
+        if let Self::Packed(it) = self { Some(&it.packed) } else { None }
+    }
+
     /// `x Wᵀ` for `x` of `[.., in]`.
     pub(crate) fn product(&self, x: &Array) -> MlxResult<Array> {
         match self {
@@ -85,11 +127,8 @@ impl Weight {
     pub(crate) fn gathered_product(&self, x: &Array, chosen: &Array) -> MlxResult<Array> {
         match self {
             Self::Dense(it) => gather_mm(x, &it.columns, None, chosen, false),
-            Self::Bf16(_, it) => {
-                let columns = it.as_dtype(Dtype::Float32)?.swap_axes(-1, -2)?;
-                gather_mm(x, &columns, None, chosen, false)
-            }
-            Self::Packed(it) => it.packed.gathered_product(x, chosen),
+            Self::Bf16(native, it) => native.gathered_widening_product(x, it, chosen),
+            Self::Packed(it) => it.backend.gathered_packed_product(x, &it.packed, chosen),
         }
     }
 
@@ -193,16 +232,7 @@ impl Weight {
                     *self = Self::Dense(Dense { narrow, ..dense });
                 }
             },
-            (Self::Packed(Quantized { packed: it, .. }), ending) => {
-                let (mut words, mut scales) = (it.words().clone(), it.scales().clone());
-                let mut biases = it.biases().cloned();
-                match ending {
-                    "weight" => words = array,
-                    "scales" => scales = array.as_dtype(scales.dtype())?,
-                    _ => biases = Some(array.as_dtype(scales.dtype())?),
-                }
-                *it = Packed::new(words, scales, biases, it.quantization())?;
-            }
+            (Self::Packed(it), ending) => it.set(ending, array)?,
         }
         Ok(())
     }
@@ -218,6 +248,51 @@ impl Weight {
 
     pub(crate) fn is_quantized(&self) -> bool {
         matches!(self, Self::Packed(_))
+    }
+}
+
+impl Quantized {
+    /// The dtype in which scales or biases stored as `stored` are kept: narrow ones stay so where the
+    /// products widen them.
+    pub(crate) fn kept(backend: Backend, stored: Dtype, dtype: Dtype) -> Dtype {
+        match stored {
+            Dtype::Bfloat16 if backend.native().is_some() => stored,
+            _ => dtype,
+        }
+    }
+
+    /// Puts `array` in place of the one with this ending.
+    fn set(&mut self, ending: &str, array: Array) -> MlxResult<()> {
+        let packed = &self.packed;
+        let kept = match array.dtype() {
+            it if it.is_float() => array.as_dtype(Self::kept(self.backend, it, self.dtype))?,
+            _ => array,
+        };
+        let (mut words, mut scales) = (packed.words().clone(), packed.scales().clone());
+        let mut biases = packed.biases().cloned();
+        match ending {
+            "weight" => words = kept,
+            "scales" => scales = kept,
+            _ => biases = Some(kept),
+        }
+        self.packed = Packed::new(words, scales, biases, packed.quantization())?;
+        Ok(())
+    }
+}
+
+/// One packed matrix per expert, all in the same quantization.
+fn together(each: &[&Packed]) -> MlxResult<Packed> {
+    let all = |of: fn(&Packed) -> Option<&Array>| -> MlxResult<Option<Array>> {
+        let arrays: Option<Vec<&Array>> = each.iter().map(|it| of(it)).collect();
+        arrays.map(|it| stack(&it, 0)).transpose()
+    };
+    let words = all(|it| Some(it.words()))?;
+    let scales = all(|it| Some(it.scales()))?;
+    match (words, scales, each.first()) {
+        (Some(words), Some(scales), Some(first)) => {
+            Packed::new(words, scales, all(Packed::biases)?, first.quantization())
+        }
+        _ => Err(Exception::custom("there are no experts")),
     }
 }
 

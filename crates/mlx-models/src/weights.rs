@@ -15,6 +15,7 @@ use crate::{
     checkpoint::{Naming, Skipped, Tensors},
     config::{Config, Dims},
     experts::{Experts, Layout},
+    foreign,
     input::quoted,
     linear::Linear,
     moe::ExpertNames,
@@ -49,6 +50,7 @@ impl Weights {
         config: &Config,
         dtype: Option<Dtype>,
     ) -> Result<Self> {
+        let tensors = foreign::adopt(&name, config, tensors)?;
         let scheme = Scheme::read(config)?;
         let naming = Naming::of(&tensors);
         let (tensors, skipped) = naming.language_model(tensors, config.has("text_config"));
@@ -135,12 +137,16 @@ impl Weights {
             return self.packed(at, leading, rows, columns);
         }
         let name = format!("{at}.weight");
-        let shape = [leading, &[rows, columns]].concat();
-        if let (Some(native), true) = (self.narrow(&name), leading.is_empty()) {
-            return Ok(Weight::Bf16(native, self.take_as(&name, &shape, Dtype::Bfloat16)?));
+        self.plain(&name, &[leading, &[rows, columns]].concat())
+    }
+
+    /// Takes a weight that is not packed.
+    fn plain(&mut self, name: &str, shape: &[usize]) -> Result<Weight> {
+        if let Some(native) = self.narrow(name) {
+            return Ok(Weight::Bf16(native, self.take_as(name, shape, Dtype::Bfloat16)?));
         }
-        let dense = self.take(&name, &shape)?;
-        self.dense(&name, dense)
+        let dense = self.take(name, shape)?;
+        self.dense(name, dense)
     }
 
     fn dense(&self, name: &str, array: Array) -> Result<Weight> {
@@ -179,13 +185,14 @@ impl Weights {
         self.scheme.check(at, it)?;
         let shape = |last: usize| [leading, &[rows, last]].concat();
         let words = self.take_as(&format!("{at}.weight"), &shape(words), Dtype::Uint32)?;
-        let of_scales = if is_float { self.dtype } else { Dtype::Uint8 };
-        let scales = self.take_as(&format!("{at}.scales"), &shape(groups), of_scales)?;
-        let biases = if it.mode == Mode::Affine {
-            Some(self.take(&format!("{at}.biases"), &shape(groups))?)
-        } else {
-            None
+        let mut of_groups = |name: &str| {
+            let name = format!("{at}.{name}");
+            let stored = self.tensors.get(&name).map_or(self.dtype, Array::dtype);
+            let kept = Quantized::kept(self.backend, stored, self.dtype);
+            self.take_as(&name, &shape(groups), if is_float { kept } else { Dtype::Uint8 })
         };
+        let scales = of_groups("scales")?;
+        let biases = if it.mode == Mode::Affine { Some(of_groups("biases")?) } else { None };
         let packed = Packed::new(words, scales, biases, it).map_err(|e| self.failed(at, &e))?;
         Ok(self.quantized(packed))
     }
@@ -219,13 +226,20 @@ impl Weights {
         Ok(Linear::new(at, self.dense(&name, weight)?, None))
     }
 
-    /// Takes `{at}.weight`, one matrix of `[rows, columns]` for each of `count`.
+    /// Takes `{at}.weight`, one matrix of `[rows, columns]` for each of `count`, to be computed with whole:
+    /// they are kept in the compute dtype where they are not packed.
     pub(crate) fn stacked(
         &mut self,
         at: &str,
         [count, rows, columns]: [usize; 3],
     ) -> Result<Experts> {
-        let weight = self.weight(at, &[count], rows, columns)?;
+        let weight = if self.has(&format!("{at}.scales")) {
+            self.packed(at, &[count], rows, columns)?
+        } else {
+            let name = format!("{at}.weight");
+            let dense = self.take(&name, &[count, rows, columns])?;
+            self.dense(&name, dense)?
+        };
         Ok(Experts::new(at.to_owned(), weight, None, Layout::Together))
     }
 
@@ -266,8 +280,12 @@ impl Weights {
         let weight = if together {
             self.weight(&path, &[count], rows, columns)?
         } else {
-            let weight = take("weight", &[rows, columns])?;
-            self.dense(&path, weight)?
+            let at = format!("{at}.experts");
+            let each = (0..count)
+                .map(|it| self.weight(&format!("{at}.{it}.{each}"), &[], rows, columns))
+                .collect::<Result<Vec<_>>>()?;
+            let weight = Weight::stacked(&each).and_then(|it| it.eval().map(|()| it));
+            weight.map_err(|e| self.failed(&path, &e))?
         };
         let layout = if together { Layout::Together } else { Layout::Each };
         Ok(Experts::new(path, weight, bias, layout))
@@ -287,15 +305,14 @@ impl Weights {
             let weight = self.in_blocks(&path, [count, rows, columns])?;
             return Ok(Experts::new(path, weight, bias, Layout::Blocks));
         }
-        let layout = if names.transposed { Layout::Transposed } else { Layout::Bare };
-        let weight = if names.transposed {
-            let stored = self.take(&path, &[count, columns, rows])?;
-            stored.swap_axes(-1, -2).map_err(|e| self.failed(&path, &e))?
-        } else {
-            self.take(&path, &[count, rows, columns])?
-        };
-        let weight = self.dense(&path, weight)?;
-        Ok(Experts::new(path, weight, bias, layout))
+        if !names.transposed {
+            let weight = self.plain(&path, &[count, rows, columns])?;
+            return Ok(Experts::new(path, weight, bias, Layout::Bare));
+        }
+        let stored = self.take(&path, &[count, columns, rows])?;
+        let turned = stored.swap_axes(-1, -2).map_err(|e| self.failed(&path, &e))?;
+        let weight = self.dense(&path, turned)?;
+        Ok(Experts::new(path, weight, bias, Layout::Transposed))
     }
 
     /// Takes `{path}_blocks` and `_scales`, OpenAI's mxfp4. Both give a byte's lower half to the first of

@@ -188,12 +188,55 @@ fn config_fields_are_named() {
         ("rope_scaling", json!({"rope_type": "spiral"}), vec!["`rope_type` is \"spiral\""]),
         ("rope_scaling", json!({"rope_type": "linear"}), vec!["`factor` is missing"]),
         ("hidden_act", json!("relu6"), vec!["`hidden_act` is \"relu6\""]),
-        ("quantization_config", json!({"quant_method": "awq"}), vec!["\"awq\""]),
+        (
+            "quantization_config",
+            json!({"quant_method": "bitnet"}),
+            vec!["`quant_method` is \"bitnet\""],
+        ),
+        (
+            "quantization_config",
+            json!({"quant_method": "awq", "bits": 3}),
+            vec!["`bits` is 3; of awq 4 bits"],
+        ),
+        (
+            "quantization_config",
+            json!({"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}),
+            vec!["`format` is \"nvfp4-pack-quantized\""],
+        ),
+        ("quantization", json!({"mode": "spiral"}), vec!["`mode` is \"spiral\"", "nvfp4"]),
     ] {
         let folder = copy("llama");
         edit_config(folder.path(), |config| config[field] = value.clone());
         check(folder.path(), ErrorKind::Config, &words);
     }
+}
+
+#[test]
+fn half_a_foreign_weight_is_refused_by_name() {
+    for (name, from, to, words) in [
+        ("llama-awq", "q_proj.qzeros", "q_proj.zeros", "q_proj.qzeros` is missing"),
+        (
+            "llama-compressed",
+            "q_proj.weight_scale",
+            "q_proj.scale",
+            "q_proj.weight_scale` is missing",
+        ),
+        ("llama-fp8", "q_proj.weight", "q_proj.codes", "q_proj.weight` is missing"),
+    ] {
+        let folder = copy(name);
+        edit_header(folder.path(), |header| {
+            let header = header.as_object_mut().unwrap();
+            let at = "model.layers.0.self_attn";
+            let tensor = header.remove(&format!("{at}.{from}")).unwrap();
+            header.insert(format!("{at}.{to}"), tensor);
+        });
+        check(folder.path(), ErrorKind::Weights, &[&folder.path().display().to_string(), words]);
+    }
+    let folder = copy("llama-fp8");
+    edit_config(folder.path(), |config| {
+        config["quantization_config"]["weight_block_size"] = json!([64, 64]);
+    });
+    check(folder.path(), ErrorKind::Weights, &["down_proj.weight_scale_inv`", "do not fit"]);
 }
 
 /// What Python's `json` writes and reads, and what no reader of ours needs.

@@ -70,7 +70,11 @@ fn noise(seed: u64, shape: &[i32]) -> Array {
 
 #[test]
 fn the_parameters_are_the_tensors_of_the_checkpoint() {
-    for folder in folders() {
+    // Other quantizers' tensors become others when they are loaded.
+    let foreign = |it: &PathBuf| {
+        fs::read_to_string(it.join("config.json")).unwrap().contains("\"quant_method\"")
+    };
+    for folder in folders().into_iter().filter(|it| !foreign(it)) {
         let model = Decoder::load(&folder, ComputeDtype::Float32).unwrap();
         let mut shapes = BTreeMap::new();
         model.visit_parameters(|it| {
