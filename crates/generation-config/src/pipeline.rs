@@ -209,7 +209,7 @@ impl Resolved {
             xtc_special_tokens: tokens("xtc_special_tokens", spared)?,
             mirostat: self.mirostat()?,
         };
-        warpers.chain().map_err(of_warper)
+        warpers.chain().map_err(|it| of_warper(&it))
     }
 
     fn order(&self) -> Result<Order> {
@@ -239,7 +239,7 @@ impl Resolved {
                 return Err(Error::of(ErrorKind::Value, "mirostat", message));
             }
         };
-        mirostat.map(Some).map_err(of_warper)
+        mirostat.map(Some).map_err(|it| of_warper(&it))
     }
 
     fn add_after(&self, vocab_size: usize, list: &mut List) -> Result<()> {
@@ -259,7 +259,7 @@ impl Resolved {
 }
 
 /// A setting of a warper, which bears the name of its field.
-fn of_warper(source: processors::Error) -> Error {
+fn of_warper(source: &processors::Error) -> Error {
     match source.field() {
         Some(field) => Error::of(ErrorKind::Value, field, source.to_string()),
         None => Error::new(ErrorKind::Value, source.to_string()),

@@ -64,7 +64,7 @@ impl Rules {
         text: Option<&Text>,
         streams: impl Into<Streams>,
     ) -> Result<Self> {
-        let parts = resolved.pipeline(vocab_size).map_err(of_config)?;
+        let parts = resolved.pipeline(vocab_size).map_err(|e| of_config(&e))?;
         let limits = Limits {
             max_new_tokens: resolved.lengths.max_new_tokens(),
             eos: resolved.special_tokens.eos.clone(),
@@ -105,7 +105,7 @@ impl Rules {
 }
 
 /// A config's error as one of this crate.
-fn of_config(e: ConfigError) -> Error {
+fn of_config(e: &ConfigError) -> Error {
     match e.field() {
         Some(field) => Error::about(field, ErrorKind::Parameter, e.to_string()),
         None => Error::new(ErrorKind::Parameter, e.to_string()),
