@@ -20,6 +20,8 @@ pub enum Ability {
     ResumesCache,
     /// `use_cache` is false.
     Uncached,
+    /// A cache that keeps a part of the text (`max_kv_size`).
+    BoundedCache,
     /// A draft model or prompt lookup.
     Assistant,
     /// `guidance_scale`.
@@ -62,13 +64,14 @@ const MODES: [&str; 7] = [
     "constrained beam search",
 ];
 
-const TABLE: [(Ability, [u8; MODES.len()]); 18] = [
+const TABLE: [(Ability, [u8; MODES.len()]); 19] = [
     //                 sampling, assisted, contrastive, DoLa, beams, groups, words
     (Streaming, [1, 1, 1, 1, 0, 0, 0]),
     (SeveralPrompts, [1, 0, 1, 1, 1, 1, 1]),
     (SeveralSequences, [1, 0, 0, 1, 1, 1, 1]),
     (ResumesCache, [1, 1, 0, 1, 0, 0, 0]),
     (Uncached, [1, 0, 0, 0, 1, 1, 1]),
+    (BoundedCache, [1, 1, 1, 1, 1, 1, 1]),
     (Assistant, [0, 1, 0, 0, 0, 0, 0]),
     (Guidance, [1, 0, 0, 0, 0, 0, 0]),
     (DolaLayers, [0, 0, 0, 1, 0, 0, 0]),
@@ -86,7 +89,7 @@ const TABLE: [(Ability, [u8; MODES.len()]); 18] = [
 ];
 
 /// What no mode can do at once.
-const EXCLUSIVE: [(Ability, Ability); 12] = [
+const EXCLUSIVE: [(Ability, Ability); 13] = [
     (ResumesCache, Uncached),
     (ResumesCache, SeveralPrompts),
     (ResumesCache, SeveralSequences),
@@ -99,6 +102,8 @@ const EXCLUSIVE: [(Ability, Ability); 12] = [
     (SoftPrompt, Guidance),
     (SoftPrompt, HiddenStates),
     (SoftPrompt, Attentions),
+    // The columns of a bounded cache are not the positions of the text.
+    (BoundedCache, Attentions),
 ];
 
 /// The subject of a sentence.
@@ -110,6 +115,7 @@ impl fmt::Display for Ability {
             SeveralSequences => "`num_return_sequences` above 1",
             ResumesCache => "a cache to resume",
             Uncached => "`use_cache` = false",
+            BoundedCache => "a cache bounded by `max_kv_size`",
             Assistant => "a draft model or prompt lookup",
             Guidance => "`guidance_scale`",
             DolaLayers => "`dola_layers`",

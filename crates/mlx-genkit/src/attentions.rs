@@ -112,6 +112,10 @@ impl AttentionRecorder {
         for &layer in &self.layers {
             let parts = self.parts();
             let parts: Vec<&Part> = parts.iter().filter(|it| it.layer == layer).collect();
+            if parts.is_empty() && fed.tokens > 0 {
+                let what = format!("the attention of layer {layer} does not show its weights");
+                return Err(Error::new(ErrorKind::Request, what));
+            }
             let places = fed.places(parts.iter().map(|it| (&it.rows, it.weights.dim(2) as usize)));
             let read = |part: &&Part| Read::new(part, fed).transpose();
             let read: Vec<_> = parts.iter().map(read).collect::<Result<_>>()?;

@@ -151,6 +151,8 @@ impl<'a> Plan<'a> {
         };
         let rules = rules(&resolved, model, request.processors, request.criteria, request.seed)?;
         resolved.warnings.extend_from_slice(&rules.warnings);
+        let is_bounded = resolved.cache.bound.is_some()
+            || request.cache.as_ref().is_some_and(|it| it.options().bound.is_some());
         let wanted = [
             (prompts.len() > 1, Ability::SeveralPrompts),
             (resolved.num_return_sequences > 1, Ability::SeveralSequences),
@@ -165,6 +167,7 @@ impl<'a> Plan<'a> {
             (attentions.is_some(), Ability::Attentions),
             (resolved.config.use_cache == Some(false), Ability::Uncached),
             (request.cache.is_some(), Ability::ResumesCache),
+            (is_bounded, Ability::BoundedCache),
             (hook.budget(RowId::default()).is_some(), Ability::KlBudget),
             (resolved.has_grammar(), Ability::Grammar),
             (rules.stop.has_criteria(), Ability::Criteria),

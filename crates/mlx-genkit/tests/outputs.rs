@@ -181,6 +181,16 @@ fn what_cannot_be_had_is_refused() {
     assert!(layer.contains("layer 99"), "{layer}");
     let layer = refused(Request::new(prompt()).config(greedy()).attentions([99]));
     assert!(layer.contains("layer 99"), "{layer}");
+    let bounded = GenerationConfig {
+        output_hidden_states: None,
+        output_attentions: Some(true),
+        max_kv_size: Some(16),
+        ..greedy()
+    };
+    assert!(
+        refused(Request::new(prompt()).config(bounded))
+            .contains("not available together with a record of attention weights")
+    );
     let uncached = || GenerationConfig { use_cache: Some(false), ..greedy() };
     let lookup = GenerationConfig { prompt_lookup_num_tokens: Some(2), ..uncached() };
     assert!(
