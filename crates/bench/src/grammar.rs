@@ -51,6 +51,8 @@ impl Masks {
     /// When the document does not fit the schema.
     pub fn step(&mut self) -> Result<()> {
         let context = Context::new(&self.tokens[..self.written], 0);
+        // What earlier masks banned stays so, for filling the row would cost more than the mask.
+        self.scores[self.tokens[self.written] as usize] = 0.0;
         self.processor.process(&context, &mut self.scores)?;
         self.written = (self.written + 1) % self.tokens.len();
         Ok(())

@@ -278,7 +278,10 @@ fn check_header(path: &Path) -> Result<()> {
         ));
     }
     for (name, info) in metadata.tensors() {
-        if !KNOWN.contains(&info.dtype) {
+        // Whole numbers are what other packers keep beside a weight, never the weight itself.
+        let is_whole = matches!(info.dtype, Dtype::I32 | Dtype::I64);
+        let is_plain = name.ends_with(".weight") || name.ends_with(".bias");
+        if !KNOWN.contains(&info.dtype) || (is_whole && is_plain) {
             return Err(unsupported(path, &name, info.dtype));
         }
         if info.shape.iter().any(|&it| i32::try_from(it).is_err()) {

@@ -95,7 +95,7 @@ impl Quantization {
 /// use mlx_rs::{Array, ops::quantize};
 /// use mlxgk_native::{Packed, Quantization};
 ///
-/// # fn main() -> Result<(), mlx_rs::error::Exception> {
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let matrix = Array::from_iter((0..4 * 64).map(|it| (it % 16) as f32), &[4, 64]);
 /// let (words, scales, biases) = quantize(&matrix, 64, 4)?;
 /// let packed = Packed::new(words, scales, Some(biases), Quantization::affine(64, 4).unwrap())?;

@@ -54,11 +54,11 @@ fn tokenizers_that_cannot_be_read() {
         (br#"{"decoder": {"type": "Fuse", ], "model": {}}"#, "at line 1 column"),
         (
             br#"{"normalizer": {"type": "Precompiled", "precompiled_charsmap": "!"}, "model": {}}"#,
-            "the `Precompiled` character map cannot be read",
+            "`normalizer.precompiled_charsmap` is not base64 of a character map",
         ),
         (
             br#"{"normalizer": {"type": "Sequence", "normalizers": [{"type": "Precompiled"}]}}"#,
-            "the `Precompiled` character map cannot be read",
+            "`normalizer.normalizers[0].precompiled_charsmap` is not base64 of a character map",
         ),
     ];
     for (content, what) in cases {
