@@ -43,6 +43,10 @@ fn cargo_test(selection: &[&str]) -> Result<Outcome> {
         // Metal's command buffers are not made for several test threads at once.
         test.args(["--", "--test-threads=1"]);
     }
+    if std::env::var_os("OPENBLAS_NUM_THREADS").is_none() {
+        // Tests already run side by side, on small models: a product's threads would only wait.
+        test.env("OPENBLAS_NUM_THREADS", "1");
+    }
     watch(&mut test)
 }
 
