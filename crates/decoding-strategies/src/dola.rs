@@ -13,7 +13,7 @@ use mlx_rs::{
 };
 use mlxgk_mlx_models::{Capture, Decoder, HookPoint};
 
-use crate::{Error, ErrorKind, Result, session::last_position};
+use crate::{Error, ErrorKind, Result, reader::last_position};
 
 /// A token at most this much less likely than the likeliest stays in the running.
 const RELATIVE_TOP: f64 = 0.1;

@@ -4,7 +4,7 @@ use mlx_rs::{Array, ops::logsumexp_axis};
 use mlxgk_kv_cache::RowId;
 use mlxgk_mlx_models::{Decoder, ResidualHook};
 
-use crate::{Error, ErrorKind, Result, TokenLogprobs, session::Pending};
+use crate::{Error, ErrorKind, Result, TokenLogprobs, pending::Pending};
 
 /// Positions scored per pass; their logits are the largest thing in memory (fp32, this many times
 /// the vocabulary).

@@ -8,8 +8,8 @@ use mlx_rs::{
 
 use super::Lookahead;
 use crate::{
-    DecoderSession, Error, ErrorKind, LanguageModel, Prefill, Reorder, Result,
-    session::{Pending, indices},
+    DecoderSession, Error, ErrorKind, LanguageModel, Prefill, Reorder, Result, pending::Pending,
+    session::indices,
 };
 
 /// A decoder in the middle of a batch of sequences, with what its last layer made of every token.
