@@ -1,9 +1,14 @@
 //! The command line: which chore, and its help.
 
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+use crate::dist;
 use crate::failure::{Failure, Result};
 #[cfg(target_os = "linux")]
 use crate::sanitize;
-use crate::{bench, check_convert, examples, features, parity, record, run, setup, test, tidy};
+use crate::{
+    bench, book, check, check_convert, examples, features, mac_check, packages, parity, record,
+    release, run, setup, test, tidy,
+};
 
 /// A chore as the user calls it.
 struct Chore {
@@ -80,6 +85,43 @@ const CHORES: &[Chore] = &[
         summary: "check the house rules that no compiler checks",
         help: tidy::HELP,
         run: tidy::run,
+    },
+    Chore {
+        name: "book",
+        summary: "build the book of docs/, or refresh what it shows",
+        help: book::HELP,
+        run: book::run,
+    },
+    Chore {
+        name: "packages",
+        summary: "check what is published: metadata, contents, dependency counts",
+        help: packages::HELP,
+        run: packages::run,
+    },
+    Chore {
+        name: "check",
+        summary: "ask other tools: semver, licences, unused dependencies, other targets",
+        help: check::HELP,
+        run: check::run,
+    },
+    #[cfg(any(target_os = "linux", target_os = "macos"))]
+    Chore {
+        name: "dist",
+        summary: "pack the program with all it needs",
+        help: dist::HELP,
+        run: dist::run,
+    },
+    Chore {
+        name: "release",
+        summary: "make the next version: changelog, commit, tag",
+        help: release::HELP,
+        run: release::run,
+    },
+    Chore {
+        name: "mac-check",
+        summary: "run on a Mac what only a Mac can show",
+        help: mac_check::HELP,
+        run: mac_check::run,
     },
 ];
 

@@ -10,15 +10,23 @@
 )]
 
 mod bench;
+mod book;
+mod check;
 mod check_convert;
 mod cli;
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+mod dist;
 mod examples;
 mod failure;
 mod features;
+mod links;
+mod mac_check;
+mod packages;
 mod parity;
 mod process;
 mod python;
 mod record;
+mod release;
 mod run;
 #[cfg(target_os = "linux")]
 mod sanitize;

@@ -69,3 +69,65 @@ pub(crate) fn ensure() -> Result<bool> {
 pub(crate) fn ensure() -> Result<bool> {
     Err(crate::failure::Failure::usage("MLX runs on macOS and Linux only"))
 }
+
+/// The native libraries in a form that can be moved, for archives.
+#[cfg(target_os = "linux")]
+#[derive(Debug)]
+pub(crate) struct Movable {
+    /// The folder that `libmlxc.so` is linked from.
+    pub(crate) library: std::path::PathBuf,
+    /// Files, and where they belong within an archive.
+    pub(crate) files: Vec<(std::path::PathBuf, std::path::PathBuf)>,
+    /// Licences of others, and their names in an archive.
+    pub(crate) licences: Vec<(std::path::PathBuf, String)>,
+    pub(crate) triple: &'static str,
+}
+
+/// Makes the native library once more, under its bare name instead of its path, so that a program finds
+/// it by a run path of its own, wherever both lie.
+#[cfg(target_os = "linux")]
+pub(crate) fn movable() -> Result<Movable> {
+    use std::fs;
+
+    use crate::failure::Context;
+    use crate::workspace;
+
+    ensure()?;
+    let recipe = recipe::Recipe::new(&workspace::root())?;
+    let build = workspace::build();
+    let home = recipe.home(&build);
+    let wheels = wheels::Wheels::unpacked(&home);
+    let made = build.join("dist/native").join(home.file_name().unwrap_or_default());
+    let library = made.join("lib/libmlxc.so");
+    if !library.is_file() {
+        eprintln!("dist: compiling MLX's C interface under its bare name");
+        let unfinished = made.with_extension("tmp");
+        fs::create_dir_all(unfinished.join("lib"))
+            .context(|| format!("cannot create {}", unfinished.display()))?;
+        let sources = mlxc::fetch_sources(&workspace::root(), recipe.triple())?;
+        mlxc::build(&sources, &wheels, &unfinished, std::path::Path::new("libmlxc.so"))?;
+        fs::rename(&unfinished, &made).context(|| format!("cannot create {}", made.display()))?;
+    }
+    let folder = home.join(wheels::FOLDER);
+    let mut files = vec![(library.clone(), "lib/libmlxc.so".into())];
+    let mut licences = Vec::new();
+    for path in paths::files_below(&folder)? {
+        let within = path.strip_prefix(&folder).unwrap_or(&path).to_owned();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.contains(".so") {
+            files.push((path.clone(), std::path::Path::new(wheels::FOLDER).join(within)));
+        } else if name.to_uppercase().starts_with("LICEN") {
+            let package = within.iter().next().unwrap_or_default().to_string_lossy();
+            // libclang is not in the archive.
+            if !package.starts_with("libclang") {
+                licences.push((path.clone(), format!("{}.txt", package.replace(".dist-info", ""))));
+            }
+        }
+    }
+    let mlxc = mlxc::fetch_sources(&workspace::root(), recipe.triple())?.join("LICENSE");
+    if mlxc.is_file() {
+        licences.push((mlxc, "mlx-c.txt".into()));
+    }
+    let library = made.join("lib");
+    Ok(Movable { library, files, licences, triple: recipe.triple() })
+}

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::failure::{Context, Failure, Result};
-use crate::{cli, process, workspace};
+use crate::{cli, links, process, workspace};
 
 pub(crate) const HELP: &str = "\
 Checks the house rules that no compiler checks.
@@ -15,6 +15,8 @@ Usage: cargo xtask tidy
   - every Rust module opens with `//!`, saying what it is
   - no line ends in a space or a tab
   - every crate has a README.md
+  - links between pages lead somewhere, also from crates.io, docs.rs and the book
+  - every page in docs/ is a chapter of the book (docs/SUMMARY.md)
   - a library whose manifest says `test = false`, so that no empty test program is built of it, has
     no unit tests
 
@@ -45,6 +47,9 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         if is_ours(&path) && path.is_file() {
             let text = fs::read_to_string(&path).context(|| format!("cannot read {name}"))?;
             faults.extend(faults_in(Path::new(name), &text));
+            if name.ends_with(".md") && !name.starts_with("fixtures/models/") {
+                faults.extend(links::faults(&root, name, &text));
+            }
             if untested.iter().any(|it| name.starts_with(it)) && text.contains("#[cfg(test)]") {
                 faults.push(format!("{name}: a unit test that `test = false` keeps from running"));
             }
@@ -56,10 +61,21 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
             }
         }
     }
+    let pages = listing.lines().filter_map(|it| it.strip_prefix("docs/"));
+    faults.extend(missing_chapters(&root, pages)?);
     if faults.is_empty() {
         return Ok(());
     }
     Err(Failure::new(format!("not tidy:\n{}", faults.join("\n"))))
+}
+
+/// The pages that the book's table of contents does not name.
+fn missing_chapters<'p>(root: &Path, pages: impl Iterator<Item = &'p str>) -> Result<Vec<String>> {
+    let summary = fs::read_to_string(root.join("docs/SUMMARY.md"))
+        .context(|| "cannot read docs/SUMMARY.md")?;
+    let missing = pages.filter(|it| it.ends_with(".md") && *it != "SUMMARY.md");
+    let missing = missing.filter(|it| !summary.contains(&format!("({it})")));
+    Ok(missing.map(|it| format!("docs/{it}: not in docs/SUMMARY.md")).collect())
 }
 
 /// Text that people here write, as opposed to recorded data.

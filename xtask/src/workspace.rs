@@ -37,6 +37,54 @@ pub(crate) fn features() -> Result<Vec<(String, Vec<String>)>> {
     Ok(metadata["packages"].as_array().into_iter().flatten().filter_map(package).collect())
 }
 
+/// The packages that are published, as `cargo metadata` describes them, each behind those it depends
+/// on.
+pub(crate) fn published() -> Result<Vec<Value>> {
+    let mut metadata = metadata()?;
+    let packages = metadata["packages"].as_array_mut().map(std::mem::take).unwrap_or_default();
+    // `publish = false` is an empty list of registries.
+    let packages = packages.into_iter().filter(|it| it["publish"] != Value::Array(Vec::new()));
+    Ok(in_order(packages.collect()))
+}
+
+/// Puts packages behind those among them that they depend on.
+fn in_order(mut packages: Vec<Value>) -> Vec<Value> {
+    let mut ordered: Vec<Value> = Vec::new();
+    while !packages.is_empty() {
+        let ready = packages.iter().position(|package| {
+            let mut needed = package["dependencies"].as_array().into_iter().flatten();
+            // What tests alone take by its path is left out of a published manifest.
+            needed.all(|it| {
+                it["kind"] == "dev" && it["req"] == "*"
+                    || !packages.iter().any(|other| other["name"] == it["name"])
+            })
+        });
+        // Cargo refuses circles, so there is always one.
+        let Some(ready) = ready else { break };
+        ordered.push(packages.remove(ready));
+    }
+    ordered.append(&mut packages);
+    ordered
+}
+
+/// The packages that one is built of, itself included.
+pub(crate) fn dependencies(name: &str, features: &[&str]) -> Result<Vec<String>> {
+    let mut tree = process::cargo();
+    tree.current_dir(root());
+    tree.args(["tree", "--offline", "--locked", "--edges", "normal", "--prefix", "none"]);
+    tree.args(["--target", "x86_64-unknown-linux-gnu", "--package", name]);
+    let listing = process::capture(tree.args(features))?;
+    // `name v1.2.3 (where) (*)`.
+    let mut packages: Vec<String> = listing
+        .lines()
+        .map(|it| it.split(' ').take(2).collect::<Vec<_>>().join(" "))
+        .filter(|it| !it.is_empty())
+        .collect();
+    packages.sort();
+    packages.dedup();
+    Ok(packages)
+}
+
 fn metadata() -> Result<Value> {
     let metadata = process::capture(process::cargo().current_dir(root()).args([
         "metadata",
@@ -45,4 +93,27 @@ fn metadata() -> Result<Value> {
         "--offline",
     ]))?;
     serde_json::from_str(&metadata).context(|| "cannot read the output of `cargo metadata`")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn packages_stand_behind_what_they_depend_on() {
+        let package = |name: &str, needs: &[&str], tests: &[&str]| {
+            let needs = needs.iter().map(|it| json!({"name": it, "kind": null}));
+            let tests = tests.iter().map(|it| json!({"name": it, "kind": "dev", "req": "*"}));
+            json!({"name": name, "dependencies": needs.chain(tests).collect::<Vec<_>>()})
+        };
+        let packages = vec![
+            package("facade", &["loops", "serde"], &[]),
+            package("loops", &["cache"], &["facade"]),
+            package("cache", &[], &["loops"]),
+        ];
+        let names: Vec<Value> = in_order(packages).iter().map(|it| it["name"].clone()).collect();
+        assert_eq!(names, ["cache", "loops", "facade"]);
+    }
 }

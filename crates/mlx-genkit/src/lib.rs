@@ -59,3 +59,22 @@ pub use self::prompt::Prompt;
 pub use self::request::{AssistedRequest, Request};
 pub use self::score::Scored;
 pub use self::stream::TokenStream;
+
+/// The Rust of the book, which the doc tests compile and run.
+#[cfg(doctest)]
+mod book {
+    #[doc = include_str!("../../../README.md")]
+    struct FrontPage;
+    #[doc = include_str!("../../../docs/install.md")]
+    struct Install;
+    #[doc = include_str!("../../../docs/tutorials/json.md")]
+    struct Json;
+    #[doc = include_str!("../../../docs/steering.md")]
+    struct Steering;
+    #[doc = include_str!("../../../docs/caches.md")]
+    struct Caches;
+    #[doc = include_str!("../../../docs/from-python.md")]
+    struct FromPython;
+    #[doc = include_str!("../../../docs/without-mlx.md")]
+    struct WithoutMlx;
+}

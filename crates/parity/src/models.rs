@@ -225,9 +225,14 @@ impl Forward {
             return Err(format!("{} layers instead of {}", layers.len(), self.hidden.len()));
         }
         let mut worst = Deviation(0.0);
-        for (array, theirs) in layers.iter().zip(&self.hidden) {
+        for ((array, theirs), layer) in layers.iter().zip(&self.hidden).zip(&self.layers) {
             let widest = theirs.iter().flatten().fold(1.0_f32, |widest, it| widest.max(it.abs()));
             let Deviation(difference) = self.at_positions(&rows_of(array)?, theirs)?;
+            let error = f64::from(difference / widest);
+            // The first layer that is off has the cause; those behind it only pass it on.
+            if error.is_nan() || error > TOLERANCE {
+                return Err(format!("layer {layer} is off by {error:.1e}"));
+            }
             worst = worst.or(Deviation(difference / widest));
         }
         Ok(worst)

@@ -24,8 +24,3 @@ pub use self::words::WordLists;
 pub fn news_prompts() -> Vec<Prompt> {
     include_str!("news.txt").lines().map(Prompt::from).collect()
 }
-
-/// Compiles the code of the guide.
-#[cfg(doctest)]
-#[doc = include_str!("../../../docs/steering.md")]
-struct Guide;

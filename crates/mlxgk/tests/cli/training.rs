@@ -1,4 +1,4 @@
-//! `mlxgk train` and what is done with what it leaves. The guide's own commands are run here, too.
+//! `mlxgk train` and what is done with what it leaves. The guide's own commands are run by `pages.rs`.
 
 use std::{
     fs,
@@ -9,60 +9,34 @@ use std::{
 
 use serde_json::Value;
 
-use crate::shared::{bundled, fixture, mlxgk, run, write};
+use crate::shared::{fixture, mlxgk, write};
 
 fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// The fenced blocks of the guide in the language.
-fn blocks<'g>(guide: &'g str, language: &str) -> Vec<&'g str> {
-    let begin = format!("```{language}\n");
-    guide.split(begin.as_str()).skip(1).map(|it| it.split("```").next().unwrap()).collect()
-}
-
-/// Every command of the guide, in its order and as it stands there, on the data that stands there.
+/// A voice is learned: the loss falls far below where it began, and the run leaves a plot of it.
 #[test]
-fn the_guide_does_what_it_says() {
-    let guide = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/training.md");
-    let guide = fs::read_to_string(guide).unwrap();
+fn a_voice_is_learned() {
     let folder = tempfile::tempdir().unwrap();
-    let data = blocks(&guide, "json");
-    assert!(data[0].lines().count() >= 8);
-    fs::write(folder.path().join("robot.jsonl"), data[0]).unwrap();
-    fs::write(folder.path().join("preferences.jsonl"), data[1]).unwrap();
-    let mut commands = 0;
-    for line in blocks(&guide, "sh").iter().flat_map(|it| it.lines()) {
-        let line = line.split(" # ").next().unwrap().trim();
-        if line.is_empty() {
-            continue;
-        }
-        let words = line.strip_prefix("mlxgk ").unwrap_or_else(|| panic!("{line}"));
-        let mut args: Vec<String> = Vec::new();
-        for (at, part) in words.split('"').enumerate() {
-            match at % 2 {
-                0 => args.extend(part.split_whitespace().map(str::to_owned)),
-                _ => args.push(part.to_owned()),
-            }
-        }
-        // The one command that needs a model's folder.
-        let place = args.iter().position(|it| it == "./model");
-        let model = place.map(|_| bundled());
-        if let (Some(place), Some(model)) = (place, &model) {
-            args[place] = text(model.path());
-        }
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mlxgk"));
-        // Tests run side by side, where BLAS's threads would mostly wait for each other.
-        command.args(&args).current_dir(&folder).env("OPENBLAS_NUM_THREADS", "1");
-        let found = run(&mut command, b"");
-        assert_eq!(found.status, Some(0), "{line}: {}", found.stderr);
-        commands += 1;
-        if line.contains("--adapter robot ") && line.contains("generate") {
-            assert!(found.stdout.to_lowercase().contains("beep"), "{line}: {}", found.stdout);
-        }
-    }
-    assert!(commands >= 7, "{commands}");
-    // The voice is learned: the loss falls far below where it began.
+    let row = |question: &str, answer: &str| {
+        let messages = serde_json::json!({"messages": [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": format!("Beep. {answer} Beep.")},
+        ]});
+        format!("{messages}\n")
+    };
+    let rows = [
+        row("How is the weather?", "The weather is mild."),
+        row("Tell me about bread.", "Bread is warm."),
+        row("Tell me about the market.", "The market is loud."),
+        row("What is a lamp?", "A lamp is a light."),
+    ];
+    let data = write(folder.path(), "robot.jsonl", rows.concat());
+    let out = text(&folder.path().join("robot"));
+    let args = ["--steps", "15", "--batch-size", "4", "--lr", "1e-2", "--rank", "4"];
+    let found = mlxgk(&[&["train", "--data", &data, "--out", &out][..], &args].concat());
+    assert_eq!(found.status, Some(0), "{}", found.stderr);
     let metrics = fs::read_to_string(folder.path().join("robot/metrics.jsonl")).unwrap();
     let losses: Vec<f64> = metrics
         .lines()
