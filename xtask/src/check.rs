@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use serde_json::Value;
+
 use crate::failure::{Failure, Result};
 use crate::{process, workspace};
 
@@ -14,6 +16,7 @@ Usage: cargo xtask check [NAME...]
   deny               licences, advisories, sources of dependencies (cargo-deny; deny.toml)
   unused             no dependency that nothing uses (cargo-machete)
   minimal-versions   builds with the oldest dependencies allowed (cargo-minimal-versions, nightly)
+  rust               the crates without MLX build with the oldest Rust that they state (rustup)
   targets            the crates without MLX build for WebAssembly and Windows, as far as rustup has
                      those targets
 
@@ -59,7 +62,14 @@ const TOOLS: &[Tool] = &[
     },
 ];
 
-const TARGETS: &str = "targets";
+/// A check of our own.
+struct Own {
+    name: &'static str,
+    run: fn() -> Result<()>,
+}
+
+const OWN: &[Own] =
+    &[Own { name: "rust", run: oldest_rust }, Own { name: "targets", run: other_targets }];
 
 /// Where the crates without MLX should build, too.
 const OTHER_TARGETS: [&str; 3] = [WASM, "x86_64-pc-windows-gnu", "x86_64-pc-windows-msvc"];
@@ -71,25 +81,23 @@ const NOT_ON_WASM: [&str; 1] = ["mlxgk-model-hub"];
 
 /// The subcommand.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
-    let names: Vec<&str> = TOOLS.iter().map(|it| it.name).chain([TARGETS]).collect();
+    let names: Vec<&str> =
+        TOOLS.iter().map(|it| it.name).chain(OWN.iter().map(|it| it.name)).collect();
     if let Some(unknown) = arguments.iter().find(|it| !names.contains(&it.as_str())) {
         let names = names.join(", ");
         return Err(Failure::usage(format!("unknown check `{unknown}`; expected one of {names}")));
     }
-    let wanted = |name: &str| arguments.is_empty() || arguments.iter().any(|it| it == name);
     let mut failed = Vec::new();
-    for tool in TOOLS.iter().filter(|it| wanted(it.name)) {
-        println!("== {}", tool.name);
-        if let Err(failure) = ask(tool) {
-            eprintln!("error: {}", failure.message().unwrap_or("it failed"));
-            failed.push(tool.name);
+    for name in names {
+        if !arguments.is_empty() && !arguments.iter().any(|it| it == name) {
+            continue;
         }
-    }
-    if wanted(TARGETS) {
-        println!("== {TARGETS}");
-        if let Err(failure) = other_targets() {
+        println!("== {name}");
+        let tool = TOOLS.iter().find(|it| it.name == name).map(ask);
+        let own = || OWN.iter().find(|it| it.name == name).map_or(Ok(()), |it| (it.run)());
+        if let Err(failure) = tool.unwrap_or_else(own) {
             eprintln!("error: {}", failure.message().unwrap_or("it failed"));
-            failed.push(TARGETS);
+            failed.push(name);
         }
     }
     if failed.is_empty() {
@@ -109,20 +117,65 @@ fn ask(tool: &Tool) -> Result<()> {
     process::show(command.current_dir(workspace::root()).arg(tool.subcommand).args(tool.arguments))
 }
 
+/// The published crates that take no MLX.
+fn without_mlx() -> Result<Vec<Value>> {
+    let mut without = Vec::new();
+    for package in workspace::published()? {
+        let name = package["name"].as_str().unwrap_or_default();
+        let dependencies = workspace::dependencies(name, &[])?;
+        if !dependencies.iter().any(|it| it.starts_with("mlx-rs ")) {
+            without.push(package);
+        }
+    }
+    Ok(without)
+}
+
+fn oldest_rust() -> Result<()> {
+    let packages = without_mlx()?;
+    let mut versions: Vec<&str> =
+        packages.iter().filter_map(|it| it["rust_version"].as_str()).collect();
+    versions.sort_unstable();
+    versions.dedup();
+    for version in versions {
+        if !process::works("rustup", &["run", version, "cargo", "--version"]) {
+            return Err(Failure::usage(format!(
+                "Rust {version} is missing: rustup toolchain install {version} --profile minimal"
+            )));
+        }
+        let mut check = Command::new("rustup");
+        // Not from the checkout, whose configuration is for newer releases of cargo. Other members of the
+        // workspace may ask for a newer Rust; the crates' own dependencies are compiled all the same.
+        check.current_dir("/").args([
+            "run",
+            version,
+            "cargo",
+            "check",
+            "--lib",
+            "--ignore-rust-version",
+        ]);
+        check.arg("--manifest-path").arg(workspace::root().join("Cargo.toml"));
+        check.arg("--target-dir").arg(workspace::target()?.join(format!("rust-{version}")));
+        for package in packages.iter().filter(|it| it["rust_version"] == version) {
+            let name = package["name"].as_str().unwrap_or_default();
+            println!("{version}: {name}");
+            check.args(["--package", name]);
+        }
+        process::show(check.env_remove("CARGO").env_remove("RUSTUP_TOOLCHAIN"))?;
+    }
+    Ok(())
+}
+
 fn other_targets() -> Result<()> {
     let installed =
         process::capture(Command::new("rustup").args(["target", "list", "--installed"]))?;
-    let (there, missing): (Vec<&str>, Vec<&str>) =
-        OTHER_TARGETS.iter().partition(|it| installed.lines().any(|line| line == **it));
-    for target in missing {
-        println!("{target}: not installed (rustup target add {target})");
-    }
-    for target in there {
-        for package in workspace::published()? {
-            let name = package["name"].as_str().unwrap_or_default();
-            let dependencies = workspace::dependencies(name, &[])?;
-            let on_mlx = dependencies.iter().any(|it| it.starts_with("mlx-rs "));
-            if on_mlx || target == WASM && NOT_ON_WASM.contains(&name) {
+    let packages = without_mlx()?;
+    for target in OTHER_TARGETS {
+        if !installed.lines().any(|it| it == target) {
+            println!("{target}: not installed (rustup target add {target})");
+            continue;
+        }
+        for name in packages.iter().filter_map(|it| it["name"].as_str()) {
+            if target == WASM && NOT_ON_WASM.contains(&name) {
                 continue;
             }
             println!("{target}: {name}");

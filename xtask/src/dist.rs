@@ -108,7 +108,7 @@ fn version() -> Result<String> {
 fn crates() -> Result<String> {
     let mut tree = process::cargo();
     tree.current_dir(workspace::root());
-    tree.args(["tree", "--offline", "--edges", "normal", "--prefix", "none", "--package", "mlxgk"]);
+    tree.args(["tree", "--locked", "--edges", "normal", "--prefix", "none", "--package", "mlxgk"]);
     let listing = process::capture(tree.args(["--no-dedupe", "--format", "{p}: {l}"]))?;
     // Ours are named by where they lie.
     let mut lines: Vec<&str> = listing.lines().filter(|it| !it.contains(" (/")).collect();

@@ -17,7 +17,7 @@ Usage: cargo xtask packages [--write]
 
   --write   write the table of docs/reference/crates.md instead of comparing it
 
-It needs no network and compiles nothing.
+It compiles nothing.
 
 Example:
   cargo xtask packages";

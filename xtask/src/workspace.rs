@@ -71,7 +71,7 @@ fn in_order(mut packages: Vec<Value>) -> Vec<Value> {
 pub(crate) fn dependencies(name: &str, features: &[&str]) -> Result<Vec<String>> {
     let mut tree = process::cargo();
     tree.current_dir(root());
-    tree.args(["tree", "--offline", "--locked", "--edges", "normal", "--prefix", "none"]);
+    tree.args(["tree", "--locked", "--edges", "normal", "--prefix", "none"]);
     tree.args(["--target", "x86_64-unknown-linux-gnu", "--package", name]);
     let listing = process::capture(tree.args(features))?;
     // `name v1.2.3 (where) (*)`.

@@ -60,8 +60,8 @@ pub(super) fn make() -> Result<PathBuf> {
     for file in &files {
         relative_names_only(file)?;
     }
-    let needed = newest_glibc(&files)?;
-    println!("dist: runs with glibc {}.{} or newer", needed.0, needed.1);
+    let ((major, minor), file) = newest_glibc(&files)?;
+    println!("dist: runs with glibc {major}.{minor} or newer, which {file} asks for");
     archive.finish()
 }
 
@@ -100,12 +100,15 @@ fn names(entries: &str) -> impl Iterator<Item = &str> {
     lines.filter_map(|line| line.split_once('[')?.1.strip_suffix(']'))
 }
 
-/// The newest version of glibc that one of the files asks for.
-fn newest_glibc(files: &[PathBuf]) -> Result<(u32, u32)> {
-    let mut newest = (0, 0);
+/// The newest version of glibc that one of the files asks for, and that file's name.
+fn newest_glibc(files: &[PathBuf]) -> Result<((u32, u32), String)> {
+    let mut newest = ((0, 0), String::new());
     for file in files {
         let versions = process::capture(Command::new("readelf").arg("-V").arg(file))?;
-        newest = newest.max(glibc_versions(&versions).max().unwrap_or_default());
+        let needed = glibc_versions(&versions).max().unwrap_or_default();
+        if needed > newest.0 {
+            newest = (needed, file.file_name().unwrap_or_default().to_string_lossy().into_owned());
+        }
     }
     Ok(newest)
 }
@@ -139,17 +142,17 @@ pub(super) fn check(archive: &Path) -> Result<()> {
 
     let expected = process::capture(Command::new(folder.join("mlxgk")).args(QUESTION))?;
     let within = Path::new("/").join(folder.strip_prefix(&root).unwrap_or(&folder)).join("mlxgk");
-    let user = process::capture(Command::new("id").arg("-u"))?;
-    let mut alone = if user.trim() == "0" {
-        Command::new("chroot")
-    } else {
-        let mut command = Command::new("unshare");
-        command.args(["--map-root-user", "chroot"]);
-        command
-    };
-    // The path finds chroot itself; nothing else of this machine's settings goes in.
+    // A program finds out where it lies from /proc, which every machine has, so the root has one, too; for
+    // that it is a namespace of its own.
+    let proc = root.join("proc");
+    fs::create_dir_all(&proc).context(|| format!("cannot create {}", proc.display()))?;
+    let mut alone = Command::new("unshare");
     alone.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-    let found = process::capture(alone.arg(&root).arg(within).args(QUESTION))?;
+    if process::capture(Command::new("id").arg("-u"))?.trim() != "0" {
+        alone.arg("--map-root-user");
+    }
+    alone.args(["--mount", "--pid", "--fork"]).arg(format!("--mount-proc={}", proc.display()));
+    let found = process::capture(alone.arg("chroot").arg(&root).arg(within).args(QUESTION))?;
     if found.trim().is_empty() || found != expected {
         return Err(Failure::new(format!(
             "in the bare root the program says {found:?}, not {expected:?}"
