@@ -6,6 +6,9 @@
 //! where `…` stands for anything within a line and, alone in a line, for any lines. A block that is marked
 //! `no_run` takes what a test has not: the network, a Mac, Python, or minutes.
 //!
+//! The pages show what is printed on Linux, in fp32. Elsewhere a GPU computes in the model's own precision
+//! and may choose other words, so there the commands have to succeed, and no more.
+//!
 //! With `MLXGK_REFRESH=1` (`cargo xtask book --refresh`) outputs that differ are written into the pages.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
@@ -188,7 +191,7 @@ impl Shell {
                 )
                 .into());
             }
-            if is_like(expected, &found) {
+            if !cfg!(target_os = "linux") || is_like(expected, &found) {
                 shown.extend(expected.iter().map(|it| (*it).to_owned()));
             } else if refresh {
                 shown.extend(found.iter().map(|it| (*it).to_owned()));
