@@ -29,7 +29,7 @@ EXPERT_GAP = 1e-5
 ATTEMPTS = 40
 
 
-def record_models(out: pathlib.Path, cases_of, names=MODELS) -> None:
+def record_models(out: pathlib.Path, cases_of, names=MODELS, prefix="") -> None:
     """Writes a file per tiny model. `cases_of(model, name)` makes its fields beside the model's."""
     torch.set_num_threads(1)
     logging.set_verbosity_error()
@@ -42,7 +42,7 @@ def record_models(out: pathlib.Path, cases_of, names=MODELS) -> None:
             "model": f"../models/{name}",
             **cases_of(_tiny.load(folder / name), name),
         }
-        _fixture.write_json(out / f"{name}.json", recorded, lines_to=2)
+        _fixture.write_json(out / f"{prefix}{name}.json", recorded, lines_to=2)
 
 
 def until_settled(what: str, attempt) -> dict:

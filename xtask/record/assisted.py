@@ -1,4 +1,4 @@
-"""Area `assisted`: what `model.generate` returns with a draft model, prompt lookup or guidance.
+"""Area `assisted`: what `model.generate` returns with a draft model, an early exit, prompt lookup or guidance.
 
 Cases are made as in the area `generate`, and drawn again for the same reasons. Besides the tokens
 they hold what `compute_transition_scores` makes of the scores, and the logits of the chosen tokens.
@@ -6,12 +6,15 @@ Where a case names a draft model, it is the model itself or a copy with noise on
 some guesses fail by.
 """
 
+import copy
 import pathlib
 import shutil
 
 import numpy
 import torch
-from transformers import GenerationConfig
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers import models as tokenizer_models
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import _fixture
 import _tiny
@@ -81,15 +84,136 @@ CROSSING = (
         **GREEDY, **LOOKUP, "repetition_penalty": 1.2, "no_repeat_ngram_size": 3}, None),
     ("draft, across the original context", "random", lambda said: {**GREEDY}, EVERY),
 )  # fmt: skip
+# In files of their own, `more-*.json`. Guidance with a helper says other things than without: its second text is
+# fed whatever the helper tries.
+MORE = (
+    ("early exit", "random", lambda said: {**GREEDY, "assistant_early_exit": 2}, EVERY),
+    ("early exit, default settings", "random", lambda said: {**GREEDY, "assistant_early_exit": 1}, {}),
+    ("early exit, penalties, end token", "random", lambda said: {
+        **GREEDY, "assistant_early_exit": 2, "repetition_penalty": 1.3, "no_repeat_ngram_size": 3,
+        "eos_token_id": [said[15]], "pad_token_id": 0}, EVERY),
+    ("early exit, drawn", "random", lambda said: {**SAMPLE, "assistant_early_exit": 2, "top_k": 0}, EVERY),
+    ("early exit, drawn, heuristic", "random", lambda said: {
+        **SAMPLE, "assistant_early_exit": 1, "temperature": 1.3, "top_k": 10}, {
+        **EVERY, "num_assistant_tokens": 3, "num_assistant_tokens_schedule": "heuristic"}),
+    ("early exit, drawn, with a say", "random", lambda said: {
+        **SAMPLE, "assistant_early_exit": 2, "temperature": 1.5, "assistant_ensemble_weight": 0.5}, EVERY),
+    ("guidance, lookup", "repetitive", lambda said: {**GREEDY, **LOOKUP, "guidance_scale": 1.8}, None),
+    ("guidance, lookup, drawn", "repetitive", lambda said: {
+        **SAMPLE, **LOOKUP, "guidance_scale": 1.5, "temperature": 0.5, "top_k": 20}, None),
+    ("guidance, lookup, negative prompt", "repetitive, negative", lambda said: {
+        **GREEDY, **LOOKUP, "guidance_scale": 1.4, "repetition_penalty": 1.1, "eos_token_id": [said[20]],
+        "pad_token_id": 0}, None),
+    ("guidance, draft", "random", lambda said: {**GREEDY, "guidance_scale": 1.6}, EVERY),
+    ("guidance, draft while sure", "random", lambda said: {**GREEDY, "guidance_scale": 0.6}, {
+        "num_assistant_tokens": 6, "assistant_confidence_threshold": 0.3}),
+    ("guidance, draft, drawn", "random", lambda said: {**SAMPLE, "guidance_scale": 1.3, "temperature": 0.9}, EVERY),
+    ("guidance, draft, negative prompt", "negative", lambda said: {
+        **GREEDY, "guidance_scale": 1.5, "no_repeat_ngram_size": 3}, EVERY),
+)  # fmt: skip
+# A draft model with another tokenizer, in `universal.json`: a byte-level one beside one with SentencePiece's spaces,
+# trained on these texts. The draft is the model with its token table put in the other order, so that guesses by text
+# stand now and then. What is drawn is not recorded: transformers draws in the order of a hash table.
+TEXTS = (
+    "the red fox and the grey wolf walk along the river where the old mill stands",
+    "in the morning the sea is calm and the boats of the harbour come home",
+    "one stone, two stones; the wall grows higher than the house behind it.",
+)
+UNIVERSAL = (
+    ("draft with another tokenizer", "the red fox and the", {**GREEDY}, EVERY),
+    ("draft with another tokenizer, default settings", "in the morning the sea", {**GREEDY}, {}),
+    ("draft with another tokenizer, heuristic", "one stone, two", {**GREEDY}, {
+        **EVERY, "num_assistant_tokens": 2, "num_assistant_tokens_schedule": "heuristic"}),
+    ("draft with another tokenizer, penalties", "the boats of the harbour", {
+        **GREEDY, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2}, EVERY),
+    ("draft with another tokenizer, few words", "a", {**GREEDY}, EVERY),
+)  # fmt: skip
 # Cases whose tokens a helper must leave as they are.
-FAITHFUL = ("lookup", "draft")
+FAITHFUL = ("lookup", "draft", "early exit")
 
 
 def record(out: pathlib.Path) -> None:
-    record_models(out, lambda model, name: recorded(model, name, out))
+    record_models(out, lambda model, name: recorded(model, name, out, CASES))
+    record_models(out, lambda model, name: recorded(model, name, out, MORE), prefix="more-")
+    record_universal(out)
 
 
-def recorded(model, name: str, out: pathlib.Path) -> dict:
+def record_universal(out: pathlib.Path) -> None:
+    target, draft = byte_level(), spaced()
+    ours, theirs = out / "universal", out / "universal-draft"
+    for folder, tokenizer in ((ours, target), (theirs, draft)):
+        config = _tiny.llama(vocab_size=len(tokenizer), num_key_value_heads=2, tie_word_embeddings=True)
+        model = LlamaForCausalLM(LlamaConfig(**config))
+        _tiny.draw(model, 3)
+        if folder is theirs:
+            like(model, draft, _tiny.load(ours), target)
+        shutil.rmtree(folder, ignore_errors=True)
+        model.to(torch.bfloat16).save_pretrained(folder)
+        (folder / "generation_config.json").unlink(missing_ok=True)
+        tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    model, helper = _tiny.load(ours), _tiny.load(theirs)
+    cases = [until_settled(name, lambda attempt: try_universal(
+        model, helper, target, draft, attempt, name, *case)) for name, *case in UNIVERSAL]  # fmt: skip
+    recorded = {
+        "made_by": _fixture.made_by("tokenizers", "torch", "transformers"),
+        "model": "universal", "assistant": "universal-draft", "cases": cases,
+    }  # fmt: skip
+    _fixture.write_json(out / "universal.json", recorded, lines_to=2)
+
+
+def try_universal(model, draft, ours, theirs, attempt: int, name: str, text: str, config: dict, assistant: dict) -> dict:
+    # A draw that is too close is made again with one more word.
+    prompts = [ours(" ".join([text, *TEXTS[0].split()[:attempt]]))["input_ids"]]
+    config = {"max_new_tokens": NEW_TOKENS, **config}
+    rng = numpy.random.default_rng([attempt, 5])
+    run = lambda: generate(model, prompts, 0, config, (draft, assistant, ours, theirs))
+    case = settled(run, rng, model)
+    if generate(model, prompts, 0, config)["tokens"] != case["tokens"]:
+        raise models.TooClose("a helper that changes the tokens")
+    return {
+        "name": name, "config": config, "assistant": assistant, "negative_prompts": None, "seed": None,
+        "prompts": prompts, **case,
+    }  # fmt: skip
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(tokenizer_models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+
+
+def spaced() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(tokenizer_models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first", split=True)
+    alphabet = [chr(it) for it in range(33, 127)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=160, special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+def like(model, tokenizer, other, others) -> None:
+    """Makes a model say by its own tokens what the other says: its blocks, and the rows of tokens that both have."""
+    own, known = model.state_dict(), others.get_vocab()
+    for name, weight in other.state_dict().items():
+        if "embed_tokens" not in name and "lm_head" not in name:
+            own[name].copy_(weight)
+    table, rows = model.get_input_embeddings().weight, other.get_input_embeddings().weight
+    with torch.no_grad():
+        for token, place in tokenizer.get_vocab().items():
+            same = known.get(token.replace("\u2581", "\u0120"))
+            if same is not None:
+                table[place] = rows[same]
+
+
+def recorded(model, name: str, out: pathlib.Path, cases: tuple) -> dict:
     source, assistant = out.parent / "models" / name, f"../models/{name}"
     if name in DRAFTS:
         draft, assistant = noisy_copy(source, out / f"{name}-draft", DRAFTS[name]), f"{name}-draft"
@@ -97,7 +221,9 @@ def recorded(model, name: str, out: pathlib.Path) -> dict:
         draft = _tiny.load(source)
     # Guidance reads the two texts in one batch, which longrope makes another reading.
     guides = lambda case: "guidance_scale" in case[2]([1] * 99)
-    wanted = CASES if name != LONGROPE else [it for it in CASES if not guides(it)] + [*CROSSING]
+    wanted = cases
+    if name == LONGROPE:
+        wanted = [it for it in cases if not guides(it)] + [*CROSSING] * (cases is CASES)
     return {"assistant": assistant, "cases": [record_case(model, draft, *it) for it in enumerate(wanted)]}
 
 
@@ -122,9 +248,9 @@ def record_case(model, draft, index: int, case: tuple) -> dict:
 def draw_prompts(rng, kind: str, vocab: int, before: int) -> tuple[list[list[int]], list[list[int]] | None]:
     """Prompts, each with so many ids more before it, and negative ones."""
     ids = lambda length: rng.integers(3, vocab, length).tolist()
-    if kind == "repetitive":
+    if kind.startswith("repetitive"):
         part = ids(5)
-        return [ids(before + 3) + part + ids(2) + part + part[:3]], None
+        return [ids(before + 3) + part + ids(2) + part + part[:3]], [ids(7)] if "negative" in kind else None
     if kind == "batch":
         return [ids(before + length) for length in (5, 17, 11)], None
     return [ids(before + 13)], [ids(7)] if kind == "negative" else None
@@ -140,7 +266,8 @@ def try_case(model, draft, draw: list[int], name: str, kind: str, config_of, ass
     plain = generate(model, prompts, seed, {**plain_of, "max_new_tokens": NEW_TOKENS})
     said = [token for row in plain["tokens"] for token in row]
     config = {"max_new_tokens": NEW_TOKENS, **config_of(said)}
-    helpless = {key: it for key, it in config.items() if key != "prompt_lookup_num_tokens"}
+    helpers = ("prompt_lookup_num_tokens", "assistant_early_exit")
+    helpless = {key: it for key, it in config.items() if key not in helpers}
     helper = None if assistant is None or crosses else (draft, assistant)
     ran = helpless if crosses else config
     case = settled(lambda: generate(model, prompts, seed, ran, helper, negative), rng, model, draft)
@@ -161,17 +288,23 @@ def try_case(model, draft, draw: list[int], name: str, kind: str, config_of, ass
 def generate(model, prompts, seed: int, config: dict, helper=None, negative=None) -> dict:
     """The new tokens of every row up to its end, what they were chosen by, and their logits."""
     ids, mask = models.left_padded(prompts, config.get("pad_token_id", 0))
-    kwargs = {}
-    if helper is not None:
-        draft, settings = helper
+    kwargs, own = {}, model.generation_config
+    if helper is not None and "assistant_early_exit" in config:
+        # The model is its own draft, and its own configuration says how it guesses.
+        model.generation_config = copy.deepcopy(own)
+        model.generation_config.update(**helper[1])
+    elif helper is not None:
+        draft, settings, *tokenizers = helper
         draft.generation_config = GenerationConfig(**settings)
         kwargs["assistant_model"] = draft
+        kwargs |= dict(zip(("tokenizer", "assistant_tokenizer"), tokenizers))
     if negative is not None:
         kwargs["negative_prompt_ids"] = torch.tensor(negative)
     torch.manual_seed(seed)
     outputs = model.generate(
         ids, attention_mask=mask, generation_config=GenerationConfig(**config), return_dict_in_generate=True,
         output_scores=True, output_logits=True, **kwargs)  # fmt: skip
+    model.generation_config = own
     new = outputs.sequences[:, ids.shape[1] :]
     found = ended(new.tolist(), ends_of(config))
     score = lambda normalize: model.compute_transition_scores(

@@ -102,18 +102,43 @@ CASES = (
 )  # fmt: skip
 
 
+# With guidance, in files of their own, `guided-*.json`. The rows that are guided away from do not move along with
+# the beams: a second row reads whatever stands last in its place.
+GUIDED = (
+    ("guidance", ONE, lambda said: {**SEARCH, "num_beams": 3, "num_return_sequences": 3, "guidance_scale": 1.6}),
+    ("guidance below one, end tokens", ONE, lambda said: {
+        **SEARCH, "num_beams": 4, "num_return_sequences": 2, "guidance_scale": 0.5,
+        "eos_token_id": [said[5], said[14]], **ENDS}),
+    ("guidance, batch, early stopping", BATCH, lambda said: {
+        **SEARCH, "num_beams": 3, "num_return_sequences": 2, "guidance_scale": 1.4, "early_stopping": True,
+        "eos_token_id": [said[2], said[21], said[44]], **ENDS}),
+    ("guidance, penalties", LONG, lambda said: {
+        **SEARCH, "num_beams": 2, "num_return_sequences": 2, "guidance_scale": 2.0, "repetition_penalty": 1.2,
+        "no_repeat_ngram_size": 2}),
+    ("guidance, negative prompt", ONE, lambda said: {
+        **SEARCH, "num_beams": 3, "num_return_sequences": 2, "guidance_scale": 1.5, "eos_token_id": said[7], **ENDS}),
+    ("draws, guidance", ONE, lambda said: {
+        **DRAW, "num_beams": 3, "num_return_sequences": 3, "guidance_scale": 1.3, "eos_token_id": said[9], **ENDS}),
+    ("draws, guidance, batch", BATCH, lambda said: {
+        **DRAW, "num_beams": 2, "num_return_sequences": 2, "guidance_scale": 1.5, "temperature": 0.8,
+        "eos_token_id": [said[11], said[40]], **ENDS}),
+)  # fmt: skip
+
 # What the smaller models are asked for.
 OF_SMALL = ("early stopping",)
 
 
 def record(out: pathlib.Path) -> None:
     record_models(out, lambda model, _: cases_of(model, CASES), MODELS + HYBRIDS)
+    # Guidance reads the two texts in one batch, which longrope makes another reading.
+    names = [it for it in MODELS if "longrope" not in it]
+    record_models(out, lambda model, _: cases_of(model, GUIDED), names, prefix="guided-")
     few = [it for it in CASES if it[0] in OF_SMALL]
     record_models(out, lambda model, _: cases_of(model, few), _small.NAMES)
 
 
 def cases_of(model, cases) -> dict:
-    return {"cases": [record_case(model, CASES.index(it), it) for it in cases]}
+    return {"cases": [record_case(model, (CASES + GUIDED).index(it), it) for it in cases]}
 
 
 def record_case(model, index: int, case: tuple) -> dict:
@@ -131,7 +156,8 @@ def try_case(model, draw: list[int], name: str, lengths: tuple[int, ...], config
         raise models.TooClose("a plain search that repeats itself")
 
     config = {"max_new_tokens": NEW_TOKENS, **config_of(said)}
-    found = settled(lambda: generate(model, prompts, seed, config), rng, model)
+    negative = rng.integers(3, model.config.vocab_size, 7).tolist() if "negative" in name else None
+    found = settled(lambda: generate(model, prompts, seed, config, negative), rng, model)
     bare = {key: config[key] for key in BARE if key in config}
     if not name.endswith("*") and generate(model, prompts, seed, bare)["tokens"] == found["tokens"]:
         raise models.TooClose("a config without effect")
@@ -140,17 +166,22 @@ def try_case(model, draw: list[int], name: str, lengths: tuple[int, ...], config
         "config": config,
         "seed": seed if config["do_sample"] else None,
         "prompts": prompts,
+        **({} if negative is None else {"negative_prompts": [negative]}),
         **found,
     }
 
 
-def generate(model, prompts: list[list[int]], seed: int, config: dict) -> dict:
+def generate(model, prompts: list[list[int]], seed: int, config: dict, negative: list[int] | None = None) -> dict:
     """The returned sequences: new tokens without padding, scores, beam indices, reasons."""
     ids, mask = models.left_padded(prompts, config.get("pad_token_id", 0))
+    kwargs = {}
+    if negative is not None:
+        # transformers repeats prompts for the beams, but not these.
+        kwargs["negative_prompt_ids"] = torch.tensor([negative] * len(prompts) * config["num_beams"])
     torch.manual_seed(seed)
     out = model.generate(
         ids, attention_mask=mask, generation_config=GenerationConfig(**config), return_dict_in_generate=True,
-        output_scores=True,
+        output_scores=True, **kwargs,
     )  # fmt: skip
     return described(out, ids.shape[1], ends_of(config))
 

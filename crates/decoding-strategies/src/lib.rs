@@ -82,7 +82,7 @@ mod top_k;
 
 pub use self::assisted::{
     Acceptance, AssistantOptions, AssistedLoop, CandidateGenerator, Candidates, DraftContext,
-    DraftModel, PromptLookup, Schedule, Speculative,
+    DraftModel, Guide, PromptLookup, Schedule, Speculative,
 };
 pub use self::beam::{
     BeamOptions, BeamPath, BeamSearch, Constraint, EarlyStopping, HeapBeamSearch, Variant,

@@ -4,10 +4,10 @@
 
 use mlxgk_decoding_strategies::{
     AssistantOptions, AssistedLoop, CandidateGenerator, Candidates, Chooser, DraftContext,
-    DraftModel, LanguageModel, LeftPadded, Limits, PromptLookup, Record, Reorder, Result, RowEvent,
-    RowGroup, RowOutcome, RowOutput, SampleLoop, Schedule, Speculative, TokenLoop,
+    DraftModel, Guide, LanguageModel, LeftPadded, Limits, PromptLookup, Record, Reorder, Result,
+    RowEvent, RowGroup, RowOutcome, RowOutput, SampleLoop, Schedule, Speculative, TokenLoop,
 };
-use mlxgk_logits_processors::{NoRepeatNGram, ProcessorList};
+use mlxgk_logits_processors::{NoRepeatNGram, ProcessorList, guide};
 use mlxgk_samplers::{Mirostat, SamplerChain, Streams, Warper};
 
 const VOCAB: usize = 9;
@@ -139,6 +139,49 @@ fn draft(prompt: &[u32], bent: usize, num_tokens: usize) -> DraftModel<Table> {
     DraftModel::new(Table::new(prompt, bent), prompt, options)
 }
 
+/// Greedy tokens under guidance by what is fed to it: HF's order of calls, spelled out.
+fn guided_alone(prompt: &[u32], scale: f64, negative: &[u32], count: usize) -> Vec<u32> {
+    let mut text = prompt.to_vec();
+    let (mut model, mut without) = (Table::new(prompt, 0), Table::new(negative, 0));
+    for _ in 0..count {
+        let mut scores = model.scores.clone();
+        guide(&mut scores, &without.scores, scale).unwrap();
+        let best = (0..VOCAB).max_by(|&a, &b| scores[a].total_cmp(&scores[b]).then(b.cmp(&a)));
+        let token = best.unwrap() as u32;
+        text.push(token);
+        model.feed(&[token]).unwrap();
+        without.feed(&[token]).unwrap();
+    }
+    text.split_off(prompt.len())
+}
+
+#[test]
+fn guidance_without_guesses_is_plain_guidance() {
+    for (scale, negative) in [(1.8, vec![3]), (0.4, vec![3]), (2.5, vec![8, 8, 1])] {
+        // Nothing is found, so that each turn is a token of the model's own.
+        let lookup = PromptLookup::new(3, 7).unwrap();
+        let silent = Silent;
+        let it = helped(&PROMPT, silent, false, None, &[]);
+        let mut it = it.guide(Some(Guide::new(Table::new(&negative, 0), scale)));
+        let said: Vec<u32> = turns(&mut it).concat();
+        assert_eq!(said, guided_alone(&PROMPT, scale, &negative, 30));
+        let it = helped(&PROMPT, lookup, false, None, &[]);
+        let mut it = it.guide(Some(Guide::new(Table::new(&negative, 0), scale)));
+        assert_eq!(turns(&mut it).concat().len(), 30);
+    }
+}
+
+/// Guesses nothing.
+struct Silent;
+
+impl CandidateGenerator for Silent {
+    fn candidates(&mut self, _: &mut DraftContext<'_, '_>, _: &mut Chooser) -> Result<Candidates> {
+        Ok(Candidates::default())
+    }
+
+    fn update(&mut self, _: usize, _: usize) {}
+}
+
 const PROMPT: [u32; 7] = [1, 2, 3, 4, 1, 2, 3];
 
 #[test]
@@ -252,7 +295,7 @@ struct Dreamer;
 impl CandidateGenerator for Dreamer {
     fn candidates(
         &mut self,
-        draft: &DraftContext<'_>,
+        draft: &mut DraftContext<'_, '_>,
         chooser: &mut Chooser,
     ) -> Result<Candidates> {
         let mut dream = mirostat(99);

@@ -15,7 +15,6 @@ const NOT_YET: &[Refusal] = &[
     ("constraints", |it| it.constraints.is_none(), "a constraint other than `force_words_ids`"),
     ("use_mtp", |it| off(it.use_mtp), "assisted generation"),
     ("is_assistant", |it| off(it.is_assistant), "assisted generation"),
-    ("assistant_early_exit", |it| it.assistant_early_exit.is_none(), "assisted generation"),
     ("speculation_type", |it| it.speculation_type.is_none(), "assisted generation"),
     (
         "cache_implementation",

@@ -79,12 +79,20 @@ impl KvCache {
     /// As [`left_padded`](Self::left_padded), for a cache that keeps its columns as `options` say.
     ///
     /// # Errors
-    /// When a layer could see nothing, or reads a layer that has no columns.
+    /// When a layer could see nothing, or reads a layer that has no columns, or the options speak of
+    /// layers that are not there.
     pub fn with_options(
         layers: &[LayerSpec],
         padding: &[usize],
         options: &CacheOptions,
     ) -> Result<Self> {
+        if let Some(first) = options.early_exit
+            && (first == 0 || first > layers.len())
+        {
+            let all = layers.len();
+            let what = format!("an early exit behind layer {first} of a model with {all} layers");
+            return Err(Error::argument(what));
+        }
         let cache = Self::made(layers, padding, options);
         cache.check_layers()?;
         Ok(cache)
@@ -117,7 +125,8 @@ impl KvCache {
             let sight = options.sight(spec);
             Layer { spec, sight, kept: Kept::new(sight, format) }
         };
-        cache.layers = layers.iter().map(layer).collect();
+        let kept = options.early_exit.unwrap_or(layers.len());
+        cache.layers = layers.iter().take(kept).map(layer).collect();
         cache
     }
 

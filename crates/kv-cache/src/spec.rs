@@ -96,6 +96,10 @@ pub struct CacheOptions {
     pub bound: Option<(usize, usize)>,
     /// The cache serves a single pass and keeps nothing of it, as in training: no column is copied.
     pub single_pass: bool,
+    /// Only the model's first layers are kept, and a pass leaves the model behind them (HF
+    /// `assistant_early_exit`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_exit: Option<usize>,
 }
 
 impl CacheOptions {
@@ -121,6 +125,12 @@ impl CacheOptions {
     #[must_use]
     pub fn single_pass(self) -> Self {
         Self { single_pass: true, ..self }
+    }
+
+    /// Keeps the first `layers` layers alone, behind which a pass leaves the model.
+    #[must_use]
+    pub fn early_exit(self, layers: usize) -> Self {
+        Self { early_exit: Some(layers), ..self }
     }
 
     /// What a layer of this kind sees under these options.

@@ -73,7 +73,7 @@ const TABLE: [(Ability, [u8; MODES.len()]); 19] = [
     (Uncached, [1, 0, 0, 0, 1, 1, 1]),
     (BoundedCache, [1, 1, 1, 1, 1, 1, 1]),
     (Assistant, [0, 1, 0, 0, 0, 0, 0]),
-    (Guidance, [1, 0, 0, 0, 0, 0, 0]),
+    (Guidance, [1, 1, 0, 0, 1, 0, 0]),
     (DolaLayers, [0, 0, 0, 1, 0, 0, 0]),
     (Processors, [1, 1, 1, 1, 1, 1, 1]),
     // DoLa keeps the few tokens that the last layer finds plausible, and a grammar none of those.

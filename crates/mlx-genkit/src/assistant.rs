@@ -8,10 +8,14 @@ use mlxgk_generation_config::{GenerationConfig, Kwargs, Resolved, Sources};
 use mlxgk_kv_cache::CacheOptions;
 use mlxgk_mlx_models::NoHook;
 
-use crate::{Error, ErrorKind, Model, Result};
+use crate::{
+    Error, ErrorKind, Model, Result,
+    translation::{Translated, Translation},
+};
 
-/// A draft model: a smaller one with the same vocabulary, which guesses several tokens that the
-/// model then checks in one pass. The outcome is the model's own; only the speed differs.
+/// A draft model: a smaller one, which guesses several tokens that the model then checks in one pass. The
+/// outcome is the model's own; only the speed differs. Where its tokenizer is another (HF
+/// `assistant_tokenizer`), it guesses among the tokens that both have.
 ///
 /// How many tokens it guesses are fields of the draft model's own configuration, as in HF:
 /// `num_assistant_tokens`, `num_assistant_tokens_schedule` and `assistant_confidence_threshold`.
@@ -58,28 +62,23 @@ impl<'a> Assistant<'a> {
         })
     }
 
-    /// Refuses a draft model that means other things by the same ids.
-    fn check(&self, model: &Model) -> Result<()> {
-        let refuse = |why: String| {
-            let what = format!(
-                "{} cannot assist {}: {why}; a draft model must have the model's own tokenizer",
-                self.model.name(),
-                model.name()
-            );
-            Err(Error::new(ErrorKind::Request, what))
-        };
+    /// What the draft model calls the model's tokens; `None` where both call them the same.
+    fn translation(&self, model: &'a Model) -> Result<Option<Translation<'a>>> {
         let (ours, theirs) = (model.decoder().vocab_size(), self.model.decoder().vocab_size());
-        if ours != theirs {
-            return refuse(format!("its vocabulary has {theirs} tokens, not {ours}"));
+        match (model.tokenizer(), self.model.tokenizer()) {
+            (Ok(a), Ok(b)) if ours == theirs && a.first_difference(b).is_none() => Ok(None),
+            (Ok(_), Ok(_)) => Translation::new(model, self.model).map(Some),
+            _ if ours == theirs => Ok(None),
+            _ => {
+                let what = format!(
+                    "{} cannot assist {}: its vocabulary has {theirs} tokens, not {ours}, and without a \
+                     tokenizer.json beside both nothing says which are the same",
+                    self.model.name(),
+                    model.name()
+                );
+                Err(Error::new(ErrorKind::Request, what))
+            }
         }
-        if let (Ok(ours), Ok(theirs)) = (model.tokenizer(), self.model.tokenizer())
-            && let Some(id) = ours.first_difference(theirs)
-        {
-            let name = |it: Option<String>| it.map_or("nothing".to_owned(), |it| format!("{it:?}"));
-            let (ours, theirs) = (name(ours.id_to_token(id)), name(theirs.id_to_token(id)));
-            return refuse(format!("its token {id} is {theirs}, not {ours}"));
-        }
-        Ok(())
     }
 }
 
@@ -89,17 +88,22 @@ impl<'a> From<&'a Model> for Assistant<'a> {
     }
 }
 
-/// What guesses for a request in assisted mode: prompt lookup where that is asked for, as in HF. A draft
-/// model's cache keeps its columns as `cache` says.
+/// What guesses for a request in assisted mode: the model's own first layers or prompt lookup where those are
+/// asked for, as in HF. A draft's cache keeps its columns as `cache` says.
 pub(crate) fn generator<'a>(
     resolved: &Resolved,
-    model: &Model,
+    model: &'a Model,
     assistant: Option<Assistant<'a>>,
     prompt: &[u32],
     cache: &CacheOptions,
 ) -> Result<Box<dyn CandidateGenerator + 'a>> {
     let config = &resolved.config;
-    if let Some(count) = config.prompt_lookup_num_tokens {
+    let mut translation = None;
+    let (assistant, cache) = if let Some(layers) = config.assistant_early_exit {
+        check_early_exit(layers, model, config)?;
+        let own = assistant.map(|it| it.config).unwrap_or_default();
+        (Assistant { model, config: own }, cache.clone().early_exit(layers))
+    } else if let Some(count) = config.prompt_lookup_num_tokens {
         if config.assistant_ensemble_weight.is_some() {
             let what = "`assistant_ensemble_weight` weighs a draft model's scores, which prompt \
                         lookup has none of";
@@ -107,15 +111,42 @@ pub(crate) fn generator<'a>(
         }
         let ngram = config.max_matching_ngram_size.filter(|it| *it > 0).unwrap_or(2);
         return Ok(Box::new(PromptLookup::new(count, ngram)?));
-    }
-    let Some(assistant) = assistant else {
-        let what = "assisted generation needs a draft model or `prompt_lookup_num_tokens`";
+    } else if let Some(assistant) = assistant {
+        translation = assistant.translation(model)?;
+        (assistant, cache.clone())
+    } else {
+        let what = "assisted generation needs a draft model, `prompt_lookup_num_tokens` or \
+                    `assistant_early_exit`";
         return Err(Error::new(ErrorKind::Request, what));
     };
-    assistant.check(model)?;
     let options = assistant.options()?;
-    let padded = LeftPadded::new(&[prompt.to_vec()], 0)?;
     let chunk = config.prefill_chunk_size.unwrap_or(DEFAULT_PREFILL_CHUNK);
-    let prefill = Prefill::with_options(assistant.model.decoder(), &padded, NoHook, cache)?;
-    Ok(Box::new(DraftModel::new(prefill.chunk(chunk).finish()?, prompt, options)))
+    let session = |prompt: &[u32]| {
+        let prompt = LeftPadded::new(&[prompt.to_vec()], 0)?;
+        let decoder = assistant.model.decoder();
+        Prefill::with_options(decoder, &prompt, NoHook, &cache)?.chunk(chunk).finish()
+    };
+    Ok(match translation {
+        None => Box::new(DraftModel::new(session(prompt)?, prompt, options)),
+        Some(translation) => {
+            let session = session(&translation.prompt(prompt)?)?;
+            Box::new(DraftModel::new(Translated::new(session, translation), prompt, options))
+        }
+    })
+}
+
+/// Refuses an exit behind layers that the model has not.
+fn check_early_exit(layers: usize, model: &Model, config: &GenerationConfig) -> Result<()> {
+    let refuse = |what| Err(Error::of_field("assistant_early_exit", what));
+    let all = model.decoder().layers().len();
+    if layers == 0 || layers > all {
+        return refuse(format!(
+            "`assistant_early_exit` is {layers}, but must be between 1 and the model's {all} layers"
+        ));
+    }
+    if config.guidance_scale.is_some_and(|it| it != 1.0) {
+        let what = "`assistant_early_exit` is not available together with `guidance_scale`";
+        return refuse(what.to_owned());
+    }
+    Ok(())
 }

@@ -24,6 +24,7 @@ mod score;
 mod start;
 mod stream;
 mod text;
+mod translation;
 
 pub use mlx_rs;
 pub use mlxgk_decoding_strategies as decoding_strategies;

@@ -157,7 +157,9 @@ impl<'a> Plan<'a> {
             (prompts.len() > 1, Ability::SeveralPrompts),
             (resolved.num_return_sequences > 1, Ability::SeveralSequences),
             (
-                assistant.is_some() || resolved.config.prompt_lookup_num_tokens.is_some(),
+                assistant.is_some()
+                    || resolved.config.prompt_lookup_num_tokens.is_some()
+                    || resolved.config.assistant_early_exit.is_some(),
                 Ability::Assistant,
             ),
             (guidance_scale(&resolved).is_some(), Ability::Guidance),
@@ -200,7 +202,10 @@ impl<'a> Plan<'a> {
             Ok::<_, Error>((store, scope))
         });
         let prefixes = prefixes.transpose()?;
-        let group = RowGroup::new(rules).record(record).guidance(guidance_scale(&resolved));
+        // Beside guesses the two texts do not run in step, and each has a cache of its own.
+        let is_assisted = resolved.mode == GenerationMode::AssistedGeneration;
+        let pairs = guidance_scale(&resolved).filter(|_| !is_assisted);
+        let group = RowGroup::new(rules).record(record).guidance(pairs);
         Ok(Self {
             pad: padding_token(&resolved, rows, model)?,
             group,
@@ -363,7 +368,7 @@ fn rules(
 }
 
 /// `guidance_scale` where it guides.
-fn guidance_scale(resolved: &Resolved) -> Option<f64> {
+pub(crate) fn guidance_scale(resolved: &Resolved) -> Option<f64> {
     resolved.config.guidance_scale.filter(|it| *it != 1.0)
 }
 

@@ -1,17 +1,23 @@
 //! From a plan to a loop: prompts are healed and fed, and the mode's loop continues them.
 
+use std::sync::{Arc, Mutex};
+
 use mlxgk_decoding_strategies::{
     AssistedLoop, BeamOptions, BeamSearch, Constraint, ContinuousBatch, ContrastiveLoop,
     ContrastiveOptions, ContrastiveSession, DEFAULT_PREFILL_CHUNK, DecoderSession, DolaLayers,
-    EarlyStopping, HeapBeamSearch, LeftPadded, Prefill, RowGroup, RowId, SampleLoop, TokenLoop,
-    Variant,
+    EarlyStopping, Guide, HeapBeamSearch, LeftPadded, Prefill, RowGroup, RowId, SampleLoop,
+    TokenLoop, Variant,
 };
 use mlxgk_generation_config::{self as fields, GenerationMode, Resolved};
 use mlxgk_kv_cache::KvCache;
+use mlxgk_mlx_models::NoHook;
 
 use crate::{
-    Error, ErrorKind, Model, Result, assistant::generator, healing::Healing, output::Answer,
-    plan::Plan,
+    Error, ErrorKind, Model, Result,
+    assistant::generator,
+    healing::Healing,
+    output::Answer,
+    plan::{Plan, guidance_scale},
 };
 
 /// Feeds the prompts and starts the loop that continues them.
@@ -66,14 +72,7 @@ fn fed(mut plan: Plan<'_>, first: RowId) -> Result<(Prefill<'_>, usize, RowGroup
     let decoder = plan.model.decoder();
     let mut rows = std::mem::take(&mut plan.prompts);
     if plan.group.is_guided() {
-        let without = |(row, prompt): (usize, &Vec<u32>)| match &plan.negative_prompts[..] {
-            // HF continues the prompt's last token alone.
-            [] => prompt[prompt.len() - 1..].to_vec(),
-            [one] => one.clone(),
-            several => several[row].clone(),
-        };
-        let without: Vec<_> = rows.iter().enumerate().map(without).collect();
-        rows.extend(without);
+        rows.extend(negatives(&rows, &plan.negative_prompts));
     }
     let prefill = match (plan.cache, plan.prefixes) {
         (Some(cache), _) => Prefill::resume(decoder, cache, &rows[0], plan.hook)?,
@@ -97,12 +96,38 @@ fn fed(mut plan: Plan<'_>, first: RowId) -> Result<(Prefill<'_>, usize, RowGroup
     Ok((prefill.chunk(chunk), plan.copies, plan.group.pad(plan.pad)))
 }
 
+/// What each prompt is guided away from.
+fn negatives(prompts: &[Vec<u32>], negative: &[Vec<u32>]) -> Vec<Vec<u32>> {
+    let without = |(row, prompt): (usize, &Vec<u32>)| match negative {
+        // HF continues the prompt's last token alone.
+        [] => prompt[prompt.len() - 1..].to_vec(),
+        [one] => one.clone(),
+        several => several[row].clone(),
+    };
+    prompts.iter().enumerate().map(without).collect()
+}
+
+/// The text that guidance moves away from beside guesses; it shares the prompt's hook.
+fn guide<'a>(plan: &mut Plan<'a>) -> Result<Option<Guide<'a>>> {
+    let Some(scale) = guidance_scale(&plan.resolved) else { return Ok(None) };
+    let hook = Arc::new(Mutex::new(std::mem::replace(&mut plan.hook, Box::new(NoHook))));
+    plan.hook = Box::new(Arc::clone(&hook));
+    let negative = LeftPadded::new(&negatives(&plan.prompts, &plan.negative_prompts), plan.pad)?;
+    let decoder = plan.model.decoder();
+    let mut prefill = Prefill::with_options(decoder, &negative, hook, &plan.cache_options)?;
+    prefill.name_rows(RowId::new(1), 1)?;
+    let chunk = plan.resolved.prefill_chunk_size.unwrap_or(DEFAULT_PREFILL_CHUNK);
+    Ok(Some(Guide::new(prefill.chunk(chunk).finish()?, scale)))
+}
+
 fn begin<'a>(mut plan: Plan<'a>, answer: &mut Answer<'_>) -> Result<Box<dyn TokenLoop + 'a>> {
     let (model, resolved) = (plan.model, plan.resolved.clone());
     // A draft model's heads may be of another size, which its cache's groups need not divide.
     let mut drafts_cache = plan.kept_as().clone();
     drafts_cache.quantization = None;
     let assistant = plan.assistant.take();
+    let is_assisted = resolved.mode == GenerationMode::AssistedGeneration;
+    let guide = if is_assisted { guide(&mut plan)? } else { None };
     let prompts = LeftPadded::new(&plan.prompts, plan.pad)?;
     let (mut prefill, copies, group) = fed(plan, RowId::new(0))?;
     answer.note_cached(prefill.cached());
@@ -116,7 +141,7 @@ fn begin<'a>(mut plan: Plan<'a>, answer: &mut Answer<'_>) -> Result<Box<dyn Toke
             let generator = generator(&resolved, model, assistant, prompt, &drafts_cache)?;
             let weight = resolved.config.assistant_ensemble_weight;
             let it = AssistedLoop::new(session(prefill)?, generator, prompt, group);
-            Box::new(it.ensemble_weight(weight))
+            Box::new(it.ensemble_weight(weight).guide(guide))
         }
         GenerationMode::ContrastiveSearch => {
             let options = ContrastiveOptions {

@@ -57,6 +57,53 @@ fn greedy_tokens_are_the_same_with_help_and_without() {
 }
 
 #[test]
+fn an_early_exit_changes_nothing_that_is_said() {
+    let (mut guessed, mut accepted) = (0, 0);
+    for name in FAMILIES {
+        let model = tiny(name);
+        let alone = model.generate(request(greedy(40))).unwrap();
+        let all = model.decoder().layers().len();
+        for layers in 1..=all {
+            let config = GenerationConfig { assistant_early_exit: Some(layers), ..greedy(40) };
+            let own = GenerationConfig {
+                num_assistant_tokens: Some(4),
+                assistant_confidence_threshold: Some(0.0),
+                ..GenerationConfig::default()
+            };
+            let helper = Assistant::new(&model).config(own);
+            let early = model.generate(request(config).assistant(helper)).unwrap();
+            assert_eq!(tokens(&early), tokens(&alone), "{name}, {layers} layers");
+            let acceptance = early.acceptance.unwrap();
+            if layers == all {
+                assert_eq!(
+                    acceptance.accepted, acceptance.guessed,
+                    "{name}: a draft of all layers"
+                );
+            } else {
+                guessed += acceptance.guessed;
+                accepted += acceptance.accepted;
+            }
+        }
+    }
+    assert!(accepted > 0 && accepted < guessed, "{accepted} of {guessed}");
+}
+
+#[test]
+fn guidance_stands_beside_helpers_beams_and_steering() {
+    let model = tiny("llama");
+    let guided = |more| GenerationConfig { guidance_scale: Some(1.8), ..more };
+    let lookup = GenerationConfig { prompt_lookup_num_tokens: Some(3), ..greedy(12) };
+    let beams = GenerationConfig { num_beams: Some(3), ..greedy(12) };
+    for config in [lookup, beams] {
+        let run = |config| tokens(&model.generate(request(config)).unwrap()).to_vec();
+        assert_ne!(run(guided(config.clone())), run(config.clone()), "{config:?}");
+        let mut seen = Recording::new([HookPoint::FinalNorm]);
+        let hooked = model.generate(request(guided(config.clone())).hook(&mut seen)).unwrap();
+        assert_eq!(tokens(&hooked), run(guided(config)), "a hook that looks on");
+    }
+}
+
+#[test]
 fn a_poor_draft_changes_nothing_either() {
     for (name, draft) in [("llama", "assisted/llama-draft"), ("gemma3", "assisted/gemma3-draft")] {
         let (model, draft) = (tiny(name), tiny(&format!("../{draft}")));
@@ -201,7 +248,20 @@ fn what_does_not_go_together_is_refused() {
     let weight = GenerationConfig { assistant_ensemble_weight: Some(0.5), ..greedy(4) };
     check_refused(&same, request(lookup(weight)), "`assistant_ensemble_weight`");
     let guided = GenerationConfig { guidance_scale: Some(2.0), ..greedy(4) };
-    check_refused(&same, request(lookup(guided.clone())), "`guidance_scale`");
+    let early = |layers, more| GenerationConfig { assistant_early_exit: Some(layers), ..more };
+    for layers in [0, 4] {
+        check_refused(
+            &same,
+            request(early(layers, greedy(4))),
+            "must be between 1 and the model's 3",
+        );
+    }
+    check_refused(
+        &same,
+        request(early(1, guided.clone())),
+        "`assistant_early_exit` is not available",
+    );
+    check_refused(&same, request(early(1, beams.clone())), "a draft model or prompt lookup is not");
     check_refused(
         &same,
         request(guided).cache(same.decoder().new_cache(1)),

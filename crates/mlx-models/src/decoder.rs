@@ -125,7 +125,20 @@ impl Decoder {
     }
 
     /// As [`new_padded_cache`](Self::new_padded_cache), for a cache that keeps its columns as
-    /// `options` say: quantized, bounded, or not at all.
+    /// `options` say: quantized, bounded, or not at all. A pass through a cache of the
+    /// [first layers](CacheOptions::early_exit) goes from the last of them to the final norm:
+    ///
+    /// ```
+    /// use mlxgk_kv_cache::CacheOptions;
+    /// use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
+    ///
+    /// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+    /// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+    /// let mut early = model.new_cache_with(&[0], &CacheOptions::new().early_exit(1))?;
+    /// let logits = model.forward(&[&[5, 9]], &mut early, &mut NoHook)?;
+    /// assert_eq!(logits.shape(), [1, 2, model.vocab_size() as i32]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// When the options do not fit a layer.
@@ -151,10 +164,11 @@ impl Decoder {
 
     /// The loop itself. Adding to the residual stream and calling the hook happen here only.
     ///
-    /// Runs some of the blocks, and after the last one the final norm.
+    /// Runs some of the blocks, and the final norm where they are the last to be run.
     pub(crate) fn run(
         &self,
         layers: Range<usize>,
+        is_last: bool,
         hidden: Array,
         pass: &mut BlockPass<'_>,
         hook: &mut dyn ResidualHook,
@@ -168,7 +182,6 @@ impl Decoder {
             (Some(_), None) => return Err(Error::new(ErrorKind::Tokens, NO_TOKENS)),
         };
         let mut hidden = hidden;
-        let is_last = layers.end == self.blocks.len();
         for (layer, block) in layers.clone().zip(&self.blocks[layers]) {
             let shape = hidden.shape().to_vec();
             let failed = |half: &str, e: Error| {

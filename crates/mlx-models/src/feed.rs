@@ -111,7 +111,8 @@ impl Decoder {
         let mut cache = self.single_pass(columns.len());
         let long = self.is_long(columns.first().map_or(0, |row| row.len()), &cache);
         let pass = cache.begin(columns, &names(&cache, hook))?;
-        self.run(layers, hidden.clone(), &mut BlockPass::new(pass, long), hook)
+        let is_last = layers.end == self.blocks.len();
+        self.run(layers, is_last, hidden.clone(), &mut BlockPass::new(pass, long), hook)
     }
 
     /// As [`hidden`](Self::hidden), but reads the whole text again instead of continuing from what the
@@ -201,7 +202,8 @@ impl Decoder {
             let what = format!("{rows} rows of tokens for a cache of {} rows", cache.batch());
             return Err(Error::new(ErrorKind::Tokens, what));
         }
-        if !cache.layers().eq(self.layers.iter().copied()) {
+        let layers = cache.options().early_exit.unwrap_or(self.layers.len());
+        if !cache.layers().eq(self.layers.iter().copied().take(layers)) {
             return Err(Error::new(ErrorKind::Cache, "the cache was made for another model"));
         }
         Ok(())
@@ -275,13 +277,14 @@ impl Decoder {
     ) -> Result<Array> {
         let all = cache.len() + columns.first().map_or(0, |row| row.len());
         let long = self.is_long(all, cache);
+        let layers = 0..cache.layers().len();
         let pass = cache.begin(columns, &names(cache, hook))?.reading_again(again);
         let embedded = match embeddings {
             Some(embeddings) => embeddings.clone(),
             None => self.embed_step(columns, pass.step())?,
         };
         let mut pass = BlockPass::new(pass, long);
-        let hidden = self.run(0..self.blocks.len(), embedded, &mut pass, hook)?;
+        let hidden = self.run(layers, true, embedded, &mut pass, hook)?;
         pass.cache.commit()?;
         Ok(hidden)
     }

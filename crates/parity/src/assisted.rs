@@ -1,4 +1,4 @@
-//! Draft models, prompt lookup, guidance, and what is returned beside the tokens; see
+//! Draft models, early exits, prompt lookup, guidance, and what is returned beside the tokens; see
 //! `xtask/record/assisted.py`.
 //!
 //! Where a helper only guesses and nothing is drawn, the case runs a second time without it: the
@@ -69,15 +69,17 @@ impl Case {
                 Some(Assistant::new(assistant).config(own))
             }
         };
+        let guided = config.guidance_scale.is_some();
         let helped = helper.is_some() || config.prompt_lookup_num_tokens.is_some();
         let ours = self.run(model, config.clone(), helper)?;
         self.asked.compare(&ours)?;
-        if helped && self.asked.seed.is_none() {
+        if helped && !guided && self.asked.seed.is_none() {
             config.prompt_lookup_num_tokens = None;
+            config.assistant_early_exit = None;
             let alone = self.run(model, config.clone(), None)?;
             self.asked.compare(&alone).map_err(|what| format!("without help, {what}"))?;
         }
-        self.compare_scores(&ours, config.guidance_scale.is_some())
+        self.compare_scores(&ours, guided)
     }
 
     fn run(

@@ -27,6 +27,8 @@ pub(crate) fn cases(folder: &Path) -> Vec<Named> {
 struct Case {
     #[serde(flatten)]
     asked: Asked,
+    #[serde(default)]
+    negative_prompts: Vec<Vec<u32>>,
     /// Of beams.
     scores: Option<Vec<f64>>,
     beam_indices: Option<Vec<Vec<usize>>>,
@@ -35,7 +37,9 @@ struct Case {
 impl Case {
     /// The worst error of a score.
     fn check(&self, model: &Model) -> Outcome {
-        let ours = self.asked.run(model)?.sequences;
+        let request = self.asked.request(self.asked.config()?);
+        let request = request.negative_prompts(self.negative_prompts.iter().cloned());
+        let ours = model.generate(request).map_err(|e| e.to_string())?.sequences;
         self.asked.compare(&ours)?;
         self.check_beams(&ours)
     }

@@ -3,7 +3,7 @@
 use mlxgk_logits_processors::{Context, LogitsProcessor};
 
 use super::{
-    CandidateGenerator, Candidates, DraftContext, Speculative,
+    CandidateGenerator, Candidates, DraftContext, Guide, Speculative,
     speculative_sampler::{SpeculativeSampler, best_of_both},
 };
 use crate::{
@@ -43,6 +43,7 @@ pub struct AssistedLoop<'a, M> {
     generator: Box<dyn CandidateGenerator + 'a>,
     group: RowGroup,
     ensemble_weight: Option<f64>,
+    guide: Option<Guide<'a>>,
     row: Row,
     /// How many tokens of the row the model was fed.
     fed: usize,
@@ -70,6 +71,7 @@ impl<'a, M: Speculative> AssistedLoop<'a, M> {
             generator: Box::new(generator),
             ended: false,
             ensemble_weight: None,
+            guide: None,
             row: Row::new(RowId::new(0), 0, prompt, 0),
             fed: prompt.len(),
             acceptance: Acceptance::default(),
@@ -82,6 +84,12 @@ impl<'a, M: Speculative> AssistedLoop<'a, M> {
     #[must_use]
     pub fn ensemble_weight(self, weight: Option<f64>) -> Self {
         Self { ensemble_weight: weight, ..self }
+    }
+
+    /// Moves the model's scores away from those of another text (`guidance_scale`).
+    #[must_use]
+    pub fn guide(self, guide: Option<Guide<'a>>) -> Self {
+        Self { guide, ..self }
     }
 
     /// How many guesses were accepted so far.
@@ -158,19 +166,20 @@ impl<'a, M: Speculative> AssistedLoop<'a, M> {
     }
 
     fn guess(&mut self) -> Result<Candidates> {
-        let draft = DraftContext {
+        let mut draft = DraftContext {
             context: self.row.context(),
             budget: self.budget(),
             max_checkable: self.max_checkable(),
             eos: &self.group.rules.stop.limits().eos,
             processors: &self.group.rules.processors,
+            guide: self.guide.as_mut(),
             vocab_size: self.model.vocab_size(),
             wants_scores: self.ensemble_weight.is_some()
                 || matches!(self.group.rules.chooser, Chooser::Sample(_)),
         };
         // What is tried out here leaves no trace in what the warpers remember of the row.
         let state = self.group.rules.chooser.state(0);
-        let guess = self.generator.candidates(&draft, &mut self.group.rules.chooser);
+        let guess = self.generator.candidates(&mut draft, &mut self.group.rules.chooser);
         self.group.rules.chooser.set_state(0, state);
         guess
     }
@@ -184,6 +193,16 @@ impl<'a, M: Speculative> AssistedLoop<'a, M> {
         let rows = || before.chunks_exact(vocab).chain(fed.chunks_exact(vocab));
         // Where tokens from before the guesses were fed along, theirs are the first rows.
         let skipped = rows().count() - (count + 1);
+        let mut guided = Vec::new();
+        if let Some(guide) = &mut self.guide {
+            guided.extend(rows().skip(skipped).flatten());
+            guide.apply(&self.row.tokens[len - 1..], &mut guided)?;
+        }
+        let rows: Box<dyn Iterator<Item = &[f32]>> = if guided.is_empty() {
+            Box::new(rows().skip(skipped))
+        } else {
+            Box::new(guided.chunks_exact(vocab))
+        };
         let weight = self.ensemble_weight;
         let RowGroup { rules, record, .. } = &mut self.group;
         let Rules { processors, chooser, .. } = rules;
@@ -195,7 +214,7 @@ impl<'a, M: Speculative> AssistedLoop<'a, M> {
         };
         let mut accepted = Vec::with_capacity(count + 1);
         let (mut scores, mut warped) = (Vec::new(), Vec::new());
-        for (place, logits) in rows().skip(skipped).enumerate() {
+        for (place, logits) in rows.enumerate() {
             let tokens = &self.row.tokens[..len + place];
             let context = Context { tokens, ..self.row.context() };
             scores.clear();

@@ -1,7 +1,8 @@
 //! What the sources of guesses have in common.
 
-use mlxgk_logits_processors::{Context, ProcessorList};
+use mlxgk_logits_processors::{Context, LogitsProcessor, ProcessorList};
 
+use super::{Guide, nothing_left};
 use crate::{Chooser, Result};
 
 /// Guesses for the next tokens.
@@ -16,7 +17,7 @@ pub struct Candidates {
 
 /// Where the text stands when a guess is asked for.
 #[derive(Debug)]
-pub struct DraftContext<'a> {
+pub struct DraftContext<'a, 'm> {
     /// Prompt and new tokens.
     pub context: Context<'a>,
     /// How many tokens are worth guessing: with one more from the model the row is full.
@@ -27,10 +28,24 @@ pub struct DraftContext<'a> {
     pub eos: &'a [u32],
     /// What the model's scores go through.
     pub processors: &'a ProcessorList,
+    /// What the model's scores are moved away from before that, with guidance.
+    pub guide: Option<&'a mut Guide<'m>>,
     /// Scores per position.
     pub vocab_size: usize,
     /// Whether the scores of the guesses are needed to judge them.
     pub wants_scores: bool,
+}
+
+impl DraftContext<'_, '_> {
+    /// Makes of `scores` what guidance and processors make of the model's behind `tokens`. Returns whether
+    /// any token is left: that none is, is no error, since the model may take another way.
+    pub(super) fn process(&mut self, tokens: &[u32], scores: &mut Vec<f32>) -> Result<bool> {
+        if let (Some(guide), Some(last)) = (&mut self.guide, tokens.last()) {
+            guide.apply(std::slice::from_ref(last), scores)?;
+        }
+        let context = Context { tokens, ..self.context };
+        Ok(!nothing_left(self.processors.process(&context, scores))?)
+    }
 }
 
 /// Guesses tokens that a model may say next (HF `CandidateGenerator`).
@@ -40,8 +55,11 @@ pub trait CandidateGenerator {
     ///
     /// # Errors
     /// When a draft model fails, or nothing can be chosen from its scores.
-    fn candidates(&mut self, draft: &DraftContext<'_>, chooser: &mut Chooser)
-    -> Result<Candidates>;
+    fn candidates(
+        &mut self,
+        draft: &mut DraftContext<'_, '_>,
+        chooser: &mut Chooser,
+    ) -> Result<Candidates>;
 
     /// Learns that `accepted` of the last `guessed` tokens were accepted.
     fn update(&mut self, guessed: usize, accepted: usize);
@@ -50,7 +68,7 @@ pub trait CandidateGenerator {
 impl<G: CandidateGenerator + ?Sized> CandidateGenerator for Box<G> {
     fn candidates(
         &mut self,
-        draft: &DraftContext<'_>,
+        draft: &mut DraftContext<'_, '_>,
         chooser: &mut Chooser,
     ) -> Result<Candidates> {
         (**self).candidates(draft, chooser)

@@ -1,9 +1,9 @@
 //! Guesses from a smaller model.
 
-use mlxgk_logits_processors::{Context, LogitsProcessor, Stage};
+use mlxgk_logits_processors::{Context, Stage};
 use mlxgk_torch::softmax;
 
-use super::{CandidateGenerator, Candidates, DraftContext, Speculative, nothing_left};
+use super::{CandidateGenerator, Candidates, DraftContext, Speculative};
 use crate::{Chooser, Result};
 
 /// How the number of guesses changes with their success (`num_assistant_tokens_schedule`).
@@ -81,7 +81,7 @@ impl<D: Speculative> DraftModel<D> {
 impl<D: Speculative> CandidateGenerator for DraftModel<D> {
     fn candidates(
         &mut self,
-        draft: &DraftContext<'_>,
+        draft: &mut DraftContext<'_, '_>,
         chooser: &mut Chooser,
     ) -> Result<Candidates> {
         let most = self.options.num_tokens.min(draft.budget).min(draft.max_checkable);
@@ -98,11 +98,14 @@ impl<D: Speculative> CandidateGenerator for DraftModel<D> {
             let all = self.model.scores()?;
             scores.clear();
             scores.extend_from_slice(&all[all.len() - draft.vocab_size..]);
-            let context = Context { tokens: &text, ..draft.context };
-            // A way that the draft alone takes may have no end.
-            if nothing_left(draft.processors.process(&context, &mut scores))? {
+            if !draft.process(&text, &mut scores)? {
                 return Ok(guess);
             }
+            // A draft may know none of the tokens that are left.
+            if scores.iter().all(|it| *it == f32::NEG_INFINITY) {
+                return Ok(guess);
+            }
+            let context = Context { tokens: &text, ..draft.context };
             // In HF the draft gets the model's list of processors beside its own, and of both lists
             // whatever stands behind the caller's processors applies: warpers, watermark and
             // normalisation apply twice.

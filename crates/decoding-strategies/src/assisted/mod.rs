@@ -13,6 +13,7 @@
 mod assisted_loop;
 mod candidates;
 mod draft_model;
+mod guide;
 mod prompt_lookup;
 mod speculative_sampler;
 
@@ -23,6 +24,7 @@ use crate::{LanguageModel, Result};
 pub use self::assisted_loop::{Acceptance, AssistedLoop};
 pub use self::candidates::{CandidateGenerator, Candidates, DraftContext};
 pub use self::draft_model::{AssistantOptions, DraftModel, Schedule};
+pub use self::guide::Guide;
 pub use self::prompt_lookup::PromptLookup;
 
 /// A model with one row that takes several tokens at once, and takes them back.

@@ -1,8 +1,8 @@
 //! Guesses from the text itself.
 
-use mlxgk_logits_processors::{Context, LogitsProcessor};
+use mlxgk_logits_processors::Context;
 
-use super::{CandidateGenerator, Candidates, DraftContext, nothing_left};
+use super::{CandidateGenerator, Candidates, DraftContext};
 use crate::{Chooser, Error, ErrorKind, Result};
 
 /// Guesses that what followed the last words earlier will follow them again (HF
@@ -14,16 +14,17 @@ use crate::{Chooser, Error, ErrorKind, Result};
 /// use mlxgk_logits_processors::{Context, ProcessorList};
 ///
 /// let (context, processors) = (Context::new(&[5, 6, 7, 8, 9, 5, 6], 7), ProcessorList::default());
-/// let draft = DraftContext {
+/// let mut draft = DraftContext {
 ///     context,
 ///     budget: 10,
 ///     max_checkable: 10,
 ///     eos: &[],
 ///     processors: &processors,
+///     guide: None,
 ///     vocab_size: 20,
 ///     wants_scores: false,
 /// };
-/// let guess = PromptLookup::new(3, 2)?.candidates(&draft, &mut Chooser::Greedy)?;
+/// let guess = PromptLookup::new(3, 2)?.candidates(&mut draft, &mut Chooser::Greedy)?;
 /// assert_eq!(guess.tokens, [7, 8, 9]);
 /// # Ok::<(), mlxgk_decoding_strategies::Error>(())
 /// ```
@@ -64,7 +65,7 @@ impl PromptLookup {
 impl CandidateGenerator for PromptLookup {
     fn candidates(
         &mut self,
-        draft: &DraftContext<'_>,
+        draft: &mut DraftContext<'_, '_>,
         chooser: &mut Chooser,
     ) -> Result<Candidates> {
         if draft.budget == 0 {
@@ -89,8 +90,13 @@ impl CandidateGenerator for PromptLookup {
 
 /// How many of the tokens may be said one after the other: HF runs processors and warpers on scores
 /// that are all 1 and looks for bans. Where a penalty lowers what was said, a top-k bans it.
-fn allowed(tokens: &[u32], draft: &DraftContext<'_>, chooser: &mut Chooser) -> Result<usize> {
-    if draft.processors.is_empty() && matches!(chooser, Chooser::Greedy) {
+fn allowed(
+    tokens: &[u32],
+    draft: &mut DraftContext<'_, '_>,
+    chooser: &mut Chooser,
+) -> Result<usize> {
+    let is_free = draft.processors.is_empty() && matches!(chooser, Chooser::Greedy);
+    if is_free && draft.guide.is_none() {
         return Ok(tokens.len());
     }
     let mut text = draft.context.tokens.to_vec();
@@ -98,11 +104,10 @@ fn allowed(tokens: &[u32], draft: &DraftContext<'_>, chooser: &mut Chooser) -> R
     for (place, &token) in tokens.iter().enumerate() {
         scores.clear();
         scores.resize(draft.vocab_size, 1.0f32);
-        let context = Context { tokens: &text, ..draft.context };
-        if nothing_left(draft.processors.process(&context, &mut scores))? {
+        if !draft.process(&text, &mut scores)? {
             return Ok(place);
         }
-        chooser.warp(&context, &mut scores)?;
+        chooser.warp(&Context { tokens: &text, ..draft.context }, &mut scores)?;
         if matches!(scores[token as usize], f32::NEG_INFINITY | f32::MIN) {
             return Ok(place);
         }

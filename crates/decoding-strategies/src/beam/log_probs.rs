@@ -1,6 +1,6 @@
 //! From logits to what a token adds to a beam's score.
 
-use mlxgk_logits_processors::{Context, LogitsProcessor, ProcessorList, Row, log_softmax};
+use mlxgk_logits_processors::{Context, LogitsProcessor, ProcessorList, Row, guide, log_softmax};
 
 use crate::{Error, ErrorKind, Result};
 
@@ -27,6 +27,15 @@ impl LogProbs {
                 let what = "no token can be chosen: the model's scores hold NaN or infinity";
                 return Err(Error::new(ErrorKind::NoToken, what));
             }
+        }
+        Ok(())
+    }
+
+    /// Moves each row away from the logits of another (classifier-free guidance).
+    pub(super) fn guide(&mut self, without: &[f32], scale: f64) -> Result<()> {
+        let rows = self.scores.chunks_exact_mut(self.vocab);
+        for (row, without) in rows.zip(without.chunks_exact(self.vocab)) {
+            guide(row, without, scale)?;
         }
         Ok(())
     }

@@ -45,7 +45,11 @@ struct Search {
 }
 
 impl<M: Reorder> BeamSearch<M> {
-    /// Continues prompts, each of which `model` has been fed `num_beams` times in succession.
+    /// Continues prompts, each of which `model` has been fed `num_beams` times in succession, and where the
+    /// group is [guided](RowGroup::guidance) what they are moved away from as often, behind them all.
+    ///
+    /// As in HF those second rows stay where they are when beams change places: each reads the token of
+    /// whichever beam takes the place, whatever that beam's own text is.
     ///
     /// The group's chooser draws or takes the best. One row's [`Sampling`](crate::Sampling) is enough:
     /// it serves all beams. A criterion is asked of every continuation in the choice.
@@ -101,7 +105,7 @@ impl<M: Reorder> BeamSearch<M> {
         let beams = self.options.num_beams;
         self.score()?;
         // Which row of this step each beam of the next goes on from, and with which token.
-        let (mut rows, mut tokens) = (Vec::new(), Vec::new());
+        let (mut rows, mut tokens, mut kept) = (Vec::new(), Vec::new(), Vec::new());
         let mut first_row = 0;
         for prompt in 0..self.searches.len() {
             if self.searches[prompt].over {
@@ -116,13 +120,20 @@ impl<M: Reorder> BeamSearch<M> {
             if !search.over {
                 rows.extend(go_on.iter().map(|it| first_row + it.beam));
                 tokens.extend(go_on.iter().map(|it| it.token));
+                kept.extend(first_row..first_row + beams);
             }
             first_row += beams;
         }
         if rows.is_empty() {
             return Ok(());
         }
-        if !rows.iter().copied().eq(0..first_row) {
+        let mut all = first_row;
+        if self.group.is_guided() {
+            rows.extend(kept.iter().map(|it| first_row + it));
+            tokens.extend_from_within(..);
+            all *= 2;
+        }
+        if !rows.iter().copied().eq(0..all) {
             self.model.reorder(&rows)?;
         }
         self.model.feed(&tokens)
@@ -134,7 +145,11 @@ impl<M: Reorder> BeamSearch<M> {
         let contexts: Vec<Option<Context<'_>>> =
             searches.flat_map(|it| it.running.contexts()).collect();
         let vocab = self.model.vocab_size();
-        self.log_probs.load(self.model.scores()?, vocab)?;
+        let (logits, without) = self.model.scores()?.split_at(contexts.len() * vocab);
+        self.log_probs.load(logits, vocab)?;
+        if let Some(scale) = self.group.guidance {
+            self.log_probs.guide(without, scale)?;
+        }
         self.log_probs.process(0, &contexts, &self.group.rules.processors)?;
         if let Chooser::Sample(sampling) = &mut self.group.rules.chooser {
             for (row, context) in contexts.iter().enumerate() {

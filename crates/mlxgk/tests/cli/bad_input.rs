@@ -332,8 +332,8 @@ fn command_lines() {
             "is not available with assisted decoding",
         ),
         (
-            vec!["--prompt-lookup", "3", "--guidance-scale", "2"],
-            "--guidance-scale (`guidance_scale`) is not available with assisted decoding",
+            vec!["--set", "assistant_early_exit=9"],
+            "`assistant_early_exit` is 9, but must be between 1 and the model's",
         ),
         (vec!["--negative-prompt", "no"], "need a --guidance-scale"),
         (vec!["--num-assistant-tokens", "3"], "--assistant"),
