@@ -8,7 +8,7 @@ Builds the book of docs/ with mdbook, into build/book.
 
 Usage: cargo xtask book [--refresh]
 
-  --refresh   write what the pages show of the program and the code anew, where it has changed (the
+  --refresh   write again what the pages show of the program and the code, where it has changed (the
               outputs of commands, tables of fields, tolerances and crates), and build nothing.
               The tests compare the same.
 
