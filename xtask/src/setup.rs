@@ -109,7 +109,7 @@ pub(crate) fn movable() -> Result<Movable> {
         fs::rename(&unfinished, &made).context(|| format!("cannot create {}", made.display()))?;
     }
     let folder = home.join(wheels::FOLDER);
-    let mut files = vec![(library.clone(), "lib/libmlxc.so".into())];
+    let mut files = vec![(library, "lib/libmlxc.so".into())];
     let mut licences = Vec::new();
     for path in paths::files_below(&folder)? {
         let within = path.strip_prefix(&folder).unwrap_or(&path).to_owned();
