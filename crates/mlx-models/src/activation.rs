@@ -39,9 +39,9 @@ impl Activation {
 
     /// `activation(gate) · up`.
     pub(crate) fn gate(self, gate: &Array, up: &Array, backend: Backend) -> MlxResult<Array> {
-        match (self, backend) {
-            (Self::Silu, Backend::Native(native)) => native.silu_gate(gate, up),
-            _ => self.forward(gate)?.multiply(up),
+        match self {
+            Self::Silu => backend.silu_gate(gate, up),
+            Self::Gelu | Self::GeluTanh => self.forward(gate)?.multiply(up),
         }
     }
 

@@ -3,7 +3,6 @@
 use mlx_rs::{
     Array,
     error::Exception,
-    fast::{ScaledDotProductAttentionMask, scaled_dot_product_attention},
     ops::{arange, broadcast_to, concatenate, indexing::TryIndexOp, select, softmax_axis, tanh},
 };
 use mlxgk_kv_cache::{Mask, Seen};
@@ -25,29 +24,14 @@ pub(crate) struct Softmax<'a> {
 ///
 /// `queries` is `[batch, heads, tokens, dim]`; keys and values are those that the cache showed, and
 /// are unpacked first where it keeps them quantized. Returns `[batch, heads, tokens, dim of values]`.
-/// MLX's fused kernel has no soft cap, the native operation no sinks.
 pub(crate) fn attention(
     queries: &Array,
     seen: &Seen,
     softmax: Softmax<'_>,
     backend: Backend,
 ) -> Result<Array> {
-    let Softmax { scale, soft_cap, sinks } = softmax;
     let (keys, values) = (seen.keys.dense()?, seen.values.dense()?);
-    let of_mlx = || match &seen.mask {
-        Mask::None => None,
-        Mask::Causal => Some(ScaledDotProductAttentionMask::Causal),
-        Mask::Array(it) => Some(ScaledDotProductAttentionMask::Array(it)),
-    };
-    if let (None, Backend::Native(native)) = (sinks, backend) {
-        return Ok(native.attention(queries, &keys, &values, scale, of_mlx(), soft_cap)?);
-    }
-    if let (None, Backend::Gpu) = (soft_cap, backend) {
-        let (fused, mask) = (scaled_dot_product_attention, of_mlx());
-        return Ok(fused(queries, &keys, &values, scale, mask, sinks)?);
-    }
-    let weights = weights(queries, &keys, &seen.mask, softmax)?;
-    Ok(weights.matmul(&values)?.reshape(&mixed_shape(queries, &values))?)
+    Ok(backend.attention(queries, &keys, &values, &seen.mask, softmax)?)
 }
 
 /// As [`attention`], put together from MLX's operations, with the weights that each query gives to
@@ -58,14 +42,23 @@ pub(crate) fn attention_with_weights(
     softmax: Softmax<'_>,
 ) -> Result<(Array, Array)> {
     let (keys, values) = (seen.keys.dense()?, seen.values.dense()?);
-    let weights = weights(queries, &keys, &seen.mask, softmax)?;
-    let mixed = weights.matmul(&values)?.reshape(&mixed_shape(queries, &values))?;
+    let (mixed, weights) = composed(queries, &keys, &values, &seen.mask, softmax)?;
     let shape = [queries.dim(0), queries.dim(1), queries.dim(2), keys.dim(2)];
     Ok((mixed, weights.reshape(&shape)?))
 }
 
-fn mixed_shape(queries: &Array, values: &Array) -> [i32; 4] {
-    [queries.dim(0), queries.dim(1), queries.dim(2), values.dim(3)]
+/// Attention put together from MLX's operations, and what each query gives to each column as
+/// [`weights`] returns it.
+pub(crate) fn composed(
+    queries: &Array,
+    keys: &Array,
+    values: &Array,
+    mask: &Mask,
+    softmax: Softmax<'_>,
+) -> Result<(Array, Array), Exception> {
+    let weights = weights(queries, keys, mask, softmax)?;
+    let shape = [queries.dim(0), queries.dim(1), queries.dim(2), values.dim(3)];
+    Ok((weights.matmul(values)?.reshape(&shape)?, weights))
 }
 
 /// What each query gives to each column, `[batch, kv heads, heads per kv head · tokens, columns]`.

@@ -1,15 +1,28 @@
-//! What the default device can do.
+//! What the default device can do: the one place that picks MLX's kernels, operations of our own, or
+//! MLX's operations put together.
 
-use mlx_rs::{Array, Device, DeviceType, Dtype, error::Result as MlxResult};
+use mlx_rs::{
+    Array, Device, DeviceType, Dtype,
+    error::Result as MlxResult,
+    fast::{ScaledDotProductAttentionMask, rms_norm, scaled_dot_product_attention},
+    ops::rsqrt,
+};
+use mlxgk_kv_cache::Mask;
 
 use crate::{
     Error, Result,
+    activation::Activation,
+    attention::{self, Softmax},
     native::{Native, Packed},
+    rope,
 };
 
 /// How a model's rotations, norms, gates, attention and weight products are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Backend {
+pub(crate) struct Backend(Kind);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
     /// By MLX's kernels.
     Gpu,
     /// By operations of our own.
@@ -23,27 +36,85 @@ impl Backend {
     /// For a model that computes in `dtype` on the default device.
     pub(crate) fn new(dtype: Dtype) -> Result<Self> {
         if is_gpu()? {
-            return Ok(Self::Gpu);
+            return Ok(Self(Kind::Gpu));
         }
         let native = Native::new().filter(|_| dtype == Dtype::Float32);
-        Ok(native.map_or(Self::Composed, Self::Native))
+        Ok(Self(native.map_or(Kind::Composed, Kind::Native)))
     }
 
-    /// The operations of our own, where they are used.
+    /// The operations of our own, where they are used: bf16 weights and scales stay as they are stored
+    /// there, and are widened as they are read.
     pub(crate) fn native(self) -> Option<Native> {
-        match self {
-            Self::Native(native) => Some(native),
-            Self::Gpu | Self::Composed => None,
+        match self.0 {
+            Kind::Native(native) => Some(native),
+            Kind::Gpu | Kind::Composed => None,
         }
     }
-}
 
-impl Backend {
+    /// Softmax attention with grouped key/value heads, as [`attention`](attention::attention) describes
+    /// it. MLX's kernel has no soft cap, the native operation no sinks.
+    pub(crate) fn attention(
+        self,
+        queries: &Array,
+        keys: &Array,
+        values: &Array,
+        mask: &Mask,
+        softmax: Softmax<'_>,
+    ) -> MlxResult<Array> {
+        let Softmax { scale, soft_cap, sinks } = softmax;
+        let of_mlx = || match mask {
+            Mask::None => None,
+            Mask::Causal => Some(ScaledDotProductAttentionMask::Causal),
+            Mask::Array(it) => Some(ScaledDotProductAttentionMask::Array(it)),
+        };
+        match self.0 {
+            Kind::Native(native) if sinks.is_none() => {
+                native.attention(queries, keys, values, scale, of_mlx(), soft_cap)
+            }
+            Kind::Gpu if soft_cap.is_none() => {
+                scaled_dot_product_attention(queries, keys, values, scale, of_mlx(), sinks)
+            }
+            _ => Ok(attention::composed(queries, keys, values, mask, softmax)?.0),
+        }
+    }
+
+    /// What [`Norm::forward`] computes with, for a weight of `[size]`.
+    pub(crate) fn norm(self, weight: Array, eps: f32) -> MlxResult<Norm> {
+        Ok(match self.0 {
+            Kind::Gpu => Norm::Kernel { weight, eps },
+            Kind::Native(native) => Norm::Native { native, weight, eps },
+            Kind::Composed => {
+                let size = weight.dim(-1);
+                let root = Array::from_f32((size as f32).sqrt()).as_dtype(weight.dtype())?;
+                let weight = weight.multiply(root)?.reshape(&[1, 1, size])?;
+                let eps = Array::from_slice(&[size as f32 * eps], &[1, 1, 1]);
+                Norm::Composed { weight, eps }
+            }
+        })
+    }
+
+    /// Rotates the first dimensions of `x`, `[batch, heads, tokens, head_dim]`, by tables of cosines and
+    /// sines: see [`Rotation::Table`](rope::Rotation).
+    pub(crate) fn rotate(self, x: &Array, cos: &Array, sin: &Array) -> MlxResult<Array> {
+        match self.0 {
+            Kind::Native(native) => native.rotate(x, cos, sin),
+            Kind::Gpu | Kind::Composed => rope::rotate(x, cos, sin),
+        }
+    }
+
+    /// `silu(gate) · up`.
+    pub(crate) fn silu_gate(self, gate: &Array, up: &Array) -> MlxResult<Array> {
+        match self.0 {
+            Kind::Native(native) => native.silu_gate(gate, up),
+            Kind::Gpu | Kind::Composed => Activation::Silu.forward(gate)?.multiply(up),
+        }
+    }
+
     /// `x Wᵀ` for `x` of `[.., in]` and packed weights.
     pub(crate) fn packed_product(self, x: &Array, weight: &Packed) -> MlxResult<Array> {
-        match self {
-            Self::Native(native) => native.packed_product(x, weight),
-            Self::Gpu | Self::Composed => weight.product(x),
+        match self.0 {
+            Kind::Native(native) => native.packed_product(x, weight),
+            Kind::Gpu | Kind::Composed => weight.product(x),
         }
     }
 
@@ -54,9 +125,45 @@ impl Backend {
         weight: &Packed,
         chosen: &Array,
     ) -> MlxResult<Array> {
+        match self.0 {
+            Kind::Native(native) => native.gathered_packed_product(x, weight, chosen),
+            Kind::Gpu | Kind::Composed => weight.gathered_product(x, chosen),
+        }
+    }
+}
+
+/// How an RMS norm is computed, with the weight that takes.
+#[derive(Debug, Clone)]
+pub(crate) enum Norm {
+    /// MLX's kernel, with `w`.
+    Kernel { weight: Array, eps: f32 },
+    /// Our own, with `w`.
+    Native { native: Native, weight: Array, eps: f32 },
+    /// `x / sqrt(sum(x²) + n·ε) · √n·w`: without the mean, and with constants of three axes, which a
+    /// single token need not broadcast, 7 graph nodes where MLX's own take 11.
+    Composed { weight: Array, eps: Array },
+}
+
+impl Norm {
+    /// `x / sqrt(mean(x²) + ε) · w` over the last axis.
+    pub(crate) fn forward(&self, x: &Array) -> MlxResult<Array> {
         match self {
-            Self::Native(native) => native.gathered_packed_product(x, weight, chosen),
-            Self::Gpu | Self::Composed => weight.gathered_product(x, chosen),
+            Self::Kernel { weight, eps } => rms_norm(x, Some(weight), *eps),
+            Self::Native { native, weight, eps } => native.rms_norm(x, weight, *eps),
+            Self::Composed { weight, eps } => {
+                let wide = x.as_dtype(Dtype::Float32)?;
+                let norm = wide.square()?.sum_axis(-1, true)?.add(eps)?;
+                wide.multiply(rsqrt(norm)?)?.as_dtype(x.dtype())?.multiply(weight)
+            }
+        }
+    }
+
+    /// The weight in the form that is computed with.
+    pub(crate) fn weight(&self) -> &Array {
+        match self {
+            Self::Kernel { weight, .. }
+            | Self::Native { weight, .. }
+            | Self::Composed { weight, .. } => weight,
         }
     }
 }

@@ -1,11 +1,10 @@
 //! RMS norm, and layer norm as one of what is left of a vector less its mean.
 
-use mlx_rs::{Array, Dtype, error::Result as MlxResult, fast::rms_norm, ops::rsqrt};
+use mlx_rs::{Array, Dtype, error::Result as MlxResult};
 
 use crate::{
     Result,
-    backend::Backend,
-    native::Native,
+    backend::{Backend, Norm},
     parameters::{Parameter, ParameterKind, Replace},
 };
 
@@ -21,7 +20,7 @@ pub(crate) struct RmsNorm {
     form: NormWeight,
     eps: f32,
     backend: Backend,
-    computed: Computed,
+    computed: Norm,
 }
 
 /// What a family's checkpoints store as the norm's weight.
@@ -37,18 +36,6 @@ pub(crate) enum NormWeight {
     CentredBias,
 }
 
-/// How it is computed, with the weight that takes.
-#[derive(Debug, Clone)]
-enum Computed {
-    /// MLX's kernel, with `w`.
-    Kernel { weight: Array, eps: f32 },
-    /// Our own, with `w`.
-    Native { native: Native, weight: Array, eps: f32 },
-    /// `x / sqrt(sum(x²) + n·ε) · √n·w`: without the mean, and with constants of three axes, which a
-    /// single token need not broadcast, 7 graph nodes where MLX's own take 11.
-    Composed { weight: Array, eps: Array },
-}
-
 impl RmsNorm {
     /// `stored` is the tensor `{path}.weight`, `bias` is `{path}.bias`.
     pub(crate) fn new(
@@ -59,7 +46,7 @@ impl RmsNorm {
         form: NormWeight,
         backend: Backend,
     ) -> Result<Self> {
-        let computed = Computed::new(&stored, eps, form, backend)?;
+        let computed = computed(&stored, eps, form, backend)?;
         computed.weight().eval()?;
         let bias = bias.map(|it| (format!("{path}.bias"), it));
         Ok(Self { path: format!("{path}.weight"), stored, bias, form, eps, backend, computed })
@@ -67,26 +54,14 @@ impl RmsNorm {
 
     pub(crate) fn forward(&self, x: &Array) -> MlxResult<Array> {
         if matches!(self.form, NormWeight::Plain | NormWeight::Offset) {
-            return self.scaled(x);
+            return self.computed.forward(x);
         }
         let wide = x.as_dtype(Dtype::Float32)?;
         let centred = wide.subtract(wide.mean_axis(-1, true)?)?.as_dtype(x.dtype())?;
-        let normed = self.scaled(&centred)?;
+        let normed = self.computed.forward(&centred)?;
         match &self.bias {
             None => Ok(normed),
             Some((_, bias)) => normed.add(bias),
-        }
-    }
-
-    fn scaled(&self, x: &Array) -> MlxResult<Array> {
-        match &self.computed {
-            Computed::Kernel { weight, eps } => rms_norm(x, Some(weight), *eps),
-            Computed::Native { native, weight, eps } => native.rms_norm(x, weight, *eps),
-            Computed::Composed { weight, eps } => {
-                let wide = x.as_dtype(Dtype::Float32)?;
-                let norm = wide.square()?.sum_axis(-1, true)?.add(eps)?;
-                wide.multiply(rsqrt(norm)?)?.as_dtype(x.dtype())?.multiply(weight)
-            }
         }
     }
 
@@ -101,7 +76,7 @@ impl RmsNorm {
         let weight = Parameter::new(&self.path, ParameterKind::Norm, &self.stored);
         if let Some(array) = weight.replaced(f)? {
             self.stored = array.as_dtype(self.stored.dtype())?;
-            self.computed = Computed::new(&self.stored, self.eps, self.form, self.backend)?;
+            self.computed = computed(&self.stored, self.eps, self.form, self.backend)?;
         }
         if let Some((path, bias)) = &mut self.bias
             && let Some(array) = Parameter::new(path, ParameterKind::Bias, bias).replaced(f)?
@@ -112,33 +87,14 @@ impl RmsNorm {
     }
 }
 
-impl Computed {
-    fn new(stored: &Array, eps: f32, form: NormWeight, backend: Backend) -> MlxResult<Self> {
-        let weight = match form {
-            NormWeight::Plain | NormWeight::Centred | NormWeight::CentredBias => stored.clone(),
-            NormWeight::Offset => {
-                let wide = stored.as_dtype(Dtype::Float32)?.add(Array::from_f32(1.0))?;
-                wide.as_dtype(stored.dtype())?
-            }
-        };
-        Ok(match backend {
-            Backend::Gpu => Self::Kernel { weight, eps },
-            Backend::Native(native) => Self::Native { native, weight, eps },
-            Backend::Composed => {
-                let size = weight.dim(-1);
-                let root = Array::from_f32((size as f32).sqrt()).as_dtype(weight.dtype())?;
-                let weight = weight.multiply(root)?.reshape(&[1, 1, size])?;
-                let eps = Array::from_slice(&[size as f32 * eps], &[1, 1, 1]);
-                Self::Composed { weight, eps }
-            }
-        })
-    }
-
-    fn weight(&self) -> &Array {
-        match self {
-            Self::Kernel { weight, .. }
-            | Self::Native { weight, .. }
-            | Self::Composed { weight, .. } => weight,
+/// What a norm of this form multiplies by, as the backend takes it.
+fn computed(stored: &Array, eps: f32, form: NormWeight, backend: Backend) -> MlxResult<Norm> {
+    let weight = match form {
+        NormWeight::Plain | NormWeight::Centred | NormWeight::CentredBias => stored.clone(),
+        NormWeight::Offset => {
+            let wide = stored.as_dtype(Dtype::Float32)?.add(Array::from_f32(1.0))?;
+            wide.as_dtype(stored.dtype())?
         }
-    }
+    };
+    backend.norm(weight, eps)
 }

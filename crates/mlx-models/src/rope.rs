@@ -60,8 +60,7 @@ impl Rope {
         let cos = Array::from_slice(&cos, &[1, 1, 1, 1, half]);
         let sin = Array::from_slice(&sin, &[1, 1, 1, 2, half]);
         // Elsewhere rotated keys have one of a pair in each half, whatever the checkpoint's pairs are.
-        let rotation = Rotation::Table { cos, sin, interleaved: false };
-        Some(rotation.apply(keys, Backend::Composed))
+        Some(rotate(keys, &cos, &sin))
     }
 
     /// What it rotates by, as a text: digits that differ between platforms are left out.
@@ -294,18 +293,20 @@ impl Rotation {
             Self::Table { cos, sin, interleaved } => {
                 let sorted = interleaved.then(|| evens_first(x, 2 * cos.dim(4))).transpose()?;
                 let x = sorted.as_ref().unwrap_or(x);
-                if let Backend::Native(native) = backend {
-                    return native.rotate(x, cos, sin);
-                }
-                let (head_dim, half) = (x.dim(3), cos.dim(4));
-                if 2 * half == head_dim {
-                    return turn(x, cos, sin);
-                }
-                let turned = turn(&x.try_index((Ellipsis, ..2 * half))?, cos, sin)?;
-                concatenate(&[&turned, &x.try_index((Ellipsis, 2 * half..))?], -1)
+                backend.rotate(x, cos, sin)
             }
         }
     }
+}
+
+/// Rotates the first dimensions of `x` by tables, put together from MLX's operations.
+pub(crate) fn rotate(x: &Array, cos: &Array, sin: &Array) -> MlxResult<Array> {
+    let (head_dim, half) = (x.dim(3), cos.dim(4));
+    if 2 * half == head_dim {
+        return turn(x, cos, sin);
+    }
+    let turned = turn(&x.try_index((Ellipsis, ..2 * half))?, cos, sin)?;
+    concatenate(&[&turned, &x.try_index((Ellipsis, 2 * half..))?], -1)
 }
 
 /// `x · cos + rotate_half(x) · sin`, with the halves of `x` on an axis of their own: to rotate is to
