@@ -13,7 +13,7 @@ use mlx_rs::{
 };
 use mlxgk_mlx_models::{Capture, Decoder, HookPoint};
 
-use crate::{Error, ErrorKind, Result, reader::last_position};
+use crate::{Chooser, Error, ErrorKind, Result, reader::last_position};
 
 /// A token at most this much less likely than the likeliest stays in the running.
 const RELATIVE_TOP: f64 = 0.1;
@@ -69,6 +69,16 @@ impl DolaLayers {
         }
         Ok(layers)
     }
+}
+
+/// What a greedy row is given where every token is banned: id 0.
+///
+/// DoLa leaves the few tokens that the last layer finds plausible, and processors may ban those. HF's
+/// scores are then all -inf, and the argmax of such a row is 0; it feeds that and goes on. Its texts
+/// depend on it, so DoLa keeps to it. In every other loop this is an error.
+pub(crate) fn token_of_none(chooser: &Chooser, scores: &[f32]) -> Option<u32> {
+    let is_banned = scores.iter().all(|it| *it == f32::NEG_INFINITY);
+    (matches!(chooser, Chooser::Greedy) && is_banned).then_some(0)
 }
 
 /// Where HF's `hidden_states[layer]` stands; it is never asked for the last.

@@ -10,7 +10,7 @@ use mlxgk_logits_processors::{Context, LogitsProcessor, ProcessorList, guide};
 
 use crate::{
     Chooser, Error, FinishReason, LeftPadded, Record, Recorded, Result, RowEvent, RowId,
-    RowOutcome, RowOutput, Rules, StopConditions,
+    RowOutcome, RowOutput, Rules, StopConditions, dola,
 };
 
 /// What the rows of one request share.
@@ -29,6 +29,7 @@ pub struct RowGroup {
     pub(crate) record: Record,
     pub(crate) pad: u32,
     pub(crate) guidance: Option<f64>,
+    contrasts_layers: bool,
 }
 
 impl RowGroup {
@@ -39,7 +40,7 @@ impl RowGroup {
 
     /// Rows that choose and stop by these rules.
     pub fn new(rules: Rules) -> Self {
-        Self { rules, record: Record::default(), pad: 0, guidance: None }
+        Self { rules, record: Record::default(), pad: 0, guidance: None, contrasts_layers: false }
     }
 
     /// What the scores go through before a token is chosen.
@@ -70,6 +71,12 @@ impl RowGroup {
     /// have been fed the rows with their prompts and then, in the same order, those without.
     pub fn guidance(self, scale: Option<f64>) -> Self {
         Self { guidance: scale, ..self }
+    }
+
+    /// Says that the scores are [DoLa's](crate::Prefill::dola): where processors ban all that DoLa leaves,
+    /// greedy rows are given id 0, as in HF, and not an error.
+    pub fn dola(self) -> Self {
+        Self { contrasts_layers: true, ..self }
     }
 
     /// Whether the rows are guided, so that the model has two rows for each.
@@ -116,20 +123,23 @@ impl RowGroup {
             }
             _ => logits,
         };
-        let mut scores = logits;
+        let (context, warped) = (row.context(), &mut scratch.warped);
         let Rules { processors, chooser, .. } = &mut self.rules;
+        let (mut scores, mut processed) = (logits, Ok(()));
         if !processors.is_empty() {
             // Processors write, and the array that MLX owns is read-only.
-            let processed = refill(&mut scratch.processed, logits);
-            processors.process(&row.context(), processed)?;
-            scores = processed;
+            let buffer = refill(&mut scratch.processed, logits);
+            processed = processors.process(&context, buffer);
+            scores = buffer;
         }
-        let (context, warped) = (row.context(), &mut scratch.warped);
-        if self.record.scores {
-            Ok(chooser.choose_keeping(row.index, &context, scores, warped)?)
-        } else {
-            Ok(chooser.choose(row.index, &context, scores)?)
-        }
+        let chosen = processed.and_then(|()| match self.record.scores {
+            true => chooser.choose_keeping(row.index, &context, scores, warped),
+            false => chooser.choose(row.index, &context, scores),
+        });
+        chosen.or_else(|e| {
+            let in_dola = dola::token_of_none(chooser, scores).filter(|_| self.contrasts_layers);
+            in_dola.ok_or_else(|| processors.explain(e, &context, logits).into())
+        })
     }
 }
 

@@ -137,6 +137,24 @@ fn a_prompt_does_not_depend_on_its_neighbours() {
 }
 
 #[test]
+fn beams_without_a_token_to_take_say_what_bans_all() {
+    for prompts in [&prompts()[..1], &prompts()] {
+        let mut processors = ProcessorList::default();
+        processors.push(SuppressTokens::new([3]));
+        processors.push(SuppressTokens::new((0..VOCAB as u32).collect::<Vec<_>>()));
+        let group = RowGroup::greedy(stop(&[6])).processors(processors);
+        let model = Table::new(prompts, 3);
+        let mut search = BeamSearch::new(model, &batch(prompts), group, options(3)).unwrap();
+        run_out(&mut search);
+        let error = search.into_parts().map(|_| ()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoToken);
+        let expected = "prompt 0: 0 of 3 sequences could be finished; all other continuations are banned: \
+                        `SuppressTokensLogitsProcessor` leaves none";
+        assert_eq!(error.to_string(), expected);
+    }
+}
+
+#[test]
 fn a_search_that_is_over_costs_nothing_more() {
     let early = BeamOptions { early_stopping: EarlyStopping::WhenFinished, ..options(2) };
     let eos: Vec<u32> = (0..12).collect();

@@ -229,7 +229,7 @@ fn a_row_without_a_token_to_take_fails_alone() {
         _ => None,
     });
     let failed: Vec<_> = failed.collect();
-    assert!(matches!(&failed[..], [(1, e)] if e.contains("all are banned")), "{failed:?}");
+    assert!(matches!(&failed[..], [(1, e)] if e.contains("every token is banned")), "{failed:?}");
     let rows = search.into_parts().1;
     assert_eq!(rows.iter().map(|it| it.tokens.len()).collect::<Vec<_>>(), [4, 0, 4]);
     let alone = run(&prompts()[2..], options, ProcessorList::default(), stop(4, &[])).1;

@@ -247,8 +247,6 @@ fn a_row_that_fails_ends_alone() {
                     let criteria: Vec<Box<dyn StoppingCriterion>> =
                         vec![Box::new(Puzzled(failing))];
                     group = RowGroup::greedy(StopConditions::new(limits(9, vec![]), criteria));
-                } else if score == f32::NEG_INFINITY && matches!(rule(), Chooser::Greedy) {
-                    continue;
                 } else {
                     let mut processors = ProcessorList::default();
                     processors.push(Fill { row: failing, score });
@@ -256,13 +254,17 @@ fn a_row_that_fails_ends_alone() {
                 }
                 let mut it = sample_loop(&prompts, group.chooser(rule()));
                 let steps = run_out(&mut it);
-                let failed: Vec<_> = steps
-                    .iter()
-                    .flatten()
-                    .filter(|it| matches!(it.outcome, RowOutcome::Failed(_)))
-                    .map(|it| it.row.get())
-                    .collect();
-                assert_eq!(failed, [failing as u64]);
+                let mut failed = Vec::new();
+                for event in steps.iter().flatten() {
+                    if let RowOutcome::Failed(error) = &event.outcome {
+                        failed.push((event.row.get(), error.to_string()));
+                    }
+                }
+                let [(row, error)] = &failed[..] else { panic!("{failed:?}") };
+                assert_eq!(*row, failing as u64);
+                if score == f32::NEG_INFINITY {
+                    assert_eq!(error, "every token is banned: `Fill` leaves none");
+                }
                 for (row, (ours, expected)) in it.into_parts().1.iter().zip(&expected).enumerate() {
                     if row == failing {
                         assert_eq!(ours.finish_reason, None);

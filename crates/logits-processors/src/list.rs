@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{Context, LogitsProcessor, Result, Row, Stage};
+use crate::{Context, Error, ErrorKind, LogitsProcessor, Result, Row, Stage};
 
 /// Processors applied in order; a processor itself.
 ///
@@ -132,6 +132,53 @@ impl ProcessorList {
     /// Whether there is none, so that scores stay as they are.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// An error by which no token could be chosen, as one that names the processor that banned the last
+    /// of those that `scores`, as the model made them, allow; any other error as it is. All processors
+    /// run again, so this is for the error alone.
+    ///
+    /// ```
+    /// use mlxgk_logits_processors::{
+    ///     Context, Error, ErrorKind, NoRepeatNGram, ProcessorList, SuppressTokens,
+    /// };
+    ///
+    /// let mut list = ProcessorList::default();
+    /// list.push(SuppressTokens::new([0]));
+    /// list.push(NoRepeatNGram::new(1)?);
+    /// let error = Error::new(ErrorKind::NoTokenAllowed, "every token is banned");
+    /// let error = list.explain(error, &Context::new(&[1], 1), &[0.5, 0.25]);
+    /// let expected = "every token is banned: `NoRepeatNGramLogitsProcessor` leaves none";
+    /// assert_eq!(error.to_string(), expected);
+    /// # Ok::<(), Error>(())
+    /// ```
+    #[must_use]
+    pub fn explain(&self, error: Error, context: &Context<'_>, scores: &[f32]) -> Error {
+        let banning = match error.kind() {
+            ErrorKind::NoTokenAllowed => self.banning_all(context, scores),
+            _ => None,
+        };
+        banning.map_or(error, |name| {
+            let what = format!("every token is banned: `{name}` leaves none");
+            Error::new(ErrorKind::NoTokenAllowed, what)
+        })
+    }
+
+    /// The name of the processor that bans the last token that `scores` allow; `None` where one is left,
+    /// or there was none to begin with.
+    pub fn banning_all(&self, context: &Context<'_>, scores: &[f32]) -> Option<&'static str> {
+        let is_banned = |scores: &[f32]| scores.iter().all(|it| *it == f32::NEG_INFINITY);
+        let mut scores = scores.to_vec();
+        if is_banned(&scores) {
+            return None;
+        }
+        for it in self.iter() {
+            it.process(context, &mut scores).ok()?;
+            if is_banned(&scores) {
+                return Some(it.name());
+            }
+        }
+        None
     }
 
     /// The processors in the order of application.

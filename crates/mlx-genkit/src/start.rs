@@ -129,7 +129,7 @@ fn begin<'a>(mut plan: Plan<'a>, answer: &mut Answer<'_>) -> Result<Box<dyn Toke
     let is_assisted = resolved.mode == GenerationMode::AssistedGeneration;
     let guide = if is_assisted { guide(&mut plan)? } else { None };
     let prompts = LeftPadded::new(&plan.prompts, plan.pad)?;
-    let (mut prefill, copies, group) = fed(plan, RowId::new(0))?;
+    let (mut prefill, copies, mut group) = fed(plan, RowId::new(0))?;
     answer.note_cached(prefill.cached());
     // Beams of a prompt share a name, and sequences have one each.
     let has_names = resolved.mode.streams();
@@ -162,6 +162,7 @@ fn begin<'a>(mut plan: Plan<'a>, answer: &mut Answer<'_>) -> Result<Box<dyn Toke
         mode => {
             if mode == GenerationMode::DolaGeneration {
                 prefill = prefill.dola(&dola_layers(&resolved))?;
+                group = group.dola();
             }
             Box::new(SampleLoop::new(session(prefill)?, &prompts.repeat(copies), group))
         }

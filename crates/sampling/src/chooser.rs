@@ -1,7 +1,7 @@
 //! How a row's next token is chosen from its processed scores: the best, or a draw.
 
-use mlxgk_logits_processors::{Context, Error, ErrorKind, LogitsProcessor, ProcessorList, Result};
-use mlxgk_samplers::{Generator, Sampler, SamplerChain, SamplerState, Streams, argmax};
+use mlxgk_logits_processors::{Context, LogitsProcessor, ProcessorList, Result};
+use mlxgk_samplers::{Generator, Sampler, SamplerChain, SamplerState, Streams, greedy};
 
 /// The choice at the end of a step, for all rows of a batch.
 ///
@@ -20,8 +20,8 @@ use mlxgk_samplers::{Generator, Sampler, SamplerChain, SamplerState, Streams, ar
 /// ```
 #[derive(Debug)]
 pub enum Chooser {
-    /// The highest score; the lowest id among equals, and id 0 where everything is banned, as in HF.
-    /// Where HF takes NaN for the highest score, this is an error.
+    /// The highest score; the lowest id among equals. Where HF takes id 0 for want of a token that is
+    /// not banned, or NaN for the highest score, this is an error.
     Greedy,
     /// A draw from the warped scores; boxed, because its buffers make it large.
     Sample(Box<Sampling>),
@@ -150,10 +150,11 @@ impl Chooser {
     /// Chooses the next token of `row`.
     ///
     /// # Errors
-    /// When nothing can be drawn, or the scores hold NaN.
+    /// When every token is banned, or the scores hold NaN; [`ProcessorList::explain`] says which processor banned
+    /// the last.
     pub fn choose(&mut self, row: usize, context: &Context<'_>, scores: &[f32]) -> Result<u32> {
         match self {
-            Self::Greedy => likeliest(scores),
+            Self::Greedy => greedy(scores),
             Self::Sample(sampling) => sampling.draw(row, context, scores),
         }
     }
@@ -174,7 +175,7 @@ impl Chooser {
             Self::Greedy => {
                 warped.clear();
                 warped.extend_from_slice(scores);
-                likeliest(scores)
+                greedy(scores)
             }
             Self::Sample(sampling) => sampling.warp_and_draw(row, context, scores, warped),
         }
@@ -212,22 +213,6 @@ impl Chooser {
     pub fn set_state(&mut self, row: usize, state: SamplerState) {
         if let Self::Sample(sampling) = self {
             sampling.set_state(row, state);
-        }
-    }
-}
-
-/// HF's greedy choice, but that NaN is an error.
-fn likeliest(scores: &[f32]) -> Result<u32> {
-    // NaN counts as highest, so looking at the winner is enough.
-    match argmax(scores) {
-        Some(best) if !scores[best as usize].is_nan() => Ok(best),
-        Some(_) => {
-            let what = "no token can be chosen: the highest score is NaN";
-            Err(Error::new(ErrorKind::NoTokenAllowed, what))
-        }
-        None => {
-            let what = "no token can be chosen: there are no scores";
-            Err(Error::new(ErrorKind::NoTokenAllowed, what))
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use mlxgk_generation_config::{GenerationMode, Resolved};
 use mlxgk_logits_processors::{Context, Error, ErrorKind, LogitsProcessor, Result};
-use mlxgk_samplers::{Streams, greedy};
+use mlxgk_samplers::Streams;
 
-use crate::{Chooser, FinishReason, Rules, Text};
+use crate::{FinishReason, Rules, Text};
 
 /// A token, and why the text ends with it, if it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,11 +104,7 @@ impl NextToken {
         let context = Context::new(tokens, self.prompt_len);
         let Rules { processors, chooser, stop, .. } = &mut self.rules;
         processors.process(&context, scores)?;
-        let token = match chooser {
-            // HF would take id 0 where everything is banned.
-            Chooser::Greedy => greedy(scores)?,
-            Chooser::Sample(_) => chooser.choose(0, &context, scores)?,
-        };
+        let token = chooser.choose(0, &context, scores)?;
         self.text.clear();
         self.text.extend_from_slice(tokens);
         self.text.push(token);

@@ -219,10 +219,11 @@ impl<'a, M: Speculative> AssistedLoop<'a, M> {
             let context = Context { tokens, ..self.row.context() };
             scores.clear();
             scores.extend_from_slice(logits);
-            processors.process(&context, &mut scores)?;
+            let explain = |e| processors.explain(e, &context, logits);
+            processors.process(&context, &mut scores).map_err(explain)?;
             let token = match (&mut sampler, &mut *chooser) {
                 (Some(sampler), Chooser::Sample(sampling)) => {
-                    sampling.warp(0, &context, &mut scores)?;
+                    sampling.warp(0, &context, &mut scores).map_err(explain)?;
                     warped.clone_from(&scores);
                     let token = sampler.token(place, &scores, sampling)?;
                     sampling.observe(0, token);
@@ -230,17 +231,18 @@ impl<'a, M: Speculative> AssistedLoop<'a, M> {
                 }
                 (_, chooser) => {
                     let draft = guess.scores.get(place * vocab..(place + 1) * vocab);
-                    match (weight, draft) {
+                    let chosen = match (weight, draft) {
                         (Some(weight), Some(draft)) => {
                             warped.clone_from(&scores);
                             let both = best_of_both(&scores, draft, weight);
-                            chooser.choose(0, &context, &both)?
+                            chooser.choose(0, &context, &both)
                         }
                         _ if record.scores => {
-                            chooser.choose_keeping(0, &context, &scores, &mut warped)?
+                            chooser.choose_keeping(0, &context, &scores, &mut warped)
                         }
-                        _ => chooser.choose(0, &context, &scores)?,
-                    }
+                        _ => chooser.choose(0, &context, &scores),
+                    };
+                    chosen.map_err(explain)?
                 }
             };
             let logits = if *record == Record::default() { Vec::new() } else { logits.to_vec() };

@@ -344,7 +344,9 @@ fn too_few(
     steps: usize,
 ) -> Error {
     let Some(unmet) = unmet else {
-        let what = format!("prompt {prompt}: {found} of {wanted} sequences could be finished");
+        let what = format!(
+            "prompt {prompt}: {found} of {wanted} sequences could be finished; all other continuations are banned"
+        );
         return Error::new(ErrorKind::NoToken, what);
     };
     let words = match unmet.alternatives() {

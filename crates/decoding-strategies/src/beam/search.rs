@@ -41,6 +41,8 @@ struct Search {
     running: Running,
     /// At most `num_beams`, best first; the scores are divided by the length.
     finished: Vec<(Hypothesis, FinishReason)>,
+    /// The processor that left none of the beams a token.
+    banned_by: Option<&'static str>,
     over: bool,
 }
 
@@ -67,7 +69,7 @@ impl<M: Reorder> BeamSearch<M> {
         let prompts = prompts.rows().iter().zip(prompts.padding()).enumerate();
         let search = |(index, (prompt, &padding)): (usize, (&Vec<u32>, &usize))| {
             let running = Running::start(index, prompt, padding, options.num_beams);
-            Search { running, finished: Vec::new(), over }
+            Search { running, finished: Vec::new(), banned_by: None, over }
         };
         let searches = prompts.map(search).collect();
         let (log_probs, flat, failed) = (LogProbs::default(), Vec::new(), false);
@@ -87,7 +89,8 @@ impl<M: Reorder> BeamSearch<M> {
             if found < wanted {
                 let what = format!(
                     "prompt {prompt}: {found} of {wanted} sequences could be finished; all other \
-                     continuations are banned"
+                     continuations are banned{}",
+                    search.banned_by.map_or_else(String::new, |it| format!(": `{it}` leaves none"))
                 );
                 return Err(Error::new(ErrorKind::NoToken, what));
             }
@@ -113,7 +116,13 @@ impl<M: Reorder> BeamSearch<M> {
                 continue;
             }
             let candidates = self.candidates(prompt, first_row)?;
+            let is_banned = |it: &Candidate| it.log_prob == f32::NEG_INFINITY;
+            let banned_by = match candidates.iter().all(is_banned) {
+                true => self.banning(prompt, first_row)?,
+                false => None,
+            };
             let search = &mut self.searches[prompt];
+            search.banned_by = banned_by;
             let go_on = search.retain(prompt * beams, &candidates, &self.options);
             let stuck = candidates.iter().all(|it| it.end.is_some());
             search.over = stuck || search.is_over(&self.options, self.group.limits());
@@ -159,6 +168,14 @@ impl<M: Reorder> BeamSearch<M> {
             }
         }
         Ok(())
+    }
+
+    /// The processor that leaves a prompt's best beam no token.
+    fn banning(&mut self, prompt: usize, first_row: usize) -> Result<Option<&'static str>> {
+        let vocab = self.model.vocab_size();
+        let logits = &self.model.scores()?[first_row * vocab..][..vocab];
+        let best = self.searches[prompt].running.contexts().next().flatten();
+        Ok(best.and_then(|it| self.group.rules.processors.banning_all(&it, logits)))
     }
 
     /// The continuations to choose from, best first or in the order drawn. The prompt's beams are

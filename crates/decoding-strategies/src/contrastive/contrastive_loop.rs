@@ -1,11 +1,12 @@
 //! The loop: rank the likeliest tokens by what they repeat.
 
-use mlxgk_logits_processors::LogitsProcessor;
+use mlxgk_logits_processors::{Error, ErrorKind, LogitsProcessor, Result as Processed};
+use mlxgk_samplers::greedy;
 
 use super::Lookahead;
 use crate::{
-    Error, ErrorKind, LeftPadded, LoopOutput, Result, RowEvent, RowGroup, RowId, RowOutput,
-    TokenLoop, rows::Rows, top_k::TopK,
+    LeftPadded, LoopOutput, Result, RowEvent, RowGroup, RowId, RowOutput, TokenLoop, rows::Rows,
+    top_k::TopK,
 };
 
 /// How likelihood and novelty are weighed.
@@ -126,7 +127,7 @@ impl<M: Lookahead> ContrastiveLoop<M> {
                 return;
             };
             let scores = &mut scores[place * vocab..][..vocab];
-            let best = group.rules.processors.process(&row.context(), scores).map_err(Error::from);
+            let best = group.rules.processors.process(&row.context(), scores);
             match best.and_then(|()| likeliest(scores, per_row)) {
                 Ok(best) => {
                     for (at, (token, probability)) in best.into_iter().enumerate() {
@@ -134,7 +135,11 @@ impl<M: Lookahead> ContrastiveLoop<M> {
                         probabilities[place * per_row + at] = probability;
                     }
                 }
-                Err(e) => events.push(row.event(Err(e))),
+                Err(e) => {
+                    let logits = &raw[place * vocab..][..vocab];
+                    let e = group.rules.processors.explain(e, &row.context(), logits);
+                    events.push(row.event(Err(e.into())));
+                }
             }
         });
         Ok(())
@@ -142,12 +147,13 @@ impl<M: Lookahead> ContrastiveLoop<M> {
 }
 
 /// The `count` likeliest tokens of a row and their probabilities.
-fn likeliest(scores: &[f32], count: usize) -> Result<Vec<(u32, f32)>> {
+fn likeliest(scores: &[f32], count: usize) -> Processed<Vec<(u32, f32)>> {
     let max = mlxgk_torch::max(scores);
     let sum = mlxgk_torch::sum_of_exp(scores, max);
     if !sum.is_finite() {
-        let what = "no token can be chosen: all are banned, or the scores hold NaN";
-        return Err(Error::new(ErrorKind::NoToken, what));
+        greedy(scores)?;
+        let what = "no token can be chosen: a score is infinitely high";
+        return Err(Error::new(ErrorKind::NoTokenAllowed, what));
     }
     let mut best = TopK::new(count);
     best.offer(scores, 0.0);
