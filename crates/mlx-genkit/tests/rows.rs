@@ -155,7 +155,7 @@ fn in_company(model: &Model, cache: &Value) -> Vec<Sequence> {
                 let request = request(cache, 5, 9, 13).processors(processors);
                 failing = Some(batch.join(request).unwrap());
             }
-            3..6 => {
+            3..=5 => {
                 let at = watched_ids.len();
                 let request = watched(model, cache, at, Some(WATCHED[at].1));
                 watched_ids.push(batch.join(request).unwrap());
