@@ -7,7 +7,7 @@ use mlxgk_kv_cache::{CacheOptions, KvCache, LayerSpec};
 
 use crate::{
     Error, ErrorKind, Result,
-    block::{Block, BlockPass, SelfAttention, Wanted},
+    block::Block,
     checkpoint::Skipped,
     config::Dims,
     embedding::Embedding,
@@ -15,7 +15,9 @@ use crate::{
     linear::Linear,
     norm::RmsNorm,
     parameters::visit,
+    pass::{BlockPass, Wanted},
     per_layer::PerLayerInputs,
+    self_attention::SelfAttention,
 };
 
 /// The dtype that weights are converted to and activations are computed in.

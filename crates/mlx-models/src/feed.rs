@@ -5,9 +5,7 @@ use std::{ops::Range, sync::Arc};
 use mlx_rs::{Array, ops::indexing::TryIndexOp};
 use mlxgk_kv_cache::{Column, KvCache, LayerSpec, Step};
 
-use crate::{
-    Decoder, Error, ErrorKind, ResidualHook, Result, block::BlockPass, decoder::NO_TOKENS,
-};
+use crate::{Decoder, Error, ErrorKind, ResidualHook, Result, decoder::NO_TOKENS, pass::BlockPass};
 
 /// A text that is read again is read in passes of so many columns, or of as many as the widest pass
 /// before had: no more memory is needed than there was.

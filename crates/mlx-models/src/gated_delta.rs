@@ -10,11 +10,11 @@ use crate::{
     Result,
     activation::Activation,
     backend::Backend,
-    block::BlockPass,
     convolution::CausalConvolution,
     linear::Linear,
     norm::{NormWeight, RmsNorm},
     parameters::{Tensor, visit},
+    pass::BlockPass,
     recurrence::{Tokens, recur},
     weights::Weights,
 };

@@ -11,11 +11,11 @@ use crate::{
     Result,
     activation::Activation,
     backend::Backend,
-    block::BlockPass,
     config::Config,
     convolution::CausalConvolution,
     linear::Linear,
     parameters::{Tensor, visit},
+    pass::BlockPass,
     recurrence::{Tokens, recur},
     weights::Weights,
 };

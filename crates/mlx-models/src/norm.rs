@@ -98,3 +98,11 @@ fn computed(stored: &Array, eps: f32, form: NormWeight, backend: Backend) -> Mlx
     };
     backend.norm(weight, eps)
 }
+
+/// `x`, through the norm where there is one.
+pub(crate) fn normed(norm: Option<&RmsNorm>, x: &Array) -> Result<Array> {
+    match norm {
+        None => Ok(x.clone()),
+        Some(norm) => Ok(norm.forward(x)?),
+    }
+}

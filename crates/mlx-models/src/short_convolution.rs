@@ -3,7 +3,7 @@
 use mlx_rs::Array;
 
 use crate::{
-    Result, block::BlockPass, convolution::CausalConvolution, linear::Linear, parameters::visit,
+    Result, convolution::CausalConvolution, linear::Linear, parameters::visit, pass::BlockPass,
     weights::Weights,
 };
 

@@ -18,11 +18,11 @@ use crate::{
     foreign,
     input::quoted,
     linear::Linear,
-    moe::ExpertNames,
     native::{Mode, Native, Packed, Quantization},
     norm::{NormWeight, RmsNorm},
     parameters::Tensor,
     quantization::{self, Scheme},
+    routed_experts::ExpertNames,
     weight::{Quantized, Weight},
 };
 

@@ -5,11 +5,8 @@ use mlx_rs::Array;
 
 use super::{RopeStyle, prelude::*, sliding_layers, styled_rope, window};
 use crate::{
-    Error, ErrorKind,
-    block::{Block, BlockPass, SelfAttention},
-    mlp::GatedMlp,
-    norm::RmsNorm,
-    parameters::visit,
+    Error, ErrorKind, block::Block, mlp::GatedMlp, norm::RmsNorm, parameters::visit,
+    pass::BlockPass, self_attention::SelfAttention,
 };
 
 const DEFAULTS: Defaults =

@@ -7,7 +7,8 @@ use crate::{
     block::FeedForward,
     config::{Config, Dims},
     mlp::{GatedMlp, MlpOptions},
-    moe::{Groups, MixtureOfExperts, MixtureOptions, Routing, Scores, SharedOptions},
+    moe::{MixtureOfExperts, MixtureOptions, SharedOptions},
+    routing::{Groups, Routing, Scores},
     weights::Weights,
 };
 

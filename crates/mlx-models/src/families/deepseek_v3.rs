@@ -10,10 +10,11 @@ use super::{
     prelude::*,
 };
 use crate::{
-    block::{Growth, Mixer, TransformerBlock},
+    block::{Mixer, TransformerBlock},
+    growth::Growth,
     latent::{LatentAttention, LatentOptions, LatentSizes},
-    moe::Scores,
     rope::{Rope, RopeParameters},
+    routing::Scores,
 };
 
 const DEFAULTS: Defaults =

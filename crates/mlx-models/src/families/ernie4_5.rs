@@ -6,7 +6,9 @@ use crate::{
     activation::Activation,
     block::FeedForward,
     mlp::GatedMlp,
-    moe::{Gate, MixtureNames, MixtureOfExperts, MixtureOptions, Routing, Scores, SharedOptions},
+    moe::{MixtureNames, MixtureOfExperts, MixtureOptions, SharedOptions},
+    routed_experts::Gate,
+    routing::{Routing, Scores},
 };
 
 const DEFAULTS: Defaults = Defaults {

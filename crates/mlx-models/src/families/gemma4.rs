@@ -15,11 +15,12 @@ use super::{layer_kinds, prelude::*, soft_cap, window};
 use crate::{
     Error, ErrorKind,
     activation::Activation,
-    block::{Block, BlockPass},
+    block::Block,
     linear::Linear,
     mlp::GatedMlp,
     norm::RmsNorm,
     parameters::{Tensor, visit},
+    pass::BlockPass,
     per_layer::{self, PerLayerInputs},
     rope::{Rope, RopeParameters},
 };

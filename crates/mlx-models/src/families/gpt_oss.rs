@@ -7,7 +7,9 @@ use super::{RopeStyle, block, chosen_of, prelude::*, sliding_layers, styled_rope
 use crate::{
     activation::Activation,
     block::FeedForward,
-    moe::{ExpertNames, Gate, MixtureNames, MixtureOfExperts, MixtureOptions, Routing, Scores},
+    moe::{MixtureNames, MixtureOfExperts, MixtureOptions},
+    routed_experts::{ExpertNames, Gate},
+    routing::{Routing, Scores},
 };
 
 const DEFAULTS: Defaults = Defaults {

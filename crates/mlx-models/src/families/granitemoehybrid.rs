@@ -4,10 +4,13 @@
 use super::{chosen_of, layer_kinds, prelude::*};
 use crate::{
     activation::Activation,
-    block::{FeedForward, Mixer, SelfAttention, TransformerBlock},
+    block::{FeedForward, Mixer, TransformerBlock},
     mamba2::{Mamba2, MambaOptions, step_limit},
     mlp::{GatedMlp, MlpNames},
-    moe::{ExpertNames, Gate, MixtureNames, MixtureOfExperts, MixtureOptions, Routing, Scores},
+    moe::{MixtureNames, MixtureOfExperts, MixtureOptions},
+    routed_experts::{ExpertNames, Gate},
+    routing::{Routing, Scores},
+    self_attention::SelfAttention,
 };
 
 const DEFAULTS: Defaults =

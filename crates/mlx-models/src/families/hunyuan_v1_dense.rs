@@ -2,8 +2,8 @@
 
 use super::prelude::*;
 use crate::{
-    block::{AttentionNames, NormPlace},
     rope::{Rope, RopeParameters},
+    self_attention::{AttentionNames, NormPlace},
 };
 
 const DEFAULTS: Defaults =

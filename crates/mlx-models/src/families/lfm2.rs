@@ -4,10 +4,13 @@
 use super::{RopeStyle, assemble_before, chosen_of, layer_kinds, prelude::*, styled_rope};
 use crate::{
     activation::Activation,
-    block::{AttentionNames, FeedForward, Mixer, SelfAttention, TransformerBlock},
+    block::{FeedForward, Mixer, TransformerBlock},
     mlp::{GatedMlp, MlpNames},
-    moe::{Gate, MixtureNames, MixtureOfExperts, MixtureOptions, Routing, Scores},
+    moe::{MixtureNames, MixtureOfExperts, MixtureOptions},
     rope::Rope,
+    routed_experts::Gate,
+    routing::{Routing, Scores},
+    self_attention::{AttentionNames, SelfAttention},
     short_convolution::ShortConvolution,
 };
 

@@ -4,8 +4,11 @@
 use super::{RopeStyle, block, chosen_of, prelude::*, styled_rope};
 use crate::{
     activation::Activation,
-    block::{FeedForward, NormPlace},
-    moe::{Gate, MixtureNames, MixtureOfExperts, MixtureOptions, Routing, Scores},
+    block::FeedForward,
+    moe::{MixtureNames, MixtureOfExperts, MixtureOptions},
+    routed_experts::Gate,
+    routing::{Routing, Scores},
+    self_attention::NormPlace,
 };
 
 const DEFAULTS: Defaults = Defaults {

@@ -4,7 +4,9 @@ use super::{RopeStyle, block, chosen_of, prelude::*, styled_rope, window};
 use crate::{
     activation::Activation,
     block::FeedForward,
-    moe::{Gate, MixtureNames, MixtureOfExperts, MixtureOptions, Routing, Scores},
+    moe::{MixtureNames, MixtureOfExperts, MixtureOptions},
+    routed_experts::Gate,
+    routing::{Routing, Scores},
 };
 
 const DEFAULTS: Defaults =

@@ -40,16 +40,16 @@ use mlxgk_kv_cache::LayerSpec;
 use crate::{
     Decoder, Result,
     activation::Activation,
-    block::{
-        AttentionOptions, Block, FeedForward, Growth, Mixer, Norms, SelfAttention, TransformerBlock,
-    },
+    block::{Block, FeedForward, Mixer, Norms, TransformerBlock},
     config::{Config, Dims, Heads},
     decoder::DecoderOptions,
+    growth::Growth,
     input::shortened,
     load,
     mlp::{GatedMlp, MlpOptions},
     norm::NormWeight,
     rope::{Rope, RopeParameters},
+    self_attention::{AttentionOptions, SelfAttention},
     weights::Weights,
 };
 
@@ -175,11 +175,12 @@ mod prelude {
     pub(super) use super::{assemble, dense_block, mlp, rope, spec};
     pub(super) use crate::{
         Decoder, Result,
-        block::{AttentionOptions, Norms},
+        block::Norms,
         config::{Config, Defaults, Dims, Heads},
         decoder::DecoderOptions,
         mlp::MlpOptions,
         norm::NormWeight,
+        self_attention::AttentionOptions,
         weights::Weights,
     };
 }

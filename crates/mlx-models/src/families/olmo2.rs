@@ -1,7 +1,7 @@
 //! OLMo 2 (HF `Olmo2ForCausalLM`): norms behind each half, and over all heads' queries and keys.
 
 use super::prelude::*;
-use crate::{block::NormPlace, rope::Rope};
+use crate::{rope::Rope, self_attention::NormPlace};
 
 const DEFAULTS: Defaults =
     Defaults { kv_heads: None, head_dim: None, eps: 1e-5, tied: false, max_positions: 2048 };

@@ -6,7 +6,8 @@ use crate::{
     activation::Activation,
     block::FeedForward,
     mlp::GatedMlp,
-    moe::{MixtureOfExperts, MixtureOptions, Routing, Scores, SharedOptions},
+    moe::{MixtureOfExperts, MixtureOptions, SharedOptions},
+    routing::{Routing, Scores},
 };
 
 const DEFAULTS: Defaults =

@@ -9,11 +9,13 @@
 use super::{layer_kinds, prelude::*};
 use crate::{
     activation::Activation,
-    block::{FeedForward, Mixer, SelfAttention, TransformerBlock},
+    block::{FeedForward, Mixer, TransformerBlock},
     gated_delta::{DeltaHeads, GatedDelta},
     mlp::GatedMlp,
-    moe::{MixtureOfExperts, MixtureOptions, Routing, Scores, SharedOptions},
+    moe::{MixtureOfExperts, MixtureOptions, SharedOptions},
     rope::{Rope, RopeParameters},
+    routing::{Routing, Scores},
+    self_attention::SelfAttention,
 };
 
 const DEFAULTS: Defaults = Defaults {

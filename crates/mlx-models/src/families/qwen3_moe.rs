@@ -7,7 +7,8 @@ use crate::{
     activation::Activation,
     block::FeedForward,
     mlp::GatedMlp,
-    moe::{MixtureOfExperts, MixtureOptions, Routing, Scores},
+    moe::{MixtureOfExperts, MixtureOptions},
+    routing::{Routing, Scores},
 };
 
 const DEFAULTS: Defaults =

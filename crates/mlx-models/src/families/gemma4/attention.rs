@@ -5,8 +5,8 @@ use mlx_rs::Array;
 
 use super::{super::prelude::*, Layer};
 use crate::{
-    attention::Softmax, backend::Backend, block::BlockPass, linear::Linear, norm::RmsNorm,
-    parameters::visit,
+    attention::Softmax, backend::Backend, linear::Linear, norm::RmsNorm, parameters::visit,
+    pass::BlockPass,
 };
 
 #[derive(Debug)]

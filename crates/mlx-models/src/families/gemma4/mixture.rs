@@ -6,9 +6,10 @@ use super::super::{chosen_of, prelude::*};
 use crate::{
     activation::Activation,
     linear::Linear,
-    moe::{ExpertNames, Gate, RoutedExperts, Routing, Scores},
     norm::RmsNorm,
     parameters::{Tensor, visit},
+    routed_experts::{ExpertNames, Gate, RoutedExperts},
+    routing::{Routing, Scores},
 };
 
 const EXPERTS: ExpertNames = ExpertNames { together: "experts.switch_glu", ..ExpertNames::USUAL };
