@@ -14,11 +14,13 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from transformers.models.mistral4 import Mistral4Config, Mistral4ForCausalLM
+from transformers.models.muse_glimmer import MuseGlimmerConfig, MuseGlimmerForConditionalGeneration
 
 from _tiny import Tiny
 
-# The class is there, but not under its `model_type`.
+# The classes are there, but not under their `model_type`.
 AutoModelForCausalLM.register(Mistral4Config, Mistral4ForCausalLM, exist_ok=True)
+AutoModelForCausalLM.register(MuseGlimmerConfig, MuseGlimmerForConditionalGeneration, exist_ok=True)
 
 
 def config(architecture: str, model_type: str, **fields) -> dict:
@@ -43,8 +45,8 @@ def draw(model: torch.nn.Module, seed: int) -> None:
     """
     config = model.config
     rng = numpy.random.default_rng(seed)
-    tied = config.tie_word_embeddings
-    gemma4 = config.model_type.startswith("gemma4")
+    tied = config.get_text_config().tie_word_embeddings
+    gemma4 = config.model_type.startswith(("gemma4", "gemma3n"))
     last_norm = 2.0 if gemma4 or config.model_type == "cohere2" else 1.0
 
     def scale_of(name: str, weight: torch.Tensor) -> tuple[float, float]:
@@ -59,8 +61,11 @@ def draw(model: torch.nn.Module, seed: int) -> None:
             return 0.5, 0.3
         if name.endswith("bias"):
             return 0.0, 0.3
-        if name.endswith(("layer_scalar", "per_expert_scale", "router.scale")):
+        if name.endswith(("layer_scalar", "per_expert_scale", "router.scale", "correct_output_scale")):
             return 0.9, 0.15
+        if config.model_type == "muse_glimmer" and "layernorm" in name:
+            # Less 1.
+            return 0.0, 0.2
         if "norm" in name:
             if any(it in name for it in ("q_norm", "k_norm", "query_layernorm", "key_layernorm", "q_layernorm", "k_layernorm")):
                 # Gemma 4 multiplies its scores by nothing.
@@ -70,9 +75,9 @@ def draw(model: torch.nn.Module, seed: int) -> None:
             return last_norm if name == "model.norm.weight" else 1.0, 0.2
         transposed = config.model_type == "gpt_oss" and "experts" in name
         fan_in = math.sqrt(weight.shape[-2 if transposed else -1])
-        if "embed_tokens" in name:
+        if "embed_tokens" in name or "embeddings" in name:
             return 0.0, (2.0 if gemma4 else 4.0) / fan_in if tied or gemma4 else 1.0
-        gains = {"lm_head": 4.0, "v_proj": 1.3, "router": 2.0, "gate.weight": 2.0, "o_proj": 2.0, "down_proj": 2.0, "c_proj": 2.0}
+        gains = {"lm_head": 4.0, "modality_router": 16.0, "v_proj": 1.3, "router": 2.0, "gate.weight": 2.0, "o_proj": 2.0, "down_proj": 2.0, "c_proj": 2.0}
         return 0.0, next((gain for part, gain in gains.items() if part in name), 1.5) / fan_in
 
     held = set(model.state_dict())
@@ -245,9 +250,107 @@ MODELS = (
                                    attention_k_eq_v=True, num_global_key_value_heads=1, hidden_activation="gelu_pytorch_tanh",
                                    layer_types=["full_attention", "sliding_attention", "full_attention"]),
           form="4.x", matters=({"sliding_window": 100},), seed=8),
+    # Gemma 3n: three streams, sparse gates, shared columns of both kinds, a vocabulary beyond the inputs per layer.
+    small("gemma3n", config("Gemma3nForCausalLM", "gemma3n_text", num_hidden_layers=4, sliding_window=7, hidden_size_per_layer_input=6,
+                            vocab_size_per_layer_input=50, num_kv_shared_layers=2, laurel_rank=4, altup_num_inputs=3,
+                            intermediate_size=[24, 24, 32, 24], activation_sparsity_pattern=[0.7, 0.0, 0.4, 0.0], tie_word_embeddings=True,
+                            layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+                            rope_parameters={"full_attention": {"rope_type": "default", "rope_theta": 1000.0},
+                                             "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}),
+          matters=({"sliding_window": 100}, {"activation_sparsity_pattern": [0.0] * 4}, {"final_logit_softcapping": 10.0},
+                   {"altup_correct_scale": False})),
+    # Mellum 2: windows and dense layers by list, two rotary embeddings, of which the full layers' is scaled.
+    small("mellum", config("MellumForCausalLM", "mellum", sliding_window=7, attention_bias=True, tie_word_embeddings=False, num_experts=5,
+                           layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+                           mlp_layer_types=["sparse", "dense", "sparse"], rope_parameters={
+                               "full_attention": {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0,
+                                                  "original_max_position_embeddings": 16},
+                               "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}, **MOE),
+          matters=({"sliding_window": 100}, {"norm_topk_prob": False}, {"num_experts_per_tok": 1})),
+    # Laguna: heads by layer, gates of heads, partly rotated full layers, a cap on the router; gates of every number.
+    small("laguna", config("LagunaForCausalLM", "laguna", num_hidden_layers=4, num_attention_heads_per_layer=[4, 6, 2, 4], sliding_window=8,
+                           num_experts=5, shared_expert_intermediate_size=20, moe_routed_scaling_factor=1.7, moe_router_logit_softcapping=0.8,
+                           layer_types=["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+                           tie_word_embeddings=False, rope_parameters={
+                               "full_attention": {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "partial_rotary_factor": 0.5,
+                                                  "original_max_position_embeddings": 16},
+                               "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}, **MOE),
+          matters=({"sliding_window": 100}, {"moe_routed_scaling_factor": 1.0}, {"moe_router_logit_softcapping": 0.0})),
+    small("laguna-elements", config("LagunaForCausalLM", "laguna", gating="per-element", num_experts=4, attention_bias=True,
+                                    shared_expert_intermediate_size=12, mlp_layer_types=["sparse", "dense", "sparse"],
+                                    tie_word_embeddings=True, **MOE),
+          matters=({"num_experts_per_tok": 1},)),
+    # Muse Glimmer: the wrapper with its eyes.
+    small("muse-glimmer", {
+              "architectures": ["MuseGlimmerForConditionalGeneration"], "model_type": "muse_glimmer", "out_hidden_size": 16,
+              "projector_hidden_size": 8, "text_config": {
+                  **config("MuseGlimmerForConditionalGeneration", "muse_glimmer_text", num_hidden_layers=5, sliding_window=7,
+                           qk_scale_factor=2.5, output_multiplier=0.8, final_logit_softcapping=12.0, tie_word_embeddings=False,
+                           rms_norm_eps=1e-3, rope_parameters={"rope_type": "default", "rope_theta": 500.0})},
+              "vision_config": {"num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "patch_size": 2,
+                                "pos_emb_height": 2, "pos_emb_width": 2, "max_position_embeddings": 4}},
+          matters=({"sliding_window": 100}, {"qk_scale_factor": 1.0}, {"output_multiplier": 1.0}, {"final_logit_softcapping": 30.0},
+                   {"rms_norm_eps": 1e-1})),
+    # Nemotron-H: all four kinds of block, groups of experts in a space of their own; and by letters, without experts.
+    small("nemotron-h", config("NemotronHForCausalLM", "nemotron_h", num_hidden_layers=6, layers_block_type=[
+                                   "linear_attention", "moe", "full_attention", "mlp", "linear_attention", "moe"],
+                               mamba_num_heads=4, mamba_head_dim=8, n_groups=2, ssm_state_size=6, conv_kernel=3, chunk_size=16,
+                               n_routed_experts=6, n_group=3, topk_group=2, moe_latent_size=8, moe_shared_expert_intermediate_size=20,
+                               routed_scaling_factor=1.8, mlp_bias=True, time_step_limit=[0.3, 1.1], tie_word_embeddings=False, **MOE),
+          lengths=(1, 70), matters=({"num_experts_per_tok": 1}, {"routed_scaling_factor": 1.0}, {"norm_topk_prob": False}, {"topk_group": 3})),
+    small("nemotron-h-letters", config("NemotronHForCausalLM", "nemotron_h", num_hidden_layers=5, hybrid_override_pattern="M-*-M",
+                                       mamba_num_heads=2, mamba_head_dim=8, n_groups=1, ssm_state_size=5, conv_kernel=4, chunk_size=8,
+                                       layer_norm_epsilon=1e-3, tie_word_embeddings=False),
+          form="4.x", matters=({"layer_norm_epsilon": 1e-1},)),
+    # Falcon-H1: every factor another; a norm before the gate; without a norm, with a tied head.
+    small("falcon-h1", config("FalconH1ForCausalLM", "falcon_h1", mamba_d_ssm=24, mamba_n_heads=4, mamba_d_head="auto", mamba_n_groups=2,
+                              mamba_d_state=6, mamba_d_conv=3, mamba_chunk_size=16, mamba_rms_norm=True, embedding_multiplier=1.4,
+                              lm_head_multiplier=0.8, mlp_multipliers=[0.7, 1.3], key_multiplier=0.8, attention_in_multiplier=1.2,
+                              attention_out_multiplier=0.9, ssm_multipliers=[0.7, 1.2, 0.8, 1.3, 0.6], ssm_in_multiplier=1.1,
+                              ssm_out_multiplier=0.8, tie_word_embeddings=False, rope_theta=1000.0),
+          form="4.x", dtype="float32", lengths=(1, 70), matters=({"key_multiplier": 1.0}, {"attention_in_multiplier": 1.0}, {"ssm_in_multiplier": 1.0},
+                                               {"ssm_multipliers": [1.0] * 5}, {"mlp_multipliers": [1.0, 1.0]}, {"lm_head_multiplier": 1.0},
+                                               {"mamba_norm_before_gate": False})),
+    small("falcon-h1-plain", config("FalconH1ForCausalLM", "falcon_h1", head_dim=None, mamba_d_ssm=None, mamba_expand=1, mamba_n_heads=2,
+                                    mamba_d_head=8, mamba_n_groups=1, mamba_d_state=5, mamba_d_conv=4, mamba_chunk_size=8,
+                                    embedding_multiplier=1.3, lm_head_multiplier=0.7, attention_out_multiplier=0.8, projectors_bias=True, mlp_bias=True,
+                                    attention_bias=True, tie_word_embeddings=True)),
+    # LFM3: convolutions of seven tokens, windowed and full attention with gates, norms around both halves.
+    small("lfm3", config("Lfm3ForCausalLM", "lfm3", num_hidden_layers=4, layer_types=["conv", "sliding_attention", "full_attention", "conv"],
+                         sliding_window=8, norm_eps=1e-3, tie_word_embeddings=True, rope_parameters={
+                             "full_attention": {"rope_type": "proportional", "rope_theta": 1000.0, "partial_rotary_factor": 0.5},
+                             "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}),
+          matters=({"sliding_window": 100},)),
+    small("lfm3-plain", config("Lfm3ForCausalLM", "lfm3", num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"],
+                               conv_L_cache=4, use_sandwich_norm=False, use_attention_gate=False, attention_bias=True,
+                               tie_word_embeddings=False)),
+    # Llama 4: pieces of the text, layers without positions, one expert of each mixture, dense layers; two experts at once.
+    small("llama4", config("Llama4ForCausalLM", "llama4_text", num_hidden_layers=4, attention_chunk_size=7, num_local_experts=4,
+                           num_experts_per_tok=1, interleave_moe_layer_step=2, intermediate_size=12, intermediate_size_mlp=20,
+                           tie_word_embeddings=False, rope_theta=1000.0),
+          form="4.x", matters=({"attention_chunk_size": 100}, {"interleave_moe_layer_step": 4}, {"use_qk_norm": False})),
+    small("llama4-plain", config("Llama4ForCausalLM", "llama4_text", attention_chunk_size=16, num_local_experts=3, num_experts_per_tok=2,
+                                 moe_layers=[1, 2], no_rope_layers=[0, 1, 1], use_qk_norm=False, intermediate_size=16,
+                                 intermediate_size_mlp=20, attention_bias=True, tie_word_embeddings=False),
+          matters=({"num_experts_per_tok": 1},)),
+    # Kimi Linear: states that fade by channel, latents without positions, experts.
+    small("kimi-linear", config("KimiLinearForCausalLM", "kimi_linear", num_hidden_layers=4, tie_word_embeddings=False, num_experts=5,
+                                num_experts_per_token=2, num_shared_experts=1, moe_intermediate_size=12, routed_scaling_factor=1.6,
+                                first_k_dense_replace=1, **{**LATENT, "q_lora_rank": None}, linear_attn_config={
+                                    "head_dim": 8, "num_heads": 3, "short_conv_kernel_size": 3, "full_attn_layers": [3], "kda_layers": [1, 2, 4]}),
+          form="4.x", lengths=(1, 70), matters=({"num_experts_per_token": 1}, {"routed_scaling_factor": 1.0})),
 )  # fmt: skip
 
 NAMES = tuple(it.name for it in MODELS)
+
+# For transformers positions are columns where queries grow, so a padded row is another text there: no batches of
+# unequal lengths, and no other areas.
+UNPADDED = (
+    small("llama4-growing", config("Llama4ForCausalLM", "llama4_text", num_hidden_layers=4, attention_chunk_size=9, num_local_experts=2,
+                                   floor_scale=6, attn_scale=0.8, intermediate_size=12, intermediate_size_mlp=20,
+                                   tie_word_embeddings=False),
+          batch=(23, 23, 23), matters=({"attn_temperature_tuning": False}, {"floor_scale": 8192})),
+)  # fmt: skip
 
 # gpt-oss in OpenAI's own format, recorded from the same experts unpacked; `pack` puts them in afterwards.
 PACKED = (

@@ -383,7 +383,7 @@ def build(tiny: Tiny, folder: pathlib.Path, seed: int) -> None:
     model.config.dtype = getattr(torch, tiny.dtype)
     shards = {} if tiny.shard_bytes is None else {"max_shard_size": tiny.shard_bytes}
     model.save_pretrained(folder, **shards)
-    if "text_config" in tiny.config:
+    if "text_config" in tiny.config and not hasattr(model.model, "language_model"):
         wrap(folder)
     if tiny.form == "4.x":
         published = {**tiny.config, "torch_dtype": tiny.dtype, "transformers_version": "4.46.3"}
@@ -402,6 +402,17 @@ def wrap(folder: pathlib.Path) -> None:
     others = {name: it for name, it in plain.items() if not name.startswith("model.")}
     unused = {"model.visual.merger.norm.bias": torch.zeros(4), "mtp.norm.weight": torch.zeros(4)}
     safetensors.torch.save_file({**inside, **others, **unused}, path, {"format": "pt"})
+
+
+def text_of(model: torch.nn.Module) -> torch.nn.Module:
+    """The language model's layers and what is around them."""
+    return getattr(model.model, "language_model", model.model)
+
+
+def final_norm(model: torch.nn.Module) -> torch.nn.Module:
+    """The norm before the head, which families name in several ways."""
+    text = text_of(model)
+    return next(getattr(text, it) for it in ("norm", "norm_f", "final_layernorm", "embedding_norm") if hasattr(text, it))
 
 
 def load(folder: pathlib.Path, **overrides) -> torch.nn.Module:

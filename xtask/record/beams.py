@@ -147,7 +147,7 @@ def record_case(model, index: int, case: tuple) -> dict:
 
 def try_case(model, draw: list[int], name: str, lengths: tuple[int, ...], config_of) -> dict:
     rng = numpy.random.default_rng([*draw, 4])
-    prompts = [rng.integers(3, model.config.vocab_size, length).tolist() for length in lengths]
+    prompts = [rng.integers(3, model.config.get_text_config().vocab_size, length).tolist() for length in lengths]
     seed = int(rng.integers(0, 2**32))
     plain = {"do_sample": name.startswith("draws"), "num_beams": 3, "num_return_sequences": 3}
     plain = generate(model, prompts, seed, {**plain, "max_new_tokens": NEW_TOKENS})["tokens"]

@@ -104,7 +104,7 @@ def record_case(model, index: int, case: tuple) -> dict:
 
 def try_case(model, draw: list[int], name: str, lengths: tuple[int, ...], config_of) -> dict:
     rng = numpy.random.default_rng(draw)
-    prompts = [rng.integers(3, model.config.vocab_size, length).tolist() for length in lengths]
+    prompts = [rng.integers(3, model.config.get_text_config().vocab_size, length).tolist() for length in lengths]
     seed = int(rng.integers(0, 2**32))
     plain_of = GREEDY if name.startswith("greedy") else SAMPLE
     plain = generate(model, prompts, seed, {**plain_of, "max_new_tokens": NEW_TOKENS})["rows"]

@@ -39,7 +39,7 @@ class TooClose(Exception):
 def record(out: pathlib.Path) -> None:
     torch.set_num_threads(1)
     logging.set_verbosity_error()
-    for tiny in _tiny.MODELS + _small.MODELS:
+    for tiny in _tiny.MODELS + _small.MODELS + _small.UNPADDED:
         with_good_seed(tiny, lambda seed, tiny=tiny: record_model(tiny, out, seed))
     for tiny in _small.PACKED:
         with_good_seed(tiny, lambda seed, tiny=tiny: record_packed(tiny, out, seed))
@@ -55,6 +55,10 @@ def record(out: pathlib.Path) -> None:
     record_restacked(out, "deepseek-v3", "deepseek-v3-mlx")
     record_restacked(out, "lfm2-moe", "lfm2-moe-mlx")
     record_restacked(out, "granite-hybrid", "granite-hybrid-mlx")
+    record_restacked(out, "falcon-h1", "falcon-h1-mlx")
+    record_restacked(out, "kimi-linear", "kimi-linear-mlx")
+    record_restacked(out, "laguna", "laguna-mlx")
+    record_restacked(out, "nemotron-h", "nemotron-h-mlx")
 
 
 def record_packed(tiny: _tiny.Tiny, out: pathlib.Path, seed: int) -> None:
@@ -137,9 +141,12 @@ def residuals(model):
     kept = []
 
     def keep(_module, _inputs, output):
-        kept.append((output[0] if isinstance(output, tuple) else output)[0].float())
+        state = output[0] if isinstance(output, tuple) else output
+        # Of several streams the first.
+        state = state[0] if state.ndim == 4 else state
+        kept.append(state[0].float())
 
-    handles = [layer.register_forward_hook(keep) for layer in model.model.layers]
+    handles = [layer.register_forward_hook(keep) for layer in _tiny.text_of(model).layers]
     try:
         yield kept
     finally:

@@ -116,7 +116,7 @@ SEED = 0
 
 def try_case(model, draw: list[int], name: str, lengths: tuple[int, ...], wanted: list[dict]) -> dict:
     rng = numpy.random.default_rng(draw)
-    prompts = [rng.integers(3, model.config.vocab_size, length).tolist() for length in lengths]
+    prompts = [rng.integers(3, model.config.get_text_config().vocab_size, length).tolist() for length in lengths]
     plain = greedy(model, prompts, [])
     if len(set(plain[0])) < 4:
         raise models.TooClose("a plain run that repeats itself")
@@ -131,13 +131,13 @@ def try_case(model, draw: list[int], name: str, lengths: tuple[int, ...], wanted
     case = {"name": name, "injections": injections, "prompts": prompts, "tokens": tokens}
     if len(prompts) > 1:
         # Longrope chooses its factors for a whole batch by its longest row.
-        case["rows_stand_alone"] = (model.config.rope_parameters or {}).get("rope_type") != "longrope"
+        case["rows_stand_alone"] = (getattr(model.config, "rope_parameters", None) or {}).get("rope_type") != "longrope"
     return case
 
 
 def draw_injection(model, rng, prompt: list[int], ids: list[int], wanted: dict) -> dict:
     """Vectors of about the size of what they are added to; `along` what is there, for ablation."""
-    count = model.config.num_hidden_layers
+    count = model.config.get_text_config().num_hidden_layers
     layers = list(range(count)) if wanted["layers"] == "all" else wanted["layers"]
     with torch.no_grad(), models.residuals(model) as states, normed(model) as last:
         model(torch.tensor([prompt]))
@@ -171,7 +171,7 @@ def draw_injection(model, rng, prompt: list[int], ids: list[int], wanted: dict) 
 def normed(model):
     """Collects what the final norm returns."""
     kept = []
-    handle = model.model.norm.register_forward_hook(lambda _m, _i, output: kept.append(output.float()))
+    handle = _tiny.final_norm(model).register_forward_hook(lambda _m, _i, output: kept.append(output.float()))
     try:
         yield kept
     finally:
@@ -212,15 +212,18 @@ def steered(model, injections: list[dict], ids, padding: list[int], width: int):
                     bias = torch.nn.functional.linear(vectors[0], model.lm_head.weight)
                     return state + injection["alpha"] * bias
                 # Padding too: no token ever looks at it.
-                new = operate(state, vectors, injection["op"], injection["alpha"], strength)
+                # Of several streams the first.
+                stream = state[0] if state.ndim == 4 else state
+                new = operate(stream, vectors, injection["op"], injection["alpha"], strength)
+                new = torch.cat([new[None], state[1:]]) if state.ndim == 4 else new
                 return (new, *output[1:]) if isinstance(output, tuple) else new
 
             if point == "logits":
                 module = model.lm_head
             elif point == "final_norm":
-                module = model.model.norm
+                module = _tiny.final_norm(model)
             else:
-                module = model.model.layers[int(point.split(".")[1])]
+                module = _tiny.text_of(model).layers[int(point.split(".")[1])]
             handles.append(module.register_forward_hook(hook))
     try:
         yield

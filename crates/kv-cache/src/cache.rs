@@ -50,7 +50,7 @@ pub(crate) enum Kept {
     Columns(Buffer),
     /// Empty before the first pass.
     State(Vec<Array>),
-    /// What it sees is another layer's.
+    /// What it sees is another layer's, or it sees nothing.
     Nothing,
 }
 
@@ -58,7 +58,7 @@ impl Kept {
     pub(crate) fn new(sight: LayerSpec, format: Format) -> Self {
         match sight {
             LayerSpec::State => Self::State(Vec::new()),
-            LayerSpec::Shared { .. } => Self::Nothing,
+            LayerSpec::Shared { .. } | LayerSpec::Nothing => Self::Nothing,
             _ => Self::Columns(Buffer::new(format, sight.sinks())),
         }
     }

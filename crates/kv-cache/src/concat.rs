@@ -39,6 +39,9 @@ impl KvCache {
         if self.layers.iter().any(|it| it.sight == LayerSpec::State) {
             return refuse("a layer's state has no place behind another");
         }
+        if self.layers.iter().any(|it| matches!(it.sight, LayerSpec::Chunked { .. })) {
+            return refuse("a layer's pieces would be cut elsewhere");
+        }
         let ([row], [theirs]) = (&self.rows[..], &other.rows[..]) else {
             return refuse("one of them has not one row");
         };

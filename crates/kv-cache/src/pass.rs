@@ -243,8 +243,7 @@ impl Pass<'_> {
     pub fn commit(self) -> Result<()> {
         let Self { cache, step, fed, filled, written, .. } = self;
         for (index, (layer, written)) in cache.layers.iter().zip(&written).enumerate() {
-            let needed = !matches!(layer.spec, LayerSpec::Shared { .. });
-            if needed && matches!(written, Written::Nothing) {
+            if layer.spec.is_kept() && matches!(written, Written::Nothing) {
                 let what = format!("layer {index} ({:?}) has brought nothing", layer.spec);
                 return Err(Error::argument(what));
             }

@@ -374,11 +374,11 @@ impl Blocks {
                 }
             };
             let names: Vec<String> = format.names().iter().map(|it| (*it).to_owned()).collect();
-            if !matches!(sight, LayerSpec::Shared { .. } | LayerSpec::State) {
+            if sight.has_columns() {
                 layer.quantization = scope.options.quantization;
             }
             match sight {
-                LayerSpec::Shared { .. } => {}
+                LayerSpec::Shared { .. } | LayerSpec::Nothing => {}
                 LayerSpec::State => {
                     layer.states = kept.arrays.len();
                     let names: Vec<String> =
@@ -394,7 +394,7 @@ impl Blocks {
                     let whole = (0..kept.arrays.len()).map(whole).collect::<Result<_, _>>();
                     put(&names, whole.map_err(failed)?);
                 }
-                LayerSpec::Sliding { .. } => {
+                LayerSpec::Sliding { .. } | LayerSpec::Chunked { .. } => {
                     let placed = placed(kept.arrays.clone(), columns.len(), 0);
                     let (first, arrays) = placed.map_err(failed)?;
                     layer.first = first;

@@ -17,6 +17,12 @@ pub enum LayerSpec {
         /// Tokens visible to one query, itself included; at least 1.
         window: usize,
     },
+    /// A row is cut into pieces of `size` tokens, and a query sees those of its own piece that are not
+    /// behind it (Llama 4).
+    Chunked {
+        /// Tokens of a piece; at least 1.
+        size: usize,
+    },
     /// A query sees the row's first `sinks` tokens and the newest ones, `size` in all (StreamingLLM;
     /// mlx-lm's `RotatingKVCache` with `keep`). Positions are those of the whole text.
     Bounded {
@@ -33,6 +39,9 @@ pub enum LayerSpec {
     },
     /// A state that every pass replaces, such as a recurrence's or a convolution's, and no columns.
     State,
+    /// Nothing: the layer sees the tokens of a pass one by one (a feed-forward layer alone, as in
+    /// Nemotron-H).
+    Nothing,
 }
 
 impl LayerSpec {
@@ -40,6 +49,8 @@ impl LayerSpec {
     pub(crate) fn newest(self) -> Option<usize> {
         match self {
             Self::Sliding { window } => Some(window),
+            // At most.
+            Self::Chunked { size } => Some(size),
             Self::Bounded { sinks, size } => Some(size - sinks),
             _ => None,
         }
@@ -57,7 +68,18 @@ impl LayerSpec {
 
     /// Whether the layer has columns of its own.
     pub(crate) fn has_columns(self) -> bool {
-        !matches!(self, Self::Shared { .. } | Self::State)
+        !matches!(self, Self::Shared { .. } | Self::State | Self::Nothing)
+    }
+
+    /// Whether a cache keeps anything of its own for the layer.
+    pub(crate) fn is_kept(self) -> bool {
+        !matches!(self, Self::Shared { .. } | Self::Nothing)
+    }
+
+    /// Whether a query weighs tokens of the past, which [`State`](Self::State) and
+    /// [`Nothing`](Self::Nothing) have no weights for.
+    pub fn has_attention(self) -> bool {
+        !matches!(self, Self::State | Self::Nothing)
     }
 
     /// Refuses a layer that could see nothing or read what is not there.
@@ -65,6 +87,7 @@ impl LayerSpec {
         let wrong = |what: String| Err(Error::argument(format!("layer {index} {what}")));
         match self {
             Self::Sliding { window: 0 } => wrong("has a window of 0 tokens".into()),
+            Self::Chunked { size: 0 } => wrong("has pieces of 0 tokens".into()),
             Self::Bounded { sinks, size } if size <= sinks => {
                 wrong(format!("has a size of {size} tokens, which {sinks} sinks fill"))
             }

@@ -234,7 +234,8 @@ impl Step {
         let padded = self.padding.iter().any(|&it| it > first);
         let limited = slots || size.is_some_and(|size| end > size);
         // A single query of a sliding layer is handed exactly its window of keys.
-        let exact = spec.sinks() == 0 && self.count == 1;
+        let is_chunked = matches!(spec, LayerSpec::Chunked { .. });
+        let exact = spec.sinks() == 0 && self.count == 1 && !is_chunked;
         if !padded && (exact || !limited) {
             return Ok(if self.count == 1 { Mask::None } else { Mask::Causal });
         }
@@ -250,6 +251,11 @@ impl Step {
                 near = near.logical_or(keys.lt(sinks)?)?;
             }
             seen = seen.logical_and(near)?;
+        }
+        if let LayerSpec::Chunked { size } = spec {
+            let piece =
+                |it: &Array| it.subtract(&padding)?.floor_divide(Array::from_int(size as i32));
+            seen = seen.logical_and(piece(&keys)?.eq(piece(&queries)?)?)?;
         }
         if padded {
             // A padding query sees itself: with nothing to see its softmax would be NaN, and a NaN

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mlx_rs::{Array, Dtype, error::Exception, ops::indexing::TryIndexOp};
 use mlxgk_generation_config::Resolved;
-use mlxgk_kv_cache::{LayerSpec, Step};
+use mlxgk_kv_cache::Step;
 use mlxgk_mlx_models::{Decoder, HookPoint, ResidualHook};
 
 use crate::{
@@ -80,7 +80,7 @@ impl AttentionRecorder {
         model: &Decoder,
     ) -> Result<Option<Self>> {
         let count = model.layers().len();
-        let has_attention = |layer: &usize| model.layers()[*layer] != LayerSpec::State;
+        let has_attention = |layer: &usize| model.layers()[*layer].has_attention();
         let layers = match layers {
             Some(layers) => layers,
             None if resolved.config.output_attentions == Some(true) => {

@@ -8,7 +8,7 @@ use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_PI};
 use mlx_rs::{
     Array,
     error::Result as MlxResult,
-    ops::{erf, sigmoid, tanh},
+    ops::{erf, maximum, sigmoid, tanh},
 };
 
 use crate::{Result, backend::Backend, config::Config};
@@ -22,6 +22,8 @@ pub(crate) enum Activation {
     Gelu,
     /// Its tanh approximation: `gelu_pytorch_tanh`.
     GeluTanh,
+    /// `max(x, 0)²`: `relu2`.
+    ReluSquared,
 }
 
 impl Activation {
@@ -30,9 +32,10 @@ impl Activation {
             "silu" | "swish" => Ok(Self::Silu),
             "gelu" => Ok(Self::Gelu),
             "gelu_pytorch_tanh" | "gelu_new" => Ok(Self::GeluTanh),
+            "relu2" => Ok(Self::ReluSquared),
             other => Err(config.error(
                 key,
-                format_args!("is {other:?}; known are silu, gelu and gelu_pytorch_tanh"),
+                format_args!("is {other:?}; known are silu, gelu, gelu_pytorch_tanh and relu2"),
             )),
         }
     }
@@ -50,6 +53,7 @@ impl Activation {
         let number = |it: f32| Array::from_f32(it).as_dtype(x.dtype());
         match self {
             Self::Silu => x.multiply(sigmoid(x)?),
+            Self::ReluSquared => maximum(x, number(0.0)?)?.square(),
             Self::Gelu => {
                 let upper = erf(x.multiply(number(FRAC_1_SQRT_2)?)?)?.add(number(1.0)?)?;
                 x.multiply(upper)?.multiply(number(0.5)?)

@@ -13,6 +13,7 @@ use crate::{
     Result,
     config::Dims,
     gated_delta::GatedDelta,
+    kimi_delta::KimiDelta,
     latent::LatentAttention,
     mamba2::Mamba2,
     mlp::{GatedMlp, PlainMlp},
@@ -27,13 +28,17 @@ use crate::{
 
 /// What a family supplies per layer.
 pub(crate) trait Block: Debug + Send + Visit {
-    /// What the token mixer adds to `hidden`, `[batch, tokens, hidden]`.
-    fn mix(&self, layer: usize, hidden: &Array, pass: &mut BlockPass<'_>) -> Result<Array>;
+    /// What the token mixer adds to `hidden`, `[batch, tokens, hidden]`; `None` where it has none.
+    fn mix(&self, layer: usize, hidden: &Array, pass: &mut BlockPass<'_>) -> Result<Option<Array>>;
 
     /// What the feed-forward half adds to `hidden`, which has the first half's addition and what a hook
-    /// made of it.
-    fn feed_forward(&self, layer: usize, hidden: &Array, pass: &mut BlockPass<'_>)
-    -> Result<Array>;
+    /// made of it; `None` where it has none.
+    fn feed_forward(
+        &self,
+        layer: usize,
+        hidden: &Array,
+        pass: &mut BlockPass<'_>,
+    ) -> Result<Option<Array>>;
 
     /// What the stream is multiplied by after both additions (Gemma 4); `None` for 1.
     fn factor(&self) -> Option<&Array> {
@@ -42,6 +47,12 @@ pub(crate) trait Block: Debug + Send + Visit {
 
     /// What the layer may see of the past.
     fn spec(&self) -> LayerSpec;
+
+    /// What a second layer of the cache keeps for the block, whose number is the model's layers and this
+    /// one's (Falcon-H1, with attention and a recurrence in each block).
+    fn second_spec(&self) -> Option<LayerSpec> {
+        None
+    }
 
     /// How many numbers one more token adds to the layer's cache.
     fn cached_per_token(&self) -> usize;
@@ -83,14 +94,19 @@ impl TransformerBlock {
 }
 
 impl Block for TransformerBlock {
-    fn mix(&self, layer: usize, hidden: &Array, pass: &mut BlockPass<'_>) -> Result<Array> {
+    fn mix(&self, layer: usize, hidden: &Array, pass: &mut BlockPass<'_>) -> Result<Option<Array>> {
         let mixed = self.mixer.forward(layer, &normed(self.input_norm.as_ref(), hidden)?, pass)?;
-        self.addition(mixed, self.after_attention_norm.as_ref())
+        self.addition(mixed, self.after_attention_norm.as_ref()).map(Some)
     }
 
-    fn feed_forward(&self, _: usize, hidden: &Array, _: &mut BlockPass<'_>) -> Result<Array> {
+    fn feed_forward(
+        &self,
+        _: usize,
+        hidden: &Array,
+        _: &mut BlockPass<'_>,
+    ) -> Result<Option<Array>> {
         let fed = self.feed_forward.forward(&normed(self.feed_forward_norm.as_ref(), hidden)?)?;
-        self.addition(fed, self.after_feed_forward_norm.as_ref())
+        self.addition(fed, self.after_feed_forward_norm.as_ref()).map(Some)
     }
 
     fn spec(&self) -> LayerSpec {
@@ -131,6 +147,8 @@ pub(crate) enum Norms {
     AroundGlm,
     /// Before each half, under LFM2's names.
     BeforeLfm,
+    /// Before and after each half, under LFM3's names.
+    AroundLfm,
 }
 
 impl Norms {
@@ -143,6 +161,9 @@ impl Norms {
             Self::After => [None, post, None, post_feed_forward],
             Self::Around => [input, post, Some("pre_feedforward_layernorm"), post_feed_forward],
             Self::BeforeLfm => [Some("operator_norm"), None, Some("ffn_norm"), None],
+            Self::AroundLfm => {
+                ["operator_norm", "post_operator_norm", "ffn_norm", "post_ffn_norm"].map(Some)
+            }
             Self::AroundGlm => {
                 [input, Some("post_self_attn_layernorm"), post, Some("post_mlp_layernorm")]
             }
@@ -187,6 +208,7 @@ pub(crate) enum Mixer {
     Convolution { convolution: ShortConvolution },
     Mamba { mamba: Mamba2 },
     Latent { latent: LatentAttention },
+    KimiDelta { delta: KimiDelta },
 }
 
 visit!(enum Mixer {
@@ -195,32 +217,39 @@ visit!(enum Mixer {
     Convolution { convolution },
     Mamba { mamba },
     Latent { latent },
+    KimiDelta { delta },
 });
 
 impl Mixer {
-    fn forward(&self, layer: usize, x: &Array, pass: &mut BlockPass<'_>) -> Result<Array> {
+    pub(crate) fn forward(
+        &self,
+        layer: usize,
+        x: &Array,
+        pass: &mut BlockPass<'_>,
+    ) -> Result<Array> {
         match self {
             Self::Attention { attention } => attention.forward(layer, x, pass),
             Self::Delta { delta } => delta.forward(layer, x, pass),
             Self::Convolution { convolution } => convolution.forward(layer, x, pass),
             Self::Mamba { mamba } => mamba.forward(layer, x, pass),
             Self::Latent { latent } => latent.forward(layer, x, pass),
+            Self::KimiDelta { delta } => delta.forward(layer, x, pass),
         }
     }
 
-    fn spec(&self) -> LayerSpec {
+    pub(crate) fn spec(&self) -> LayerSpec {
         match self {
             Self::Attention { attention } => attention.spec(),
             Self::Latent { latent } => latent.spec(),
-            Self::Delta { .. } | Self::Convolution { .. } | Self::Mamba { .. } => LayerSpec::State,
+            _ => LayerSpec::State,
         }
     }
 
-    fn cached_per_token(&self) -> usize {
+    pub(crate) fn cached_per_token(&self) -> usize {
         match self {
             Self::Attention { attention } => attention.cached_per_token(),
             Self::Latent { latent } => latent.cached_per_token(),
-            Self::Delta { .. } | Self::Convolution { .. } | Self::Mamba { .. } => 0,
+            _ => 0,
         }
     }
 }

@@ -81,22 +81,29 @@ pub(crate) fn numbers(tensors: &Tensors) -> usize {
 ///
 /// A plain one has it under `model.`, what `AutoModel` saved (without a head) under no prefix, and a
 /// multimodal one under `language_model.model.` or, from transformers 5 on, `model.language_model.`
-/// (`language_model.` where `AutoModel` saved it).
+/// (`language_model.` where `AutoModel` saved it). Nemotron-H has it under `backbone.`, with another name
+/// for the token table.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Naming {
     /// Stands for `model.`.
     body: &'static str,
     /// Stands for `lm_head.`.
     head: &'static str,
+    /// Stands for `embed_tokens`.
+    table: &'static str,
 }
 
-const NAMINGS: [Naming; 5] = [
-    Naming { body: "model.", head: "lm_head." },
-    Naming { body: "language_model.model.", head: "language_model.lm_head." },
-    Naming { body: "model.language_model.", head: "lm_head." },
-    Naming { body: "language_model.", head: "lm_head." },
-    Naming { body: "", head: "lm_head." },
+const NAMINGS: [Naming; 7] = [
+    Naming { body: "model.", ..USUAL },
+    Naming { body: "language_model.model.", head: "language_model.lm_head.", ..USUAL },
+    Naming { body: "model.language_model.", ..USUAL },
+    Naming { body: "language_model.", ..USUAL },
+    Naming { body: "backbone.", table: "embeddings", ..USUAL },
+    Naming { body: "model.", table: "embeddings", ..USUAL },
+    Naming { body: "", ..USUAL },
 ];
+
+const USUAL: Naming = Naming { body: "model.", head: "lm_head.", table: "embed_tokens" };
 
 /// Tensors of a multimodal checkpoint that the language model does not need.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,14 +119,16 @@ impl Naming {
     /// Recognised by where the token table is.
     pub(crate) fn of(tensors: &Tensors) -> Self {
         let is_there =
-            |it: &&Self| tensors.contains_key(&format!("{}embed_tokens.weight", it.body));
+            |it: &&Self| tensors.contains_key(&format!("{}{}.weight", it.body, it.table));
         *NAMINGS.iter().find(is_there).unwrap_or(&NAMINGS[0])
     }
 
     /// A tensor's name in the file.
     pub(crate) fn in_file(self, plain: &str) -> String {
-        let Self { body, head } = self;
-        let inner = plain.strip_prefix("model.").map(|it| format!("{body}{it}"));
+        let Self { body, head, table } = self;
+        let of_table = plain.strip_prefix("model.embed_tokens.");
+        let inner = of_table.map(|it| format!("{body}{table}.{it}"));
+        let inner = inner.or_else(|| plain.strip_prefix("model.").map(|it| format!("{body}{it}")));
         let inner =
             inner.or_else(|| plain.strip_prefix("lm_head.").map(|it| format!("{head}{it}")));
         inner.unwrap_or_else(|| plain.to_owned())
@@ -128,7 +137,11 @@ impl Naming {
     /// Its name in a plain text model; `None` where it belongs to another part.
     fn plain(self, in_file: &str) -> Option<String> {
         let head = in_file.strip_prefix(self.head).map(|it| format!("lm_head.{it}"));
-        head.or_else(|| in_file.strip_prefix(self.body).map(|it| format!("model.{it}")))
+        head.or_else(|| {
+            let inner = in_file.strip_prefix(self.body)?;
+            let of_table = inner.strip_prefix(self.table).filter(|it| it.starts_with('.'));
+            Some(of_table.map_or(format!("model.{inner}"), |it| format!("model.embed_tokens{it}")))
+        })
     }
 
     /// The tensors under the names of a plain text model. Of a multimodal checkpoint the rest is left

@@ -1,6 +1,6 @@
 //! `config.json`: typed access with errors that name the field, and what all families share.
 
-use std::path::Path;
+use std::{cell::RefCell, collections::BTreeSet, path::Path, rc::Rc};
 
 use serde_json::{Map, Value};
 
@@ -20,6 +20,8 @@ pub(crate) struct Config {
     fields: Map<String, Value>,
     /// How many numbers the weights hold: what is larger is refused before anything is allocated.
     most: usize,
+    /// The fields that were asked for, of this object, its copies and those in it.
+    asked: Rc<RefCell<BTreeSet<String>>>,
 }
 
 impl Config {
@@ -46,7 +48,8 @@ impl Config {
         });
         match parsed {
             Ok(Value::Object(fields)) => {
-                Ok(Self { name: name.to_owned(), fields, most: usize::MAX })
+                let (name, most) = (name.to_owned(), usize::MAX);
+                Ok(Self { name, fields, most, asked: Rc::default() })
             }
             Ok(other) => Err(Error::new(
                 ErrorKind::Config,
@@ -72,12 +75,21 @@ impl Config {
 
     /// The field's value; absent and `null` are the same, as in HF.
     pub(crate) fn get(&self, key: &str) -> Option<&Value> {
+        self.asked.borrow_mut().insert(key.to_owned());
         self.fields.get(key).filter(|value| !value.is_null())
     }
 
     /// Whether the field is there at all, `null` included.
     pub(crate) fn has(&self, key: &str) -> bool {
+        self.asked.borrow_mut().insert(key.to_owned());
         self.fields.contains_key(key)
+    }
+
+    /// The entries that nobody asked for.
+    pub(crate) fn unread(&self) -> Vec<(String, Value)> {
+        let asked = self.asked.borrow();
+        let entries = self.fields.iter().filter(|(key, _)| !asked.contains(*key));
+        entries.map(|(key, value)| (key.clone(), value.clone())).collect()
     }
 
     fn typed<'a, T>(
@@ -174,7 +186,7 @@ impl Config {
     /// An object without fields, for a dictionary that may be left out.
     pub(crate) fn empty(&self, key: &str) -> Self {
         let name = format!("{}: `{key}`", self.name);
-        Self { name, fields: Map::new(), most: self.most }
+        Self { name, fields: Map::new(), most: self.most, asked: Rc::clone(&self.asked) }
     }
 
     /// The entries, for objects whose keys are data.

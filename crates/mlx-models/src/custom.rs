@@ -48,6 +48,11 @@ impl Decoder {
     /// When there is no such layer; the model is as it was.
     pub fn replace_block(&mut self, layer: usize, block: impl CustomBlock + 'static) -> Result<()> {
         let count = self.blocks.len();
+        if self.layers.len() > count {
+            let what =
+                "the model's blocks keep two things each, which a block of one's own does not";
+            return Err(Error::new(ErrorKind::Hook, what));
+        }
         let Some(place) = self.blocks.get_mut(layer) else {
             let what = format!("layer {layer} of a model with {count} layers");
             return Err(Error::new(ErrorKind::Hook, what));
@@ -63,12 +68,17 @@ impl Decoder {
 struct Custom(Box<dyn CustomBlock>);
 
 impl Block for Custom {
-    fn mix(&self, layer: usize, hidden: &Array, pass: &mut BlockPass<'_>) -> Result<Array> {
-        self.0.mix(layer, hidden, pass)
+    fn mix(&self, layer: usize, hidden: &Array, pass: &mut BlockPass<'_>) -> Result<Option<Array>> {
+        self.0.mix(layer, hidden, pass).map(Some)
     }
 
-    fn feed_forward(&self, _: usize, hidden: &Array, _: &mut BlockPass<'_>) -> Result<Array> {
-        self.0.feed_forward(hidden)
+    fn feed_forward(
+        &self,
+        _: usize,
+        hidden: &Array,
+        _: &mut BlockPass<'_>,
+    ) -> Result<Option<Array>> {
+        self.0.feed_forward(hidden).map(Some)
     }
 
     fn spec(&self) -> LayerSpec {

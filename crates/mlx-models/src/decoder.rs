@@ -18,6 +18,7 @@ use crate::{
     pass::{BlockPass, Wanted},
     per_layer::PerLayerInputs,
     self_attention::SelfAttention,
+    streams::Streams,
 };
 
 /// The dtype that weights are converted to and activations are computed in.
@@ -67,6 +68,8 @@ pub struct Decoder {
     pub(crate) embedding: Embedding,
     /// Gemma 4's inputs for each layer.
     pub(crate) per_layer: Option<PerLayerInputs>,
+    /// Gemma 3n's further streams.
+    pub(crate) streams: Option<Streams>,
     pub(crate) blocks: Vec<Box<dyn Block>>,
     pub(crate) layers: Vec<LayerSpec>,
     pub(crate) norm: RmsNorm,
@@ -76,13 +79,15 @@ pub struct Decoder {
     pub(crate) skipped: Vec<Skipped>,
 }
 
-visit!(struct Decoder { embedding, per_layer, blocks, norm, head });
+visit!(struct Decoder { embedding, per_layer, streams, blocks, norm, head });
 
 /// What differs between the families outside their blocks.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct DecoderOptions {
     /// Multiplies the embeddings (Gemma, Granite).
     pub(crate) embedding_scale: Option<f32>,
+    /// Whether embeddings go through a norm without a weight (Muse Glimmer).
+    pub(crate) embedding_norm: bool,
     /// Multiplies the logits, before the cap (Cohere, Granite).
     pub(crate) logit_scale: Option<f32>,
     /// `cap · tanh(logits / cap)` (Gemma 2).
@@ -145,6 +150,10 @@ impl Decoder {
     /// # Errors
     /// When the options do not fit a layer.
     pub fn new_cache_with(&self, padding: &[usize], options: &CacheOptions) -> Result<KvCache> {
+        if options.early_exit.is_some() && self.layers.len() > self.blocks.len() {
+            let what = "an early exit from a model whose blocks keep two things each";
+            return Err(Error::new(ErrorKind::Cache, what));
+        }
         Ok(KvCache::with_options(&self.layers, padding, options)?)
     }
 
@@ -184,6 +193,7 @@ impl Decoder {
             (Some(_), None) => return Err(Error::new(ErrorKind::Tokens, NO_TOKENS)),
         };
         let mut hidden = hidden;
+        pass.streams = self.streams.as_ref().map(|it| it.spread(&hidden)).transpose()?;
         for (layer, block) in layers.clone().zip(&self.blocks[layers]) {
             let shape = hidden.shape().to_vec();
             let failed = |half: &str, e: Error| {
@@ -195,10 +205,14 @@ impl Decoder {
             if let Wanted::Left(weights) = &pass.weights {
                 hook.attention(layer, weights, pass.step())?;
             }
-            hidden = hidden.add(mixed)?;
+            if let Some(mixed) = mixed {
+                hidden = hidden.add(mixed)?;
+            }
             hidden = hook.apply(HookPoint::ResidMid(layer), hidden, pass.step())?;
             let fed = block.feed_forward(layer, &hidden, pass);
-            hidden = hidden.add(fed.map_err(|e| failed("feed-forward", e))?)?;
+            if let Some(fed) = fed.map_err(|e| failed("feed-forward", e))? {
+                hidden = hidden.add(fed)?;
+            }
             if let Some(factor) = block.factor() {
                 hidden = hidden.multiply(factor)?;
             }
@@ -206,6 +220,9 @@ impl Decoder {
         }
         if !is_last {
             return Ok(hidden);
+        }
+        if let (Some(streams), Some(further)) = (&self.streams, &pass.streams) {
+            hidden = streams.gather(&hidden, further)?;
         }
         let hidden = self.norm.forward(&hidden)?;
         hook.apply(HookPoint::FinalNorm, hidden, pass.step())
@@ -316,7 +333,8 @@ impl Decoder {
         self.options.original_context
     }
 
-    /// What each layer's cache keeps.
+    /// What each layer's cache keeps; behind them what blocks that keep two things keep beside it, in
+    /// the order of the blocks (Falcon-H1).
     pub fn layers(&self) -> &[LayerSpec] {
         &self.layers
     }

@@ -2,14 +2,21 @@
 
 use mlx_rs::{Array, Dtype};
 
-use crate::{Result, linear::Linear, parameters::visit};
+use crate::{
+    Result,
+    linear::Linear,
+    norm::{RmsNorm, normed},
+    parameters::visit,
+};
 
-/// A token table, and what its rows are multiplied by.
+/// A token table, and what is done to its rows.
 #[derive(Debug)]
 pub(crate) struct Embedding {
     table: Linear,
     /// In the compute dtype: HF rounds the factor to the weights' dtype before multiplying.
     scale: Option<Array>,
+    /// Without a weight (Muse Glimmer).
+    norm: Option<RmsNorm>,
 }
 
 visit!(struct Embedding { table });
@@ -20,7 +27,12 @@ impl Embedding {
         if let Some(scale) = &scale {
             scale.eval()?;
         }
-        Ok(Self { table, scale })
+        Ok(Self { table, scale, norm: None })
+    }
+
+    /// The same, with rows that are normed.
+    pub(crate) fn normed(self, norm: Option<RmsNorm>) -> Self {
+        Self { norm, ..self }
     }
 
     /// The table, which tied models use as the head too.
@@ -31,9 +43,10 @@ impl Embedding {
     /// Ids of `[batch, tokens]` to `[batch, tokens, hidden]`.
     pub(crate) fn forward(&self, tokens: &Array) -> Result<Array> {
         let embedded = self.table.rows(tokens)?;
-        match &self.scale {
-            None => Ok(embedded),
-            Some(scale) => Ok(embedded.multiply(scale)?),
-        }
+        let embedded = match &self.scale {
+            None => embedded,
+            Some(scale) => embedded.multiply(scale)?,
+        };
+        normed(self.norm.as_ref(), &embedded)
     }
 }

@@ -81,7 +81,8 @@ impl Decoder {
     /// be kept (gradient checkpointing).
     ///
     /// # Errors
-    /// When there are no such layers or they share columns with layers before them, `hidden` has another
+    /// When there are no such layers or they share columns with layers before them, they are not all of a
+    /// model with several residual streams (Gemma 3n), `hidden` has another
     /// shape, or the hook or MLX fails; and for embeddings as
     /// [`hidden_from_embeddings`](Self::hidden_from_embeddings).
     pub fn run_layers(
@@ -93,6 +94,10 @@ impl Decoder {
     ) -> Result<Array> {
         if layers.is_empty() || layers.end > self.blocks.len() {
             let what = format!("layers {layers:?} of a model with {} layers", self.blocks.len());
+            return Err(Error::new(ErrorKind::Hook, what));
+        }
+        if self.streams.is_some() && layers != (0..self.blocks.len()) {
+            let what = format!("layers {layers:?} alone of a model with several residual streams");
             return Err(Error::new(ErrorKind::Hook, what));
         }
         self.check_embeddings(hidden, columns)?;
@@ -275,7 +280,7 @@ impl Decoder {
     ) -> Result<Array> {
         let all = cache.len() + columns.first().map_or(0, |row| row.len());
         let long = self.is_long(all, cache);
-        let layers = 0..cache.layers().len();
+        let layers = 0..cache.layers().len().min(self.blocks.len());
         let pass = cache.begin(columns, &names(cache, hook))?.reading_again(again);
         let embedded = match embeddings {
             Some(embeddings) => embeddings.clone(),

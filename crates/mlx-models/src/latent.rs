@@ -86,7 +86,8 @@ pub(crate) struct LatentOptions {
     pub(crate) value: usize,
     /// A bias on the products to latents, and on the last.
     pub(crate) bias: bool,
-    pub(crate) rope: Rope,
+    /// `None`: what others rotate stands as it is (Kimi Linear).
+    pub(crate) rope: Option<Rope>,
     pub(crate) growth: Option<Growth>,
     pub(crate) scale: f32,
 }
@@ -180,10 +181,14 @@ impl LatentAttention {
         let scale = Array::from_f32(self.options.scale).as_dtype(queries.dtype())?;
         let queries = queries.multiply(scale)?.split_at_indices(&[plain], -1)?;
         let latent = self.down.forward(x)?.split_at_indices(&[rank], -1)?;
-        let rotation = pass.rotation(&self.options.rope)?;
-        let rotated = rotation.apply(&queries[1], self.backend)?;
+        let rotation = self.options.rope.as_ref().map(|rope| pass.rotation(rope)).transpose()?;
+        let rotate = |x: &Array| match &rotation {
+            None => Ok(x.clone()),
+            Some(rotation) => rotation.apply(x, self.backend),
+        };
+        let rotated = rotate(&queries[1])?;
         let key = latent[1].reshape(&[batch, 1, tokens, rotary])?;
-        let key = rotation.apply(&key, self.backend)?;
+        let key = rotate(&key)?;
         let latent = self.norm.forward(&latent[0])?.reshape(&[batch, 1, tokens, rank])?;
         let seen = pass.append(layer, &latent, &key)?;
         let (latents, keys) = (seen.keys.dense()?, seen.values.dense()?);

@@ -39,6 +39,7 @@ mod gated_delta;
 mod growth;
 mod hooks;
 mod input;
+mod kimi_delta;
 mod latent;
 mod linear;
 mod load;
@@ -58,6 +59,8 @@ mod routing;
 mod row_hooks;
 mod self_attention;
 mod short_convolution;
+mod streams;
+mod unread;
 mod weight;
 mod weights;
 

@@ -71,14 +71,19 @@ pub(crate) fn assemble(
     let table = weights.linear("model.embed_tokens", dims.vocab, dims.hidden, false)?;
     let head = weights.head(&dims, &table)?;
     let dtype = weights.dtype();
-    let embedding = Embedding::new(table, options.embedding_scale, dtype)?;
+    let embedding_norm = options.embedding_norm.then(|| weights.unit_norm(dims.hidden, dims.eps));
+    let embedding =
+        Embedding::new(table, options.embedding_scale, dtype)?.normed(embedding_norm.transpose()?);
     let skipped = weights.finish()?;
     Ok(Decoder {
         model_type: model_type.to_owned(),
         dims,
         embedding,
         per_layer: None,
-        layers: blocks.iter().map(|it| it.spec()).collect(),
+        streams: None,
+        layers: (blocks.iter().map(|it| it.spec()))
+            .chain(blocks.iter().filter_map(|it| it.second_spec()))
+            .collect(),
         blocks,
         norm,
         head,

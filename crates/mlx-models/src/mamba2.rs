@@ -34,6 +34,8 @@ pub(crate) struct Mamba2 {
     skip: Tensor,
     norm: GatedNorm,
     output: Linear,
+    /// One per row of the first product.
+    multipliers: Option<Array>,
     options: MambaOptions,
 }
 
@@ -50,11 +52,27 @@ pub(crate) struct MambaOptions {
     /// Tokens that the convolution sees.
     pub(crate) width: usize,
     pub(crate) bias: bool,
+    pub(crate) output_bias: bool,
     pub(crate) convolution_bias: bool,
     pub(crate) activation: Activation,
     /// Between these a step is kept.
     pub(crate) step_limit: (f32, f32),
     pub(crate) eps: f32,
+    pub(crate) gating: MambaGating,
+    /// What gate, inputs, keys, queries and steps are multiplied by as they leave the product for them
+    /// (Falcon-H1).
+    pub(crate) multipliers: Option<[f32; 5]>,
+}
+
+/// What becomes of the outputs `y` and the gate. Norms are over each group of channels by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MambaGating {
+    /// `norm(y · silu(gate))`.
+    GateThenNorm,
+    /// `norm(y) · silu(gate)`.
+    NormThenGate,
+    /// `y · silu(gate)`.
+    Gate,
 }
 
 visit!(struct Mamba2 { input, convolution, decay, step_bias, skip, norm, output });
@@ -68,6 +86,17 @@ impl MambaOptions {
     /// Channels that are convolved: those of the heads, and what each group writes and reads by.
     fn convolved(&self) -> usize {
         self.inner() + 2 * self.groups * self.state
+    }
+
+    fn multipliers(&self, dtype: Dtype) -> MlxResult<Option<Array>> {
+        let Some([gate, inputs, keys, queries, steps]) = self.multipliers else { return Ok(None) };
+        let (inner, group) = (self.inner(), self.groups * self.state);
+        let counts =
+            [(gate, inner), (inputs, inner), (keys, group), (queries, group), (steps, self.heads)];
+        let all: Vec<f32> = counts.iter().flat_map(|&(it, count)| vec![it; count]).collect();
+        let all = Array::from_slice(&all, &[all.len() as i32]).as_dtype(dtype)?;
+        all.eval()?;
+        Ok(Some(all))
     }
 
     /// Refuses heads that the groups cannot share equally.
@@ -99,7 +128,8 @@ pub(crate) fn step_limit(config: &Config, key: &str) -> Result<(f32, f32)> {
 impl Mamba2 {
     /// Loads the layer at `at` (`model.layers.3.mamba`).
     pub(crate) fn load(weights: &mut Weights, at: &str, options: MambaOptions) -> Result<Self> {
-        let MambaOptions { hidden, heads, width, bias, convolution_bias, .. } = options;
+        let MambaOptions { hidden, heads, width, bias, output_bias, convolution_bias, .. } =
+            options;
         let (inner, convolved) = (options.inner(), options.convolved());
         let name = |it: &str| format!("{at}.{it}");
         let same = |it: &Array| Ok(it.clone());
@@ -112,12 +142,17 @@ impl Mamba2 {
             step_bias: weights.derived(&name("dt_bias"), &[heads], true, same)?,
             skip: weights.derived(&name("D"), &[heads], true, same)?,
             norm: GatedNorm {
-                weight: weights.tensor(&name("norm.weight"), &[inner])?,
+                weight: match options.gating {
+                    MambaGating::Gate => None,
+                    _ => Some(weights.tensor(&name("norm.weight"), &[inner])?),
+                },
+                gating: options.gating,
                 groups: options.groups as i32,
                 eps: options.eps,
                 backend: weights.backend(),
             },
-            output: weights.linear(&name("out_proj"), hidden, inner, bias)?,
+            output: weights.linear(&name("out_proj"), hidden, inner, output_bias)?,
+            multipliers: options.multipliers(weights.dtype())?,
             options,
         })
     }
@@ -130,7 +165,12 @@ impl Mamba2 {
     ) -> Result<Array> {
         let (batch, count) = (x.dim(0), x.dim(1));
         let (inner, convolved) = (self.options.inner() as i32, self.options.convolved() as i32);
-        let parts = self.input.forward(x)?.split_at_indices(&[inner, inner + convolved], -1)?;
+        let projected = self.input.forward(x)?;
+        let projected = match &self.multipliers {
+            None => projected,
+            Some(multipliers) => projected.multiply(multipliers)?,
+        };
+        let parts = projected.split_at_indices(&[inner, inner + convolved], -1)?;
         let (window, memory) = match pass.state(layer)? {
             Some([window, memory]) => (Some(window.clone()), Some(memory.clone())),
             _ => (None, None),
@@ -194,10 +234,11 @@ impl Mamba2 {
     }
 }
 
-/// `norm(y · silu(gate))`, an RMS norm over each group of channels by itself.
+/// Outputs, their gate and the norm.
 #[derive(Debug)]
 struct GatedNorm {
-    weight: Tensor,
+    weight: Option<Tensor>,
+    gating: MambaGating,
     groups: i32,
     eps: f32,
     backend: Backend,
@@ -210,10 +251,17 @@ impl GatedNorm {
     fn forward(&self, y: &Array, gate: &Array) -> MlxResult<Array> {
         let [batch, count, inner] = [0, 1, 2].map(|axis| y.dim(axis));
         let gate32 = gate.as_dtype(Dtype::Float32)?;
-        let gated = Activation::Silu.gate(&gate32, y, self.backend)?;
-        let gated = gated.reshape(&[batch, count, self.groups, inner / self.groups])?;
-        let mean = gated.square()?.mean_axis(-1, true)?.add(Array::from_f32(self.eps))?;
-        let normed = gated.multiply(rsqrt(mean)?)?.reshape(&[batch, count, inner])?;
-        normed.as_dtype(gate.dtype())?.multiply(self.weight.array())
+        let gated = |y: &Array| Activation::Silu.gate(&gate32, y, self.backend);
+        let Some(weight) = &self.weight else { return gated(y)?.as_dtype(gate.dtype()) };
+        let gate_last = self.gating == MambaGating::NormThenGate;
+        let y = if gate_last { y.clone() } else { gated(y)? };
+        let y = y.reshape(&[batch, count, self.groups, inner / self.groups])?;
+        let mean = y.square()?.mean_axis(-1, true)?.add(Array::from_f32(self.eps))?;
+        let normed = y.multiply(rsqrt(mean)?)?.reshape(&[batch, count, inner])?;
+        if gate_last {
+            let normed = normed.multiply(weight.array().as_dtype(Dtype::Float32)?)?;
+            return gated(&normed)?.as_dtype(gate.dtype());
+        }
+        normed.as_dtype(gate.dtype())?.multiply(weight.array())
     }
 }

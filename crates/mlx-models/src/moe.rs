@@ -261,12 +261,9 @@ mod tests {
         for stacked in [false, true] {
             for activation in [Activation::Silu, Activation::GeluTanh] {
                 let routing = Routing {
-                    scores: Scores::Sigmoid,
-                    chosen: 3,
-                    groups: None,
                     normalise: Some(1e-20),
-                    least_sum: 0.0,
                     scale: 2.5,
+                    ..Routing::new(Scores::Sigmoid, 3)
                 };
                 let (mixture, tensors) = mixture(
                     MixtureOptions {

@@ -34,6 +34,8 @@ pub(crate) enum NormWeight {
     Centred,
     /// `w` itself, of a layer norm, beside its bias (StarCoder2).
     CentredBias,
+    /// Nothing: `w` is 1.
+    Unit,
 }
 
 impl RmsNorm {
@@ -53,7 +55,7 @@ impl RmsNorm {
     }
 
     pub(crate) fn forward(&self, x: &Array) -> MlxResult<Array> {
-        if matches!(self.form, NormWeight::Plain | NormWeight::Offset) {
+        if !matches!(self.form, NormWeight::Centred | NormWeight::CentredBias) {
             return self.computed.forward(x);
         }
         let wide = x.as_dtype(Dtype::Float32)?;
@@ -66,6 +68,9 @@ impl RmsNorm {
     }
 
     pub(crate) fn parameters(&self, f: &mut dyn FnMut(Parameter<'_>)) {
+        if self.form == NormWeight::Unit {
+            return;
+        }
         f(Parameter::new(&self.path, ParameterKind::Norm, &self.stored));
         if let Some((path, bias)) = &self.bias {
             f(Parameter::new(path, ParameterKind::Bias, bias));
@@ -73,6 +78,9 @@ impl RmsNorm {
     }
 
     pub(crate) fn replace(&mut self, f: &mut Replace<'_>) -> Result<()> {
+        if self.form == NormWeight::Unit {
+            return Ok(());
+        }
         let weight = Parameter::new(&self.path, ParameterKind::Norm, &self.stored);
         if let Some(array) = weight.replaced(f)? {
             self.stored = array.as_dtype(self.stored.dtype())?;
@@ -90,11 +98,11 @@ impl RmsNorm {
 /// What a norm of this form multiplies by, as the backend takes it.
 fn computed(stored: &Array, eps: f32, form: NormWeight, backend: Backend) -> MlxResult<Norm> {
     let weight = match form {
-        NormWeight::Plain | NormWeight::Centred | NormWeight::CentredBias => stored.clone(),
         NormWeight::Offset => {
             let wide = stored.as_dtype(Dtype::Float32)?.add(Array::from_f32(1.0))?;
             wide.as_dtype(stored.dtype())?
         }
+        _ => stored.clone(),
     };
     backend.norm(weight, eps)
 }

@@ -26,6 +26,9 @@ pub struct BlockPass<'c> {
     pub(crate) left: Option<Array>,
     /// Inputs for each layer, where the model has them: `[batch, tokens, layers, width]`.
     pub(crate) per_layer: Option<Array>,
+    /// The streams beside the one that blocks add to, where the model has them: `[streams, batch, tokens,
+    /// hidden]`.
+    pub(crate) streams: Option<Array>,
     /// Whether the attention weights of the block at work are asked for, and those it left.
     pub(crate) weights: Wanted,
 }
@@ -44,8 +47,8 @@ pub(crate) enum Wanted {
 impl<'c> BlockPass<'c> {
     pub(crate) fn new(cache: Pass<'c>, long: bool) -> Self {
         let (rotations, growths) = (Vec::new(), Vec::new());
-        let (left, per_layer) = (None, None);
-        Self { cache, long, rotations, growths, left, per_layer, weights: Wanted::No }
+        let (left, per_layer, streams) = (None, None, None);
+        Self { cache, long, rotations, growths, left, per_layer, streams, weights: Wanted::No }
     }
 
     /// The tokens' positions, ids and rows.

@@ -5,6 +5,7 @@ use mlx_rs::{Array, error::Result as MlxResult, ops::indexing::TryIndexOp};
 
 use crate::{
     Result,
+    config::Dims,
     embedding::Embedding,
     linear::Linear,
     norm::{NormWeight, RmsNorm},
@@ -22,6 +23,8 @@ pub(crate) struct PerLayerInputs {
     scales: [Array; 2],
     layers: i32,
     width: i32,
+    /// How many tokens the table has a row for, where the vocabulary has more: others have row 0.
+    tokens: Option<u32>,
 }
 
 visit!(struct PerLayerInputs { table, projection, norm });
@@ -51,14 +54,28 @@ impl PerLayerInputs {
             scales: [scale((hidden as f32).powf(-0.5))?, scale(0.5_f32.sqrt())?],
             layers: layers as i32,
             width: width as i32,
+            tokens: None,
         })
+    }
+
+    /// The same, for a vocabulary that may be larger than the table of `tokens` rows (Gemma 3n).
+    pub(crate) fn within(self, dims: &Dims, tokens: usize) -> Self {
+        let tokens = (tokens < dims.vocab).then_some(tokens as u32);
+        Self { tokens, ..self }
     }
 
     /// For `tokens` of `[batch, tokens]` and their `embedded`, `[batch, tokens, hidden]`: `[batch, tokens,
     /// layers, width]`.
     pub(crate) fn inputs(&self, tokens: &Array, embedded: &Array) -> Result<Array> {
         let shape = [embedded.dim(0), embedded.dim(1), self.layers, self.width];
-        let of_tokens = self.table.forward(tokens)?.reshape(&shape)?;
+        let tokens = match self.tokens {
+            None => tokens.clone(),
+            Some(count) => {
+                let is_there = tokens.lt(Array::from_slice(&[count], &[1]))?;
+                tokens.multiply(is_there.as_dtype(tokens.dtype())?)?
+            }
+        };
+        let of_tokens = self.table.forward(&tokens)?.reshape(&shape)?;
         let of_context = self.projection.forward(embedded)?.multiply(&self.scales[0])?;
         let of_context = self.norm.forward(&of_context.reshape(&shape)?)?;
         Ok(of_context.add(of_tokens)?.multiply(&self.scales[1])?)

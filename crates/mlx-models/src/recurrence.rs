@@ -3,7 +3,8 @@
 //! A head's state `S` fades and is written to: `S ← eᵍ S + k vᵀ`, and what it holds under the query is the
 //! output, `Sᵀq` (Mamba-2 is of this form: Dao & Gu, 2024, *Transformers are SSMs*). By the delta rule
 //! what the state holds under the key is moved towards the value instead, `S ← eᵍ S`, then
-//! `S ← S + k β (v - Sᵀk)ᵀ` (Yang, Kautz & Hatamizadeh, 2024, *Gated Delta Networks*).
+//! `S ← S + k β (v - Sᵀk)ᵀ` (Yang, Kautz & Hatamizadeh, 2024, *Gated Delta Networks*). A state fades as a
+//! whole, or each of its rows by itself (*Kimi Linear*, 2025).
 //!
 //! One token is computed as that. Several are computed in chunks, by products of matrices and as many
 //! steps one after another as there are chunks; the corrections of the delta rule all follow from one
@@ -22,6 +23,9 @@ use mlx_rs::{
 /// Tokens per chunk, as in transformers.
 const CHUNK: i32 = 64;
 
+/// The same where each row of a state fades by itself: what is left between two tokens is then a vector.
+const CHUNK_BY_ROW: i32 = 16;
+
 /// What the tokens bring, all in fp32. `groups` value heads share a key head.
 #[derive(Debug)]
 pub(crate) struct Tokens {
@@ -31,7 +35,8 @@ pub(crate) struct Tokens {
     pub(crate) keys: Array,
     /// `[batch, key heads, groups, tokens, value dim]`.
     pub(crate) values: Array,
-    /// `g`, at most 0: `[batch, key heads, groups, tokens, 1]`.
+    /// `g`, at most 0: `[batch, key heads, groups, tokens, 1]`, or with one number per row of the state,
+    /// `[batch, key heads, groups, tokens, key dim]`.
     pub(crate) log_decays: Array,
     /// `β`: `[batch, key heads, groups, tokens, 1]`; without it values are written as they are.
     pub(crate) rates: Option<Array>,
@@ -51,6 +56,9 @@ pub(crate) fn recur(tokens: &Tokens, state: &Array) -> MlxResult<(Array, Array)>
 fn step(tokens: &Tokens, state: &Array) -> MlxResult<(Array, Array)> {
     let Tokens { queries, keys, values, log_decays, rates } = tokens;
     let decay = log_decays.exp()?;
+    if decay.dim(-1) > 1 {
+        return step_by_row(tokens, &decay, state);
+    }
     let (by_query, change) = match rates {
         None => (queries.matmul(state)?.multiply(&decay)?, values.clone()),
         Some(rates) => {
@@ -65,9 +73,28 @@ fn step(tokens: &Tokens, state: &Array) -> MlxResult<(Array, Array)> {
     Ok((outputs, state.multiply(&decay)?.add(written)?))
 }
 
+/// As [`step`], where the rows of the state fade unlike each other, so that it has to fade first.
+fn step_by_row(tokens: &Tokens, decay: &Array, state: &Array) -> MlxResult<(Array, Array)> {
+    let Tokens { queries, keys, values, rates, .. } = tokens;
+    let faded = state.multiply(decay.swap_axes(-1, -2)?)?;
+    let (by_query, change) = match rates {
+        None => (queries.matmul(&faded)?, values.clone()),
+        Some(rates) => {
+            let read = concatenate(&[queries, keys], -2)?.matmul(&faded)?;
+            let (by_query, by_key) = halves(&read)?;
+            (by_query, values.subtract(by_key)?.multiply(rates)?)
+        }
+    };
+    let own = queries.multiply(keys)?.sum_axis(-1, true)?;
+    let written = keys.swap_axes(-1, -2)?.multiply(&change)?;
+    Ok((by_query.add(own.multiply(&change)?)?, faded.add(written)?))
+}
+
 /// Any number of tokens, with as many steps one after another as there are chunks.
 fn chunks(tokens: &Tokens, count: i32, state: &Array) -> MlxResult<(Array, Array)> {
-    let size = (count as u32).next_power_of_two().clamp(BLOCK as u32, CHUNK as u32) as i32;
+    let by_row = tokens.log_decays.dim(-1) > 1;
+    let most = if by_row { CHUNK_BY_ROW } else { CHUNK };
+    let size = (count as u32).next_power_of_two().clamp(BLOCK as u32, most as u32) as i32;
     let chunks = (count + size - 1) / size;
     // What is filled up with zeros writes nothing and fades nothing.
     let cut = |it: &Array| {
@@ -86,11 +113,25 @@ fn chunks(tokens: &Tokens, count: i32, state: &Array) -> MlxResult<(Array, Array
     let total = cut(&tokens.log_decays)?.cumsum(-2, None, None)?;
     let places = arange::<_, i32>(0, size, None)?;
     let (rows, columns) = (places.expand_dims(1)?, places.expand_dims(0)?);
-    let between = total.subtract(total.swap_axes(-1, -2)?)?;
-    let left = select(columns.le(&rows)?, &between, Array::from_f32(f32::NEG_INFINITY))?.exp()?;
+    let (between, is_before) = if by_row {
+        let between = total.expand_dims(-2)?.subtract(total.expand_dims(-3)?)?;
+        (between, columns.le(&rows)?.expand_dims(-1)?)
+    } else {
+        (total.subtract(total.swap_axes(-1, -2)?)?, columns.le(&rows)?)
+    };
+    let left = select(&is_before, &between, Array::from_f32(f32::NEG_INFINITY))?.exp()?;
     let fade = total.exp()?;
     let facing = keys.swap_axes(-1, -2)?;
-    let within = queries.matmul(&facing)?.multiply(&left)?;
+    // Products with the keys, of which so much is left.
+    let products = |it: &Array| {
+        if by_row {
+            let each = it.expand_dims(-2)?.multiply(keys.expand_dims(-3)?)?;
+            each.multiply(&left)?.sum_axis(-1, false)
+        } else {
+            it.matmul(&facing)?.multiply(&left)
+        }
+    };
+    let within = products(&queries)?;
     let end = total.try_index((Ellipsis, size - 1..size, ..))?;
     let writers = keys.multiply(end.subtract(&total)?.exp()?)?.swap_axes(-1, -2)?;
     let by_query = queries.multiply(&fade)?;
@@ -101,17 +142,17 @@ fn chunks(tokens: &Tokens, count: i32, state: &Array) -> MlxResult<(Array, Array
         None => (values, by_query),
         Some(rates) => {
             let rates = cut(rates)?;
-            let alike = keys.matmul(&facing)?.multiply(&rates)?.multiply(&left)?;
+            let alike = products(&keys)?.multiply(&rates)?;
             let below = select(columns.lt(&rows)?, &alike, Array::from_f32(0.0))?;
             let solved = unit_lower_inverse(&below)?;
-            let by_key = solved.matmul(keys.multiply(rates.multiply(&fade)?)?)?;
+            let by_key = solved.matmul(keys.multiply(&rates)?.multiply(&fade)?)?;
             (solved.matmul(values.multiply(&rates)?)?, concatenate(&[&by_query, &by_key], -2)?)
         }
     };
 
     let parts = |it: &Array| it.split_equal(chunks, 3);
     let (written, readers, within) = (parts(&written)?, parts(&readers)?, parts(&within)?);
-    let (writers, fades) = (parts(&writers)?, parts(&end.exp()?)?);
+    let (writers, fades) = (parts(&writers)?, parts(&end.exp()?.swap_axes(-1, -2)?)?);
     let mut state = state.expand_dims(3)?;
     let mut outputs = Vec::with_capacity(written.len());
     for chunk in 0..written.len() {
@@ -201,20 +242,21 @@ mod tests {
     }
 
     /// Two rows, two key heads, three value heads each.
-    fn tokens(count: i32, repeated: bool, delta: bool) -> Tokens {
+    fn tokens(count: i32, repeated: bool, delta: bool, by_row: bool) -> Tokens {
         let unit = |seed| {
             let x = noise(seed, &[2, 2, 1, if repeated { 1 } else { count }, 8]);
             let x = x.divide(x.square().unwrap().sum_axis(-1, true).unwrap().sqrt().unwrap());
             mlx_rs::ops::broadcast_to(x.unwrap(), &[2, 2, 1, count, 8]).unwrap()
         };
         let per_token = |seed| noise(seed, &[2, 2, 3, count, 1]);
+        let of_row = |seed| noise(seed, &[2, 2, 3, count, if by_row { 8 } else { 1 }]);
         // Equal keys that are written fully and do not fade are what is hardest to solve.
         let (fading, shift) = if repeated { (-1e-4, 6.0) } else { (-0.3, 0.0) };
         Tokens {
             queries: unit(1),
             keys: unit(2),
             values: noise(3, &[2, 2, 3, count, 6]),
-            log_decays: per_token(4).square().unwrap().multiply(Array::from_f32(fading)).unwrap(),
+            log_decays: of_row(4).square().unwrap().multiply(Array::from_f32(fading)).unwrap(),
             rates: delta
                 .then(|| sigmoid(per_token(5).add(Array::from_f32(shift)).unwrap()).unwrap()),
         }
@@ -235,18 +277,23 @@ mod tests {
     /// and does not, and of equal keys, which a sum of powers could not cope with.
     #[test]
     fn chunks_and_steps_follow_the_definition() {
-        for (count, repeated, delta) in [
-            (2, false, true),
-            (3, false, false),
-            (7, false, true),
-            (64, false, true),
-            (64, true, true),
-            (150, false, true),
-            (150, false, false),
-            (200, true, true),
+        for (count, repeated, delta, by_row) in [
+            (2, false, true, false),
+            (3, false, false, false),
+            (7, false, true, false),
+            (64, false, true, false),
+            (64, true, true, false),
+            (150, false, true, false),
+            (150, false, false, false),
+            (200, true, true, false),
+            (2, false, true, true),
+            (16, true, true, true),
+            (50, false, true, true),
+            (50, false, false, true),
         ] {
-            let case = format!("{count} tokens, repeated {repeated}, delta {delta}");
-            let all = tokens(count, repeated, delta);
+            let case =
+                format!("{count} tokens, repeated {repeated}, delta {delta}, by row {by_row}");
+            let all = tokens(count, repeated, delta, by_row);
             let start = noise(9, &[2, 2, 3, 8, 6]);
             let (outputs, end) = recur(&all, &start).unwrap();
             let (mut stepped, mut defined) = (start.clone(), start);
@@ -257,7 +304,8 @@ mod tests {
 
                 let column = |it: &Array| it.swap_axes(-1, -2).unwrap();
                 let (q, k) = (column(&token.queries), column(&token.keys));
-                let faded = defined.multiply(token.log_decays.exp().unwrap()).unwrap();
+                let decay = column(&token.log_decays).exp().unwrap();
+                let faded = defined.multiply(decay).unwrap();
                 let change = match &token.rates {
                     None => token.values.clone(),
                     Some(rates) => {

@@ -38,6 +38,10 @@ enum GateUp {
     Interleaved {
         both: Experts,
     },
+    /// No gate (Nemotron-H).
+    Plain {
+        up: Experts,
+    },
 }
 
 /// What becomes of gate and up.
@@ -50,7 +54,7 @@ pub(crate) enum Gate {
 }
 
 visit!(struct RoutedExperts { gate_up, down });
-visit!(enum GateUp { Separate { gate, up }, Fused { both }, Interleaved { both } });
+visit!(enum GateUp { Separate { gate, up }, Fused { both }, Interleaved { both }, Plain { up } });
 
 /// What a family's checkpoints call the parts of experts, and how they lay them out.
 #[derive(Debug, Clone, Copy)]
@@ -59,8 +63,10 @@ pub(crate) struct ExpertNames {
     pub(crate) together: &'static str,
     /// Gate, up and down of a single expert, where each has tensors of its own.
     pub(crate) each: [&'static str; 3],
-    /// Whether HF's tensors for all experts have inputs before outputs, and gate and up row by row.
+    /// Whether HF's tensors for all experts have inputs before outputs.
     pub(crate) transposed: bool,
+    /// Whether these have gate and up row by row.
+    pub(crate) interleaved: bool,
     /// The two products of all experts, where HF has them under other names and with an ending.
     pub(crate) halves: Option<[&'static str; 2]>,
 }
@@ -70,6 +76,7 @@ impl ExpertNames {
         together: "switch_mlp",
         each: ["gate_proj", "up_proj", "down_proj"],
         transposed: false,
+        interleaved: false,
         halves: None,
     };
 }
@@ -98,7 +105,7 @@ impl RoutedExperts {
         let mut stack = |name, index: usize, rows, columns| {
             weights.experts(at, names, (name, index), [experts, rows, columns], bias)
         };
-        let gate_up = match (fused, names.transposed) {
+        let gate_up = match (fused, names.interleaved) {
             (true, true) => {
                 GateUp::Interleaved { both: stack("gate_up_proj", 0, 2 * inner, hidden)? }
             }
@@ -112,32 +119,82 @@ impl RoutedExperts {
         Ok(Self { gate_up, down, gate, backend: weights.backend() })
     }
 
+    /// Loads experts that are `down(activation(up(x)))` at `at`: HF's `experts.up_proj` and `down_proj`,
+    /// whether for each or for all, or mlx-lm's `switch_mlp.fc1` and `fc2`.
+    pub(crate) fn load_plain(
+        weights: &mut Weights,
+        at: &str,
+        [experts, inner, hidden]: [usize; 3],
+        activation: Activation,
+    ) -> Result<Self> {
+        let together = weights.has(&format!("{at}.switch_mlp.fc1.weight"));
+        let [up, down] = if together { ["fc1", "fc2"] } else { ["up_proj", "down_proj"] };
+        let mut stack = |name, index, rows, columns| {
+            let (names, of) = (ExpertNames::USUAL, (name, index));
+            weights.experts(at, names, of, [experts, rows, columns], false)
+        };
+        Ok(Self {
+            gate_up: GateUp::Plain { up: stack(up, 1, inner, hidden)? },
+            down: stack(down, 2, hidden, inner)?,
+            gate: Gate::Plain(activation),
+            backend: weights.backend(),
+        })
+    }
+
+    /// What the `chosen` experts make of `hidden`, `[batch, tokens, hidden]`, times a share each, added up:
+    /// both `[batch, tokens, chosen]` (Llama 4).
+    pub(crate) fn forward_shares(
+        &self,
+        hidden: &Array,
+        chosen: &Array,
+        shares: &Array,
+    ) -> Result<Array> {
+        let shares = shares.as_dtype(hidden.dtype())?.expand_dims(-1)?;
+        let x = hidden.expand_dims(-2)?.multiply(shares)?.expand_dims(-2)?;
+        Ok(self.outputs(&x, chosen)?.sum_axis(-2, false)?)
+    }
+
     /// What the `chosen` experts make of `hidden`, `[batch, tokens, hidden]`, each times its share:
     /// both `[batch, tokens, chosen]`.
     pub(crate) fn forward(&self, hidden: &Array, chosen: &Array, shares: &Array) -> Result<Array> {
         let shares = shares.as_dtype(hidden.dtype())?.expand_dims(-1)?;
         let x = hidden.expand_dims_axes(&[-2, -3])?;
-        let (gate, up) = match &self.gate_up {
-            GateUp::Separate { gate, up } => (gate.forward(&x, chosen)?, up.forward(&x, chosen)?),
+        Ok(self.outputs(&x, chosen)?.multiply(shares)?.sum_axis(-2, false)?)
+    }
+
+    /// `x` is `[batch, tokens, 1 or chosen, 1, hidden]`; returns `[batch, tokens, chosen, hidden]`.
+    fn outputs(&self, x: &Array, chosen: &Array) -> MlxResult<Array> {
+        let gated = |gate: &Array, up: &Array| self.gate.forward(gate, up, self.backend);
+        let inner = match &self.gate_up {
+            GateUp::Separate { gate, up } => {
+                gated(&gate.forward(x, chosen)?, &up.forward(x, chosen)?)?
+            }
             GateUp::Fused { both } => {
-                let halves = both.forward(&x, chosen)?.split_equal(2, -1)?;
-                (halves[0].clone(), halves[1].clone())
+                let halves = both.forward(x, chosen)?.split_equal(2, -1)?;
+                gated(&halves[0], &halves[1])?
             }
             GateUp::Interleaved { both } => {
-                let both = both.forward(&x, chosen)?;
+                let both = both.forward(x, chosen)?;
                 let half = both.dim(-1) / 2;
                 let pairs = both.reshape(&[&both.shape()[..4], &[half, 2]].concat())?;
                 let of = |index: i32| pairs.try_index((Ellipsis, index));
-                (of(0)?, of(1)?)
+                gated(&of(0)?, &of(1)?)?
             }
+            GateUp::Plain { up } => self.gate.activate(&up.forward(x, chosen)?)?,
         };
-        let inner = self.gate.forward(&gate, &up, self.backend)?;
-        let outputs = self.down.forward(&inner, chosen)?.squeeze_axes(&[-2])?;
-        Ok(outputs.multiply(shares)?.sum_axis(-2, false)?)
+        self.down.forward(&inner, chosen)?.squeeze_axes(&[-2])
     }
 }
 
 impl Gate {
+    /// What experts without a gate do.
+    fn activate(self, x: &Array) -> MlxResult<Array> {
+        match self {
+            Self::Plain(activation) => activation.forward(x),
+            Self::Clamped { .. } => self.forward(x, x, Backend::Composed),
+        }
+    }
+
     fn forward(self, gate: &Array, up: &Array, backend: Backend) -> MlxResult<Array> {
         let (alpha, limit) = match self {
             Self::Plain(activation) => return activation.gate(gate, up, backend),

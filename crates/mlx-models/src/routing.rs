@@ -6,7 +6,7 @@ use mlx_rs::{
     ops::{
         arange, argpartition_axis,
         indexing::{TryIndexOp, topk_axis},
-        maximum, select, sigmoid, softmax_axis,
+        maximum, select, sigmoid, softmax_axis, tanh,
     },
     stop_gradient,
 };
@@ -25,6 +25,8 @@ pub(crate) struct Routing {
     pub(crate) least_sum: f32,
     /// Shares are multiplied by this last.
     pub(crate) scale: f32,
+    /// `cap · tanh(logits / cap)` comes before the scores (Laguna).
+    pub(crate) logit_cap: Option<f32>,
 }
 
 /// What an expert's score is.
@@ -49,11 +51,24 @@ pub(crate) struct Groups {
 }
 
 impl Routing {
+    /// So many experts by such scores, which are their shares.
+    pub(crate) const fn new(scores: Scores, chosen: usize) -> Self {
+        let (groups, normalise, least_sum) = (None, None, 0.0);
+        Self { scores, chosen, groups, normalise, least_sum, scale: 1.0, logit_cap: None }
+    }
+
     pub(crate) fn choose(
         &self,
         logits: Array,
         correction: Option<&Array>,
     ) -> MlxResult<(Array, Array)> {
+        let logits = match self.logit_cap {
+            None => logits,
+            Some(cap) => {
+                let cap = Array::from_f32(cap);
+                tanh(logits.divide(&cap)?)?.multiply(&cap)?
+            }
+        };
         let scores = match self.scores {
             Scores::Softmax => softmax_axis(logits, -1, true)?,
             Scores::Logits => logits,
@@ -154,6 +169,8 @@ pub(crate) mod tests {
         logits: &[f32],
         correction: Option<&[f32]>,
     ) -> Vec<(usize, f32)> {
+        let capped = |it: &f32| routing.logit_cap.map_or(*it, |cap| cap * (it / cap).tanh());
+        let logits: &[f32] = &logits.iter().map(capped).collect::<Vec<f32>>();
         let scores: Vec<f32> = match routing.scores {
             Scores::Softmax => softmax(logits),
             Scores::Logits => logits.to_vec(),
@@ -190,12 +207,10 @@ pub(crate) mod tests {
     /// What the families of today and of the near future have.
     fn routings() -> Vec<(Routing, bool)> {
         let routing = |scores, groups, normalise, scale| Routing {
-            scores,
-            chosen: 3,
             groups,
             normalise,
-            least_sum: 0.0,
             scale,
+            ..Routing::new(scores, 3)
         };
         let groups = |kept, judged_by| Some(Groups { count: 4, kept, judged_by });
         vec![
@@ -214,6 +229,11 @@ pub(crate) mod tests {
             (routing(Scores::Sigmoid, None, Some(0.5), 1.8), false),
             // ERNIE 4.5, with a least sum that counts.
             (Routing { least_sum: 0.6, ..routing(Scores::Softmax, None, Some(0.0), 1.0) }, true),
+            // Laguna, with a cap that counts.
+            (
+                Routing { logit_cap: Some(0.7), ..routing(Scores::Sigmoid, None, Some(0.0), 1.0) },
+                true,
+            ),
         ]
     }
 

@@ -1,6 +1,10 @@
 //! Grouped-query attention: what all families but those with latents attend by.
 
-use mlx_rs::{Array, error::Result as MlxResult, ops::sigmoid};
+use mlx_rs::{
+    Array, Dtype,
+    error::Result as MlxResult,
+    ops::{logaddexp, sigmoid},
+};
 use mlxgk_kv_cache::LayerSpec;
 
 use crate::{
@@ -32,8 +36,16 @@ pub(crate) struct SelfAttention {
     heads: Heads,
     scale: f32,
     soft_cap: Option<f32>,
-    output_gate: bool,
+    gate: Option<Gate>,
     backend: Backend,
+}
+
+/// What the heads' answers are multiplied by.
+#[derive(Debug)]
+struct Gate {
+    /// `None`: it comes with the queries.
+    product: Option<Linear>,
+    form: OutputGate,
 }
 
 #[derive(Debug)]
@@ -50,7 +62,8 @@ enum Projections {
     },
 }
 
-visit!(struct SelfAttention { projections, output, query_norm, key_norm, sinks });
+visit!(struct SelfAttention { projections, output, query_norm, key_norm, sinks, gate });
+visit!(struct Gate { product });
 visit!(enum Projections { Separate { query, key, value }, Fused { all } });
 
 /// What differs between the families' attention layers.
@@ -75,9 +88,36 @@ pub(crate) struct AttentionOptions {
     pub(crate) scale: Option<f32>,
     pub(crate) soft_cap: Option<f32>,
     pub(crate) fused: bool,
-    /// Whether the product for a head's query makes as many numbers again, whose sigmoid what the
-    /// head returns is multiplied by (Qwen3.5).
-    pub(crate) output_gate: bool,
+    pub(crate) output_gate: Option<OutputGate>,
+}
+
+/// What the answer of each head is multiplied by, before the last product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OutputGate {
+    /// The sigmoid of as many numbers again as a head's query has, from the product for it (Qwen3.5).
+    InQuery,
+    /// A function of a product of its own, which is called so.
+    Own { name: &'static str, of: Gating, per_head: bool },
+}
+
+/// A gate's function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gating {
+    Sigmoid,
+    /// `ln(1 + eˣ)`, in fp32.
+    Softplus,
+}
+
+impl Gating {
+    fn forward(self, x: &Array) -> MlxResult<Array> {
+        match self {
+            Self::Sigmoid => sigmoid(x),
+            Self::Softplus => {
+                let wide = x.as_dtype(Dtype::Float32)?;
+                logaddexp(wide, Array::from_f32(0.0))?.as_dtype(x.dtype())
+            }
+        }
+    }
 }
 
 /// What a family's checkpoints call some parts of attention.
@@ -103,6 +143,15 @@ pub(crate) enum NormPlace {
     RotatedHead,
 }
 
+impl OutputGate {
+    fn gating(self) -> Gating {
+        match self {
+            Self::InQuery => Gating::Sigmoid,
+            Self::Own { of, .. } => of,
+        }
+    }
+}
+
 impl AttentionOptions {
     /// Plain attention: no biases, no head norms, `head_dim^-0.5`.
     pub(crate) fn new(heads: Heads, rope: impl Into<Option<Rope>>, spec: LayerSpec) -> Self {
@@ -120,7 +169,7 @@ impl AttentionOptions {
             scale: None,
             soft_cap: None,
             fused: false,
-            output_gate: false,
+            output_gate: None,
         }
     }
 }
@@ -136,13 +185,14 @@ impl SelfAttention {
         let heads = options.heads;
         let (query_rows, kv_rows) = (heads.count * heads.dim, heads.kv * heads.dim);
         let bias = options.qkv_bias;
+        let in_query = options.output_gate == Some(OutputGate::InQuery);
         let mut linear =
             |name: &str, rows| weights.linear(&format!("{at}.{name}"), rows, dims.hidden, bias);
         let projections = if options.fused {
             Projections::Fused { all: linear("qkv_proj", query_rows + 2 * kv_rows)? }
         } else {
             Projections::Separate {
-                query: linear("q_proj", if options.output_gate { 2 } else { 1 } * query_rows)?,
+                query: linear("q_proj", if in_query { 2 * query_rows } else { query_rows })?,
                 key: linear("k_proj", kv_rows)?,
                 value: linear("v_proj", kv_rows)?,
             }
@@ -168,6 +218,16 @@ impl SelfAttention {
         } else {
             None
         };
+        let gate = match options.output_gate {
+            None => None,
+            Some(form @ OutputGate::InQuery) => Some(Gate { product: None, form }),
+            Some(form @ OutputGate::Own { name, per_head, .. }) => {
+                let rows = if per_head { heads.count } else { query_rows };
+                let name = format!("{at}.{name}");
+                let product = Some(weights.linear(&name, rows, dims.hidden, false)?);
+                Some(Gate { product, form })
+            }
+        };
         Ok(Self {
             projections,
             output,
@@ -181,7 +241,7 @@ impl SelfAttention {
             heads,
             scale: options.scale.unwrap_or_else(|| (heads.dim as f32).powf(-0.5)),
             soft_cap: options.soft_cap,
-            output_gate: options.output_gate,
+            gate,
             backend: weights.backend(),
         })
     }
@@ -201,9 +261,10 @@ impl SelfAttention {
 
     /// What it computes by besides its weights, as a text that tells layers apart.
     pub(crate) fn settings(&self) -> String {
-        let Self { heads, spec, scale, soft_cap, rope, .. } = self;
+        let Self { heads, spec, scale, soft_cap, rope, gate, .. } = self;
         let rope = rope.as_ref().map(Rope::settings);
-        format!("{heads:?} {spec:?} {scale} {soft_cap:?} {rope:?}")
+        let gate = gate.as_ref().map(|it| format!(" {:?}", it.form)).unwrap_or_default();
+        format!("{heads:?} {spec:?} {scale} {soft_cap:?} {rope:?}{gate}")
     }
 
     /// Keys of the layer, `[1, heads, columns, dim]`, moved by so many positions; `None` where what came
@@ -238,12 +299,18 @@ impl SelfAttention {
                 (parts[0].clone(), parts[1].clone(), parts[2].clone())
             }
         };
-        let (queries, gate) = if self.output_gate {
-            let halves = queries.reshape(&[batch, tokens, query_heads, 2 * head_dim])?;
-            let halves = halves.split_equal(2, -1)?;
-            (halves[0].clone(), Some(halves[1].clone()))
-        } else {
-            (queries, None)
+        // [batch, tokens, heads, dim or 1]
+        let (queries, gate) = match &self.gate {
+            None => (queries, None),
+            Some(Gate { product: Some(product), form }) => {
+                let gate = product.forward(x)?.reshape(&[batch, tokens, query_heads, -1])?;
+                (queries, Some(form.gating().forward(&gate)?))
+            }
+            Some(Gate { product: None, form }) => {
+                let halves = queries.reshape(&[batch, tokens, query_heads, 2 * head_dim])?;
+                let halves = halves.split_equal(2, -1)?;
+                (halves[0].clone(), Some(form.gating().forward(&halves[1])?))
+            }
         };
         // [batch, tokens, heads · dim] to [batch, heads, tokens, dim]; a single token stands there
         // already
@@ -276,11 +343,11 @@ impl SelfAttention {
         let softmax = Softmax { scale: self.scale, soft_cap: self.soft_cap, sinks };
         let mixed = pass.attend(&queries, &seen, softmax, self.backend)?;
         let mixed = if tokens == 1 { mixed } else { mixed.transpose_axes(&[0, 2, 1, 3])? };
-        let mixed = mixed.reshape(&[batch, tokens, query_heads * head_dim])?;
         let mixed = match gate {
             None => mixed,
-            Some(gate) => mixed.multiply(sigmoid(gate)?.reshape(mixed.shape())?)?,
+            Some(gate) => mixed.reshape(&[batch, tokens, query_heads, head_dim])?.multiply(gate)?,
         };
+        let mixed = mixed.reshape(&[batch, tokens, query_heads * head_dim])?;
         Ok(self.output.forward(&mixed)?)
     }
 }

@@ -365,7 +365,7 @@ impl Weights {
     /// A norm over `size` numbers that no checkpoint holds, since its weight is 1.
     pub(crate) fn unit_norm(&self, size: usize, eps: f32) -> Result<RmsNorm> {
         let ones = ones_dtype(&[size as i32], self.dtype)?;
-        RmsNorm::new("", ones, None, eps, NormWeight::Plain, self.backend)
+        RmsNorm::new("", ones, None, eps, NormWeight::Unit, self.backend)
     }
 
     /// Leaves out the tensors of a part that the graph does without, such as `model.layers.61`, and names
@@ -388,10 +388,13 @@ impl Weights {
         eps: f32,
         form: NormWeight,
     ) -> Result<RmsNorm> {
+        if form == NormWeight::Unit {
+            return self.unit_norm(size, eps);
+        }
         let stored = self.take(&format!("{at}.weight"), &[size])?;
         let bias = match form {
             NormWeight::CentredBias => Some(self.take(&format!("{at}.bias"), &[size])?),
-            NormWeight::Plain | NormWeight::Offset | NormWeight::Centred => None,
+            _ => None,
         };
         RmsNorm::new(at, stored, bias, eps, form, self.backend)
     }

@@ -485,12 +485,98 @@ fn values_that_a_family_does_not_know_are_refused_by_name() {
         ("granite-hybrid", "mamba_d_head", json!(7)),
         ("granite-hybrid", "time_step_limit", json!([0.1, "wide"])),
         ("granite-hybrid", "time_step_limit", json!([0.1])),
+        (
+            "mellum",
+            "layer_types",
+            json!(["sliding_attention", "linear_attention", "full_attention"]),
+        ),
+        ("mellum", "mlp_layer_types", json!(["sparse", "moe", "sparse"])),
+        ("mellum", "rope_parameters", json!({"sliding_attention": {"rope_type": "default"}})),
+        ("laguna", "gating", json!("per-token")),
+        ("laguna", "moe_apply_router_weight_on_input", json!(true)),
+        ("laguna", "moe_router_score_func", json!("sqrtsoftplus")),
+        ("laguna", "num_attention_heads_per_layer", json!([4, 6, 3, 4])),
+        ("laguna", "num_attention_heads_per_layer", json!([4])),
+        ("nemotron-h", "layers_block_type", json!(["mamba", "moe", "rwkv", "mlp", "mamba", "moe"])),
+        ("nemotron-h", "mlp_hidden_act", json!("xielu")),
+        ("nemotron-h", "sliding_window", json!(8)),
+        ("nemotron-h-letters", "hybrid_override_pattern", json!("M-*-X")),
+        ("nemotron-h-letters", "hybrid_override_pattern", json!("M-*")),
+        ("falcon-h1", "ssm_multipliers", json!([1.0, 1.0])),
+        ("falcon-h1", "mamba_d_head", json!(5)),
+        ("lfm3", "layer_types", json!(["conv", "chunked_attention", "full_attention", "conv"])),
+        ("llama4", "layer_types", json!(["chunked_attention", "conv", "full_attention", "conv"])),
+        ("llama4", "attention_chunk_size", json!(0)),
+        ("llama4", "attention_chunk_size", json!(null)),
+        ("llama4", "no_rope_layers", json!([1, 0])),
+        ("llama4", "floor_scale", json!(0)),
+        ("gemma3n", "altup_active_idx", json!(1)),
+        ("gemma3n", "altup_num_inputs", json!(1)),
+        ("gemma3n", "activation_sparsity_pattern", json!([0.5, 1.0, 0.0, 0.0])),
+        ("gemma3n", "intermediate_size", json!([24, 24])),
+        ("kimi-linear", "mla_use_nope", json!(false)),
+        ("kimi-linear", "moe_router_activation_func", json!("softmax")),
     ];
     for (name, field, value) in cases {
         let folder = copy(name);
         edit_config(folder.path(), |config| config[field] = value);
         check(folder.path(), ErrorKind::Config, &[&format!("`{field}`")]);
     }
+}
+
+/// A field that changes what a model computes is obeyed, or refused by name: by every architecture.
+#[test]
+fn fields_that_matter_are_obeyed_or_refused_by_every_family() {
+    let fields = [
+        ("attn_logit_softcapping", json!(0.4)),
+        ("final_logit_softcapping", json!(0.7)),
+        ("moe_router_logit_softcapping", json!(0.2)),
+        ("clip_qkv", json!(0.1)),
+        ("query_pre_attn_scalar", json!(900)),
+        ("attention_chunk_size", json!(2)),
+        ("attention_multiplier", json!(0.013)),
+        ("embedding_multiplier", json!(7.5)),
+        ("residual_multiplier", json!(0.1)),
+        ("logits_scaling", json!(9.0)),
+        ("logit_scale", json!(0.017)),
+        ("output_multiplier", json!(0.013)),
+        ("position_embedding_type", json!("alibi")),
+        ("alibi", json!(true)),
+        ("is_causal", json!(false)),
+        ("use_bidirectional_attention", json!(true)),
+    ];
+    let logits = |folder: &Path| -> Result<Vec<f32>, mlxgk_mlx_models::Error> {
+        let model = Decoder::load(folder, ComputeDtype::Float32)?;
+        Ok(model.logits_of(&[&[5, 17, 42, 9, 30]])?.to_vec_exact().unwrap())
+    };
+    let mut seen = std::collections::BTreeSet::new();
+    let (mut refused, mut obeyed) = (0, 0);
+    for entry in fs::read_dir(fixture("")).unwrap() {
+        let path = entry.unwrap().path();
+        let Ok(text) = fs::read_to_string(path.join("config.json")) else { continue };
+        let config: Value = serde_json::from_str(&text).unwrap();
+        if !seen.insert(config["model_type"].as_str().unwrap().to_owned()) {
+            continue;
+        }
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let plain = logits(&path).unwrap();
+        for (field, value) in &fields {
+            let folder = copy(name);
+            edit_config(folder.path(), |config| match config.get_mut("text_config") {
+                Some(text) => text[*field] = value.clone(),
+                None => config[*field] = value.clone(),
+            });
+            match logits(folder.path()) {
+                Err(e) if e.to_string().contains(&format!("`{field}`")) => refused += 1,
+                Err(e) => panic!("{name}, {field}: {e}"),
+                Ok(other) => {
+                    assert_ne!(plain, other, "{name} ignores {field}");
+                    obeyed += 1;
+                }
+            }
+        }
+    }
+    assert!(seen.len() > 40 && refused > 500 && obeyed > 10, "{refused} {obeyed}");
 }
 
 /// A wrapper's language model is the architecture that its `text_config` names.

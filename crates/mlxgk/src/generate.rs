@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::Args;
 use mlx_genkit::{
     Assistant, AssistedRequest, FinishReason, Generation, GenerationConfig, Model, Prompt, Request,
-    TokenStream, kv_cache::LayerSpec,
+    TokenStream,
 };
 
 use crate::{
@@ -147,7 +147,7 @@ fn serve(
         Some(Layers::Only(layers)) => request = request.attentions(layers.iter().copied()),
         Some(Layers::All) => {
             let specs = model.decoder().layers();
-            let has_attention = |it: &usize| specs[*it] != LayerSpec::State;
+            let has_attention = |it: &usize| specs[*it].has_attention();
             request = request.attentions((0..specs.len()).filter(has_attention));
         }
         None => {}

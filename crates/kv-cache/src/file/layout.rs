@@ -226,7 +226,7 @@ pub(super) fn layers(state: &CacheState) -> Result<Vec<FileLayer>> {
             })
         };
         let kept = match sight {
-            LayerSpec::Shared { .. } => continue,
+            LayerSpec::Shared { .. } | LayerSpec::Nothing => continue,
             LayerSpec::State => {
                 let states = (0..described.states).map(|it| array(format!("state.{it}")));
                 FileKept::State(states.collect::<Result<_>>()?)
@@ -263,7 +263,7 @@ pub(super) fn layers(state: &CacheState) -> Result<Vec<FileLayer>> {
 
 fn bound_of(sight: LayerSpec) -> Option<(usize, usize)> {
     match sight {
-        LayerSpec::Sliding { window } => Some((0, window)),
+        LayerSpec::Sliding { window: size } | LayerSpec::Chunked { size } => Some((0, size)),
         LayerSpec::Bounded { sinks, size } => Some((sinks, size)),
         _ => None,
     }
@@ -355,7 +355,7 @@ fn numbers(class: &str, columns: &FileColumns) -> Vec<i32> {
 /// What a file of mlx-lm says of how its columns are kept, by the model's layers.
 pub(super) fn options(layers: &[FileLayer], specs: &[LayerSpec]) -> Result<CacheOptions, String> {
     let (mut packings, mut bounds) = (Vec::new(), Vec::new());
-    let own = specs.iter().filter(|it| !matches!(it, LayerSpec::Shared { .. }));
+    let own = specs.iter().filter(|it| it.is_kept());
     for (layer, spec) in layers.iter().zip(own) {
         let FileKept::Columns(columns) = &layer.kept else { continue };
         packings.push(columns.packed);
@@ -389,7 +389,7 @@ pub(super) fn arrays(
     options: &CacheOptions,
     columns: usize,
 ) -> Result<(BTreeMap<String, Array>, Vec<LayerDescription>), String> {
-    let own = specs.iter().filter(|it| !matches!(it, LayerSpec::Shared { .. })).count();
+    let own = specs.iter().filter(|it| it.is_kept()).count();
     if layers.len() != own {
         return Err(format!("holds {} layers, and the model has {own}", layers.len()));
     }
@@ -403,7 +403,7 @@ pub(super) fn arrays(
         };
         let mut next = || stored.next().ok_or_else(|| "holds too few layers".to_owned());
         match sight {
-            LayerSpec::Shared { .. } => {}
+            LayerSpec::Shared { .. } | LayerSpec::Nothing => {}
             LayerSpec::State => {
                 let it = next()?;
                 let FileKept::State(states) = it.kept else { return Err(wrong(it.class)) };

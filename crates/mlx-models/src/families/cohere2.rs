@@ -56,19 +56,19 @@ struct ParallelBlock {
 visit!(struct ParallelBlock { norm, attention, mlp });
 
 impl Block for ParallelBlock {
-    fn mix(&self, layer: usize, hidden: &Array, pass: &mut BlockPass<'_>) -> Result<Array> {
+    fn mix(&self, layer: usize, hidden: &Array, pass: &mut BlockPass<'_>) -> Result<Option<Array>> {
         let normed = self.norm.forward(hidden)?;
         let mixed = self.attention.forward(layer, &normed, pass)?;
         pass.left = Some(normed);
-        Ok(mixed)
+        Ok(Some(mixed))
     }
 
-    fn feed_forward(&self, _: usize, _: &Array, pass: &mut BlockPass<'_>) -> Result<Array> {
+    fn feed_forward(&self, _: usize, _: &Array, pass: &mut BlockPass<'_>) -> Result<Option<Array>> {
         let Some(normed) = pass.left.take() else {
             let what = "a parallel block's second half ran before its first";
             return Err(Error::new(ErrorKind::Mlx, what));
         };
-        self.mlp.forward(&normed)
+        self.mlp.forward(&normed).map(Some)
     }
 
     fn spec(&self) -> LayerSpec {

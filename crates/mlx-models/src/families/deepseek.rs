@@ -50,6 +50,16 @@ impl Mixture {
     };
 
     fn read(self, config: &Config, dims: &Dims) -> Result<MixtureOptions> {
+        self.read_with(config, dims, Activation::read(config, "hidden_act", "silu")?)
+    }
+
+    /// As the config has it, for experts of this activation.
+    pub(super) fn read_with(
+        self,
+        config: &Config,
+        dims: &Dims,
+        activation: Activation,
+    ) -> Result<MixtureOptions> {
         let (experts, chosen) = chosen_of(
             config,
             ("n_routed_experts", self.experts),
@@ -93,15 +103,13 @@ impl Mixture {
             hidden: dims.hidden,
             inner,
             experts,
-            activation: Activation::read(config, "hidden_act", "silu")?,
+            activation,
             expert_bias: false,
             routing: Routing {
-                scores: self.scores,
-                chosen,
                 groups,
                 normalise: normalise.then_some(1e-20),
-                least_sum: 0.0,
                 scale,
+                ..Routing::new(self.scores, chosen)
             },
             router_bias: false,
             correction: self.correction,

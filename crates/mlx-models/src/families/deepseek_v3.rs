@@ -150,7 +150,7 @@ fn assemble_latent(
         rotary: sizes.rotary,
         value: sizes.value,
         bias: config.bool("attention_bias")?.unwrap_or(false),
-        rope: build(&parameters, sizes.rotary, sizes.rotary)?,
+        rope: Some(build(&parameters, sizes.rotary, sizes.rotary)?),
         growth: latent.growth,
         scale: scale(&parameters, sizes.plain + sizes.rotary)?,
     };

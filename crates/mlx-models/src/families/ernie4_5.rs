@@ -86,12 +86,9 @@ fn mixture(config: &Config, dims: &Dims) -> Result<MixtureOptions> {
         activation: Activation::read(config, "hidden_act", "silu")?,
         expert_bias: false,
         routing: Routing {
-            scores: Scores::Softmax,
-            chosen,
-            groups: None,
             normalise: Some(0.0),
             least_sum: config.positive("moe_norm_min")?.unwrap_or(1e-12) as f32,
-            scale: 1.0,
+            ..Routing::new(Scores::Softmax, chosen)
         },
         router_bias: false,
         correction: true,

@@ -60,7 +60,7 @@ pub(super) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
 
 /// The rotary embeddings of full and of sliding layers. The 5.x form keeps one dictionary per layer
 /// type; the old one has two bases, and its `rope_scaling` is for the full layers alone.
-fn ropes(config: &Config, dims: &Dims, heads: Heads) -> Result<(Rope, Rope)> {
+pub(super) fn ropes(config: &Config, dims: &Dims, heads: Heads) -> Result<(Rope, Rope)> {
     let nested = config.object("rope_parameters")?;
     let of = |kind: &str| nested.as_ref().map_or(Ok(None), |it| it.object(kind));
     let build = |kind: &str, theta_key: &str, default: f64, scaling| {

@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 use mlx_rs::Array;
 use serde_json::{Value, json};
 
-use self::{attention::Attention, mixture::Mixture};
+pub(in crate::families) use self::attention::Attention;
+use self::mixture::Mixture;
 use super::{layer_kinds, prelude::*, soft_cap, window};
 use crate::{
     Error, ErrorKind,
@@ -112,25 +113,9 @@ fn build_with(
             mlp: GatedMlp::load(weights, &format!("{at}.mlp"), hidden, mlp)?,
             mixture: mixture.map(|it| Mixture::load(weights, at, &dims, it)).transpose()?,
             after_feed_forward_norm: norm(weights, "post_feedforward_layernorm")?,
-            input: if per_layer == 0 {
-                None
-            } else {
-                Some(LayerInput {
-                    gate: weights.linear(
-                        &format!("{at}.per_layer_input_gate"),
-                        per_layer,
-                        hidden,
-                        false,
-                    )?,
-                    projection: weights.linear(
-                        &format!("{at}.per_layer_projection"),
-                        hidden,
-                        per_layer,
-                        false,
-                    )?,
-                    norm: norm(weights, "post_per_layer_input_norm")?,
-                    activation,
-                })
+            input: match per_layer {
+                0 => None,
+                width => Some(LayerInput::load(weights, at, &dims, width, activation)?),
             },
             factor: weights.tensor(&format!("{at}.layer_scalar"), &[1])?,
         }))
@@ -141,11 +126,11 @@ fn build_with(
 
 /// What a layer's attention is.
 #[derive(Debug, Clone)]
-struct Layer {
-    slides: bool,
-    spec: LayerSpec,
-    heads: Heads,
-    rope: Rope,
+pub(super) struct Layer {
+    pub(super) slides: bool,
+    pub(super) spec: LayerSpec,
+    pub(super) heads: Heads,
+    pub(super) rope: Rope,
 }
 
 fn layers(config: &Config, dims: &Dims, default_window: usize) -> Result<Vec<Layer>> {
@@ -156,11 +141,7 @@ fn layers(config: &Config, dims: &Dims, default_window: usize) -> Result<Vec<Lay
         *last = false;
     }
     let window = window(config, Some(default_window))?;
-    let shared = config.usize("num_kv_shared_layers")?.unwrap_or(0);
-    let Some(own) = dims.layers.checked_sub(shared).filter(|&it| it > 0) else {
-        let what = format_args!("is {shared}, of {} layers", dims.layers);
-        return Err(config.error("num_kv_shared_layers", what));
-    };
+    let specs = shared_specs(config, dims, &slides, window, 0)?;
     let heads = heads(config, dims, &slides)?;
     let mut ropes = Vec::new();
     for (kind, is_sliding) in known {
@@ -168,22 +149,40 @@ fn layers(config: &Config, dims: &Dims, default_window: usize) -> Result<Vec<Lay
         ropes.push(dim.map(|dim| rope(config, dims, kind, dim)).transpose()?);
     }
     let layer = |index: usize| {
-        let slides: &[bool] = &slides;
-        let sees = spec(window.filter(|_| slides[index]));
-        let owner = slides[..own].iter().rposition(|&it| it == slides[index]);
-        let spec = match (index < own, owner) {
-            (true, _) => sees,
-            (false, Some(owner)) => LayerSpec::Shared { owner },
-            (false, None) => {
-                let what = format_args!("is {shared}, but layer {index} has none to share");
-                return Err(config.error("num_kv_shared_layers", what));
-            }
-        };
         let rope = ropes[usize::from(!slides[index])].clone();
         let rope = rope.ok_or_else(|| config.error("layer_types", "lacks a kind"))?;
+        let spec = specs[index];
         Ok(Layer { slides: slides[index], spec, heads: heads[index], rope })
     };
     (0..dims.layers).map(layer).collect()
+}
+
+/// What each layer sees, of which the last `num_kv_shared_layers` read the columns of the last one of
+/// their kind that has its own.
+pub(super) fn shared_specs(
+    config: &Config,
+    dims: &Dims,
+    slides: &[bool],
+    window: Option<usize>,
+    default: usize,
+) -> Result<Vec<LayerSpec>> {
+    let key = "num_kv_shared_layers";
+    let shared = config.usize(key)?.unwrap_or(default);
+    let Some(own) = dims.layers.checked_sub(shared).filter(|&it| it > 0) else {
+        return Err(config.error(key, format_args!("is {shared}, of {} layers", dims.layers)));
+    };
+    let sees = |index: usize| {
+        let owner = slides[..own].iter().rposition(|&it| it == slides[index]);
+        match (index < own, owner) {
+            (true, _) => Ok(spec(window.filter(|_| slides[index]))),
+            (false, Some(owner)) => Ok(LayerSpec::Shared { owner }),
+            (false, None) => {
+                let what = format_args!("is {shared}, but layer {index} has none to share");
+                Err(config.error(key, what))
+            }
+        }
+    };
+    (0..dims.layers).map(sees).collect()
 }
 
 /// The heads of each layer: the full ones' are others, by `global_head_dim` and
@@ -268,9 +267,9 @@ visit!(struct Gemma4Block {
 });
 
 impl Block for Gemma4Block {
-    fn mix(&self, layer: usize, hidden: &Array, pass: &mut BlockPass<'_>) -> Result<Array> {
+    fn mix(&self, layer: usize, hidden: &Array, pass: &mut BlockPass<'_>) -> Result<Option<Array>> {
         let mixed = self.attention.forward(layer, &self.input_norm.forward(hidden)?, pass)?;
-        Ok(self.after_attention_norm.forward(&mixed)?)
+        Ok(Some(self.after_attention_norm.forward(&mixed)?))
     }
 
     fn feed_forward(
@@ -278,20 +277,20 @@ impl Block for Gemma4Block {
         layer: usize,
         hidden: &Array,
         pass: &mut BlockPass<'_>,
-    ) -> Result<Array> {
+    ) -> Result<Option<Array>> {
         let fed = self.mlp.forward(&self.feed_forward_norm.forward(hidden)?)?;
         let fed = match &self.mixture {
             None => fed,
             Some(mixture) => mixture.beside(&fed, hidden)?,
         };
         let fed = self.after_feed_forward_norm.forward(&fed)?;
-        let Some(input) = &self.input else { return Ok(fed) };
+        let Some(input) = &self.input else { return Ok(Some(fed)) };
         let Some(inputs) = &pass.per_layer else {
             let what = "a block with an input per layer ran without any";
             return Err(Error::new(ErrorKind::Mlx, what));
         };
         let more = input.forward(&hidden.add(&fed)?, &per_layer::of_layer(inputs, layer)?)?;
-        Ok(fed.add(more)?)
+        Ok(Some(fed.add(more)?))
     }
 
     fn factor(&self) -> Option<&Array> {
@@ -309,7 +308,7 @@ impl Block for Gemma4Block {
 
 /// What a layer makes of its own input and the stream.
 #[derive(Debug)]
-struct LayerInput {
+pub(super) struct LayerInput {
     gate: Linear,
     projection: Linear,
     norm: RmsNorm,
@@ -319,7 +318,25 @@ struct LayerInput {
 visit!(struct LayerInput { gate, projection, norm });
 
 impl LayerInput {
-    fn forward(&self, hidden: &Array, input: &Array) -> Result<Array> {
+    /// Loads the part of the block at `at` (`model.layers.3`), for inputs of `width` numbers.
+    pub(super) fn load(
+        weights: &mut Weights,
+        at: &str,
+        dims: &Dims,
+        width: usize,
+        activation: Activation,
+    ) -> Result<Self> {
+        let (hidden, name) = (dims.hidden, |it: &str| format!("{at}.{it}"));
+        let norm = name("post_per_layer_input_norm");
+        Ok(Self {
+            gate: weights.linear(&name("per_layer_input_gate"), width, hidden, false)?,
+            projection: weights.linear(&name("per_layer_projection"), hidden, width, false)?,
+            norm: weights.norm(&norm, hidden, dims.eps, NormWeight::Plain)?,
+            activation,
+        })
+    }
+
+    pub(super) fn forward(&self, hidden: &Array, input: &Array) -> Result<Array> {
         let gate = self.activation.forward(&self.gate.forward(hidden)?)?;
         Ok(self.norm.forward(&self.projection.forward(&gate.multiply(input)?)?)?)
     }

@@ -22,7 +22,12 @@ const DEFAULTS: Defaults = Defaults {
 
 const NAMES: MixtureNames = MixtureNames {
     router: "router",
-    experts: ExpertNames { together: "experts", transposed: true, ..ExpertNames::USUAL },
+    experts: ExpertNames {
+        together: "experts",
+        transposed: true,
+        interleaved: true,
+        ..ExpertNames::USUAL
+    },
     ..MixtureNames::USUAL
 };
 
@@ -41,14 +46,7 @@ pub(super) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
     let sliding = sliding_layers(config, &dims, |layer| layer % 2 == 0)?;
     let (experts, chosen) =
         chosen_of(config, ("num_local_experts", 128), ("num_experts_per_tok", 4))?;
-    let routing = Routing {
-        scores: Scores::Logits,
-        chosen,
-        groups: None,
-        normalise: None,
-        least_sum: 0.0,
-        scale: 1.0,
-    };
+    let routing = Routing::new(Scores::Logits, chosen);
     let mixture = MixtureOptions {
         hidden: dims.hidden,
         inner: config.size("intermediate_size")?,

@@ -5,7 +5,7 @@ use super::{chosen_of, layer_kinds, prelude::*};
 use crate::{
     activation::Activation,
     block::{FeedForward, Mixer, TransformerBlock},
-    mamba2::{Mamba2, MambaOptions, step_limit},
+    mamba2::{Mamba2, MambaGating, MambaOptions, step_limit},
     mlp::{GatedMlp, MlpNames},
     moe::{MixtureNames, MixtureOfExperts, MixtureOptions},
     routed_experts::{ExpertNames, Gate},
@@ -116,6 +116,7 @@ fn mamba(config: &Config, dims: &Dims) -> Result<MambaOptions> {
         let what = format!("and {heads} heads do not make the {inner} channels");
         return Err(config.error(key, what));
     }
+    let bias = config.bool("mamba_proj_bias")?.unwrap_or(false);
     MambaOptions {
         hidden: dims.hidden,
         heads,
@@ -123,11 +124,14 @@ fn mamba(config: &Config, dims: &Dims) -> Result<MambaOptions> {
         groups: size("mamba_n_groups", 1)?,
         state: size("mamba_d_state", 256)?,
         width: size("mamba_d_conv", 4)?,
-        bias: config.bool("mamba_proj_bias")?.unwrap_or(false),
+        bias,
+        output_bias: bias,
         convolution_bias: config.bool("mamba_conv_bias")?.unwrap_or(true),
         activation: Activation::read(config, "hidden_act", "silu")?,
         step_limit: step_limit(config, "time_step_limit")?,
         eps: dims.eps,
+        gating: MambaGating::GateThenNorm,
+        multipliers: None,
     }
     .check(config, "mamba_n_groups")
 }
@@ -141,14 +145,7 @@ fn mixture(config: &Config, dims: &Dims) -> Result<MixtureOptions> {
         experts,
         activation: Activation::read(config, "hidden_act", "silu")?,
         expert_bias: false,
-        routing: Routing {
-            scores: Scores::Logits,
-            chosen,
-            groups: None,
-            normalise: None,
-            least_sum: 0.0,
-            scale: 1.0,
-        },
+        routing: Routing::new(Scores::Logits, chosen),
         router_bias: false,
         correction: false,
         shared: None,

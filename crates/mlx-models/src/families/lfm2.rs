@@ -18,7 +18,7 @@ const DEFAULTS: Defaults =
     Defaults { kv_heads: Some(8), head_dim: None, eps: 1e-5, tied: true, max_positions: 128_000 };
 
 /// HF's names; mlx-lm gives those of the mixture's family their usual ones.
-const NUMBERED: MlpNames = MlpNames { gate: "w1", up: "w3", down: "w2", both: "" };
+pub(super) const NUMBERED: MlpNames = MlpNames { gate: "w1", up: "w3", down: "w2", both: "" };
 
 pub(super) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
     let indices = config.list("full_attn_idxs", "a list of layers", serde_json::Value::as_u64)?;
@@ -152,12 +152,9 @@ fn mixture(config: &Config) -> Result<MixtureOptions> {
         activation: Activation::Silu,
         expert_bias: false,
         routing: Routing {
-            scores: Scores::Sigmoid,
-            chosen,
-            groups: None,
             normalise: normalise.then_some(1e-6),
-            least_sum: 0.0,
             scale: config.f32("routed_scaling_factor")?.unwrap_or(1.0),
+            ..Routing::new(Scores::Sigmoid, chosen)
         },
         router_bias: false,
         correction: config.bool("use_expert_bias")?.unwrap_or(true),

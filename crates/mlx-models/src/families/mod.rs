@@ -5,9 +5,11 @@ mod deepseek;
 mod deepseek_v3;
 mod ernie4_5;
 mod exaone4;
+mod falcon_h1;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod gemma3n;
 mod gemma4;
 mod glm4;
 mod glm4_moe;
@@ -15,12 +17,19 @@ mod gpt_oss;
 mod granite;
 mod granitemoehybrid;
 mod hunyuan_v1_dense;
+mod kimi_linear;
+mod laguna;
 mod lfm2;
+mod lfm3;
 mod llama;
+mod llama4;
+mod mellum;
 mod minimax_m2;
 mod ministral3;
 mod mistral;
 mod mixtral;
+mod muse_glimmer;
+mod nemotron_h;
 mod olmo2;
 mod olmo3;
 mod phi3;
@@ -50,6 +59,7 @@ use crate::{
     norm::NormWeight,
     rope::{Rope, RopeParameters},
     self_attention::{AttentionOptions, SelfAttention},
+    unread,
     weights::Weights,
 };
 
@@ -67,10 +77,13 @@ const FAMILIES: &[(&str, Build, &str)] = &[
     ("ernie4_5", ernie4_5::build, HF),
     ("ernie4_5_moe", ernie4_5::build_moe, HF),
     ("exaone4", exaone4::build, HF),
+    ("falcon_h1", falcon_h1::build, HF),
     ("gemma", gemma::build, HF),
     ("gemma2", gemma2::build, HF),
     ("gemma3", gemma3::build_multimodal, "as `gemma3_text`"),
     ("gemma3_text", gemma3::build, HF_AND_MLX),
+    ("gemma3n", gemma3n::build_multimodal, "as `gemma3n_text`"),
+    ("gemma3n_text", gemma3n::build, HF),
     ("gemma4", gemma4::build_multimodal, "as `gemma4_text`"),
     ("gemma4_text", gemma4::build, HF_AND_MLX),
     ("gemma4_unified", gemma4::build_multimodal, "as `gemma4_unified_text`"),
@@ -83,15 +96,24 @@ const FAMILIES: &[(&str, Build, &str)] = &[
     ("granitemoehybrid", granitemoehybrid::build, HF),
     ("hunyuan_v1_dense", hunyuan_v1_dense::build, HF),
     ("kimi_k2", deepseek_v3::build_v3, "as `deepseek_v3`"),
+    ("kimi_linear", kimi_linear::build, HF),
+    ("laguna", laguna::build, HF),
     ("lfm2", lfm2::build, HF),
     ("lfm2_moe", lfm2::build_moe, HF),
+    ("lfm3", lfm3::build, HF),
     ("llama", llama::build, HF_AND_MLX),
+    ("llama4", llama4::build_multimodal, "as `llama4_text`"),
+    ("llama4_text", llama4::build, HF),
+    ("mellum", mellum::build, HF),
     ("minimax_m2", minimax_m2::build, HF),
     ("ministral3", ministral3::build, HF),
     ("mistral", mistral::build, HF),
     ("mistral3", wrapper::build_mistral3, "as its `text_config`"),
     ("mistral4", deepseek_v3::build_mistral4, HF),
     ("mixtral", mixtral::build, HF),
+    ("muse_glimmer", muse_glimmer::build_multimodal, HF),
+    ("muse_glimmer_text", muse_glimmer::build, "as `muse_glimmer`"),
+    ("nemotron_h", nemotron_h::build, HF),
     ("olmo2", olmo2::build, HF),
     ("olmo3", olmo3::build, HF),
     ("phi3", phi3::build, HF),
@@ -165,7 +187,9 @@ pub(crate) fn check(config: &Config) -> Result<()> {
 
 /// Builds the model that the config describes.
 pub(crate) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
-    find(config)?(config, weights)
+    let decoder = find(config)?(config, weights)?;
+    unread::check(config)?;
+    Ok(decoder)
 }
 
 /// What every family's file uses.
@@ -284,6 +308,51 @@ fn styled_rope(config: &Config, dims: &Dims, heads: Heads, style: RopeStyle) -> 
     build(&parameters, heads.dim, rotated)
 }
 
+/// The rotary embedding of layers of a `kind`, which `rope_parameters` has a dictionary for; without
+/// `rope_parameters`, of this theta and on this part of each head. Other forms are not known.
+fn rope_of_kind(
+    config: &Config,
+    dims: &Dims,
+    heads: Heads,
+    kind: &str,
+    (theta, part): (f64, f64),
+) -> Result<Rope> {
+    let key = "rope_parameters";
+    let (scaling, part) = match config.object(key)? {
+        None => (config.empty(key), part),
+        Some(kinds) => match kinds.object(kind)? {
+            None => return Err(config.error(key, format_args!("holds no `{kind}`"))),
+            Some(scaling) => {
+                let part = scaling.f64("partial_rotary_factor")?.unwrap_or(1.0);
+                (scaling, part)
+            }
+        },
+    };
+    let parameters = RopeParameters::new(config, Some(scaling), theta, dims.max_positions)?;
+    // This kind turns whole heads, and of some of their pairs not at all.
+    let part = if parameters.kind == "proportional" { 1.0 } else { part };
+    Rope::new(&parameters, heads.dim, (heads.dim as f64 * part) as usize)
+}
+
+/// The rotary embedding of each layer, by whether it `slides`: [`rope_of_kind`] with what full and sliding
+/// layers have by default.
+fn ropes_by_kind(
+    config: &Config,
+    dims: &Dims,
+    heads: Heads,
+    slides: &[bool],
+    [full, local]: [(f64, f64); 2],
+) -> Result<Vec<Rope>> {
+    let of = |kind: &str, default, is_local: bool| {
+        let is_there = slides.contains(&is_local);
+        is_there.then(|| rope_of_kind(config, dims, heads, kind, default)).transpose()
+    };
+    let full = of("full_attention", full, false)?;
+    let local = of("sliding_attention", local, true)?;
+    // One of the two is there for each layer.
+    Ok(slides.iter().filter_map(|&it| if it { local.clone() } else { full.clone() }).collect())
+}
+
 /// The growth of queries that a rotary embedding's dictionary names.
 fn growth(config: &Config, dims: &Dims) -> Result<Growth> {
     let parameters = RopeParameters::read(config, dims.max_positions)?;
@@ -292,7 +361,7 @@ fn growth(config: &Config, dims: &Dims) -> Result<Growth> {
     if context == 0 {
         return Err(scaling.error(key, "must be above 0"));
     }
-    Ok(Growth { beta: scaling.require("llama_4_scaling_beta", Config::f32)?, context })
+    Ok(Growth { beta: scaling.require("llama_4_scaling_beta", Config::f32)?, context, ahead: 0 })
 }
 
 /// How many experts there are, and how many a token is fed to: the fields, with what a family has where

@@ -33,12 +33,8 @@ pub(super) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
         activation: Activation::read(config, "hidden_act", "silu")?,
         expert_bias: false,
         routing: Routing {
-            scores: Scores::Softmax,
-            chosen,
-            groups: None,
             normalise: normalise.then_some(0.0),
-            least_sum: 0.0,
-            scale: 1.0,
+            ..Routing::new(Scores::Softmax, chosen)
         },
         router_bias: false,
         correction: false,

@@ -15,7 +15,7 @@ use crate::{
     moe::{MixtureOfExperts, MixtureOptions, SharedOptions},
     rope::{Rope, RopeParameters},
     routing::{Routing, Scores},
-    self_attention::SelfAttention,
+    self_attention::{OutputGate, SelfAttention},
 };
 
 const DEFAULTS: Defaults = Defaults {
@@ -119,7 +119,7 @@ impl Hybrid {
                     qkv_bias: bias,
                     output_bias: bias,
                     head_norms: Some(form),
-                    output_gate: true,
+                    output_gate: Some(OutputGate::InQuery),
                     ..AttentionOptions::new(heads, rope.clone(), LayerSpec::Full)
                 };
                 let at = format!("{at}.self_attn");
@@ -201,12 +201,8 @@ pub(super) fn mixture(
         activation: Activation::read(config, "hidden_act", "silu")?,
         expert_bias: false,
         routing: Routing {
-            scores: Scores::Softmax,
-            chosen,
-            groups: None,
             normalise: normalise.then_some(0.0),
-            least_sum: 0.0,
-            scale: 1.0,
+            ..Routing::new(Scores::Softmax, chosen)
         },
         router_bias: false,
         correction: false,

@@ -22,7 +22,8 @@ pub(super) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
     // Unlike Qwen3, this graph gives the window to all layers.
     let slides = config.bool("use_sliding_window")?.unwrap_or(false);
     let spec = spec(if slides { window(config, Some(4096))? } else { None });
-    let mixture = mixture(config, &dims)?;
+    let defaults = Mixture { experts: 128, inner: 768, normalise: false };
+    let mixture = mixture(config, &dims, defaults)?;
     let is_sparse = sparse_layers(config, mixture.experts)?;
     let form = NormWeight::Plain;
     let options = DecoderOptions::default();
@@ -44,28 +45,33 @@ pub(super) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
     })
 }
 
-fn mixture(config: &Config, dims: &Dims) -> Result<MixtureOptions> {
+/// What a family has where a config leaves a field out.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Mixture {
+    pub(super) experts: usize,
+    pub(super) inner: usize,
+    /// Whether shares are normalised.
+    pub(super) normalise: bool,
+}
+
+pub(super) fn mixture(config: &Config, dims: &Dims, defaults: Mixture) -> Result<MixtureOptions> {
     let experts = config.usize("num_experts")?.or(config.usize("num_local_experts")?);
-    let experts = experts.unwrap_or(128);
+    let experts = experts.unwrap_or(defaults.experts);
     let chosen = config.usize("num_experts_per_tok")?.unwrap_or(8);
     if experts > 0 && !(1..=experts).contains(&chosen) {
         let what = format!("is {chosen}, with {experts} experts");
         return Err(config.error("num_experts_per_tok", what));
     }
-    let normalise = config.bool("norm_topk_prob")?.unwrap_or(false);
+    let normalise = config.bool("norm_topk_prob")?.unwrap_or(defaults.normalise);
     Ok(MixtureOptions {
         hidden: dims.hidden,
-        inner: config.usize("moe_intermediate_size")?.unwrap_or(768),
+        inner: config.usize("moe_intermediate_size")?.unwrap_or(defaults.inner),
         experts,
         activation: Activation::read(config, "hidden_act", "silu")?,
         expert_bias: false,
         routing: Routing {
-            scores: Scores::Softmax,
-            chosen,
-            groups: None,
             normalise: normalise.then_some(0.0),
-            least_sum: 0.0,
-            scale: 1.0,
+            ..Routing::new(Scores::Softmax, chosen)
         },
         router_bias: false,
         correction: false,

@@ -10,7 +10,7 @@ use crate::{
 };
 
 #[derive(Debug)]
-pub(super) struct Attention {
+pub(in crate::families) struct Attention {
     query: Linear,
     query_norm: RmsNorm,
     /// `None`: the layer reads an earlier one's.
@@ -36,7 +36,7 @@ visit!(struct KeysAndValues { key, key_norm, value });
 impl Attention {
     /// Loads the layer of the block at `at` (`model.layers.3`), with a bias on its products and with values
     /// that are keys where the flags say so.
-    pub(super) fn load(
+    pub(in crate::families) fn load(
         weights: &mut Weights,
         at: &str,
         dims: &Dims,
@@ -76,7 +76,7 @@ impl Attention {
         })
     }
 
-    pub(super) fn forward(
+    pub(in crate::families) fn forward(
         &self,
         index: usize,
         x: &Array,
@@ -109,11 +109,11 @@ impl Attention {
         Ok(self.output.forward(&mixed.reshape(&[batch, tokens, (count * dim) as i32])?)?)
     }
 
-    pub(super) fn spec(&self) -> LayerSpec {
+    pub(in crate::families) fn spec(&self) -> LayerSpec {
         self.layer.spec
     }
 
-    pub(super) fn cached_per_token(&self) -> usize {
+    pub(in crate::families) fn cached_per_token(&self) -> usize {
         let heads = self.layer.heads;
         self.own.as_ref().map_or(0, |_| 2 * heads.kv * heads.dim)
     }

@@ -55,14 +55,7 @@ pub(super) fn sizes(config: &Config, activation: Activation) -> Result<MixtureSi
         config.require(key, Config::usize)?;
     }
     let (experts, chosen) = chosen_of(config, ("num_experts", 0), ("top_k_experts", 0))?;
-    let routing = Routing {
-        scores: Scores::Softmax,
-        chosen,
-        groups: None,
-        normalise: Some(0.0),
-        least_sum: 0.0,
-        scale: 1.0,
-    };
+    let routing = Routing { normalise: Some(0.0), ..Routing::new(Scores::Softmax, chosen) };
     Ok(MixtureSizes { experts, inner: config.size("moe_intermediate_size")?, activation, routing })
 }
 
