@@ -7,6 +7,7 @@ does not become our target.
 """
 
 import pathlib
+import re
 import shutil
 import tempfile
 
@@ -86,9 +87,26 @@ def restack(source: pathlib.Path, folder: pathlib.Path) -> None:
     """Saves an unquantized folder again in mlx-lm's layout."""
     mx.set_default_device(mx.cpu)
     shutil.rmtree(folder, ignore_errors=True)
-    model, config = utils.load_model(source)
-    utils.save_model(folder, model)
-    utils.save_config(config, folder / "config.json")
+    with tempfile.TemporaryDirectory() as published:
+        if utils.load_config(source)["model_type"] == "kimi_linear":
+            source = as_published(source, pathlib.Path(published) / source.name)
+        model, config = utils.load_model(source)
+        utils.save_model(folder, model)
+        utils.save_config(config, folder / "config.json")
+
+
+def as_published(source: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """Kimi Linear with dense layers under the names they are published under, which transformers reads but does not write."""
+    shutil.copytree(source, folder)
+    path = folder / "model.safetensors"
+    plain = safetensors.torch.load_file(path)
+    renamed = {re.sub(r"\.block_sparse_moe\.((gate|up|down)_proj)", r".mlp.\1", name): it for name, it in plain.items()}
+    safetensors.torch.save_file(renamed, path, {"format": "pt"})
+    # mlx-lm asks for fields that have defaults in transformers.
+    config = _fixture.read_json(folder / "config.json")
+    asked = {"rms_norm_eps": 1e-5, "model_max_length": 512, "rope_theta": 1e4, "head_dim": config["qk_rope_head_dim"]}
+    _fixture.write_json(folder / "config.json", {**asked, **config})
+    return folder
 
 
 def cases(folder: pathlib.Path, prompts: list[list[int]], new_tokens: int) -> tuple[dict, float]:

@@ -300,7 +300,7 @@ MODELS = (
           lengths=(1, 70), matters=({"num_experts_per_tok": 1}, {"routed_scaling_factor": 1.0}, {"norm_topk_prob": False}, {"topk_group": 3})),
     small("nemotron-h-letters", config("NemotronHForCausalLM", "nemotron_h", num_hidden_layers=5, hybrid_override_pattern="M-*-M",
                                        mamba_num_heads=2, mamba_head_dim=8, n_groups=1, ssm_state_size=5, conv_kernel=4, chunk_size=8,
-                                       layer_norm_epsilon=1e-3, tie_word_embeddings=False),
+                                       layer_norm_epsilon=1e-3, time_step_min=1e-12, tie_word_embeddings=False),
           form="4.x", matters=({"layer_norm_epsilon": 1e-1},)),
     # Falcon-H1: every factor another; a norm before the gate; without a norm, with a tied head.
     small("falcon-h1", config("FalconH1ForCausalLM", "falcon_h1", mamba_d_ssm=24, mamba_n_heads=4, mamba_d_head="auto", mamba_n_groups=2,

@@ -122,16 +122,17 @@ fn chunks(tokens: &Tokens, count: i32, state: &Array) -> MlxResult<(Array, Array
     let left = select(&is_before, &between, Array::from_f32(f32::NEG_INFINITY))?.exp()?;
     let fade = total.exp()?;
     let facing = keys.swap_axes(-1, -2)?;
-    // Products with the keys, of which so much is left.
-    let products = |it: &Array| {
+    // Products with the keys, times what there is of rates, and of which so much is left.
+    let products = |it: &Array, rates: Option<&Array>| {
+        let rated = |it: Array| rates.map_or(Ok(it.clone()), |rates| it.multiply(rates));
         if by_row {
             let each = it.expand_dims(-2)?.multiply(keys.expand_dims(-3)?)?;
-            each.multiply(&left)?.sum_axis(-1, false)
+            rated(each.multiply(&left)?.sum_axis(-1, false)?)
         } else {
-            it.matmul(&facing)?.multiply(&left)
+            rated(it.matmul(&facing)?)?.multiply(&left)
         }
     };
-    let within = products(&queries)?;
+    let within = products(&queries, None)?;
     let end = total.try_index((Ellipsis, size - 1..size, ..))?;
     let writers = keys.multiply(end.subtract(&total)?.exp()?)?.swap_axes(-1, -2)?;
     let by_query = queries.multiply(&fade)?;
@@ -142,10 +143,10 @@ fn chunks(tokens: &Tokens, count: i32, state: &Array) -> MlxResult<(Array, Array
         None => (values, by_query),
         Some(rates) => {
             let rates = cut(rates)?;
-            let alike = products(&keys)?.multiply(&rates)?;
+            let alike = products(&keys, Some(&rates))?;
             let below = select(columns.lt(&rows)?, &alike, Array::from_f32(0.0))?;
             let solved = unit_lower_inverse(&below)?;
-            let by_key = solved.matmul(keys.multiply(&rates)?.multiply(&fade)?)?;
+            let by_key = solved.matmul(keys.multiply(rates.multiply(&fade)?)?)?;
             (solved.matmul(values.multiply(&rates)?)?, concatenate(&[&by_query, &by_key], -2)?)
         }
     };
