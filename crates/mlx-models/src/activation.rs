@@ -44,7 +44,7 @@ impl Activation {
     pub(crate) fn gate(self, gate: &Array, up: &Array, backend: Backend) -> MlxResult<Array> {
         match self {
             Self::Silu => backend.silu_gate(gate, up),
-            Self::Gelu | Self::GeluTanh => self.forward(gate)?.multiply(up),
+            Self::Gelu | Self::GeluTanh | Self::ReluSquared => self.forward(gate)?.multiply(up),
         }
     }
 

@@ -180,7 +180,7 @@ impl RoutedExperts {
                 let of = |index: i32| pairs.try_index((Ellipsis, index));
                 gated(&of(0)?, &of(1)?)?
             }
-            GateUp::Plain { up } => self.gate.activate(&up.forward(x, chosen)?)?,
+            GateUp::Plain { up } => self.gate.activate(&up.forward(x, chosen)?, self.backend)?,
         };
         self.down.forward(&inner, chosen)?.squeeze_axes(&[-2])
     }
@@ -188,10 +188,10 @@ impl RoutedExperts {
 
 impl Gate {
     /// What experts without a gate do.
-    fn activate(self, x: &Array) -> MlxResult<Array> {
+    fn activate(self, x: &Array, backend: Backend) -> MlxResult<Array> {
         match self {
             Self::Plain(activation) => activation.forward(x),
-            Self::Clamped { .. } => self.forward(x, x, Backend::Composed),
+            Self::Clamped { .. } => self.forward(x, x, backend),
         }
     }
 
