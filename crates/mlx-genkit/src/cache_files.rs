@@ -84,7 +84,7 @@ impl Model {
     pub fn load_cache(&self, path: impl AsRef<Path>) -> Result<KvCache> {
         let file = CacheFile::open(path)?;
         file.check_origin(&self.cache_origin()?)?;
-        Ok(file.into_cache(self.decoder().layers())?)
+        Ok(file.into_cache(self.decoder().cache_layers())?)
     }
 
     /// The cache of a file that mlx-lm wrote, which does not say what tokens it holds: they are taken to
@@ -102,7 +102,7 @@ impl Model {
         let Some(held) = tokens.get(..len) else {
             return Err(wrong(format!("holds {len} tokens, and the prompt has only {given}")));
         };
-        let cache = file.into_cache_of(self.decoder().layers(), held)?;
+        let cache = file.into_cache_of(self.decoder().cache_layers(), held)?;
         let mut again = cache.fork();
         again.trim(1)?;
         self.decoder().hidden(&[&held[len - 1..]], &mut again, &mut NoHook)?;

@@ -196,7 +196,7 @@ impl<'a> Plan<'a> {
             && model.decoder().original_context().is_none();
         let prefixes = request.prefixes.filter(|_| is_single && !looks_on);
         let prefixes = prefixes.map(|store| {
-            let layers = model.decoder().layers();
+            let layers = model.decoder().cache_layers();
             let scope =
                 PrefixScope::new(model.fingerprint()?, layers, &cache_options, store.salt());
             Ok::<_, Error>((store, scope))

@@ -333,9 +333,14 @@ impl Decoder {
         self.options.original_context
     }
 
-    /// What each layer's cache keeps; behind them what blocks that keep two things keep beside it, in
-    /// the order of the blocks (Falcon-H1).
+    /// What each layer's cache keeps, one entry per layer.
     pub fn layers(&self) -> &[LayerSpec] {
+        &self.layers[..self.blocks.len()]
+    }
+
+    /// What a cache keeps: [`layers`](Self::layers), and behind them what layers that keep two things
+    /// keep beside it, in the order of the layers (Falcon-H1).
+    pub fn cache_layers(&self) -> &[LayerSpec] {
         &self.layers
     }
 
