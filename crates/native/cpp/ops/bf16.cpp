@@ -14,7 +14,7 @@ namespace {
 FOR_EACH_PROCESSOR
 void widen_row(const Bf16* from, float* to, long count) {
   long i = 0;
-  for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
+  for (; i + kLanes <= count; i += kLanes) store(to + i, load_to<Halves>(from + i));
   for (; i < count; ++i) to[i] = widened(from[i]);
 }
 

@@ -15,22 +15,22 @@ namespace {
 
 constexpr int kAtOnce = 8;
 
-// N columns of M rows. Every sum has one accumulator, and its terms come in one order, whatever M
-// and N are.
-template <int M, int N, typename Weight>
+// N columns of M rows. Every sum has one accumulator of sixteen lanes, and its terms come in one order,
+// whatever M, N and the kind of vector are.
+template <int M, int N, typename Vector, typename Weight>
 INLINE void block(int k, const float* x, long x_row, const Weight* w, long w_row, float* y,
                   long y_row) {
-  Lanes sums[M][N] = {};
+  Vector sums[M][N] = {};
   int i = 0;
   for (; i + kLanes <= k; i += kLanes) {
-    Lanes weights[N];
+    Vector weights[N];
     for (int n = 0; n < N; ++n) {
-      weights[n] = load(w + n * w_row + i);
+      weights[n] = load_to<Vector>(w + n * w_row + i);
       // The block after this one: its rows are too short for the processor to see them coming.
       __builtin_prefetch(w + (n + N) * w_row + i);
     }
     for (int m = 0; m < M; ++m) {
-      const Lanes inputs = load(x + m * x_row + i);
+      const Vector inputs = load_to<Vector>(x + m * x_row + i);
       for (int n = 0; n < N; ++n) sums[m][n] += inputs * weights[n];
     }
   }
@@ -43,41 +43,77 @@ INLINE void block(int k, const float* x, long x_row, const Weight* w, long w_row
   }
 }
 
-template <int M, int N, typename Weight>
+template <int M, int N, typename Vector, typename Weight>
 INLINE void columns(int n, int k, const float* x, long x_row, const Weight* w, long w_row, float* y,
                     long y_row) {
   int done = 0;
   for (; done + N <= n; done += N)
-    block<M, N>(k, x, x_row, w + done * w_row, w_row, y + done, y_row);
-  for (; done < n; ++done) block<M, 1>(k, x, x_row, w + done * w_row, w_row, y + done, y_row);
+    block<M, N, Vector>(k, x, x_row, w + done * w_row, w_row, y + done, y_row);
+  for (; done < n; ++done)
+    block<M, 1, Vector>(k, x, x_row, w + done * w_row, w_row, y + done, y_row);
 }
 
-// As many columns at once as the registers hold sums for.
+// As many columns at once as 32 registers of sixteen floats hold sums for.
 template <typename Weight>
-INLINE void rows(int m, int n, int k, const float* x, long x_row, const Weight* w, long w_row,
-                 float* y, long y_row) {
+INLINE void wide_rows(int m, int n, int k, const float* x, long x_row, const Weight* w, long w_row,
+                      float* y, long y_row) {
   switch (m) {
-    case 1: return columns<1, 8>(n, k, x, x_row, w, w_row, y, y_row);
-    case 2: return columns<2, 8>(n, k, x, x_row, w, w_row, y, y_row);
-    case 3: return columns<3, 4>(n, k, x, x_row, w, w_row, y, y_row);
-    case 4: return columns<4, 4>(n, k, x, x_row, w, w_row, y, y_row);
-    case 5: return columns<5, 4>(n, k, x, x_row, w, w_row, y, y_row);
-    case 6: return columns<6, 4>(n, k, x, x_row, w, w_row, y, y_row);
-    case 7: return columns<7, 3>(n, k, x, x_row, w, w_row, y, y_row);
-    case 8: return columns<8, 3>(n, k, x, x_row, w, w_row, y, y_row);
+    case 1: return columns<1, 8, Lanes>(n, k, x, x_row, w, w_row, y, y_row);
+    case 2: return columns<2, 8, Lanes>(n, k, x, x_row, w, w_row, y, y_row);
+    case 3: return columns<3, 4, Lanes>(n, k, x, x_row, w, w_row, y, y_row);
+    case 4: return columns<4, 4, Lanes>(n, k, x, x_row, w, w_row, y, y_row);
+    case 5: return columns<5, 4, Lanes>(n, k, x, x_row, w, w_row, y, y_row);
+    case 6: return columns<6, 4, Lanes>(n, k, x, x_row, w, w_row, y, y_row);
+    case 7: return columns<7, 3, Lanes>(n, k, x, x_row, w, w_row, y, y_row);
+    case 8: return columns<8, 3, Lanes>(n, k, x, x_row, w, w_row, y, y_row);
   }
+}
+
+// Sixteen registers of eight floats hold six sums; the two columns of weights that more rows meet are
+// near by for the later ones.
+template <typename Weight>
+INLINE void narrow_rows(int m, int n, int k, const float* x, long x_row, const Weight* w,
+                        long w_row, float* y, long y_row) {
+  if (m == 1) return columns<1, 4, Halves>(n, k, x, x_row, w, w_row, y, y_row);
+  if (m == 2) return columns<2, 3, Halves>(n, k, x, x_row, w, w_row, y, y_row);
+  for (int done = 0; done < n; done += 2) {
+    const int count = std::min(2, n - done);
+    const Weight* weights = w + done * w_row;
+    int row = 0;
+    for (; row + 3 <= m; row += 3)
+      columns<3, 2, Halves>(count, k, x + row * x_row, x_row, weights, w_row,
+                            y + row * y_row + done, y_row);
+    if (m - row == 2)
+      columns<2, 2, Halves>(count, k, x + row * x_row, x_row, weights, w_row,
+                            y + row * y_row + done, y_row);
+    if (m - row == 1)
+      columns<1, 2, Halves>(count, k, x + row * x_row, x_row, weights, w_row,
+                            y + row * y_row + done, y_row);
+  }
+}
+
+FOR_WIDE
+void wide_rows_of_floats(int m, int n, int k, const float* x, long x_row, const float* w,
+                         long w_row, float* y, long y_row) {
+  wide_rows(m, n, k, x, x_row, w, w_row, y, y_row);
+}
+
+FOR_WIDE
+void wide_rows_of_bf16(int m, int n, int k, const float* x, long x_row, const Bf16* w, long w_row,
+                       float* y, long y_row) {
+  wide_rows(m, n, k, x, x_row, w, w_row, y, y_row);
 }
 
 FOR_EACH_PROCESSOR
 void rows_of_floats(int m, int n, int k, const float* x, long x_row, const float* w, long w_row,
                     float* y, long y_row) {
-  rows(m, n, k, x, x_row, w, w_row, y, y_row);
+  narrow_rows(m, n, k, x, x_row, w, w_row, y, y_row);
 }
 
 FOR_EACH_PROCESSOR
 void rows_of_bf16(int m, int n, int k, const float* x, long x_row, const Bf16* w, long w_row,
                   float* y, long y_row) {
-  rows(m, n, k, x, x_row, w, w_row, y, y_row);
+  narrow_rows(m, n, k, x, x_row, w, w_row, y, y_row);
 }
 
 // More rows than the registers hold sums for are done in halves; the weights are near by then.
@@ -91,12 +127,12 @@ void in_halves(void (*rows)(int, int, int, const float*, long, Rest..., float*, 
 
 void do_rows(int m, int n, int k, const float* x, long x_row, const float* w, long w_row, float* y,
              long y_row) {
-  in_halves<const float*, long>(rows_of_floats, m, n, k, x, x_row, w, w_row, y, y_row);
+  in_halves<const float*, long>(is_wide() ? wide_rows_of_floats : rows_of_floats, m, n, k, x, x_row, w, w_row, y, y_row);
 }
 
 void do_rows(int m, int n, int k, const float* x, long x_row, const Bf16* w, long w_row, float* y,
              long y_row) {
-  in_halves<const Bf16*, long>(rows_of_bf16, m, n, k, x, x_row, w, w_row, y, y_row);
+  in_halves<const Bf16*, long>(is_wide() ? wide_rows_of_bf16 : rows_of_bf16, m, n, k, x, x_row, w, w_row, y, y_row);
 }
 
 // The inputs, each row at the beginning of a cache line: they are read once for every column.

@@ -11,41 +11,93 @@
 
 using namespace vectors;
 using scales::Bytes;
-using scales::Unsigned;
 
 namespace {
 
-// The byte in which each of 16 numbers of B bits begins, or the one after it; and the bit.
-template <int B, int After, std::size_t... I>
+constexpr int kHalf = kLanes / 2;
+
+using Pairs = std::uint16_t __attribute__((vector_size(2 * kHalf)));
+using Wide = std::uint32_t __attribute__((vector_size(4 * kHalf)));
+using Whole32 = std::int32_t __attribute__((vector_size(4 * kHalf)));
+
+// The byte in which each of 8 numbers of B bits begins and the one after it; the bits before it, in all
+// and in its byte.
+template <int B, std::size_t... I>
 INLINE Bytes places(std::index_sequence<I...>) {
-  return Bytes{static_cast<std::uint8_t>(I * B / 8 + After)...};
+  return Bytes{static_cast<std::uint8_t>(I / 2 * B / 8 + I % 2)...};
 }
 template <int B, std::size_t... I>
-INLINE Unsigned shifts(std::index_sequence<I...>) {
-  return Unsigned{static_cast<std::uint32_t>(I * B % 8)...};
+INLINE Wide bits_before(std::index_sequence<I...>) {
+  return Wide{static_cast<std::uint32_t>(I * B)...};
 }
-
-using All = std::make_index_sequence<kLanes>;
+template <int B, std::size_t... I>
+INLINE Wide shifts(std::index_sequence<I...>) {
+  return Wide{static_cast<std::uint32_t>(I * B % 8)...};
+}
 
 // Whole numbers, none of them negative to a signed type, as floats.
-INLINE Lanes floats(const Unsigned& whole) {
-  return __builtin_convertvector(same_bits<Words>(whole), Lanes);
+INLINE Half floats(const Wide& whole) {
+  return __builtin_convertvector(same_bits<Whole32>(whole), Half);
 }
 
-// 16 numbers of B bits, the first in the lowest bits.
+template <typename Number>
+INLINE std::uint64_t number_at(const std::uint8_t* from) {
+  return load_as<Number>(from);
+}
+
+// N bytes, and zeros behind them. They are not put together in memory: a load waits for stores that
+// are narrower than itself.
+template <int N>
+INLINE Bytes bytes_at(const std::uint8_t* from) {
+  using Pair = std::uint64_t __attribute__((vector_size(16)));
+  std::uint64_t low;
+  if constexpr (N == 2) low = number_at<std::uint16_t>(from);
+  else if constexpr (N == 3)
+    low = number_at<std::uint16_t>(from) | std::uint64_t{from[2]} << 16;
+  else if constexpr (N == 4) low = number_at<std::uint32_t>(from);
+  else if constexpr (N == 5)
+    low = number_at<std::uint32_t>(from) | std::uint64_t{from[4]} << 32;
+  else if constexpr (N == 6)
+    low = number_at<std::uint32_t>(from) | number_at<std::uint16_t>(from + 4) << 32;
+  else low = number_at<std::uint64_t>(from);
+  return same_bits<Bytes>(Pair{low, 0});
+}
+
+// The first eight bytes as words.
+INLINE Wide words_of(const Bytes& bytes) {
+  using Eight = std::uint8_t __attribute__((vector_size(kHalf)));
+  return __builtin_convertvector(load_as<Eight>(&bytes), Wide);
+}
+
+// Sixteen numbers of B bits, the first in the lowest bits.
 template <int B>
 struct Whole {
   static constexpr int kBits = B;
 
-  static INLINE Lanes decode(const std::uint8_t* from) {
-    Bytes raw{};
-    std::memcpy(&raw, from, 2 * B);
-    if constexpr (B == 8) return floats(scales::widened(raw));
-    Unsigned bits = scales::widened(__builtin_shuffle(raw, places<B, 0>(All{})));
-    // Numbers of 3, 5 and 6 bits may end in the next byte.
-    if constexpr (8 % B != 0)
-      bits |= scales::widened(__builtin_shuffle(raw, places<B, 1>(All{}))) << 8;
-    return floats(bits >> shifts<B>(All{}) & ((1u << B) - 1));
+  static INLINE Halves decode(const std::uint8_t* from) {
+    // All lanes shift the same word.
+    if constexpr (B == 2) {
+      const Wide word = Wide{} + load_as<std::uint32_t>(from);
+      return {numbers(word), numbers(word >> 16)};
+    } else if constexpr (B == 4) {
+      return {numbers(Wide{} + load_as<std::uint32_t>(from)),
+              numbers(Wide{} + load_as<std::uint32_t>(from + 4))};
+    } else {
+      return {eight(bytes_at<B>(from)), eight(bytes_at<B>(from + B))};
+    }
+  }
+
+ private:
+  static INLINE Half numbers(const Wide& bits) {
+    return floats(bits >> bits_before<B>(std::make_index_sequence<kHalf>()) & ((1u << B) - 1));
+  }
+
+  static INLINE Half eight(const Bytes& raw) {
+    if constexpr (B == 8) return floats(words_of(raw));
+    const auto pairs = same_bits<Pairs>(
+        __builtin_shuffle(raw, places<B>(std::make_index_sequence<kLanes>())));
+    const Wide bits = __builtin_convertvector(pairs, Wide);
+    return floats(bits >> shifts<B>(std::make_index_sequence<kHalf>()) & ((1u << B) - 1));
   }
 };
 
@@ -53,76 +105,161 @@ struct Whole {
 struct E2m1 {
   static constexpr int kBits = 4;
 
-  static INLINE Lanes decode(const std::uint8_t* from) {
+  static INLINE Halves decode(const std::uint8_t* from) { return {eight(from), eight(from + 4)}; }
+
+ private:
+  static INLINE Half eight(const std::uint8_t* from) {
     // Twice what the codes stand for, plus 12.
     const Bytes doubled = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
     const Bytes even = {255, 0, 255, 0, 255, 0, 255, 0, 255, 0, 255, 0, 255, 0, 255, 0};
-    Bytes raw{};
-    std::memcpy(&raw, from, 8);
-    raw = __builtin_shuffle(raw, places<4, 0>(All{}));
+    const Bytes twice = {0, 0, 1, 1, 2, 2, 3, 3, 0, 0, 0, 0, 0, 0, 0, 0};
+    const Bytes raw = __builtin_shuffle(bytes_at<4>(from), twice);
     const Bytes codes = (raw & 15 & even) | (raw >> 4 & ~even);
-    return floats(scales::widened(__builtin_shuffle(doubled, codes))) * 0.5f - 6.0f;
+    return floats(words_of(__builtin_shuffle(doubled, codes))) * 0.5f - 6.0f;
   }
 };
 
 struct E4m3 {
   static constexpr int kBits = 8;
 
-  static INLINE Lanes decode(const std::uint8_t* from) {
-    return scales::of_e4m3(load_as<Bytes>(from));
+  static INLINE Halves decode(const std::uint8_t* from) { return {eight(from), eight(from + 8)}; }
+
+ private:
+  static INLINE Half eight(const std::uint8_t* from) {
+    return scales::of_e4m3_as<Half>(words_of(bytes_at<8>(from)));
   }
 };
 
-// Up to N columns of M rows. Every sum has one accumulator, and its terms come in one order, whatever
-// is beside it.
-template <typename Code, int M, int N>
-INLINE void block(const float* x, long x_row, const packed::Rows& w, int columns, float* y,
-                  long y_row) {
-  Lanes sums[M][N] = {};
-  const std::uint8_t* words[N];
-  // Columns that are not there are computed as the first is.
-  for (int n = 0; n < N; ++n) words[n] = w.words + (n < columns ? n : 0) * w.words_row;
-  for (int first = 0; first < w.groups; first += packed::kSegment) {
-    const int count = std::min(packed::kSegment, w.groups - first);
-    float scales[N][packed::kSegment], biases[N][packed::kSegment];
-    for (int n = 0; n < N; ++n)
-      w.widen(n < columns ? n : 0, first, count, scales[n], biases[n]);
-    for (int g = 0; g < count; ++g) {
-      const int begin = (first + g) * w.group;
-      for (int n = 0; n < N; ++n)
-        // The block after this one: its rows are too short for the processor to see them coming.
-        for (int at = 0; at < w.group; at += 512 / Code::kBits)
-          __builtin_prefetch(words[n] + N * w.words_row + (begin + at) / 8 * Code::kBits);
-      for (int i = begin; i < begin + w.group; i += kLanes) {
-        Lanes weights[N];
-        for (int n = 0; n < N; ++n)
-          weights[n] = Code::decode(words[n] + i / 8 * Code::kBits) * all(scales[n][g]) +
-                       all(biases[n][g]);
-        for (int m = 0; m < M; ++m) {
-          const Lanes inputs = load(x + m * x_row + i);
-          for (int n = 0; n < N; ++n) sums[m][n] += inputs * weights[n];
-        }
-      }
-    }
-  }
-  for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n)
-      if (n < columns) y[m * y_row + n] = sum(sums[m][n]);
+// Sixteen weights, from the bytes of the first on.
+template <typename Code>
+INLINE Halves weights_at(const std::uint8_t* from, float scale, float bias) {
+  const Half by = scale - Half{}, plus = bias - Half{};
+  return Code::decode(from) * Halves{by, by} + Halves{plus, plus};
 }
 
-template <typename Code, int M>
-INLINE void columns(int n, const float* x, long x_row, const packed::Rows& w, float* y,
-                    long y_row) {
-  for (int done = 0; done < n; done += 4)
-    block<Code, M, 4>(x, x_row, w.from(done), std::min(n - done, 4), y + done, y_row);
+// A group's numbers begin at whole bytes; so do every eight of them.
+template <typename Code>
+INLINE const std::uint8_t* bytes_of(const std::uint8_t* row, long number) {
+  return row + static_cast<unsigned long>(number) / 8 * Code::kBits;
 }
 
 template <typename Code>
+INLINE void prefetch(const std::uint8_t* from, int numbers) {
+  for (int at = 0; at < numbers; at += 512 / Code::kBits)
+    __builtin_prefetch(bytes_of<Code>(from, at));
+}
+
+constexpr int kColumns = 4;
+
+// Where up to four rows of weights begin. Those that are not there are computed as the first is.
+struct Starts {
+  const std::uint8_t* of[kColumns];
+
+  INLINE Starts(const packed::Rows& w, int columns) {
+    for (int n = 0; n < kColumns; ++n) of[n] = w.words + (n < columns ? n : 0) * w.words_row;
+  }
+};
+
+// Up to four columns of one row. Every sum has one accumulator, and its terms come in one order,
+// whatever is beside it.
+template <typename Code>
+INLINE void block(const float* x, const packed::Rows& w, int columns, float* y) {
+  const Starts words(w, columns);
+  Halves sums[kColumns] = {};
+  for (int first = 0; first < w.groups; first += packed::kSegment) {
+    const int count = std::min(packed::kSegment, w.groups - first);
+    float scales[kColumns][packed::kSegment], biases[kColumns][packed::kSegment];
+    for (int n = 0; n < kColumns; ++n)
+      w.widen(n < columns ? n : 0, first, count, scales[n], biases[n]);
+    for (int g = 0; g < count; ++g) {
+      const long begin = static_cast<long>(first + g) * w.group;
+      for (int n = 0; n < kColumns; ++n)
+        // The block after this one: its rows are too short for the processor to see them coming.
+        prefetch<Code>(bytes_of<Code>(words.of[n], begin) + kColumns * w.words_row, w.group);
+      for (long i = begin; i < begin + w.group; i += kLanes) {
+        const Halves inputs = load_to<Halves>(x + i);
+        for (int n = 0; n < kColumns; ++n)
+          sums[n] += inputs * weights_at<Code>(bytes_of<Code>(words.of[n], i), scales[n][g],
+                                               biases[n][g]);
+      }
+    }
+  }
+  for (int n = 0; n < columns; ++n) y[n] = sum(sums[n]);
+}
+
+// Sums of M rows with N columns of unpacked weights go on where they stopped. AVX2 has registers for
+// some twelve of them.
+template <int M, int N>
+INLINE void add_tile(int length, const float* x, long x_row, const float* w, long w_row,
+                     Half (*sums)[kColumns], int row, int column) {
+  Half own[M][N];
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) own[m][n] = sums[row + m][column + n];
+  for (int i = 0; i < length; i += kLanes) {
+    Half weights[N];
+    for (int n = 0; n < N; ++n) weights[n] = load_as<Half>(w + n * w_row + i);
+    for (int m = 0; m < M; ++m) {
+      const Half inputs = load_as<Half>(x + m * x_row + i);
+      for (int n = 0; n < N; ++n) own[m][n] += inputs * weights[n];
+    }
+  }
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) sums[row + m][column + n] = own[m][n];
+}
+
+constexpr int kRows = 8;
+
+// Up to four columns of up to eight rows. A stretch of weights is unpacked once for all rows, into
+// memory that stays near by.
+template <typename Code>
+INLINE void shared_block(int m, const float* x, long x_row, const packed::Rows& w, int columns,
+                         float* y, long y_row) {
+  constexpr int kStretch = 512;
+  alignas(64) float weights[kColumns][kStretch];
+  // Of the lower lanes and of the upper ones.
+  Half sums[2][kRows][kColumns] = {};
+  const Starts words(w, columns);
+  const int most = std::min(kStretch / w.group, packed::kSegment);
+  for (int first = 0; first < w.groups; first += most) {
+    const int count = std::min(most, w.groups - first);
+    const int begin = first * w.group, length = count * w.group;
+    for (int n = 0; n < kColumns; ++n) {
+      float scales[packed::kSegment], biases[packed::kSegment];
+      w.widen(n < columns ? n : 0, first, count, scales, biases);
+      const std::uint8_t* from = bytes_of<Code>(words.of[n], begin);
+      prefetch<Code>(from + kColumns * w.words_row, length);
+      for (int g = 0; g < count; ++g)
+        for (int i = g * w.group; i < (g + 1) * w.group; i += kLanes)
+          store(weights[n] + i,
+                weights_at<Code>(bytes_of<Code>(from, i), scales[g], biases[g]));
+    }
+    for (int half = 0; half < 2; ++half) {
+      const float *from = x + begin + half * kHalf, *to = weights[0] + half * kHalf;
+      int row = 0;
+      for (; row + 4 <= m; row += 4)
+        for (int n = 0; n < kColumns; n += 2)
+          add_tile<4, 2>(length, from + row * x_row, x_row, to + n * kStretch, kStretch, sums[half], row, n);
+      for (; row + 2 <= m; row += 2)
+        add_tile<2, 4>(length, from + row * x_row, x_row, to, kStretch, sums[half], row, 0);
+      if (row < m) add_tile<1, 4>(length, from + row * x_row, x_row, to, kStretch, sums[half], row, 0);
+    }
+  }
+  for (int i = 0; i < m; ++i)
+    for (int n = 0; n < columns; ++n) y[i * y_row + n] = sum(Halves{sums[0][i][n], sums[1][i][n]});
+}
+
+// A row unpacks the weights in registers; of several the first does it for all.
+template <typename Code>
 INLINE void rows(int m, const float* x, long x_row, const packed::Rows& w, int n, float* y,
                  long y_row) {
-  for (; m >= 4; m -= 4, x += 4 * x_row, y += 4 * y_row)
-    columns<Code, 4>(n, x, x_row, w, y, y_row);
-  for (; m >= 1; --m, x += x_row, y += y_row) columns<Code, 1>(n, x, x_row, w, y, y_row);
+  for (int count; m > 0; m -= count, x += count * x_row, y += count * y_row) {
+    count = std::min(m, kRows);
+    for (int done = 0; done < n; done += kColumns) {
+      const int columns = std::min(n - done, kColumns);
+      if (count == 1) block<Code>(x, w.from(done), columns, y + done);
+      else shared_block<Code>(count, x, x_row, w.from(done), columns, y + done, y_row);
+    }
+  }
 }
 
 template <typename Code>
@@ -134,8 +271,7 @@ INLINE void unpack(const packed::Rows& w, float* to) {
     for (int g = 0; g < count; ++g) {
       const int begin = (first + g) * w.group;
       for (int i = begin; i < begin + w.group; i += kLanes)
-        store(to + i,
-              Code::decode(w.words + i / 8 * Code::kBits) * all(scales[g]) + all(biases[g]));
+        store(to + i, weights_at<Code>(bytes_of<Code>(w.words, i), scales[g], biases[g]));
     }
   }
 }

@@ -1,13 +1,21 @@
 // Packed weights on AVX-512.
 //
 // Of weights of four bits a register holds what each of the sixteen codes stands for in a group, so one
-// instruction turns sixteen codes into sixteen weights. A group's words fill a register, repeated as often as it takes, and every lane shifts its word to
-// another code. So a register's lanes hold numbers that are apart in the row, and inputs are arranged
-// to match, once per product.
+// instruction turns sixteen codes into sixteen weights. A group's words fill a register, repeated as
+// often as it takes, and every lane shifts its word to another code. So a register's lanes hold numbers
+// that are apart in the row, and inputs are arranged to match, once per product.
+//
+// Of other widths a register holds sixteen neighbours. Codes of two, three and five bits are looked up
+// likewise, in one register or two; wider ones become floats.
+//
+// Eight rows at once meet two columns, fewer meet four: so that the sums of all fill the registers, and
+// what a weight costs to unpack is shared by all rows.
 
 #include "ops/packed.h"
 
 #ifdef __x86_64__
+
+#include <utility>
 
 // The compiler's own functions begin with what is not set.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -105,50 +113,108 @@ AVX512_INLINE void block(const float* codes, const float* x, long x_row, const p
       if (n < columns) y[m * y_row + n] = _mm512_reduce_add_ps(sums[m][n]);
 }
 
-template <int Group, int M>
+template <int Group, int M, int N>
 AVX512_INLINE void columns(const float* codes, int n, const float* x, long x_row,
                            const packed::Rows& w, float* y, long y_row) {
-  for (int done = 0; done < n; done += 4)
-    block<Group, M, 4>(codes, x, x_row, w.from(done), std::min(n - done, 4), y + done, y_row);
+  for (int done = 0; done < n; done += N)
+    block<Group, M, N>(codes, x, x_row, w.from(done), std::min(n - done, N), y + done, y_row);
 }
 
 template <int Group>
 AVX512_INLINE void rows(const float* codes, int m, const float* x, long x_row,
                         const packed::Rows& w, int n, float* y, long y_row) {
+  for (; m >= 8; m -= 8, x += 8 * x_row, y += 8 * y_row)
+    columns<Group, 8, 2>(codes, n, x, x_row, w, y, y_row);
   for (; m >= 4; m -= 4, x += 4 * x_row, y += 4 * y_row)
-    columns<Group, 4>(codes, n, x, x_row, w, y, y_row);
+    columns<Group, 4, 4>(codes, n, x, x_row, w, y, y_row);
   for (; m >= 2; m -= 2, x += 2 * x_row, y += 2 * y_row)
-    columns<Group, 2>(codes, n, x, x_row, w, y, y_row);
-  if (m == 1) columns<Group, 1>(codes, n, x, x_row, w, y, y_row);
+    columns<Group, 2, 4>(codes, n, x, x_row, w, y, y_row);
+  if (m == 1) columns<Group, 1, 4>(codes, n, x, x_row, w, y, y_row);
 }
 
-// Sixteen whole numbers of B bits, which lie in the row as they are needed.
+// Sixteen neighbours of B bits, one to a lane; above a number's bits are those of the next.
 template <int B>
-struct Whole {
+AVX512_INLINE __m512i codes_of(const std::uint8_t* from) {
+  // Each lane has the two halves of a word that its number is in.
+  alignas(64) std::uint16_t halves[32];
+  alignas(64) int shifts[16];
+  for (int lane = 0; lane < 16; ++lane) {
+    halves[2 * lane] = static_cast<std::uint16_t>(lane * B / 16);
+    halves[2 * lane + 1] = static_cast<std::uint16_t>(lane * B / 16 + 1);
+    shifts[lane] = lane * B % 16;
+  }
+  // No byte beyond them is read, and nothing is put together in memory: a load waits for stores that
+  // are narrower than itself.
+  const __m128i raw = _mm_maskz_loadu_epi8(static_cast<__mmask16>((1 << 2 * B) - 1), from);
+  const __m512i words =
+      _mm512_permutexvar_epi16(_mm512_load_si512(halves), _mm512_castsi128_si512(raw));
+  return _mm512_srlv_epi32(words, _mm512_load_si512(shifts));
+}
+
+// Weights of a group, sixteen at a time.
+//
+// Of two or three bits: what each code stands for, as often as it fits into a register.
+template <int B>
+struct InOne {
   static constexpr int kWidth = B;
 
+  __m512 values;
+
+  AVX512_INLINE InOne(float scale, float bias) {
+    alignas(64) float codes[16];
+    for (int lane = 0; lane < 16; ++lane) codes[lane] = static_cast<float>(lane % (1 << B));
+    values = _mm512_fmadd_ps(_mm512_load_ps(codes), _mm512_set1_ps(scale), _mm512_set1_ps(bias));
+  }
+  AVX512_INLINE __m512 weights(const std::uint8_t* from) const {
+    return _mm512_permutexvar_ps(codes_of<B>(from), values);
+  }
+};
+
+// Of five bits: in two registers.
+struct InTwo {
+  static constexpr int kWidth = 5;
+
+  __m512 low, high;
+
+  AVX512_INLINE InTwo(float scale, float bias) {
+    const __m512 codes = _mm512_load_ps(kWhole), by = _mm512_set1_ps(scale);
+    const __m512 plus = _mm512_set1_ps(bias);
+    low = _mm512_fmadd_ps(codes, by, plus);
+    high = _mm512_fmadd_ps(_mm512_add_ps(codes, _mm512_set1_ps(16)), by, plus);
+  }
+  AVX512_INLINE __m512 weights(const std::uint8_t* from) const {
+    return _mm512_permutex2var_ps(low, codes_of<5>(from), high);
+  }
+};
+
+// Of wider numbers: as floats, times the scale, plus the bias.
+template <typename Code>
+struct Scaled {
+  static constexpr int kWidth = Code::kWidth;
+
+  __m512 by, plus;
+
+  AVX512_INLINE Scaled(float scale, float bias)
+      : by(_mm512_set1_ps(scale)), plus(_mm512_set1_ps(bias)) {}
+  AVX512_INLINE __m512 weights(const std::uint8_t* from) const {
+    return _mm512_fmadd_ps(Code::decode(from), by, plus);
+  }
+};
+
+struct SixBits {
+  static constexpr int kWidth = 6;
+
   static AVX512_INLINE __m512 decode(const std::uint8_t* from) {
-    if constexpr (B == 8) {
-      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-      return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
-    }
-    std::uint8_t raw[16] = {};
-    std::memcpy(raw, from, 2 * B);
-    const __m256i both = _mm256_broadcastsi128_si256(
-        _mm_loadu_si128(reinterpret_cast<const __m128i*>(raw)));
-    // Each lane has the byte that its number begins in, and the one after it.
-    alignas(32) std::uint8_t places[32];
-    alignas(64) int shifts[16];
-    for (int lane = 0; lane < 16; ++lane) {
-      places[2 * lane] = static_cast<std::uint8_t>(lane * B / 8);
-      places[2 * lane + 1] = static_cast<std::uint8_t>(lane * B / 8 + 1);
-      shifts[lane] = lane * B % 8;
-    }
-    const __m256i pairs = _mm256_shuffle_epi8(
-        both, _mm256_load_si256(reinterpret_cast<const __m256i*>(places)));
-    const __m512i bits =
-        _mm512_srlv_epi32(_mm512_cvtepu16_epi32(pairs), _mm512_load_si512(shifts));
-    return _mm512_cvtepi32_ps(_mm512_and_si512(bits, _mm512_set1_epi32((1 << B) - 1)));
+    return _mm512_cvtepi32_ps(_mm512_and_si512(codes_of<6>(from), _mm512_set1_epi32(63)));
+  }
+};
+
+struct EightBits {
+  static constexpr int kWidth = 8;
+
+  static AVX512_INLINE __m512 decode(const std::uint8_t* from) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
   }
 };
 
@@ -170,8 +236,21 @@ struct E4m3 {
   }
 };
 
-// As `block`, for numbers that are decoded in the order of the row.
-template <typename Code, int M, int N>
+// The same group of N columns.
+template <typename Group, int N>
+struct Groups {
+  Group of[N];
+};
+
+template <typename Group, std::size_t... I>
+AVX512_INLINE Groups<Group, sizeof...(I)> groups_of(const float (*scales)[packed::kSegment],
+                                                    const float (*biases)[packed::kSegment], int g,
+                                                    std::index_sequence<I...>) {
+  return {{Group(scales[I][g], biases[I][g])...}};
+}
+
+// As `block`, for numbers that are unpacked in the order of the row.
+template <typename Group, int M, int N>
 AVX512_INLINE void decoded(const float* x, long x_row, const packed::Rows& w, int columns, float* y,
                            long y_row) {
   const std::uint8_t* starts[N];
@@ -187,17 +266,16 @@ AVX512_INLINE void decoded(const float* x, long x_row, const packed::Rows& w, in
     for (int g = 0; g < count; ++g) {
       const int begin = (first + g) * w.group;
       for (int n = 0; n < N; ++n)
-        for (int at = 0; at < w.group; at += 512 / Code::kWidth)
-          __builtin_prefetch(starts[n] + N * w.words_row + (begin + at) / 8 * Code::kWidth);
+        for (int at = 0; at < w.group; at += 512 / Group::kWidth)
+          __builtin_prefetch(starts[n] + N * w.words_row + (begin + at) / 8 * Group::kWidth);
+      const auto groups = groups_of<Group>(scales, biases, g, std::make_index_sequence<N>());
       for (int i = begin; i < begin + w.group; i += 16) {
         __m512 inputs[M];
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) inputs[m] = _mm512_loadu_ps(x + m * x_row + i);
 #pragma GCC unroll 8
         for (int n = 0; n < N; ++n) {
-          const __m512 weights = _mm512_fmadd_ps(Code::decode(starts[n] + i / 8 * Code::kWidth),
-                                                 _mm512_set1_ps(scales[n][g]),
-                                                 _mm512_set1_ps(biases[n][g]));
+          const __m512 weights = groups.of[n].weights(starts[n] + i / 8 * Group::kWidth);
 #pragma GCC unroll 8
           for (int m = 0; m < M; ++m) sums[m][n] = _mm512_fmadd_ps(inputs[m], weights, sums[m][n]);
         }
@@ -209,15 +287,23 @@ AVX512_INLINE void decoded(const float* x, long x_row, const packed::Rows& w, in
       if (n < columns) y[m * y_row + n] = _mm512_reduce_add_ps(sums[m][n]);
 }
 
-template <typename Code>
+template <typename Group, int M, int N>
+AVX512_INLINE void decoded_columns(const float* x, long x_row, const packed::Rows& w, int n,
+                                   float* y, long y_row) {
+  for (int done = 0; done < n; done += N)
+    decoded<Group, M, N>(x, x_row, w.from(done), std::min(n - done, N), y + done, y_row);
+}
+
+template <typename Group>
 AVX512 void multiply_decoded(int m, const float* x, long x_row, const packed::Rows& w, int n,
                              float* y, long y_row) {
+  for (; m >= 8; m -= 8, x += 8 * x_row, y += 8 * y_row)
+    decoded_columns<Group, 8, 2>(x, x_row, w, n, y, y_row);
   for (; m >= 4; m -= 4, x += 4 * x_row, y += 4 * y_row)
-    for (int done = 0; done < n; done += 4)
-      decoded<Code, 4, 4>(x, x_row, w.from(done), std::min(n - done, 4), y + done, y_row);
-  for (; m >= 1; --m, x += x_row, y += y_row)
-    for (int done = 0; done < n; done += 4)
-      decoded<Code, 1, 4>(x, x_row, w.from(done), std::min(n - done, 4), y + done, y_row);
+    decoded_columns<Group, 4, 4>(x, x_row, w, n, y, y_row);
+  for (; m >= 2; m -= 2, x += 2 * x_row, y += 2 * y_row)
+    decoded_columns<Group, 2, 4>(x, x_row, w, n, y, y_row);
+  if (m == 1) decoded_columns<Group, 1, 4>(x, x_row, w, n, y, y_row);
 }
 
 template <int Group>
@@ -248,18 +334,18 @@ packed::Meeting packed::on_avx512(Code code, int bits, int group) {
   const bool known = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (!known) return {};
-  if (code == Code::kE4m3) return {multiply_decoded<E4m3>, as_they_are};
+  if (code == Code::kE4m3) return {multiply_decoded<Scaled<E4m3>>, as_they_are};
   if (code == Code::kE2m1) {
     if (group == 16) return {multiply_e2m1<16>, arrange<16>};
     if (group == 32) return {multiply_e2m1<32>, arrange<32>};
     return {};
   }
   switch (bits) {
-    case 2: return {multiply_decoded<Whole<2>>, as_they_are};
-    case 3: return {multiply_decoded<Whole<3>>, as_they_are};
-    case 5: return {multiply_decoded<Whole<5>>, as_they_are};
-    case 6: return {multiply_decoded<Whole<6>>, as_they_are};
-    case 8: return {multiply_decoded<Whole<8>>, as_they_are};
+    case 2: return {multiply_decoded<InOne<2>>, as_they_are};
+    case 3: return {multiply_decoded<InOne<3>>, as_they_are};
+    case 5: return {multiply_decoded<InTwo>, as_they_are};
+    case 6: return {multiply_decoded<Scaled<SixBits>>, as_they_are};
+    case 8: return {multiply_decoded<Scaled<EightBits>>, as_they_are};
   }
   if (group == 32) return {multiply_whole<32>, arrange<32>};
   if (group == 64) return {multiply_whole<64>, arrange<64>};

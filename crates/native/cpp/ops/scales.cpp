@@ -29,7 +29,7 @@ void scales::widen(Kind kind, const std::uint8_t* from, int count, float* to) {
       break;
     case Kind::kBf16:
       widen_all(reinterpret_cast<const Bf16*>(from), count, to,
-                [](const Bf16* it) { return load(it); });
+                [](const Bf16* it) { return load_to<Halves>(it); });
       break;
     case Kind::kE8m0:
       widen_all(from, count, to,

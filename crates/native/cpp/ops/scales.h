@@ -32,15 +32,17 @@ INLINE Lanes of_e8m0(const Bytes& bits) {
 }
 
 // A sign, four bits of exponent and three of mantissa.
-INLINE Lanes of_e4m3(const Bytes& bits) {
-  const Unsigned wide = widened(bits);
-  const Unsigned rest = wide & 0x7f;
+template <typename Floats, typename Wide>
+INLINE Floats of_e4m3_as(const Wide& wide) {
+  const Wide rest = wide & 0x7f;
   // As if there were no subnormal numbers, which lie twice as far above 2^-7 as they should above 0.
-  const Lanes normal = same_bits<Lanes>((rest << 20) + (120u << 23));
-  const Lanes small = normal * 2.0f - 0.015625f;
-  const Lanes value = rest < 8 ? small : normal;
-  return same_bits<Lanes>(same_bits<Unsigned>(value) | (wide & 0x80) << 24);
+  const Floats normal = same_bits<Floats>((rest << 20) + (120u << 23));
+  const Floats small = normal * 2.0f - 0.015625f;
+  const Floats value = rest < 8 ? small : normal;
+  return same_bits<Floats>(same_bits<Wide>(value) | (wide & 0x80) << 24);
 }
+
+INLINE Lanes of_e4m3(const Bytes& bits) { return of_e4m3_as<Lanes>(widened(bits)); }
 
 // `count` scales as floats.
 void widen(Kind kind, const std::uint8_t* from, int count, float* to);

@@ -8,19 +8,35 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #define INLINE inline __attribute__((always_inline))
 
-#ifdef FOR_EACH_PROCESSOR
-// Given by whoever compiles.
-#elif defined(__x86_64__)
+#if defined(__x86_64__) && !defined(FOR_EACH_PROCESSOR)
 #define FOR_EACH_PROCESSOR \
   __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+// For a function that is called where `is_wide()`: where sixteen floats fill one register.
+#define FOR_WIDE __attribute__((target("arch=x86-64-v4")))
 #else
+#ifndef FOR_EACH_PROCESSOR
 #define FOR_EACH_PROCESSOR
+#endif
+#define FOR_WIDE
 #endif
 
 namespace vectors {
+
+inline bool is_wide() {
+#ifdef __x86_64__
+  static const bool known =
+      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl");
+  return known;
+#else
+  return false;
+#endif
+}
 
 constexpr int kLanes = 16;
 using Lanes = float __attribute__((vector_size(4 * kLanes)));
@@ -70,6 +86,49 @@ INLINE float sum(const Lanes& lanes) {
   const auto* at_half = reinterpret_cast<const float*>(&half);
   const Quarter quarter = load_as<Quarter>(at_half) + load_as<Quarter>(at_half + 4);
   return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
+}
+
+// Sixteen floats in two registers of AVX2. Of a vector that is wider than its registers GCC makes moves
+// through memory; these are the same numbers in the same order.
+using Half = float __attribute__((vector_size(2 * kLanes)));
+
+struct Halves {
+  Half low, high;
+};
+
+INLINE Halves operator*(const Halves& a, const Halves& b) { return {a.low * b.low, a.high * b.high}; }
+INLINE Halves operator+(const Halves& a, const Halves& b) { return {a.low + b.low, a.high + b.high}; }
+INLINE Halves& operator+=(Halves& a, const Halves& b) { return a = a + b; }
+
+INLINE void store(float* to, const Halves& lanes) {
+  std::memcpy(to, &lanes.low, sizeof lanes.low);
+  std::memcpy(to + 8, &lanes.high, sizeof lanes.high);
+}
+
+INLINE float sum(const Halves& lanes) {
+  using Quarter = float __attribute__((vector_size(kLanes)));
+  const Half half = lanes.low + lanes.high;
+  const auto* at = reinterpret_cast<const float*>(&half);
+  const Quarter quarter = load_as<Quarter>(at) + load_as<Quarter>(at + 4);
+  return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
+}
+
+// Sixteen numbers as floats, in either kind of vector.
+template <typename Vector, typename Number>
+INLINE Vector load_to(const Number* from) {
+  if constexpr (sizeof(Number) == 4) {
+    if constexpr (std::is_same_v<Vector, Halves>)
+      return {load_as<Half>(from), load_as<Half>(from + 8)};
+    else return load(from);
+  } else {
+    using Numbers = std::uint16_t __attribute__((vector_size(kLanes)));
+    using Wide = std::uint32_t __attribute__((vector_size(2 * kLanes)));
+    const auto half = [](const Number* at) {
+      return same_bits<Half>(__builtin_convertvector(load_as<Numbers>(at), Wide) << 16);
+    };
+    if constexpr (std::is_same_v<Vector, Halves>) return {half(from), half(from + 8)};
+    else return load(from);
+  }
 }
 
 INLINE Lanes larger(const Lanes& a, const Lanes& b) { return a > b ? a : b; }
