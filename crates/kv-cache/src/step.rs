@@ -253,8 +253,8 @@ impl Step {
             seen = seen.logical_and(near)?;
         }
         if let LayerSpec::Chunked { size } = spec {
-            let piece =
-                |it: &Array| it.subtract(&padding)?.floor_divide(Array::from_int(size as i32));
+            let size = Array::from_int(size.min(i32::MAX as usize) as i32);
+            let piece = |it: &Array| it.subtract(&padding)?.floor_divide(&size);
             seen = seen.logical_and(piece(&keys)?.eq(piece(&queries)?)?)?;
         }
         if padded {

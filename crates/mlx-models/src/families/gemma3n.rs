@@ -78,7 +78,8 @@ pub(super) fn build(config: &Config, mut weights: Weights) -> Result<Decoder> {
     let cutoffs = cutoffs(config, &dims)?;
     let is_scaled = config.bool("altup_correct_scale")?.unwrap_or(true);
     let rank = config.usize("laurel_rank")?.unwrap_or(64);
-    let width = config.usize("hidden_size_per_layer_input")?.unwrap_or(256);
+    let key = "hidden_size_per_layer_input";
+    let width = if config.has(key) { config.size(key)? } else { 256 };
     let tokens = config.usize("vocab_size_per_layer_input")?.unwrap_or(262_144);
     let sizes = [dims.hidden, dims.layers, width];
     let inputs = PerLayerInputs::load(&mut weights, tokens, sizes, dims.eps)?.within(&dims, tokens);
