@@ -41,11 +41,14 @@ fn headers(folder: &Path) -> BTreeMap<String, Vec<u64>> {
         let header: BTreeMap<String, Value> =
             serde_json::from_slice(&bytes[8..][..length]).unwrap();
         for (name, tensor) in header.into_iter().filter(|(name, _)| name != "__metadata__") {
-            if ["model.visual.", "mtp."].iter().any(|it| name.starts_with(it)) {
+            if ["model.visual.", "model.vision_", "mtp."].iter().any(|it| name.starts_with(it)) {
                 continue;
             }
-            let name =
-                name.replace("model.language_model.", "model.").replace("language_model.", "");
+            let name = name
+                .replace("model.language_model.", "model.")
+                .replace("language_model.", "")
+                .replace("backbone.embeddings.", "model.embed_tokens.")
+                .replace("backbone.", "model.");
             let sizes = tensor["shape"].as_array().unwrap().iter();
             let mut sizes: Vec<u64> = sizes.map(|it| it.as_u64().unwrap()).collect();
             if name.ends_with("_blocks") {
