@@ -51,6 +51,25 @@ impl Model {
         crate::bundled::load(dtype)
     }
 
+    /// Writes the small model inside the library as a folder, which then loads, converts and trains as any
+    /// other.
+    ///
+    /// ```
+    /// use mlx_genkit::{ComputeDtype, Model};
+    ///
+    /// let folder = tempfile::tempdir()?;
+    /// Model::write_bundled(folder.path())?;
+    /// assert!(Model::load(folder.path(), ComputeDtype::Auto)?.tokenizer().is_ok());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When a file cannot be written; the message names it.
+    #[cfg(feature = "bundled")]
+    pub fn write_bundled(folder: impl AsRef<Path>) -> Result<()> {
+        crate::bundled::write(folder.as_ref())
+    }
+
     pub(crate) fn assemble(name: String, decoder: Decoder, files: &Files<'_>) -> Result<Self> {
         let tokenizer = match files.tokenizer {
             Some(_) => Some(Tokenizer::from_files(files)?),
@@ -143,6 +162,14 @@ impl Model {
     /// another model. The model is then as it was.
     pub fn load_adapter(&mut self, folder: impl AsRef<Path>) -> Result<usize> {
         Ok(mlxgk_training::load_adapter(self.decoder_mut(), folder)?)
+    }
+
+    /// Adds a LoRA adapter to those that are set: what each changes is added up.
+    ///
+    /// # Errors
+    /// As [`load_adapter`](Self::load_adapter), and when one of two adapters for the same product is DoRA.
+    pub fn add_adapter(&mut self, folder: impl AsRef<Path>) -> Result<usize> {
+        Ok(mlxgk_training::add_adapter(self.decoder_mut(), folder)?)
     }
 
     /// What makes tokens of training data for this model.

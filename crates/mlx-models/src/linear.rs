@@ -7,7 +7,11 @@
 use std::sync::Arc;
 
 use mlx_rs::{
-    Array, Dtype, error::Result as MlxResult, ops::addmm, stop_gradient, transforms::eval,
+    Array, Dtype,
+    error::Result as MlxResult,
+    ops::{addmm, concatenate},
+    stop_gradient,
+    transforms::eval,
 };
 
 use crate::{
@@ -261,6 +265,31 @@ impl Adapter {
         }
         magnitude.eval()?;
         Ok(Self { magnitude: Some(magnitude), ..self })
+    }
+
+    /// The adapter that adds what both add, `scale₁ · B₁ A₁ + scale₂ · B₂ A₂`: its rank is the sum of
+    /// theirs.
+    ///
+    /// # Errors
+    /// When they are for other shapes, or one has magnitudes, which do not add up.
+    pub fn plus(&self, other: &Self) -> Result<Self> {
+        let shape = |it: &Self| [it.b.dim(0), it.a.dim(1)];
+        if shape(self) != shape(other) {
+            let (one, two) = (shape(self), shape(other));
+            let what = format!("an adapter for {one:?} cannot be added to one for {two:?}");
+            return Err(Error::new(ErrorKind::Weights, what));
+        }
+        if self.magnitude.is_some() || other.magnitude.is_some() {
+            let what = "a DoRA adapter cannot be added to another, since it is not a sum";
+            return Err(Error::new(ErrorKind::Weights, what));
+        }
+        let scaled = |it: &Self| -> MlxResult<Array> {
+            let b = it.b.as_dtype(Dtype::Float32)?;
+            b.multiply(Array::from_f32(it.scale))
+        };
+        let a = concatenate(&[&self.a, &other.a], 0)?;
+        let b = concatenate(&[&scaled(self)?, &scaled(other)?], 1)?;
+        Self::new(a, b, 1.0)
     }
 
     /// `[rank, in]`.

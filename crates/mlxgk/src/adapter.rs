@@ -5,11 +5,15 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use mlx_genkit::training::merge_folder;
 
-use crate::{failure::Result, flags::ModelArgs, load, terminal};
+use crate::{
+    failure::{Failure, Result},
+    flags::ModelArgs,
+    load, terminal,
+};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AdapterCommand {
-    /// Write a model with an adapter in its weights
+    /// Write a model with one or more adapters in its weights
     #[command(after_help = "\
 Example:
   mlxgk adapter merge -m ./qwen3 --adapter ./pirate --out ./qwen3-pirate")]
@@ -28,9 +32,12 @@ pub(crate) struct MergeArgs {
 /// The subcommand.
 pub(crate) fn run(command: &AdapterCommand) -> Result<()> {
     let AdapterCommand::Merge(args) = command;
+    let adapters = &args.model.adapter;
+    if adapters.is_empty() {
+        return Err(Failure::usage("required is --adapter DIR"));
+    }
     let base = load::folder(&args.model)?;
-    let adapter = load::one_adapter(&args.model)?;
-    let count = merge_folder(&base, adapter, &args.out).map_err(mlx_genkit::Error::from)?;
+    let count = merge_folder(base.path(), adapters, &args.out).map_err(mlx_genkit::Error::from)?;
     terminal::line(format_args!("{count} matrices merged: {}", args.out.display()))?;
     Ok(())
 }

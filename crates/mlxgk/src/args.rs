@@ -90,7 +90,7 @@ Examples:
   mlxgk validate --steer joy.safetensors --alphas 1,2,4 --seeds 1,2,3 --html report.html
   mlxgk validate --steer joy.safetensors --prompts-file questions.jsonl --words voices.json --voice cheerful")]
     Validate(Box<ValidateArgs>),
-    /// Train an adapter, a soft prompt or steering vectors
+    /// Train an adapter, a soft prompt, steering vectors or the weights themselves
     #[command(after_help = "\
 A row of data is a line of JSON: {\"text\": TEXT}, {\"prompt\": TEXT, \"completion\": TEXT}, {\"messages\": [...]}, or
 {\"prompt\": ..., \"chosen\": ..., \"rejected\": ...}. Completions and the assistant's answers alone are learned;
@@ -100,6 +100,7 @@ Examples:
   mlxgk train --data pirate.jsonl --out pirate --steps 200 --lr 1e-3
   mlxgk train -m ./qwen3 --data data --out adapter --epochs 2 --warmup 20 --patience 3
   mlxgk train --data pirate.jsonl --out prompt --method soft-prompt --lr 0.05
+  mlxgk train -m ./qwen3 --data data --out tuned --method full --freeze embed_tokens --lr 1e-5
   mlxgk train --data pirate.jsonl --out pirate --steps 200 --lr 1e-3 --resume
   mlxgk generate --adapter pirate \"How is the weather?\"")]
     Train(Box<TrainArgs>),

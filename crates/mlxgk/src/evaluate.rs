@@ -43,7 +43,7 @@ pub(crate) fn compare(
             model: Some(folder.display().to_string()),
             offline: true,
             tokenizer: None,
-            adapter: None,
+            adapter: Vec::new(),
             device,
             dtype: DtypeArg::Auto,
         };

@@ -8,6 +8,7 @@ use std::{
 use mlx_genkit::{ComputeDtype, Model};
 use mlx_rs::{Device, DeviceType};
 use mlxgk_model_hub::Hub;
+use tempfile::TempDir;
 
 use crate::{
     failure::{Failure, Result},
@@ -33,23 +34,37 @@ pub(crate) fn load(args: &ModelArgs) -> Result<(Model, Duration)> {
         Some(folder) => model.with_tokenizer(folder)?,
         None => model,
     };
-    if let Some(folder) = &args.adapter {
-        model.load_adapter(folder)?;
+    for folder in &args.adapter {
+        model.add_adapter(folder)?;
     }
     Ok((model, begun.elapsed()))
 }
 
-/// The folder of the model that the flags name.
-pub(crate) fn folder(args: &ModelArgs) -> Result<PathBuf> {
-    match &args.model {
-        Some(name) => find(name, args.offline),
-        None => Err(Failure::usage("the model inside the binary is no folder: add --model DIR")),
+/// A model's files: the folder that the flags name, or the model inside the binary written out for as long
+/// as this lives.
+pub(crate) enum Folder {
+    Named(PathBuf),
+    Bundled(TempDir),
+}
+
+impl Folder {
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Self::Named(path) => path,
+            Self::Bundled(folder) => folder.path(),
+        }
     }
 }
 
-/// The adapter that the flags name.
-pub(crate) fn one_adapter(args: &ModelArgs) -> Result<&Path> {
-    args.adapter.as_deref().ok_or_else(|| Failure::usage("required is --adapter DIR"))
+/// The files of the model that the flags name.
+pub(crate) fn folder(args: &ModelArgs) -> Result<Folder> {
+    if let Some(name) = &args.model {
+        return Ok(Folder::Named(find(name, args.offline)?));
+    }
+    let folder = TempDir::new()
+        .map_err(|e| Failure::other(format_args!("cannot make a temporary folder: {e}")))?;
+    Model::write_bundled(folder.path())?;
+    Ok(Folder::Bundled(folder))
 }
 
 /// Loads a second model, to run where and as precisely as the first.

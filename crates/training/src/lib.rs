@@ -7,6 +7,7 @@ mod clipping;
 mod data;
 mod error;
 mod files;
+mod folder;
 mod gradients;
 mod head;
 pub mod losses;
@@ -21,8 +22,8 @@ mod trainee;
 mod trainer;
 
 pub use self::adapters::{
-    AdapterFormat, LoraConfig, Merged, attach_lora, clear_adapters, load_adapter, merge_adapters,
-    merge_folder, save_adapter,
+    AdapterFormat, LoraConfig, Merged, add_adapter, attach_lora, clear_adapters, load_adapter,
+    merge_adapters, merge_folder, save_adapter,
 };
 pub use self::average::{Ema, ema_update};
 pub use self::batch::{Batch, Example, IGNORE_INDEX, build_action_mask};

@@ -4,7 +4,10 @@
 //! computes in, where the model looks for them; everything else of the model stays as it is, to the
 //! bit.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+};
 
 use mlx_rs::{
     Array, Dtype,
@@ -16,7 +19,10 @@ use mlxgk_kv_cache::{Column, Step};
 use mlxgk_mlx_models::{Decoder, HookPoint, ParameterKind, ResidualHook};
 use regex::RegexSet;
 
-use crate::{Batch, Error, ErrorKind, Result};
+use crate::{
+    Batch, Error, ErrorKind, Result,
+    folder::{check_stored, write_folder},
+};
 
 /// The name of a soft prompt among what is trained.
 pub const SOFT_PROMPT: &str = "soft_prompt";
@@ -147,6 +153,25 @@ impl<'m> Trainee<'m> {
     /// The model. What is trained stands in it as the last step left it.
     pub fn decoder(&self) -> &Decoder {
         self.decoder
+    }
+
+    /// Checks that the folder `base` stores everything that is trained, as it is before the first step, so
+    /// that [`save_model`](Self::save_model) can write it there.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or a parameter is stored under another name or in another layout.
+    pub fn check_model(&self, base: &Path) -> Result<()> {
+        let names = self.names.iter().map(String::as_str);
+        check_stored(base, &names.zip(&self.masters).collect::<Vec<_>>())
+    }
+
+    /// Writes the model in the folder `base` to `out` with what is trained in place of its own, in the
+    /// dtypes that `base` stores; a folder `out` that is there is replaced.
+    ///
+    /// # Errors
+    /// When `base` has no tensor of a parameter that is trained, or a file cannot be read or written.
+    pub fn save_model(&self, base: &Path, out: &Path) -> Result<()> {
+        write_folder(base, out, self.names.iter().cloned().zip(self.masters.clone()).collect())
     }
 
     /// Puts other masters in place, fp32 of the same shapes.

@@ -21,9 +21,10 @@ pub(crate) struct ModelArgs {
     /// Take tokenizer and chat template from this folder instead of the model's
     #[arg(long, value_name = "DIR")]
     pub(crate) tokenizer: Option<PathBuf>,
-    /// LoRA or DoRA adapter to run with, a folder as PEFT, mlx-lm or `mlxgk train` write it
+    /// LoRA or DoRA adapter to run with, a folder as PEFT, mlx-lm or `mlxgk train` write it;
+    /// repeatable, what each changes is added up
     #[arg(long, value_name = "DIR")]
-    pub(crate) adapter: Option<PathBuf>,
+    pub(crate) adapter: Vec<PathBuf>,
     /// Where to run; the GPU where there is one by default
     #[arg(long, value_enum)]
     pub(crate) device: Option<DeviceArg>,

@@ -17,7 +17,7 @@ use mlx_rs::Dtype;
 
 use crate::{
     failure::{Failure, Result},
-    flags::{Format, ModelArgs},
+    flags::{Format, ModelArgs, SteerArgs},
 };
 
 pub(crate) use self::run::run;
@@ -58,6 +58,8 @@ pub(crate) struct TrainArgs {
     #[command(flatten)]
     adapter: AdapterArgs,
     #[command(flatten)]
+    steering: SteerArgs,
+    #[command(flatten)]
     saving: SavingArgs,
     /// What the order of the data and new parameters are drawn from
     #[arg(short, long, value_name = "N", default_value = "0")]
@@ -77,6 +79,8 @@ enum Method {
     SoftPrompt,
     /// Steering vectors
     Vector,
+    /// The model's own weights; the model is written to the folder `model` in --out
+    Full,
 }
 
 #[derive(Debug, Args)]
@@ -145,6 +149,13 @@ struct AdapterArgs {
     /// The text that a soft prompt begins as; tokens drawn from the vocabulary by default
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     init_text: Option<String>,
+    /// With --method full, train parameters whose names match this regular expression; repeatable, all by
+    /// default
+    #[arg(long, value_name = "REGEX")]
+    train: Vec<String>,
+    /// With --method full, leave parameters whose names match this as they are; repeatable
+    #[arg(long, value_name = "REGEX")]
+    freeze: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -209,7 +220,7 @@ impl TrainArgs {
         let given = &self.adapter;
         let trainee = match self.method {
             // One that was given is trained further.
-            Method::Lora | Method::Dora if self.model.adapter.is_some() => {
+            Method::Lora | Method::Dora if !self.model.adapter.is_empty() => {
                 Trainee::new(model.decoder_mut()).adapters()
             }
             Method::Lora | Method::Dora => {
@@ -243,8 +254,44 @@ impl TrainArgs {
                 let layers = if given.layers.is_empty() { &all } else { &given.layers };
                 Trainee::new(model.decoder_mut()).vectors(layers)
             }
+            Method::Full => {
+                let [train, freeze] = [&given.train, &given.freeze]
+                    .map(|it| it.iter().map(String::as_str).collect::<Vec<_>>());
+                Trainee::new(model.decoder_mut()).weights(&train, &freeze)
+            }
         };
         Ok(trainee.map_err(mlx_genkit::Error::from)?)
+    }
+
+    /// Refuses flags that do not go together.
+    fn check(&self) -> Result<()> {
+        if self.method != Method::Full
+            && !(self.adapter.train.is_empty() && self.adapter.freeze.is_empty())
+        {
+            return Err(Failure::usage("--train and --freeze need --method full"));
+        }
+        if self.method == Method::Full && !self.model.adapter.is_empty() {
+            let what = "--method full cannot train under an adapter: merge it first with `mlxgk \
+                        adapter merge`";
+            return Err(Failure::usage(what));
+        }
+        if matches!(self.method, Method::Lora | Method::Dora) && self.model.adapter.len() > 1 {
+            return Err(Failure::usage("one --adapter can be trained further, not several"));
+        }
+        let given = &self.steering;
+        for (is_given, flag) in [
+            (given.steer_positions.is_some(), "--steer-positions"),
+            (given.steer_schedule.is_some(), "--steer-schedule"),
+            (!given.steer_logits.is_empty(), "--steer-logits"),
+            (given.steer_kl.is_some(), "--steer-kl"),
+        ] {
+            if is_given {
+                return Err(Failure::usage(format_args!(
+                    "{flag} is not supported in training, which steers every token of a row alike"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Whose files an adapter is written as.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use mlx_genkit::{
-    HookPoint, Model, NoHook,
+    HookPoint, Model, NoHook, ResidualHook,
     mlx_rs::Array,
     steering::SteeringVectors,
     training::{
@@ -39,6 +39,7 @@ struct Data {
 
 /// The subcommand.
 pub(crate) fn run(args: &TrainArgs) -> Result<()> {
+    args.check()?;
     let (mut model, _) = load::load(&args.model)?;
     let (train, valid) = paths(args)?;
     let data = read(&train, args, &model)?;
@@ -60,13 +61,23 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     fs::create_dir_all(&args.out)
         .map_err(|e| Failure::other(format_args!("cannot make {}: {e}", args.out.display())))?;
     let base = args.model.model.clone().unwrap_or_else(|| "the bundled model".to_owned());
+    let folder = match args.method {
+        Method::Full => Some(load::folder(&args.model)?),
+        _ => None,
+    };
+    let hook = args.steering.hook(&model)?;
     let trainee = args.trainee(&mut model)?;
+    if let Some(folder) = &folder {
+        trainee.check_model(folder.path()).map_err(mlx_genkit::Error::from)?;
+    }
     let references = data.references(&trainee, args.batch_size)?;
     let steps = config.steps;
     let trainer = Trainer::new(trainee, config).map_err(mlx_genkit::Error::from)?;
     let mut run = Run {
         args,
         base,
+        folder,
+        hook: hook.map_or_else(|| Box::new(NoHook) as Box<dyn ResidualHook>, |it| Box::new(it)),
         data,
         references,
         held_out,
@@ -172,6 +183,10 @@ fn row_sums(batch: &Batch, of_tokens: &[f32]) -> Vec<f32> {
 struct Run<'a, 'm> {
     args: &'a TrainArgs,
     base: String,
+    /// The model's files, where its weights are trained.
+    folder: Option<load::Folder>,
+    /// Steering under which the steps are made.
+    hook: Box<dyn ResidualHook>,
     data: Data,
     /// Log-probabilities of all answers before training, where they are pairs.
     references: Vec<f32>,
@@ -250,7 +265,7 @@ impl Run<'_, '_> {
         let outcome = if self.data.together == 1 {
             let batches: Vec<Batch> = parts.into_iter().map(|it| it.0).collect();
             let smoothing = self.args.optimizer.label_smoothing;
-            self.trainer.train_step(&batches, smoothing, &mut NoHook)
+            self.trainer.train_step(&batches, smoothing, &mut *self.hook)
         } else {
             let losses: Vec<_> =
                 parts.iter().map(|(batch, rows)| self.preference(batch, rows)).collect();
@@ -259,7 +274,7 @@ impl Run<'_, '_> {
                 .zip(&losses)
                 .map(|((batch, _), loss)| (batch, Objective::LogProbs(loss)))
                 .collect();
-            self.trainer.train_step_with(&parts, &mut NoHook)
+            self.trainer.train_step_with(&parts, &mut *self.hook)
         };
         Ok(outcome.map_err(mlx_genkit::Error::from)?)
     }
@@ -363,6 +378,11 @@ impl Run<'_, '_> {
                     SoftPrompt::new(&trainee.masters()[place])?.save(&args.out, &base)?;
                 }
                 Method::Vector => return Ok(Some(vectors(trainee)?)),
+                Method::Full => {
+                    if let Some(folder) = &self.folder {
+                        trainee.save_model(folder.path(), &args.out.join("model"))?;
+                    }
+                }
             }
             Ok(None)
         });

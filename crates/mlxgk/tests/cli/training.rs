@@ -155,8 +155,15 @@ fn adapters_for_another_model_are_refused() {
         serde_json::from_str::<Value>(&found.stdout).unwrap()["sequences"][0]["tokens"].clone()
     };
     assert_ne!(tokens(&["-m", &model]), tokens(&["-m", &model, "--adapter", &adapter]));
-    let found = mlxgk(&["adapter", "merge", "--adapter", &adapter, "--out", &out]);
-    assert!(found.status == Some(2) && found.stderr.contains("add --model"), "{}", found.stderr);
+    let refused = |status: i32, args: &[&str], what: &str| {
+        let found = mlxgk(&[&["adapter", "merge"], args].concat());
+        assert!(found.status == Some(status) && found.stderr.contains(what), "{}", found.stderr);
+    };
+    let new = text(&merged.path().join("new"));
+    refused(2, &["--adapter", &adapter, "--out", &new], "is for another model");
+    refused(1, &["-m", &model, "--adapter", &adapter, "--out", &out], "is there already");
+    refused(2, &["-m", &model, "--out", &new], "required is --adapter DIR");
+    assert!(!Path::new(&new).exists());
 }
 
 /// A soft prompt in a batch: each row goes on as it does alone.
@@ -197,4 +204,97 @@ fn a_soft_prompt_stands_before_each_row() {
         "{}",
         found.stderr
     );
+}
+
+/// The bundled model's own weights, some of them, and the folder that they are written to.
+#[test]
+fn weights_are_trained_into_a_model_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = write(folder.path(), "data.jsonl", DATA);
+    let out = text(&folder.path().join("out"));
+    let common = ["train", "--data", &data, "--method", "full", "--steps", "2", "--lr", "1e-2"];
+    let found =
+        mlxgk(&[&common[..], &["--out", &out, "--train", "layers.4", "--train", "norm"]].concat());
+    assert_eq!(found.status, Some(0), "{}", found.stderr);
+    let trained = format!("{out}/model");
+    let score = |model: &[&str]| {
+        let args = [&["score", "The harbour is quiet today.", "--format", "json"], model].concat();
+        let found = mlxgk(&args);
+        assert_eq!(found.status, Some(0), "{}", found.stderr);
+        serde_json::from_str::<Value>(&found.stdout).unwrap()["sum"].as_f64().unwrap()
+    };
+    assert!(score(&["-m", &trained]) > score(&[]) + 1.0);
+
+    let refused = |rest: &[&str], what: &str| {
+        let args = [&["train", "--data", &data, "--out", "never"], rest].concat();
+        let found = mlxgk(&args);
+        assert_eq!(found.status, Some(2), "{args:?}: {}", found.stderr);
+        assert!(found.stderr.contains(what), "{args:?}: {}", found.stderr);
+    };
+    refused(&["--freeze", "norm"], "--train and --freeze need --method full");
+    refused(&["--method", "full", "--freeze", "."], "no parameter is left");
+    refused(&["--method", "full", "--train", "("], "a parameter pattern");
+    refused(&["--method", "full", "--adapter", "x"], "`mlxgk adapter merge`");
+    refused(&["--adapter", "x", "--adapter", "y"], "not several");
+    refused(&["--steer-kl", "1"], "--steer-kl is not supported in training");
+}
+
+/// Two adapters are the sum of what they change, and a model with both merged is the same.
+#[test]
+fn several_adapters_run_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = write(folder.path(), "data.jsonl", DATA);
+    let at = |name: &str| text(&folder.path().join(name));
+    for (name, layers) in [("one", "1"), ("two", "4")] {
+        let out = at(name);
+        let found = mlxgk(&[
+            "train", "--data", &data, "--out", &out, "--layers", layers, "--steps", "3", "--lr",
+            "1e-2", "--rank", "2",
+        ]);
+        assert_eq!(found.status, Some(0), "{}", found.stderr);
+    }
+    let (one, two, merged) = (at("one"), at("two"), at("merged"));
+    let both = ["--adapter", &one, "--adapter", &two];
+    let found = mlxgk(&[&["adapter", "merge", "--out", &merged][..], &both].concat());
+    assert_eq!(found.status, Some(0), "{}", found.stderr);
+    let score = |rest: &[&str]| {
+        let args = [&["score", "The harbour is quiet today.", "--format", "json"], rest].concat();
+        let found = mlxgk(&args);
+        assert_eq!(found.status, Some(0), "{}", found.stderr);
+        serde_json::from_str::<Value>(&found.stdout).unwrap()["sum"].as_f64().unwrap()
+    };
+    let sums = [
+        score(&[]),
+        score(&["--adapter", &one]),
+        score(&["--adapter", &two]),
+        score(&both),
+        score(&["-m", &merged]),
+    ];
+    // The merged weights are stored in bf16, as the model's are.
+    assert!((sums[3] - sums[4]).abs() < 0.05, "{sums:?}");
+    for other in &sums[..3] {
+        assert!((sums[3] - other).abs() > 0.1, "{sums:?}");
+    }
+}
+
+/// Steering during training changes what is learned, by vectors of any strength.
+#[test]
+fn training_is_steered() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = write(folder.path(), "data.jsonl", DATA);
+    let at = |name: &str| text(&folder.path().join(name));
+    let train = |out: &str, rest: &[&str]| {
+        let out = at(out);
+        let common = ["train", "--data", &data, "--out", &out, "--steps", "2", "--format", "json"];
+        let found = mlxgk(&[&common[..], rest].concat());
+        assert_eq!(found.status, Some(0), "{}", found.stderr);
+        serde_json::from_str::<Value>(&found.stdout).unwrap()["loss"].as_f64().unwrap()
+    };
+    train("vector", &["--method", "vector", "--lr", "0.1"]);
+    let vector = at("vector/vector.safetensors");
+    let plain = train("plain", &["--rank", "2"]);
+    let steered = train("steered", &["--rank", "2", "--steer", &format!("{vector}:3")]);
+    let none = train("none", &["--rank", "2", "--steer", &format!("{vector}:0")]);
+    assert!((plain - steered).abs() > 1e-3, "{plain} {steered}");
+    assert!((plain - none).abs() < 1e-6, "{plain} {none}");
 }

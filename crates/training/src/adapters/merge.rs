@@ -2,21 +2,14 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs,
     path::Path,
 };
 
-use mlx_rs::{Array, Dtype, ops::quantize, transforms::eval};
+use mlx_rs::{Array, ops::quantize, transforms::eval};
 use mlxgk_mlx_models::{Adapter, ComputeDtype, Decoder, ParameterKind};
-use safetensors::{SafeTensors, tensor::TensorView};
 
-use super::{clear_adapters, load_adapter};
-use crate::{
-    Error, ErrorKind, Result,
-    files::{failed, write_bytes},
-    head::host,
-    trainee::put,
-};
+use super::{add_adapter, clear_adapters};
+use crate::{Error, ErrorKind, Result, files::failed, folder::write_folder, trainee::put};
 
 /// What a merge took away, so that it can be given back to the bit.
 #[derive(Debug)]
@@ -97,18 +90,20 @@ impl Merged {
     }
 }
 
-/// Writes the model in `base` to `out` with the adapter in it: every matrix that is adapted in the dtype it
-/// had, everything else as it was. Returns how many matrices were.
+/// Writes the model in `base` to `out` with the adapters in it, each added to those before: every matrix
+/// that is adapted in the dtype it had, everything else as it was. Returns how many matrices were.
 ///
 /// # Errors
-/// When a file cannot be read or written, `out` exists, the adapter is for another model, or a matrix that
+/// When a file cannot be read or written, `out` exists, an adapter is for another model, or a matrix that
 /// it adapts is packed or stored in parts.
-pub fn merge_folder(base: &Path, adapter: &Path, out: &Path) -> Result<usize> {
+pub fn merge_folder(base: &Path, adapters: &[impl AsRef<Path>], out: &Path) -> Result<usize> {
     if out.exists() {
         return Err(failed(out, "is there already"));
     }
     let mut decoder = Decoder::load(base, ComputeDtype::Float32)?;
-    load_adapter(&mut decoder, adapter)?;
+    for adapter in adapters {
+        add_adapter(&mut decoder, adapter)?;
+    }
     let mut merged: BTreeMap<String, Array> = BTreeMap::new();
     for linear in decoder.linears().into_iter().filter(|it| it.adapter().is_some()) {
         if linear.is_quantized() {
@@ -119,85 +114,9 @@ pub fn merge_folder(base: &Path, adapter: &Path, out: &Path) -> Result<usize> {
             );
             return Err(Error::new(ErrorKind::Adapter, what));
         }
-        merged.insert(linear.path().to_owned(), linear.merged()?);
+        merged.insert(format!("{}.weight", linear.path()), linear.merged()?);
     }
     let count = merged.len();
-    let parent = match out.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let made = tempfile::Builder::new()
-        .prefix(".merging-")
-        .tempdir_in(parent)
-        .map_err(|e| failed(parent, format_args!("cannot be written to: {e}")))?;
-    let entries =
-        fs::read_dir(base).map_err(|e| failed(base, format_args!("cannot be read: {e}")))?;
-    for entry in entries {
-        let path = entry.map_err(|e| failed(base, format_args!("cannot be read: {e}")))?.path();
-        let Some(name) = path.file_name().filter(|_| path.is_file()) else { continue };
-        let to = made.path().join(name);
-        if path.extension().is_some_and(|it| it == "safetensors") {
-            rewrite(&path, &to, &mut merged)?;
-        } else {
-            fs::copy(&path, &to)
-                .map_err(|e| failed(&path, format_args!("cannot be copied: {e}")))?;
-        }
-    }
-    if let Some(path) = merged.keys().next() {
-        let what = format!("no tensor is `{path}.weight`, which the adapter is for");
-        return Err(failed(base, what));
-    }
-    let made = made.keep();
-    fs::rename(&made, out).map_err(|e| {
-        // What was made is of no use under that name.
-        let _ = fs::remove_dir_all(&made);
-        failed(out, format_args!("cannot be made: {e}"))
-    })?;
+    write_folder(base, out, merged)?;
     Ok(count)
-}
-
-/// Copies a file of tensors, those in `merged` replaced and taken from there.
-fn rewrite(from: &Path, to: &Path, merged: &mut BTreeMap<String, Array>) -> Result<()> {
-    let bytes = fs::read(from).map_err(|e| failed(from, format_args!("cannot be read: {e}")))?;
-    let damaged = |e: safetensors::SafeTensorError| failed(from, format_args!("is damaged: {e}"));
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(damaged)?;
-    let metadata = header.metadata().clone();
-    let tensors = SafeTensors::deserialize(&bytes).map_err(damaged)?;
-    let mut replaced: HashMap<String, Vec<u8>> = HashMap::new();
-    for (name, view) in tensors.tensors() {
-        let Some(stem) = name.strip_suffix(".weight") else { continue };
-        let is_it = |path: &String| stem == path || stem.ends_with(&format!(".{path}"));
-        let Some(path) = merged.keys().find(|path| is_it(path)).cloned() else { continue };
-        let Some(matrix) = merged.remove(&path) else { continue };
-        replaced.insert(name, narrowed(from, &matrix, view.dtype())?);
-    }
-    let mut views = Vec::new();
-    for (name, view) in tensors.tensors() {
-        let view = match replaced.get(&name) {
-            Some(data) => {
-                TensorView::new(view.dtype(), view.shape().to_vec(), data).map_err(damaged)?
-            }
-            None => view,
-        };
-        views.push((name, view));
-    }
-    let bytes = safetensors::serialize(views, metadata).map_err(damaged)?;
-    write_bytes(to, &bytes)
-}
-
-/// The bytes of a matrix in a dtype of float.
-fn narrowed(file: &Path, matrix: &Array, dtype: safetensors::Dtype) -> Result<Vec<u8>> {
-    let rounded = |dtype| -> Result<Vec<f32>> { host(&matrix.as_dtype(dtype)?) };
-    Ok(match dtype {
-        safetensors::Dtype::F32 => host(matrix)?.iter().flat_map(|it| it.to_le_bytes()).collect(),
-        safetensors::Dtype::BF16 => {
-            let values = rounded(Dtype::Bfloat16)?;
-            values.iter().flat_map(|it| half::bf16::from_f32(*it).to_le_bytes()).collect()
-        }
-        safetensors::Dtype::F16 => {
-            let values = rounded(Dtype::Float16)?;
-            values.iter().flat_map(|it| half::f16::from_f32(*it).to_le_bytes()).collect()
-        }
-        other => return Err(failed(file, format_args!("holds weights as {other:?}"))),
-    })
 }

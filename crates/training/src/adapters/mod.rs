@@ -46,7 +46,30 @@ struct Parts {
 /// When a file is missing or damaged, the adapter is of a kind that is not supported, or it is for another
 /// model; the message names the file or tensor. The model is then as it was.
 pub fn load_adapter(decoder: &mut Decoder, folder: impl AsRef<Path>) -> Result<usize> {
+    let adapters = read_fitting(decoder, folder.as_ref())?;
+    set(decoder, adapters)
+}
+
+/// As [`load_adapter`], but where the same products have adapters already, the sum of both is set: what
+/// each adds to the weights is added.
+///
+/// # Errors
+/// As [`load_adapter`], and when one of two adapters of a product is DoRA, which is not a sum.
+pub fn add_adapter(decoder: &mut Decoder, folder: impl AsRef<Path>) -> Result<usize> {
     let folder = folder.as_ref();
+    let mut adapters = read_fitting(decoder, folder)?;
+    for (path, adapter) in &mut adapters {
+        let before = decoder.linears().into_iter().find(|it| it.path() == path);
+        if let Some(before) = before.and_then(|it| it.adapter()) {
+            let about = |e| failed(folder, format_args!("`{path}`: {e}"));
+            *adapter = before.plus(adapter).map_err(about)?;
+        }
+    }
+    set(decoder, adapters)
+}
+
+/// The adapters in a folder, all of which fit products of the model.
+fn read_fitting(decoder: &Decoder, folder: &Path) -> Result<Vec<(String, Adapter)>> {
     let config = read_config(folder)?;
     let adapters = if config.get("peft_type").is_some() {
         peft::read(decoder, folder, &config)?
@@ -56,8 +79,7 @@ pub fn load_adapter(decoder: &mut Decoder, folder: impl AsRef<Path>) -> Result<u
         let what = "names neither a peft_type nor a fine_tune_type";
         return Err(failed(&folder.join(CONFIG), what));
     };
-    let mut fitting = Vec::with_capacity(adapters.len());
-    for (path, adapter) in adapters {
+    for (path, adapter) in &adapters {
         let wrong = |what: String| {
             let folder = folder.display();
             Error::new(ErrorKind::Adapter, format!("{folder} is for another model: {what}"))
@@ -70,10 +92,13 @@ pub fn load_adapter(decoder: &mut Decoder, folder: impl AsRef<Path>) -> Result<u
             let fits = linear.shape();
             return Err(wrong(format!("`{path}` is {fits:?}, and the adapter for {found:?}")));
         }
-        fitting.push((path, adapter));
     }
-    let count = fitting.len();
-    for (path, adapter) in fitting {
+    Ok(adapters)
+}
+
+fn set(decoder: &mut Decoder, adapters: Vec<(String, Adapter)>) -> Result<usize> {
+    let count = adapters.len();
+    for (path, adapter) in adapters {
         if let Some(linear) = decoder.linear_mut(&path) {
             linear.set_adapter(adapter)?;
         }

@@ -187,12 +187,12 @@ fn a_folder_is_merged_into_a_folder() {
         save_adapter(&decoder, &adapter, AdapterFormat::Peft, name).unwrap();
         let batch = batch(&golden("llama.json"));
         let with = sums(&decoder, &batch);
-        let count = merge_folder(&base, &adapter, &out).unwrap();
+        let count = merge_folder(&base, &[&adapter], &out).unwrap();
         assert_eq!(count, 7 * decoder.layers().len());
         let merged = Decoder::load(&out, ComputeDtype::Float32).unwrap();
         let is_exact = name == "llama";
         assert_close(&sums(&merged, &batch), &with, if is_exact { 1e-5 } else { 0.02 }, name);
-        let error = merge_folder(&base, &adapter, &out).unwrap_err().to_string();
+        let error = merge_folder(&base, &[&adapter], &out).unwrap_err().to_string();
         assert!(error.contains("is there already"), "{error}");
         let left: Vec<_> =
             fs::read_dir(there.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
@@ -200,7 +200,8 @@ fn a_folder_is_merged_into_a_folder() {
     }
     let packed = fixtures().join("models/llama-q4");
     let adapter = fixtures().join("training/mlx-lora-q4");
-    let error = merge_folder(&packed, &adapter, &there.path().join("q4")).unwrap_err().to_string();
+    let error =
+        merge_folder(&packed, &[&adapter], &there.path().join("q4")).unwrap_err().to_string();
     assert!(error.contains("is packed"), "{error}");
 }
 
@@ -316,4 +317,111 @@ fn a_soft_prompt_is_fed_as_it_was_trained() {
     assert!(SoftPrompt::from_tokens(&decoder, &[], 2).is_err());
     let error = SoftPrompt::load(fixtures().join("training/peft-lora")).unwrap_err().to_string();
     assert!(error.contains("a soft prompt is \"PROMPT_TUNING\""), "{error}");
+}
+
+/// Two adapters on one product add up, in whichever order; what is DoRA does not.
+#[test]
+fn adapters_add_up() {
+    let there = tempfile::tempdir().unwrap();
+    let folder = |name: &str| there.path().join(name);
+    let mut plain = model("qwen3");
+    let products: Vec<String> = {
+        let config = LoraConfig { rank: 2, alpha: 6.0, ..everywhere(false) };
+        attach_lora(&mut plain, &config).unwrap()
+    };
+    // B of zeros would make any sum right.
+    let random = |shape: &[i32], salt: usize| {
+        let count = shape.iter().product::<i32>() as usize;
+        let values: Vec<f32> = (0..count)
+            .map(|at| (((at + salt) * 2_654_435_761) % 1000) as f32 / 5000.0 - 0.1)
+            .collect();
+        Array::from_slice(&values, shape)
+    };
+    for (salt, name) in [(1, "one"), (7, "two")] {
+        for path in &products {
+            let linear = plain.linear_mut(path).unwrap();
+            let [out, columns] = linear.shape().map(|it| it as i32);
+            let rank = 1 + salt as i32 % 3;
+            let (a, b) = (random(&[rank, columns], salt), random(&[out, rank], salt + 3));
+            let adapter = mlxgk_mlx_models::Adapter::new(a, b, 0.5).unwrap();
+            linear.set_adapter(adapter).unwrap();
+        }
+        save_adapter(&plain, folder(name), AdapterFormat::Peft, "qwen3").unwrap();
+    }
+    clear_adapters(&mut plain);
+    let matrices = |decoder: &Decoder| -> Vec<Vec<f32>> {
+        let linear = |path: &String| {
+            let all = decoder.linears();
+            let linear = all.into_iter().find(|it| it.path() == path).unwrap();
+            host(&linear.merged().unwrap())
+        };
+        products.iter().map(linear).collect()
+    };
+    let with = |names: &[&str]| {
+        let mut decoder = model("qwen3");
+        for name in names {
+            mlxgk_training::add_adapter(&mut decoder, folder(name)).unwrap();
+        }
+        matrices(&decoder)
+    };
+    let (base, one, two) = (matrices(&plain), with(&["one"]), with(&["two"]));
+    for both in [with(&["one", "two"]), with(&["two", "one"])] {
+        for (index, found) in both.iter().enumerate() {
+            for (at, found) in found.iter().enumerate() {
+                let expected = one[index][at] + two[index][at] - base[index][at];
+                assert!((found - expected).abs() < 1e-5, "{found} for {expected}");
+                assert!((found - one[index][at]).abs() + (found - two[index][at]).abs() > 0.0);
+            }
+        }
+    }
+    let mut decoder = model("qwen3");
+    attach_lora(&mut decoder, &everywhere(true)).unwrap();
+    let error = mlxgk_training::add_adapter(&mut decoder, folder("one")).unwrap_err().to_string();
+    assert!(error.contains("DoRA adapter cannot be added"), "{error}");
+}
+
+/// What was trained of a model's own weights is in the folder that is written, and nothing else changed.
+#[test]
+fn trained_weights_are_written_as_a_model() {
+    let there = tempfile::tempdir().unwrap();
+    for name in ["qwen3", "gemma2", "llama"] {
+        let base = fixtures().join("models").join(name);
+        let out = there.path().join(name);
+        let mut decoder = model(name);
+        let trainee = Trainee::new(&mut decoder).weights(&["norm"], &["layers.0"]).unwrap();
+        trainee.check_model(&base).unwrap();
+        let config = mlxgk_training::TrainingConfig::new(2, 1e-2);
+        let mut trainer = mlxgk_training::Trainer::new(trainee, config).unwrap();
+        let batch = Batch::new(&[mlxgk_training::Example::text(vec![5, 17, 42, 9])]).unwrap();
+        for _ in 0..2 {
+            trainer.train_step(std::slice::from_ref(&batch), 0.0, &mut NoHook).unwrap();
+        }
+        let trainee = trainer.finish();
+        let trained: Vec<String> = trainee.names().to_vec();
+        // Written over what was there.
+        for _ in 0..2 {
+            trainee.save_model(&base, &out).unwrap();
+        }
+        let parameters = |decoder: &Decoder| {
+            let mut found = std::collections::BTreeMap::new();
+            decoder.visit_parameters(|it| {
+                found.insert(it.path.to_owned(), host(it.array));
+            });
+            found
+        };
+        let held = parameters(trainee.decoder());
+        let before = parameters(&model(name));
+        let after = parameters(&Decoder::load(&out, ComputeDtype::Float32).unwrap());
+        assert!(after == held, "{name}");
+        for (path, values) in &after {
+            assert_eq!(trained.contains(path), *values != before[path], "{name}: {path}");
+        }
+        assert_eq!(fs::read_dir(there.path()).unwrap().count(), 1, "nothing else is left");
+        fs::remove_dir_all(&out).unwrap();
+    }
+    // Of a mixture, experts are stored one by one.
+    let mut decoder = model("qwen3-moe");
+    let trainee = Trainee::new(&mut decoder).weights(&["experts|switch_mlp"], &[]).unwrap();
+    let error = trainee.check_model(&fixtures().join("models/qwen3-moe")).unwrap_err().to_string();
+    assert!(error.contains("has no tensor") || error.contains("another layout"), "{error}");
 }
