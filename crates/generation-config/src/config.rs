@@ -24,7 +24,7 @@ macro_rules! key {
 }
 
 macro_rules! generation_config {
-    ($($(#[doc = $doc:literal])* $field:ident $(as $key:literal)?: $type:ty,)*) => {
+    ($($(#[doc = $doc:literal])* $field:ident $(as $key:literal)?: $type:ty $(= $range:literal)?,)*) => {
         /// How to generate, under HF's names; `None` inherits.
         ///
         /// A field that is `None` here is taken from the model's `generation_config.json`, then
@@ -44,7 +44,11 @@ macro_rules! generation_config {
         /// ```
         #[derive(Debug, Clone, Default, PartialEq)]
         pub struct GenerationConfig {
-            $($(#[doc = $doc])* pub $field: Option<$type>,)*
+            $(
+                $(#[doc = $doc])*
+                $(#[doc = concat!("\n\nRange: ", $range, ".")])?
+                pub $field: Option<$type>,
+            )*
             /// Entries that transformers 5.23 has no field for.
             ///
             /// They change nothing, but they are kept, merged and written back as HF does.
@@ -55,8 +59,8 @@ macro_rules! generation_config {
             /// The names of all fields: HF's in its order, then the others.
             pub const FIELDS: &'static [&'static str] = &[$(key!($field $($key)?)),*];
 
-            /// What a field does, as its documentation says it, line breaks included; `None` where
-            /// `field` is no field. For help texts and tables of fields.
+            /// What a field does, as its documentation says it, line breaks included; `None` for an
+            /// unknown field. For help texts and tables of fields.
             ///
             /// ```
             /// use mlxgk_generation_config::GenerationConfig;
@@ -71,7 +75,38 @@ macro_rules! generation_config {
                 }
             }
 
-            /// The value of a field as JSON, by name; `None` where it is unset or no field.
+            /// The type of a field's value in JSON: `integer`, `number`, `boolean`, `string`, `object`,
+            /// `any`, lists as `[integer]`, alternatives as `integer | [integer]`; `None` for an unknown
+            /// field.
+            ///
+            /// ```
+            /// use mlxgk_generation_config::GenerationConfig;
+            ///
+            /// assert_eq!(GenerationConfig::type_of("eos_token_id").unwrap(), "integer | [integer]");
+            /// ```
+            pub fn type_of(field: &str) -> Option<String> {
+                match field {
+                    $(key!($field $($key)?) => Some(<$type as FieldType>::type_name()),)*
+                    _ => None,
+                }
+            }
+
+            /// The values that a field can have, such as `at least 1` or `0 to 1`; `None` where its type
+            /// says all, and for an unknown field.
+            ///
+            /// ```
+            /// use mlxgk_generation_config::GenerationConfig;
+            ///
+            /// assert_eq!(GenerationConfig::range_of("top_p"), Some("0 to 1"));
+            /// assert_eq!(GenerationConfig::range_of("eos_token_id"), None);
+            /// ```
+            pub fn range_of(field: &str) -> Option<&'static str> {
+                const RANGES: &[(&str, &[&str])] =
+                    &[$((key!($field $($key)?), &[$($range)?])),*];
+                RANGES.iter().find(|it| it.0 == field).and_then(|it| it.1.first().copied())
+            }
+
+            /// The value of a field as JSON, by name; `None` where it is unset or unknown.
             pub fn get(&self, field: &str) -> Option<Value> {
                 match field {
                     $(key!($field $($key)?) => self.$field.as_ref().map(FieldType::write),)*
@@ -85,7 +120,7 @@ macro_rules! generation_config {
                 set.into_iter().filter_map(|(name, is_set)| is_set.then_some(name))
             }
 
-            /// Sets a field from JSON, where `null` is unset; false where `field` is no field.
+            /// Sets a field from JSON, where `null` is unset; false for an unknown field.
             pub(crate) fn read(&mut self, field: &str, value: &Value) -> Result<bool, Mismatch> {
                 if value.is_null() {
                     self.unset(field);
@@ -130,16 +165,16 @@ generation_config! {
     /// Unset everywhere, it is 20 *new* tokens, at most up to the model's
     /// `max_position_embeddings`. `max_new_tokens` wins over it.
     max_length: usize,
-    /// Most new tokens, the prompt not counted.
-    max_new_tokens: usize,
+    /// Maximum number of new tokens, the prompt not counted.
+    max_new_tokens: usize = "at least 1",
     /// Shortest sequence in tokens, the prompt included; 0 by default.
     min_length: usize,
-    /// Fewest new tokens; wins over `min_length`.
+    /// Minimum number of new tokens; wins over `min_length`.
     min_new_tokens: usize,
     /// When beam search stops; [`EarlyStopping::Heuristic`] by default.
     early_stopping: EarlyStopping,
-    /// Seconds after which no further token is begun.
-    max_time: f64,
+    /// Seconds after which no further token is started.
+    max_time: f64 = "at least 0",
     /// Strings at which a sequence ends.
     stop_strings: OneOrMany<String>,
 
@@ -148,7 +183,7 @@ generation_config! {
     /// Draws tokens when true, takes the likeliest when false; false by default.
     do_sample: bool,
     /// Beams of beam search; 1, which is none, by default.
-    num_beams: usize,
+    num_beams: usize = "at least 1",
     /// Drafts with the model's own multi-token-prediction layers.
     use_mtp: bool,
 
@@ -166,32 +201,32 @@ generation_config! {
 
     // Logits
 
-    /// Divides the scores before a draw; above 0; 1.0 by default.
-    temperature: f64,
+    /// Divides the scores before a draw; 1.0 by default.
+    temperature: f64 = "above 0",
     /// Draws among this many of the likeliest tokens, 0 for all; 50 by default.
     top_k: usize,
     /// Draws among the likeliest tokens that together reach this probability; 1.0, all, by
     /// default (Holtzman et al., arXiv 1904.09751).
-    top_p: f64,
-    /// Draws among tokens at least this fraction as likely as the likeliest, in 0..=1.
-    min_p: f64,
-    /// Draws among the likeliest tokens that hold this fraction of the entropy, in 0..=1 without
-    /// 0.
-    top_h: f64,
+    top_p: f64 = "0 to 1",
+    /// Draws among tokens at least this fraction as likely as the likeliest.
+    min_p: f64 = "0 to 1",
+    /// Draws among the likeliest tokens that hold this fraction of the entropy.
+    top_h: f64 = "above 0, at most 1",
     /// Draws among the tokens of most typical surprise that together reach this probability; 1.0,
     /// all, by default (Meister et al., arXiv 2202.00666).
-    typical_p: f64,
+    typical_p: f64 = "above 0, at most 1",
     /// Drops tokens below this probability; 0.0, none, by default (Hewitt et al., arXiv
     /// 2210.15191).
-    epsilon_cutoff: f64,
+    epsilon_cutoff: f64 = "at least 0, below 1",
     /// Drops tokens below a threshold that falls with the entropy; 0.0, none, by default (the
     /// same paper).
-    eta_cutoff: f64,
+    eta_cutoff: f64 = "at least 0, below 1",
     /// Divides positive and multiplies negative scores of tokens already seen; 1.0, nothing, by
     /// default (Keskar et al., arXiv 1909.05858).
-    repetition_penalty: f64,
-    /// The inverse, over the tokens of the prompt: above 1.0 favours them; 1.0 by default.
-    encoder_repetition_penalty: f64,
+    repetition_penalty: f64 = "above 0",
+    /// The inverse repetition penalty, over the tokens of the prompt: above 1.0 favours them; 1.0 by
+    /// default.
+    encoder_repetition_penalty: f64 = "above 0",
     /// Exponent of the length that a beam's score is divided by; 1.0 by default.
     length_penalty: f64,
     /// Length of the n-grams that may occur once only; 0, none, by default.
@@ -213,7 +248,7 @@ generation_config! {
     /// Tokens that must not be generated first.
     begin_suppress_tokens: Vec<TokenId>,
     /// Sequences of tokens, each with what is added to the score of its last token once the rest
-    /// stands before it. In JSON: `[[[ids], bias], ...]`.
+    /// precedes it. In JSON: `[[[ids], bias], ...]`.
     sequence_bias: Vec<(Vec<TokenId>, f64)>,
     /// Replaces the prompt's last tokens by what a longer text would have had there.
     token_healing: bool,
@@ -225,7 +260,7 @@ generation_config! {
     // Output
 
     /// Sequences returned for each prompt; 1 by default.
-    num_return_sequences: usize,
+    num_return_sequences: usize = "at least 1",
     /// Returns the attention weights.
     output_attentions: bool,
     /// Returns the hidden states.
@@ -251,7 +286,7 @@ generation_config! {
 
     /// Length of the prompt's n-grams that must not be generated; 0, none, by default.
     encoder_no_repeat_ngram_size: usize,
-    /// What an encoder-decoder model starts with; idle for decoder-only models.
+    /// What an encoder-decoder model starts with; unused by decoder-only models.
     decoder_start_token_id: OneOrMany<TokenId>,
 
     // Assisted generation
@@ -274,9 +309,8 @@ generation_config! {
     assistant_lookbehind: usize,
     /// Target tokens re-encoded to align two tokenizers; 10 by default.
     target_lookbehind: usize,
-    /// Weight of the target in the mixture that drafts are accepted against, in 0..1 without both
-    /// ends.
-    assistant_ensemble_weight: f64,
+    /// Weight of the target in the mixture that drafts are accepted against.
+    assistant_ensemble_weight: f64 = "above 0, below 1",
     /// The kind of speculation; `dflash` is the one there is.
     speculation_type: String,
 
@@ -307,7 +341,7 @@ generation_config! {
     /// or a list of such lists of which one is enough.
     force_words_ids: Vec<ForcedWord>,
     /// Tokens of the prompt that go through the model at a time; unset, all of them.
-    prefill_chunk_size: usize,
+    prefill_chunk_size: usize = "at least 1",
 
     // Metadata
 
@@ -338,11 +372,11 @@ generation_config! {
     logit_bias: BTreeMap<TokenId, f64>,
     /// `[[position, token], ...]`, counted from the row's beginning; HF had it until 4.46.
     forced_decoder_ids: Vec<(usize, TokenId)>,
-    /// Strength of DRY, the penalty on going on with a repetition; 0.0, none, by default
-    /// (llama.cpp's `dry_multiplier`).
+    /// Strength of the DRY repetition penalty; 0.0, off, by default, and 0.8 is typical (llama.cpp's
+    /// `dry_multiplier`).
     dry_multiplier: f64,
     /// How the penalty of DRY grows with the repetition; 1.75 by default.
-    dry_base: f64,
+    dry_base: f64 = "at least 1",
     /// Length from which on DRY penalises a repetition; 2 by default.
     dry_allowed_length: usize,
     /// Tokens that DRY looks back; unset, all.
@@ -352,30 +386,30 @@ generation_config! {
 
     // Warpers of other engines
 
-    /// In which order the warpers run: `hf` (the default), `mlx_lm` or `llama_cpp`.
-    sampler_order: String,
+    /// In which order the warpers run: that of `hf` by default.
+    sampler_order: String = "hf, mlx_lm or llama_cpp",
     /// Draws among the tokens whose logit is at most this many standard deviations below the
     /// highest (llama.cpp); 0.0, all, by default.
     top_n_sigma: f64,
     /// Half the range in which the temperature follows the entropy (llama.cpp); 0.0, none, by
     /// default.
-    dynatemp_range: f64,
+    dynatemp_range: f64 = "at least 0",
     /// Exponent of that relation; 1.0 by default.
-    dynatemp_exponent: f64,
+    dynatemp_exponent: f64 = "at least 0",
     /// Chance of dropping all but the least likely of the tokens above `xtc_threshold`; 0.0, none,
     /// by default.
-    xtc_probability: f64,
+    xtc_probability: f64 = "0 to 1",
     /// Probability above which XTC counts a token; 0.1 by default.
-    xtc_threshold: f64,
+    xtc_threshold: f64 = "0 to 0.5",
     /// Tokens in whose presence XTC drops nothing (mlx-lm: end tokens and line breaks).
     xtc_special_tokens: Vec<TokenId>,
     /// Mirostat in its version 1 or 2 instead of the other warpers; 0, none, by default
     /// (llama.cpp; Basu et al., arXiv 2007.14966).
-    mirostat: usize,
+    mirostat: usize = "0, 1 or 2",
     /// Surprise that Mirostat aims at, in bits; 5.0 by default.
-    mirostat_tau: f64,
+    mirostat_tau: f64 = "above 0",
     /// How fast Mirostat learns; 0.1 by default.
-    mirostat_eta: f64,
+    mirostat_eta: f64 = "above 0",
 
     // Caches of other engines
 
@@ -384,11 +418,11 @@ generation_config! {
     max_kv_size: usize,
     /// Tokens at the beginning of a text that `max_kv_size` keeps; 4 by default (mlx-lm's `keep`).
     kv_keep: usize,
-    /// Bits that a number in the cache is packed into: 2, 3, 4, 5, 6 or 8; unset, none is (mlx-lm).
-    kv_bits: usize,
-    /// Numbers that share a scale there: 32, 64 or 128; 64 by default, or 32 where the model's heads
-    /// are no multiple of 64 (mlx-lm).
-    kv_group_size: usize,
+    /// Bits that a number in the cache is packed into; unset, it is not packed (mlx-lm).
+    kv_bits: usize = "2, 3, 4, 5, 6 or 8",
+    /// Numbers that share a scale there; 64 by default, or 32 where the model's heads are not a
+    /// multiple of 64 (mlx-lm).
+    kv_group_size: usize = "32, 64 or 128",
     /// Tokens that are held before anything is packed; 0 by default (mlx-lm, whose default is 5000).
     quantized_kv_start: usize,
 }

@@ -128,6 +128,8 @@ pub(crate) fn describe(value: &Value) -> String {
 pub(crate) trait FieldType: Sized {
     fn read(value: &Value) -> Result<Self, Mismatch>;
     fn write(&self) -> Value;
+    /// The type in JSON, as [`GenerationConfig::type_of`](crate::GenerationConfig::type_of) spells it.
+    fn type_name() -> String;
 }
 
 impl FieldType for bool {
@@ -137,6 +139,10 @@ impl FieldType for bool {
 
     fn write(&self) -> Value {
         Value::from(*self)
+    }
+
+    fn type_name() -> String {
+        "boolean".to_owned()
     }
 }
 
@@ -150,6 +156,10 @@ impl FieldType for usize {
     fn write(&self) -> Value {
         Value::from(*self)
     }
+
+    fn type_name() -> String {
+        "integer".to_owned()
+    }
 }
 
 impl FieldType for u64 {
@@ -159,6 +169,10 @@ impl FieldType for u64 {
 
     fn write(&self) -> Value {
         Value::from(*self)
+    }
+
+    fn type_name() -> String {
+        "integer".to_owned()
     }
 }
 
@@ -170,6 +184,10 @@ impl FieldType for i64 {
     fn write(&self) -> Value {
         Value::from(*self)
     }
+
+    fn type_name() -> String {
+        "integer".to_owned()
+    }
 }
 
 impl FieldType for f64 {
@@ -179,6 +197,10 @@ impl FieldType for f64 {
 
     fn write(&self) -> Value {
         Value::from(*self)
+    }
+
+    fn type_name() -> String {
+        "number".to_owned()
     }
 }
 
@@ -190,6 +212,10 @@ impl FieldType for String {
     fn write(&self) -> Value {
         Value::from(self.as_str())
     }
+
+    fn type_name() -> String {
+        "string".to_owned()
+    }
 }
 
 impl FieldType for Map<String, Value> {
@@ -199,6 +225,10 @@ impl FieldType for Map<String, Value> {
 
     fn write(&self) -> Value {
         Value::from(self.clone())
+    }
+
+    fn type_name() -> String {
+        "object".to_owned()
     }
 }
 
@@ -219,6 +249,10 @@ impl FieldType for BTreeMap<TokenId, f64> {
     fn write(&self) -> Value {
         self.iter().map(|(id, number)| (id.to_string(), Value::from(*number))).collect()
     }
+
+    fn type_name() -> String {
+        "{token: number}".to_owned()
+    }
 }
 
 impl FieldType for Value {
@@ -228,6 +262,10 @@ impl FieldType for Value {
 
     fn write(&self) -> Value {
         self.clone()
+    }
+
+    fn type_name() -> String {
+        "any".to_owned()
     }
 }
 
@@ -240,6 +278,10 @@ impl<T: FieldType> FieldType for Vec<T> {
 
     fn write(&self) -> Value {
         self.iter().map(FieldType::write).collect()
+    }
+
+    fn type_name() -> String {
+        format!("[{}]", T::type_name())
     }
 }
 
@@ -257,6 +299,10 @@ impl<A: FieldType, B: FieldType> FieldType for (A, B) {
     fn write(&self) -> Value {
         Value::from(vec![self.0.write(), self.1.write()])
     }
+
+    fn type_name() -> String {
+        format!("[{}, {}]", A::type_name(), B::type_name())
+    }
 }
 
 impl<T: FieldType> FieldType for OneOrMany<T> {
@@ -273,6 +319,10 @@ impl<T: FieldType> FieldType for OneOrMany<T> {
             Self::One(value) => value.write(),
             Self::Many(values) => values.write(),
         }
+    }
+
+    fn type_name() -> String {
+        format!("{} | [{}]", T::type_name(), T::type_name())
     }
 }
 
@@ -293,6 +343,10 @@ impl FieldType for DolaLayers {
             Self::Listed(layers) => layers.write(),
         }
     }
+
+    fn type_name() -> String {
+        "\"low\" | \"high\" | [integer]".to_owned()
+    }
 }
 
 impl FieldType for ForcedWord {
@@ -309,6 +363,10 @@ impl FieldType for ForcedWord {
             Self::Phrase(phrase) => phrase.write(),
             Self::AnyOf(phrases) => phrases.write(),
         }
+    }
+
+    fn type_name() -> String {
+        "[integer] | [[integer]]".to_owned()
     }
 }
 
@@ -328,5 +386,9 @@ impl FieldType for EarlyStopping {
             Self::WhenFinished => Value::from(true),
             Self::Never => Value::from("never"),
         }
+    }
+
+    fn type_name() -> String {
+        "boolean | \"never\"".to_owned()
     }
 }

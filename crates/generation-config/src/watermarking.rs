@@ -11,7 +11,7 @@ use crate::{Error, ErrorKind, Result};
 
 /// HF's `watermarking_config`, of either kind.
 ///
-/// In JSON the kinds are told apart by the two fields that SynthID requires, `ngram_len` and
+/// In JSON the kinds are distinguished by the two fields that SynthID requires, `ngram_len` and
 /// `keys`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Watermarking {
@@ -26,7 +26,7 @@ impl Watermarking {
     pub(crate) fn check(&self) -> Result<()> {
         let what = match self {
             Self::GreenList(it) if !(0.0..=1.0).contains(&it.greenlist_ratio) => {
-                format!("`greenlist_ratio` must lie between 0 and 1, but is {}", it.greenlist_ratio)
+                format!("`greenlist_ratio` must be between 0 and 1, but is {}", it.greenlist_ratio)
             }
             Self::GreenList(it) if it.context_width == 0 => {
                 "`context_width` must be at least 1, but is 0".to_owned()
@@ -72,6 +72,10 @@ impl FieldType for Watermarking {
             }),
         }
     }
+
+    fn type_name() -> String {
+        "object".to_owned()
+    }
 }
 
 impl FieldType for SeedingScheme {
@@ -85,6 +89,10 @@ impl FieldType for SeedingScheme {
             Self::LeftHash => Value::from("lefthash"),
             Self::SelfHash => Value::from("selfhash"),
         }
+    }
+
+    fn type_name() -> String {
+        "\"lefthash\" | \"selfhash\"".to_owned()
     }
 }
 

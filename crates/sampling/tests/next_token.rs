@@ -201,3 +201,72 @@ mod about_text {
         assert!(whole.starts_with(&tokens) && spelled(&text, &tokens).ends_with(&string));
     }
 }
+
+/// Whether a value of a field is refused, with the fields set that make it count.
+fn is_refused(field: &str, value: &Value) -> bool {
+    let mut fields = match field {
+        "xtc_threshold" => json!({"xtc_probability": 0.5}),
+        "dynatemp_exponent" => json!({"dynatemp_range": 0.5}),
+        "mirostat_tau" | "mirostat_eta" => json!({"mirostat": 2}),
+        "dry_base" => json!({"dry_multiplier": 1.0, "dry_sequence_breakers": []}),
+        "kv_group_size" => json!({"kv_bits": 4}),
+        _ => json!({}),
+    };
+    fields["do_sample"] = true.into();
+    fields[field] = value.clone();
+    let Ok(config) = GenerationConfig::from_json(&fields) else { return true };
+    let Ok(resolved) = config.resolve(&GenerationConfig::default(), PROMPT.len(), None) else {
+        return true;
+    };
+    NextToken::new(&resolved, VOCAB, None, Seed::Torch(42)).is_err()
+}
+
+/// The bounds that a range names, each with a step towards the inside.
+fn bounds(range: &str) -> Vec<(f64, bool, f64)> {
+    if let Some((low, high)) = range.split_once(" to ") {
+        return vec![(low.parse().unwrap(), true, 1.0), (high.parse().unwrap(), true, -1.0)];
+    }
+    let bound = |part: &str| {
+        let (word, number) = part.rsplit_once(' ').unwrap();
+        let (is_inside, inwards) = match word {
+            "at least" => (true, 1.0),
+            "above" => (false, 1.0),
+            "at most" => (true, -1.0),
+            "below" => (false, -1.0),
+            _ => panic!("{part}"),
+        };
+        (number.parse().unwrap(), is_inside, inwards)
+    };
+    range.split(", ").map(bound).collect()
+}
+
+#[test]
+fn the_ranges_of_fields_are_those_that_are_checked() {
+    let ranges = GenerationConfig::FIELDS
+        .iter()
+        .filter_map(|it| GenerationConfig::range_of(it).map(|range| (*it, range)));
+    let mut count = 0;
+    for (field, range) in ranges {
+        count += 1;
+        if range.contains(" or ") {
+            let listed: Vec<&str> = range.split(", ").flat_map(|it| it.split(" or ")).collect();
+            let value = |text: &str| serde_json::from_str(text).unwrap_or_else(|_| json!(text));
+            for text in &listed {
+                assert!(!is_refused(field, &value(text)), "{field}: {text}");
+            }
+            assert!(is_refused(field, &value(if listed[0] == "hf" { "other" } else { "7" })));
+            continue;
+        }
+        let is_whole = GenerationConfig::type_of(field).unwrap() == "integer";
+        let step = if is_whole { 1.0 } else { 1.0 / 1024.0 };
+        let value = |it: f64| if is_whole { json!(it as u64) } else { json!(it) };
+        for (bound, is_inside, inwards) in bounds(range) {
+            assert_eq!(is_refused(field, &value(bound)), !is_inside, "{field}: {bound}");
+            assert!(!is_refused(field, &value(bound + inwards * step)), "{field}, inside {bound}");
+            if !is_whole || bound >= 1.0 {
+                assert!(is_refused(field, &value(bound - inwards * step)), "{field}: {bound}");
+            }
+        }
+    }
+    assert!(count > 20, "{count}");
+}
