@@ -84,6 +84,11 @@ impl RowGroup {
         self.guidance.is_some()
     }
 
+    /// The processors, the choice and the stop conditions.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
     /// The end tokens and the length.
     pub fn limits(&self) -> &crate::Limits {
         self.rules.stop.limits()

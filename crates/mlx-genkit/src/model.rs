@@ -41,6 +41,18 @@ impl Model {
         Self::assemble(folder.display().to_string(), decoder, &files)
     }
 
+    /// As [`load`](Self::load), but weights are read from the files when they are first needed: for
+    /// questions about a request ([`plan`](Self::plan)) that is never run.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load); a damaged weight is found when it is needed.
+    pub fn load_lazily(folder: impl AsRef<Path>, dtype: ComputeDtype) -> Result<Self> {
+        let folder = folder.as_ref();
+        let decoder = Decoder::load_lazily(folder, dtype)?;
+        let files = Files::from_folder(folder)?;
+        Self::assemble(folder.display().to_string(), decoder, &files)
+    }
+
     /// The small model inside the library: Qwen3-shaped, about 3 million parameters, taught to
     /// chat in four voices. For first runs, examples and tests.
     ///

@@ -99,7 +99,7 @@ impl<'a> Plan<'a> {
         resolved.warnings.retain(|it| !returned.contains(&it.field()));
         resolved.mode = resolved.config.generation_mode(assistant.is_some());
         if resolved.mode == GenerationMode::ContrastiveSearch {
-            // HF 5.23, which has this mode no more, says that only sampling reads it.
+            // HF 5.23, which has dropped this mode, says that only sampling reads it.
             resolved.warnings.retain(|it| it.field() != "top_k");
         }
         let (copies, field) = if resolved.mode.streams() {
@@ -247,12 +247,32 @@ impl<'a> Plan<'a> {
         Abilities::of(self.mode()).has(Ability::Streaming)
     }
 
+    /// The merged fields, and the lengths and special tokens that they come to.
+    pub fn resolved(&self) -> &Resolved {
+        &self.resolved
+    }
+
+    /// The processors in the order of application, the choice and the stop conditions.
+    pub fn rules(&self) -> &Rules {
+        self.group.rules()
+    }
+
+    /// How many scores each step has.
+    pub fn vocab_size(&self) -> usize {
+        self.model.decoder().vocab_size()
+    }
+
+    /// The tokens of each prompt, without padding.
+    pub fn prompts(&self) -> &[Vec<u32>] {
+        &self.prompts
+    }
+
     /// How the cache keeps its columns: that to resume, or a new one.
     pub(crate) fn kept_as(&self) -> &CacheOptions {
         self.cache.as_ref().map_or(&self.cache_options, KvCache::options)
     }
 
-    /// What is odd about the configuration, as HF would warn.
+    /// The warnings about the configuration that HF would give.
     pub fn warnings(&self) -> &[Warning] {
         &self.resolved.warnings
     }

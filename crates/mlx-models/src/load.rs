@@ -23,7 +23,19 @@ impl Decoder {
     /// When a file is missing or damaged, the model type is unknown, or the tensors are not exactly
     /// those that the config calls for.
     pub fn load(folder: impl AsRef<Path>, dtype: ComputeDtype) -> Result<Self> {
-        let folder = folder.as_ref();
+        Self::open(folder.as_ref(), dtype, false)
+    }
+
+    /// As [`load`](Self::load), but most weights are only opened: names, shapes and dtypes are checked,
+    /// and each is read when it is first computed with.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_lazily(folder: impl AsRef<Path>, dtype: ComputeDtype) -> Result<Self> {
+        Self::open(folder.as_ref(), dtype, true)
+    }
+
+    fn open(folder: &Path, dtype: ComputeDtype, is_lazy: bool) -> Result<Self> {
         if !folder.is_dir() {
             let name = folder.display();
             let what = match folder.exists() {
@@ -36,7 +48,7 @@ impl Decoder {
         // An unknown model type is reported before the weights are looked for.
         families::check(&config)?;
         let tensors = checkpoint::open(folder)?;
-        build(config, folder.display().to_string(), tensors, dtype.resolve()?)
+        build(config, folder.display().to_string(), tensors, dtype.resolve()?, is_lazy)
     }
 
     /// Loads a model whose files are in memory.
@@ -48,13 +60,19 @@ impl Decoder {
         families::check(&config)?;
         let name = "model.safetensors";
         let tensors = checkpoint::parse(name, weights)?;
-        build(config, name.to_owned(), tensors, dtype.resolve()?)
+        build(config, name.to_owned(), tensors, dtype.resolve()?, false)
     }
 }
 
-fn build(config: Config, name: String, tensors: Tensors, dtype: Option<Dtype>) -> Result<Decoder> {
+fn build(
+    config: Config,
+    name: String,
+    tensors: Tensors,
+    dtype: Option<Dtype>,
+    is_lazy: bool,
+) -> Result<Decoder> {
     let config = config.for_weights(checkpoint::numbers(&tensors));
-    let weights = Weights::new(name, tensors, &config, dtype)?;
+    let weights = Weights::new(name, tensors, &config, dtype)?.lazy(is_lazy);
     families::build(&config, weights)
 }
 

@@ -40,6 +40,8 @@ pub(crate) struct Weights {
     scheme: Scheme,
     dtype: Dtype,
     backend: Backend,
+    /// Whether weights stay in their files until they are computed with.
+    is_lazy: bool,
 }
 
 impl Weights {
@@ -63,7 +65,12 @@ impl Weights {
         };
         let dtype = dtype.unwrap_or_else(stored);
         let backend = Backend::new(dtype)?;
-        Ok(Self { name, tensors, naming, skipped, scheme, dtype, backend })
+        Ok(Self { name, tensors, naming, skipped, scheme, dtype, backend, is_lazy: false })
+    }
+
+    /// Leaves weights in their files until they are computed with.
+    pub(crate) fn lazy(self, is_lazy: bool) -> Self {
+        Self { is_lazy, ..self }
     }
 
     /// The dtype that floats are converted to.
@@ -121,7 +128,7 @@ impl Weights {
         }
         array
             .as_dtype(dtype)
-            .and_then(|it| it.eval().map(|()| it))
+            .and_then(|it| if self.is_lazy { Ok(it) } else { it.eval().map(|()| it) })
             .map_err(|e| self.failed(tensor, &e))
     }
 
@@ -150,8 +157,15 @@ impl Weights {
     }
 
     fn dense(&self, name: &str, array: Array) -> Result<Weight> {
-        let weight = Weight::dense(array).and_then(|it| it.eval().map(|()| it));
-        weight.map_err(|e| self.failed(name, &e))
+        Weight::dense(array).and_then(|it| self.settled(it)).map_err(|e| self.failed(name, &e))
+    }
+
+    /// A weight that is in memory, unless loading is lazy.
+    fn settled(&self, weight: Weight) -> MlxResult<Weight> {
+        if !self.is_lazy {
+            weight.eval()?;
+        }
+        Ok(weight)
     }
 
     /// Whether the tensor is stored as bf16 and can be computed with as it is.
@@ -284,7 +298,7 @@ impl Weights {
             let each = (0..count)
                 .map(|it| self.weight(&format!("{at}.{it}.{each}"), &[], rows, columns))
                 .collect::<Result<Vec<_>>>()?;
-            let weight = Weight::stacked(&each).and_then(|it| it.eval().map(|()| it));
+            let weight = Weight::stacked(&each).and_then(|it| self.settled(it));
             weight.map_err(|e| self.failed(&path, &e))?
         };
         let layout = if together { Layout::Together } else { Layout::Each };
@@ -321,7 +335,7 @@ impl Weights {
         let group = Quantization::MXFP4.group_size as usize;
         if !columns.is_multiple_of(group) {
             return Err(self.error(format_args!(
-                "{} has {columns} columns, which are no whole groups of {group}",
+                "{} has {columns} columns, which is not a multiple of {group}",
                 self.in_file(path)
             )));
         }
@@ -335,12 +349,10 @@ impl Weights {
             Packed::new(words, scales, None, Quantization::MXFP4)
         });
         let packed = packed.map_err(|e| self.failed(&blocks, &e))?;
-        let weight = self.quantized(packed);
-        weight.eval().map_err(|e| self.failed(&blocks, &e))?;
-        Ok(weight)
+        self.settled(self.quantized(packed)).map_err(|e| self.failed(&blocks, &e))
     }
 
-    /// Takes an array that is no weight of a product.
+    /// Takes an array that is not the weight of a product.
     pub(crate) fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
         Ok(Tensor::new(name, self.take(name, shape)?))
     }
@@ -406,7 +418,7 @@ impl Weights {
         if dims.tied && !self.has(name) {
             return Ok(None);
         }
-        if dims.tied && !table.is_quantized() && !self.has("lm_head.scales") {
+        if dims.tied && !self.is_lazy && !table.is_quantized() && !self.has("lm_head.scales") {
             let same = table
                 .weight()
                 .dequantized()

@@ -300,6 +300,31 @@ fn a_base_checkpoint_has_no_prefix() {
     check(extra.path(), ErrorKind::Weights, &["the tensor `layers.", "is missing"]);
 }
 
+/// Weights that are loaded lazily are the same, and are read from the file when they are needed.
+#[test]
+fn lazy_weights_stay_in_their_file() {
+    let logits = |model: &Decoder| -> Vec<f32> {
+        model.logits_of(&[&[3, 1, 4]]).unwrap().to_vec_exact().unwrap()
+    };
+    for name in ["llama", "gemma2", "qwen3-moe"] {
+        let whole = logits(&Decoder::load(fixture(name), ComputeDtype::Float32).unwrap());
+        let lazy = Decoder::load_lazily(fixture(name), ComputeDtype::Float32).unwrap();
+        assert_eq!(logits(&lazy), whole, "{name}");
+    }
+    let folder = copy("llama");
+    let path = folder.path().join("model.safetensors");
+    let lazy = Decoder::load_lazily(folder.path(), ComputeDtype::Float32).unwrap();
+    // All weights become 0 in the same file, and with them the logits.
+    let mut bytes = fs::read(&path).unwrap();
+    let length = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    bytes[length..].fill(0);
+    fs::write(&path, bytes).unwrap();
+    assert!(logits(&lazy).iter().all(|&it| it == 0.0));
+    // What does not fit the config is found all the same.
+    edit_config(folder.path(), |config| config["hidden_size"] = json!(64));
+    Decoder::load_lazily(folder.path(), ComputeDtype::Float32).unwrap_err();
+}
+
 /// Refused at once: opening a pipe would wait for somebody to write into it.
 #[cfg(unix)]
 #[test]
@@ -452,7 +477,7 @@ fn a_hybrid_is_taken_for_no_other() {
         edit_config(folder.path(), |config| config[field] = value);
         check(folder.path(), ErrorKind::Config, &[&format!("`{field}` {what}")]);
     }
-    // A convolution and norms of two layouts are no model of either.
+    // A convolution and norms of two layouts are not a model of either.
     let folder = copy("qwen3_5");
     edit_config(folder.path(), |config| config["text_config"]["linear_conv_kernel_dim"] = json!(3));
     check(folder.path(), ErrorKind::Weights, &["conv1d.weight", "[80, 1, 4]", "[80, 1, 3]"]);

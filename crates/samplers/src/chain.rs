@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mlxgk_logits_processors::{Error, ErrorKind, Result};
+use mlxgk_logits_processors::{Error, ErrorKind, LogitsProcessor, Result};
 
 use crate::sampler::Sampler;
 use crate::warpers::{
@@ -46,6 +46,32 @@ impl Warper {
     /// A caller's own warper as a step of a chain.
     pub fn custom(warper: impl CustomWarper + 'static) -> Self {
         Self::Custom(Custom::new(warper))
+    }
+
+    /// Its name: HF's class where HF has it.
+    ///
+    /// ```
+    /// use mlxgk_samplers::{TopK, Warper};
+    ///
+    /// assert_eq!(Warper::TopK(TopK::new(2)?).name(), "TopKLogitsWarper");
+    /// # Ok::<(), mlxgk_samplers::Error>(())
+    /// ```
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Temperature(it) => it.name(),
+            Self::DynamicTemperature(it) => it.name(),
+            Self::TopH(it) => it.name(),
+            Self::TopK(it) => it.name(),
+            Self::TopP(it) => it.name(),
+            Self::MinP(it) => it.name(),
+            Self::Typical(it) => it.name(),
+            Self::Epsilon(it) => it.name(),
+            Self::Eta(it) => it.name(),
+            Self::TopNSigma(it) => it.name(),
+            Self::Xtc(_) => "Xtc",
+            Self::Mirostat(_) => "Mirostat",
+            Self::Custom(it) => it.name(),
+        }
     }
 }
 

@@ -109,6 +109,10 @@ impl Custom {
         Self(Arc::new(warper))
     }
 
+    pub(crate) fn name(&self) -> &str {
+        self.0.name()
+    }
+
     /// Runs the warper, and checks what it left.
     pub(crate) fn warp(&self, candidates: &mut Candidates) -> Result<()> {
         self.0.warp(&mut Remaining::new(candidates));
