@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use mlxgk_torch::SplitMix64;
 use serde_json::{Map, Value, json};
 
 use crate::Result;
@@ -104,7 +105,7 @@ pub fn write_random(folder: &Path, shape: &Shape) -> Result<()> {
         BufWriter::with_capacity(1 << 20, File::create(partial.join("model.safetensors"))?);
     file.write_all(&(header.len() as u64).to_le_bytes())?;
     file.write_all(&header)?;
-    let mut noise = Noise(0);
+    let mut noise = Noise(SplitMix64::new(0));
     for (name, sizes) in &tensors {
         let count = sizes.iter().product();
         if name.ends_with("norm.weight") {
@@ -167,22 +168,14 @@ fn tensors(shape: &Shape) -> Vec<(String, Vec<usize>)> {
     tensors
 }
 
-/// SplitMix64 (Steele, Lea and Flood, 2014): four bf16 values per step, so that the disk is what
-/// takes the time.
-struct Noise(u64);
+/// Weights of noise: four bf16 values per draw, so that the disk is what takes the time.
+struct Noise(SplitMix64);
 
 impl Noise {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
     fn write(&mut self, file: &mut impl Write, count: usize) -> Result<()> {
         const BOUND: f32 = 0.035;
         for start in (0..count).step_by(4) {
-            let bits = self.next();
+            let bits = self.0.next_u64();
             let mut bytes = [0; 8];
             for (lane, pair) in bytes.chunks_exact_mut(2).enumerate() {
                 let value = f32::from((bits >> (16 * lane)) as i16) * (BOUND / 32_768.0);

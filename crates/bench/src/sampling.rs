@@ -4,8 +4,9 @@ use mlx_genkit::{
     GenerationConfig, Seed,
     generation_config::{Kwargs, Pipeline, Sources},
     logits_processors::{Context, LogitsProcessor},
-    samplers::{FastRng, Generator, Sampler, SamplerState, Streams},
+    samplers::{Sampler, SamplerState, Streams},
 };
+use mlxgk_torch::SplitMix64;
 use serde_json::{Value, json};
 
 use crate::{Result, models::QWEN3_0_6B};
@@ -32,13 +33,11 @@ pub fn nucleus() -> Value {
 /// Normally distributed scores with a deviation of 3, about as peaked as a language model's:
 /// [`VOCAB`] per row, row after row.
 pub fn scores() -> Vec<f32> {
-    let mut rng = FastRng::new(0, 0);
-    // Twelve uniform numbers have a variance of 1 together.
-    let mut normal = || (0..12).map(|_| rng.uniform()).sum::<f32>() - 6.0;
-    (0..ROWS * VOCAB).map(|_| 3.0 * normal()).collect()
+    let mut rng = SplitMix64::new(0);
+    (0..ROWS * VOCAB).map(|_| 3.0 * rng.normal() as f32).collect()
 }
 
-/// 512 tokens said so far, from 97 different ones, so that many n-grams were said before.
+/// 512 tokens, from 97 different ones, so that many n-grams occur more than once.
 pub fn history() -> Vec<u32> {
     (0..512).map(|at| at * at % 97 * 1563).collect()
 }
@@ -58,7 +57,7 @@ pub struct Draws {
 
 impl Draws {
     /// Sets up a request with the given fields of HF's generation config, rows of `vocab` scores to
-    /// draw from in turn, and the tokens said so far.
+    /// draw from in turn, and the tokens so far.
     ///
     /// # Errors
     /// When the fields are wrong, or there is no whole row.
@@ -70,7 +69,7 @@ impl Draws {
         history: Vec<u32>,
     ) -> Result<Self> {
         if vocab == 0 || scores.is_empty() || !scores.len().is_multiple_of(vocab) {
-            return Err(format!("{} scores are no rows of {vocab}", scores.len()).into());
+            return Err(format!("{} scores are not rows of {vocab}", scores.len()).into());
         }
         let none = GenerationConfig::default();
         let kwargs = Kwargs::from_json(fields)?;
@@ -127,10 +126,10 @@ mod tests {
         let banned = after.iter().filter(|it| **it == f32::NEG_INFINITY).count();
         let changed = before.iter().zip(after).filter(|(a, b)| a != b).count();
         assert_eq!(banned, 1);
-        let mut said = history();
-        said.sort_unstable();
-        said.dedup();
-        assert_eq!(changed, said.len());
+        let mut so_far = history();
+        so_far.sort_unstable();
+        so_far.dedup();
+        assert_eq!(changed, so_far.len());
     }
 
     #[test]

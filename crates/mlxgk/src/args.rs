@@ -7,15 +7,22 @@ use clap::{
 
 use crate::{
     adapter::AdapterCommand,
+    bench::BenchArgs,
     cache::CacheCommand,
     chat::ChatCommand,
     convert::ConvertArgs,
+    explain::ExplainArgs,
     failure::{Failure, Result},
+    fields::FieldsArgs,
+    flags::is_field_flag,
     generate::GenerateArgs,
     info::InfoArgs,
     models::ModelsArgs,
+    perplexity::PerplexityArgs,
     score::ScoreArgs,
+    shell::{CompletionsArgs, ManArgs},
     steer::SteerCommand,
+    terminal,
     train::TrainArgs,
     validate::ValidateArgs,
 };
@@ -25,13 +32,16 @@ use crate::{
 #[command(name = "mlxgk", version, propagate_version = true, max_term_width = 100)]
 #[command(after_help = "`mlxgk help generate` explains a subcommand and shows examples.")]
 pub(crate) struct Cli {
+    /// No warnings, notes or progress on stderr; an error is still printed
+    #[arg(short, long, global = true, help_heading = "Output")]
+    quiet: bool,
     #[command(subcommand)]
     pub(crate) subcommand: Subcommand,
 }
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Subcommand {
-    /// Text from a prompt, several prompts, or chat messages
+    /// Generate text from a prompt, several prompts, or chat messages
     #[command(after_help = "\
 Examples:
   mlxgk generate \"Tell me a story about a fox.\"
@@ -49,7 +59,7 @@ Fields of the generation config are merged as in transformers: flags, then --gen
 then the model's generation_config.json, then the defaults. Every field is also a flag under its
 own name: --penalty-alpha 0.6.")]
     Generate(Box<GenerateArgs>),
-    /// A conversation in the terminal that keeps its cache between turns
+    /// Chat with a model in the terminal
     #[command(after_help = "\
 Examples:
   mlxgk chat
@@ -64,26 +74,63 @@ Within the conversation:
   /steer FILE [ALPHA]    steer by this file alone from now on, as the other --steer flags say
   /steer off             turn steering off
   /help                  list these commands
+A message continues in the next line after a backslash at its end, and between two \"\"\"; lines pasted
+into a terminal together are one message. The arrow keys find earlier messages.
 Ctrl-C stops an answer, Ctrl-D ends the conversation.")]
     Chat(Box<ChatCommand>),
-    /// Log-probability of each token of a given text
+    /// Score a text: the log-probability of each of its tokens
     #[command(after_help = "\
 Examples:
   mlxgk score \"The harbour is quiet today.\"
   mlxgk score \"The harbour is quiet today.\" --steer joy.safetensors:1.5
   mlxgk score -m ./qwen3 --prompt-ids 5,17,300 --format json")]
     Score(ScoreArgs),
-    /// Prompt caches as files: build, show
+    /// Measure perplexity and bits per byte on a text file
+    #[command(override_usage = "mlxgk perplexity [OPTIONS] [MODEL] <FILE>")]
+    #[command(after_help = "\
+Examples:
+  mlxgk perplexity README.md
+  mlxgk perplexity ./qwen3 wiki.txt --window 1024 --stride 512 --format json
+  mlxgk perplexity wiki.txt -m ./qwen3 --steer joy.safetensors:1.5
+
+Every token but the first is predicted once, from at most --window tokens before it. Bits per byte are
+those of the whole text, so that models with different tokenizers can be compared.")]
+    Perplexity(Box<PerplexityArgs>),
+    /// Explain what a request would do, without running it
+    #[command(after_help = "\
+Examples:
+  mlxgk explain \"Tell me a story.\" -t 0.8 --top-p 0.9 --repetition-penalty 1.1
+  mlxgk explain -m ./qwen3 \"Hello\" --generation-config gen.json --format json
+  mlxgk explain \"Hello\" --num-beams 2 --num-return-sequences 3
+
+It takes the flags of `generate`, and shows the merged fields and where each comes from, the decoding
+mode, the processors in order, the warnings, and what `generate` would refuse. Weights are not read
+where that can be avoided. The exit status is 0 even for a request that would be refused.")]
+    Explain(Box<ExplainArgs>),
+    /// List the fields of the generation config: type, default, range, flags
+    #[command(after_help = "\
+Examples:
+  mlxgk fields
+  mlxgk fields top_p
+  mlxgk fields --format json")]
+    Fields(FieldsArgs),
+    /// Measure tokens per second, time to first token and peak memory
+    #[command(after_help = "\
+Examples:
+  mlxgk bench
+  mlxgk bench ./qwen3 --prompt-tokens 1024 -n 256 --runs 9 --format json")]
+    Bench(BenchArgs),
+    /// Build and show prompt-cache files
     Cache {
         #[command(subcommand)]
         command: CacheCommand,
     },
-    /// Steering vectors: extract, show, import, export
+    /// Extract, show, import and export steering vectors
     Steer {
         #[command(subcommand)]
         command: SteerCommand,
     },
-    /// Whether a steering set-up works, and whether it does harm
+    /// Check whether a steering set-up works, and what harm it does
     #[command(after_help = "\
 Examples:
   mlxgk validate --steer joy.safetensors
@@ -92,9 +139,9 @@ Examples:
     Validate(Box<ValidateArgs>),
     /// Train an adapter, a soft prompt, steering vectors or the weights themselves
     #[command(after_help = "\
-A row of data is a line of JSON: {\"text\": TEXT}, {\"prompt\": TEXT, \"completion\": TEXT}, {\"messages\": [...]}, or
-{\"prompt\": ..., \"chosen\": ..., \"rejected\": ...}. Completions and the assistant's answers alone are learned;
-of two answers, to prefer the chosen one (DPO).
+Each line of the data is JSON: {\"text\": TEXT}, {\"prompt\": TEXT, \"completion\": TEXT}, {\"messages\": [...]}, or
+{\"prompt\": ..., \"chosen\": ..., \"rejected\": ...}. Only completions and the assistant's answers
+are learned; of two answers, the model learns to prefer the chosen one (DPO).
 
 Examples:
   mlxgk train --data pirate.jsonl --out pirate --steps 200 --lr 1e-3
@@ -104,18 +151,18 @@ Examples:
   mlxgk train --data pirate.jsonl --out pirate --steps 200 --lr 1e-3 --resume
   mlxgk generate --adapter pirate \"How is the weather?\"")]
     Train(Box<TrainArgs>),
-    /// Adapters: merge
+    /// Merge adapters into models
     Adapter {
         #[command(subcommand)]
         command: AdapterCommand,
     },
-    /// What a model is: parts, parameters, dtype, bytes, chat template
+    /// Show what a model is: parts, parameters, dtype, bytes, chat template
     #[command(after_help = "\
 Examples:
   mlxgk info
   mlxgk info -m ./qwen3 --format json")]
     Info(InfoArgs),
-    /// The downloaded models on this machine, with their sizes
+    /// List the downloaded models with their sizes, or remove one
     #[command(after_help = "\
 Examples:
   mlxgk models
@@ -138,15 +185,38 @@ Examples:
 The result is what mlx_lm.convert writes, to the bit. It appears when it is complete: a run that was
 broken off is started again with the same command.")]
     Convert(Box<ConvertArgs>),
+    /// Print completions for a shell
+    #[command(after_help = "\
+Examples:
+  mlxgk completions bash > ~/.local/share/bash-completion/completions/mlxgk
+  mlxgk completions zsh > ~/.zfunc/_mlxgk
+  mlxgk completions fish > ~/.config/fish/completions/mlxgk.fish")]
+    Completions(CompletionsArgs),
+    /// Write manual pages, one per subcommand
+    #[command(after_help = "\
+Example:
+  mlxgk man --out ~/.local/share/man/man1")]
+    Man(ManArgs),
 }
 
 impl Cli {
+    /// The whole command line, as clap parses it and help, completions and manual pages show it.
+    pub(crate) fn grammar() -> Command {
+        let command = with_negative_numbers(Self::command());
+        LONG.iter().fold(command, |command, name| command.mut_subcommand(name, with_short_help))
+    }
+
     /// Reads the command line; `None` where it asked for help or the version, now printed.
     pub(crate) fn read() -> Result<Option<Self>> {
-        let command = with_negative_numbers(Self::command());
+        let command = Self::grammar();
         let parsed = command.try_get_matches().and_then(|it| Self::from_arg_matches(&it));
         match parsed {
-            Ok(cli) => Ok(Some(cli)),
+            Ok(cli) => {
+                if cli.quiet {
+                    terminal::silence();
+                }
+                Ok(Some(cli))
+            }
             Err(e) if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
                 e.print()?;
                 Ok(None)
@@ -158,6 +228,40 @@ impl Cli {
             Err(e) => Err(Failure::usage(sentence(&e))),
         }
     }
+}
+
+/// Commands whose flags are too many to be read in one go: `-h` shows those that people use most.
+const LONG: [&str; 3] = ["generate", "chat", "explain"];
+
+/// What `-h` shows of the flags that set no field of the generation config.
+const COMMON: [&str; 15] = [
+    "text",
+    "prompt",
+    "prompts_file",
+    "messages",
+    "model",
+    "adapter",
+    "system",
+    "no_auto_chat",
+    "seed",
+    "assistant",
+    "steer",
+    "prompt_cache",
+    "save_prompt_cache",
+    "format",
+    "quiet",
+];
+
+/// The command with a short and a long help.
+fn with_short_help(command: Command) -> Command {
+    let common = |arg: Arg| match arg.get_id().as_str() {
+        id if is_field_flag(id) || COMMON.contains(&id) => arg,
+        _ => arg.hide_short_help(true),
+    };
+    let examples = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    let hint =
+        format!("{examples}\n\n`mlxgk help {}` shows every flag, and more.", command.get_name());
+    command.mut_args(common).after_long_help(examples).after_help(hint)
 }
 
 /// The command line in which `-1` after a flag is its value: one that is wrong, perhaps, but not an

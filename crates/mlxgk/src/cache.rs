@@ -146,10 +146,10 @@ fn show(args: &ShowArgs) -> Result<()> {
         }));
     }
     let layers = classes.iter().map(|(class, count)| format!("{count} × {class}"));
-    let kept = file.options().map_or("as its layers say".to_owned(), described);
+    let kept = file.options().map_or("as in its layers".to_owned(), described);
     for (name, value) in [
         ("format", file.format().to_owned()),
-        ("model", model.unwrap_or("not said").to_owned()),
+        ("model", model.unwrap_or("unknown").to_owned()),
         ("tokens", file.len().to_string()),
         ("bytes", bytes.to_string()),
         ("layers", layers.collect::<Vec<_>>().join(", ")),

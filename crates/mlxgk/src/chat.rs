@@ -4,7 +4,6 @@
 //! does not hold yet: usually the new message alone.
 
 use std::{
-    io::{BufRead, IsTerminal, stdin},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -23,6 +22,7 @@ use mlx_genkit::{
 
 use crate::{
     cache,
+    chat_input::{ChatInput, Input},
     conversation::Rendering,
     failure::{Failure, Result},
     files,
@@ -35,9 +35,16 @@ use crate::{
     terminal,
 };
 
-const COMMANDS: &str = "/reset forgets the conversation, /save FILE writes the messages as JSON, /steer \
-                        shows the steering, /steer FILE [ALPHA] sets it, /steer off turns it off; \
-                        Ctrl-C stops an answer, Ctrl-D ends the conversation";
+/// What `/help` prints.
+const COMMANDS: &str = "\
+/reset                 forget the conversation
+/save FILE             write the messages as JSON
+/steer                 show the steering
+/steer FILE [ALPHA]    steer by this file alone from now on
+/steer off             turn steering off
+/help                  list these commands
+A message continues in the next line after a \\ at its end, and between two \"\"\".
+Ctrl-C stops an answer, Ctrl-D ends the conversation.";
 
 /// Bytes of what conversations have in common that are kept.
 const PREFIX_BYTES: usize = 512 << 20;
@@ -71,13 +78,16 @@ pub(crate) struct ChatCommand {
     steering: SteerArgs,
     #[command(flatten)]
     soft_prompt: SoftPromptArgs,
-    /// Go on from this file: `mlxgk cache build`, or an earlier conversation with
+    /// Resume this file: of `mlxgk cache build`, or of an earlier conversation with
     /// --save-prompt-cache, whose messages it holds
     #[arg(long, value_name = "FILE", help_heading = "Cache")]
     prompt_cache: Option<PathBuf>,
     /// Write the conversation and its cache back to the file of --prompt-cache at the end
     #[arg(long, requires = "prompt_cache", help_heading = "Cache")]
     save_prompt_cache: bool,
+    /// Do not keep the messages for the next conversation's arrow keys
+    #[arg(long, help_heading = "Chat")]
+    no_history: bool,
 }
 
 /// The subcommand.
@@ -113,29 +123,25 @@ pub(crate) fn run(args: &ChatCommand) -> Result<()> {
     };
     conversation.load()?;
     let answering = on_interrupt()?;
-    terminal::note(COMMANDS);
-    let mut lines = stdin().lock();
+    terminal::note("/help lists the commands; Ctrl-D ends the conversation");
+    let mut input = ChatInput::open(!args.no_history)?;
     loop {
-        if stdin().is_terminal() {
-            terminal::cue("> ");
-        }
-        let Some(line) = next_line(&mut lines)? else {
-            if stdin().is_terminal() {
-                terminal::cue("\n");
+        let line = match input.next()? {
+            Input::Message(line) => line,
+            Input::NotUtf8 => {
+                terminal::error("the message is not valid UTF-8, and was left out");
+                continue;
             }
-            return conversation.keep();
+            Input::Dropped => continue,
+            Input::End => return conversation.keep(),
         };
-        let Ok(line) = String::from_utf8(line) else {
-            terminal::error("the message is not valid UTF-8, and was left out");
-            continue;
-        };
-        let line = line.trim();
+        let line = &*line;
         let (command, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
         match (command, rest.trim()) {
             ("", _) => {}
             ("/reset", "") => {
                 conversation.reset();
-                terminal::note("the conversation is forgotten");
+                terminal::note("the conversation was forgotten");
             }
             ("/help", "") => terminal::line(COMMANDS)?,
             ("/save", "") => terminal::error("/save needs the name of a file"),
@@ -147,20 +153,11 @@ pub(crate) fn run(args: &ChatCommand) -> Result<()> {
                 Err(failure) => go_on_after(failure)?,
             },
             _ if line.starts_with('/') => {
-                terminal::error(&format!("unknown command {line}; {COMMANDS}"));
+                let what = "expected one of /reset, /save, /steer, /help";
+                terminal::error(&format!("unknown command {command}; {what}"));
             }
             _ => conversation.answer_to(line, &answering)?,
         }
-    }
-}
-
-/// The bytes up to the next line break; `None` at the end.
-fn next_line(input: &mut impl BufRead) -> Result<Option<Vec<u8>>> {
-    let mut line = Vec::new();
-    match input.read_until(b'\n', &mut line) {
-        Ok(0) => Ok(None),
-        Ok(_) => Ok(Some(line)),
-        Err(e) => Err(Failure::other(format_args!("the message cannot be read: {e}"))),
     }
 }
 
@@ -197,16 +194,12 @@ fn check(config: &GenerationConfig) -> Result<bool> {
     Ok(!guided && config.use_cache != Some(false))
 }
 
-/// A flag that Ctrl-C lowers from now on, in place of ending the program; it is up while an answer is
-/// made. At other times Ctrl-C drops the line that was begun.
+/// A flag that Ctrl-C lowers from now on, instead of ending the program; it is up while an answer is
+/// made. While a message is typed the terminal does not send the signal.
 fn on_interrupt() -> Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     let answering = Arc::clone(&flag);
-    let handler = move || {
-        if !answering.swap(false, Ordering::Relaxed) && stdin().is_terminal() {
-            terminal::cue("\n> ");
-        }
-    };
+    let handler = move || answering.store(false, Ordering::Relaxed);
     ctrlc::set_handler(handler)
         .map_err(|e| Failure::other(format_args!("Ctrl-C cannot be caught: {e}")))?;
     Ok(flag)
@@ -225,7 +218,7 @@ struct Conversation<'a> {
     seed: Seed,
     steering: Option<SteeringHook>,
     cache: Option<KvCache>,
-    /// What is read anew, after /reset or under another steering, may have been read before.
+    /// What is read again, after /reset or under another steering, may have been read before.
     prefixes: PrefixStore,
     keeps_cache: bool,
     soft_prompt: Option<SoftPrompt>,
@@ -338,7 +331,7 @@ impl Conversation<'_> {
     fn load(&mut self) -> Result<()> {
         let Some(path) = &self.args.prompt_cache else { return Ok(()) };
         if !self.keeps_cache {
-            let what = "--prompt-cache has no use for a conversation that is read again each turn \
+            let what = "--prompt-cache cannot be used with a conversation that is read again each turn \
                         (guidance, `use_cache` = false)";
             return Err(Failure::usage(what));
         }
@@ -357,7 +350,7 @@ impl Conversation<'_> {
                 let system = messages.remove(0);
                 self.system.get_or_insert(system);
             }
-            terminal::note(&format!("a conversation of {} messages goes on", messages.len()));
+            terminal::note(&format!("resuming a conversation of {} messages", messages.len()));
             self.messages = messages;
         }
         // Whether the settings and the steering are those of the cache, before the first message.
@@ -380,7 +373,7 @@ impl Conversation<'_> {
             return Ok(());
         };
         let Some(cache) = &self.cache else {
-            terminal::note("nothing was said that could be saved");
+            terminal::note("there is no conversation to save");
             return Ok(());
         };
         let mut origin = self.model.cache_origin()?;

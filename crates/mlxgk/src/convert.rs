@@ -26,20 +26,20 @@ pub(crate) struct ConvertArgs {
     /// Model: a folder, or a hub id such as Qwen/Qwen3-0.6B, which is downloaded first
     #[arg(value_name = "MODEL")]
     model: String,
-    /// The folder to make
+    /// The folder to write
     #[arg(short, long, value_name = "DIR")]
     out: PathBuf,
-    /// What floats become: float32, float16 or bfloat16; by default what config.json names, else what
-    /// they are
+    /// Dtype of weights that are not quantized: float32, float16 or bfloat16; by default that of
+    /// config.json, else of each tensor
     #[arg(long, value_name = "DTYPE")]
     dtype: Option<Float>,
-    /// Names and stacking of the result
+    /// Layout of the result
     #[arg(long, value_enum, default_value = "mlx")]
     to: To,
-    /// Use models that are on this machine, and never the network
+    /// Never use the network: only models on this machine
     #[arg(long)]
     offline: bool,
-    /// Compare the result with the model on a text: perplexity of both, and how far they are apart
+    /// Compare the result with the model on a text file: perplexity of both, and KL divergence
     #[arg(long, value_name = "FILE")]
     evaluate: Option<PathBuf>,
     /// Where to evaluate; the GPU where there is one by default
@@ -54,26 +54,26 @@ pub(crate) struct ConvertArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Quantization")]
 struct QuantizationArgs {
-    /// Bits of a weight: 2, 3, 4, 5, 6 or 8; 4 by default
+    /// Bits per weight: 2, 3, 4, 5, 6 or 8; 4 by default
     #[arg(long, value_name = "N", conflicts_with_all = ["recipe", "dequantize"])]
     bits: Option<usize>,
-    /// How many weights share a scale: 32, 64 or 128; 64 by default
+    /// Weights that share a scale: 32, 64 or 128; 64 by default
     #[arg(long, value_name = "N", conflicts_with = "dequantize")]
     group_size: Option<usize>,
-    /// affine, mxfp4, mxfp8 or nvfp4; the last three have one width each
+    /// Quantization mode: affine, mxfp4, mxfp8 or nvfp4; the last three have fixed bits
     #[arg(long, value_name = "MODE", conflicts_with_all = ["recipe", "dequantize"])]
     mode: Option<Mode>,
-    /// Two widths, the higher one where it matters: mixed_2_6, mixed_3_4, mixed_3_6 or mixed_4_6
+    /// Mixed precision, with more bits where they matter: mixed_2_6, mixed_3_4, mixed_3_6 or mixed_4_6
     #[arg(long, value_name = "NAME", conflicts_with = "dequantize")]
     recipe: Option<Recipe>,
-    /// What modules whose path matches become: GLOB=BITS, GLOB=BITS,GROUP, GLOB=MODE or GLOB=dense;
+    /// How to quantize modules whose path matches: GLOB=BITS, GLOB=BITS,GROUP, GLOB=MODE or GLOB=dense;
     /// repeatable, and the last one that matches counts
     #[arg(long, value_name = "RULE", conflicts_with = "dequantize")]
     rule: Vec<Rule>,
-    /// A file with such rules, one a line, before those of --rule
+    /// A file with one rule per line, before those of --rule
     #[arg(long, value_name = "FILE", conflicts_with = "dequantize")]
     rules_file: Option<PathBuf>,
-    /// Undo a quantization
+    /// Dequantize to floats
     #[arg(long)]
     dequantize: bool,
 }

@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use mlx_genkit::{
-    Acceptance, AttentionWeights, Attentions, Generation, HiddenStates, Model, Scored, Sequence,
-    decoding_strategies::TokenLogprobs,
+    Acceptance, AttentionWeights, Attentions, Generation, HiddenStates, Model, Piece, Scored,
+    Sequence, decoding_strategies::TokenLogprobs,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -15,8 +15,9 @@ use crate::{failure::Result, terminal};
 
 /// Prints a document as one line.
 pub(crate) fn print(document: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_string(document)
-        .map_err(|e| crate::failure::Failure::other(format_args!("no JSON can be made: {e}")))?;
+    let text = serde_json::to_string(document).map_err(|e| {
+        crate::failure::Failure::other(format_args!("cannot write the document as JSON: {e}"))
+    })?;
     Ok(terminal::line(text)?)
 }
 
@@ -32,6 +33,9 @@ pub(crate) struct Generated<'a> {
     /// Null where nothing is drawn.
     seed: Option<u64>,
     warnings: &'a [String],
+    /// The merged generation config.
+    settings: &'a Value,
+    versions: Versions,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     healed_prompts: &'a [Vec<u32>],
     /// Tokens of the prompt that the prompt cache held.
@@ -54,6 +58,39 @@ pub(crate) struct About {
     pub(crate) is_cached: bool,
     /// The texts of the prompts, where they are to be shown.
     pub(crate) prompts: Option<Vec<Option<String>>>,
+    /// The merged generation config.
+    pub(crate) settings: Value,
+}
+
+/// The release that made a document, and that of transformers whose behaviour it follows.
+#[derive(Debug, Serialize)]
+pub(crate) struct Versions {
+    mlxgk: &'static str,
+    transformers: &'static str,
+}
+
+impl Versions {
+    pub(crate) const OURS: Self = Self { mlxgk: env!("CARGO_PKG_VERSION"), transformers: "5.23" };
+}
+
+/// A token as it is made, one per line of `--format jsonl`.
+#[derive(Debug, Serialize)]
+pub(crate) struct PieceLine<'a> {
+    sequence: usize,
+    token: u32,
+    text: &'a str,
+    finish_reason: Option<&'static str>,
+}
+
+impl<'a> PieceLine<'a> {
+    pub(crate) fn new(it: &'a Piece) -> Self {
+        Self {
+            sequence: it.sequence,
+            token: it.token,
+            text: &it.text,
+            finish_reason: it.finish_reason.map(|it| it.as_str()),
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -127,6 +164,8 @@ impl<'a> Generated<'a> {
             mode: about.mode,
             seed: about.seed,
             warnings: &about.warnings,
+            settings: &about.settings,
+            versions: Versions::OURS,
             healed_prompts: &generation.healed_prompts,
             cached_tokens: about.is_cached.then_some(generation.cached_tokens),
             assistant: generation.acceptance.map(Helper::new),

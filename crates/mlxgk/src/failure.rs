@@ -15,7 +15,7 @@ pub(crate) enum Failure {
     Other(String),
     /// A command line without a subcommand, answered by the help.
     NothingAsked,
-    /// Whoever reads the output has enough of it (`mlxgk ... | head`). That is no error.
+    /// The reader has closed the pipe (`mlxgk ... | head`), which is not an error.
     OutputClosed,
 }
 
@@ -61,7 +61,7 @@ impl From<mlxgk_model_hub::Error> for Failure {
     }
 }
 
-/// Only writing the output ends here; whoever reads a file names it.
+/// Only writing the output ends here; where a file is read, the error names it.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         match error.kind() {

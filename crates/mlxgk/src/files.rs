@@ -18,13 +18,18 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
     utf8(bytes, &name.to_string())
 }
 
-/// The content of stdin, without the line break at its end: `echo Hello |` means what `--prompt Hello`
-/// means.
-pub(crate) fn read_stdin() -> Result<String> {
+/// The content of stdin, every byte of it.
+pub(crate) fn read_all_of_stdin() -> Result<String> {
     let mut bytes = Vec::new();
     io::Read::read_to_end(&mut io::stdin(), &mut bytes)
         .map_err(|e| Failure::other(format_args!("cannot read stdin: {e}")))?;
-    let mut text = utf8(bytes, "stdin")?;
+    utf8(bytes, "stdin")
+}
+
+/// The content of stdin, without the line break at its end: `echo Hello |` means what `--prompt Hello`
+/// means.
+pub(crate) fn read_stdin() -> Result<String> {
+    let mut text = read_all_of_stdin()?;
     if text.ends_with('\n') {
         text.pop();
         if text.ends_with('\r') {

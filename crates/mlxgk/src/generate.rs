@@ -5,17 +5,17 @@ use std::{path::PathBuf, time::Duration};
 use clap::Args;
 use mlx_genkit::{
     Assistant, AssistedRequest, FinishReason, Generation, GenerationConfig, Model, Prompt, Request,
-    TokenStream,
+    Seed, TokenStream,
 };
 
 use crate::{
     cache,
     conversation::{Prepared, Rendering},
-    document::{self, About, Generated, tokens_per_second},
+    document::{self, About, Generated, PieceLine, tokens_per_second},
     failure::{Failure, Result},
     flags::{
-        AssistantArgs, ChatArgs, ConfigArgs, Format, Layers, ModelArgs, OutputArgs, PromptArgs,
-        SeedArgs, SoftPromptArgs, SteerArgs, flag_of, number,
+        AssistantArgs, ChatArgs, ConfigArgs, Layers, ModelArgs, PromptArgs, SeedArgs,
+        SoftPromptArgs, SteerArgs, StreamFormat, flag_of, number,
     },
     load,
     progress::{Spinner, TokenBar},
@@ -28,45 +28,42 @@ use crate::{
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
     #[command(flatten)]
-    prompt: PromptArgs,
+    pub(crate) prompt: PromptArgs,
     #[command(flatten)]
-    model: ModelArgs,
+    pub(crate) model: ModelArgs,
     #[command(flatten)]
-    chat: ChatArgs,
+    pub(crate) chat: ChatArgs,
     #[command(flatten)]
-    config: ConfigArgs,
+    pub(crate) config: ConfigArgs,
     #[command(flatten)]
-    seed: SeedArgs,
+    pub(crate) seed: SeedArgs,
     #[command(flatten)]
-    assistant: AssistantArgs,
-    /// What --guidance-scale moves away from; the prompt's last token by default
-    #[arg(
-        long,
-        value_name = "TEXT",
-        allow_hyphen_values = true,
-        help_heading = "Guidance and helpers"
-    )]
+    pub(crate) assistant: AssistantArgs,
+    /// Negative prompt of --guidance-scale; the prompt's last token by default
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Helpers")]
     negative_prompt: Option<String>,
     #[command(flatten)]
     steering: SteerArgs,
     #[command(flatten)]
     soft_prompt: SoftPromptArgs,
-    /// Go on from this file (`mlxgk cache build`, or mlx-lm's) where the prompt begins as it does
+    /// Resume this file (of `mlxgk cache build`, or mlx-lm's) as far as the prompt begins like it
     #[arg(long, value_name = "FILE", help_heading = "Cache")]
     prompt_cache: Option<PathBuf>,
-    /// Put into the JSON how likely each token was, and the N likeliest beside it
+    /// Add to the JSON the log-probability of each token and of the N most likely ones
     #[arg(long, value_name = "N", help_heading = "Output")]
     logprobs: Option<usize>,
-    /// Put into the JSON the residual stream that each token was chosen from: `all` layers, or e.g.
-    /// 0,4,8; 0 is the embeddings, the last what the final norm makes of it (output_hidden_states)
+    /// Add to the JSON the residual stream that each token was chosen from: `all` layers, or e.g.
+    /// 0,4,8 or 0..4; 0 is the embeddings, the last the output of the final norm
+    /// (output_hidden_states)
     #[arg(long, value_name = "LAYERS", help_heading = "Output")]
     hidden_states: Option<Layers>,
-    /// Put into the JSON what each token was chosen by looking at: the attention weights of `all`
-    /// layers, or e.g. 0,3 (output_attentions)
+    /// Add to the JSON the attention weights that each token was chosen with: those of `all`
+    /// layers, or e.g. 0,3 or 0..4 (output_attentions)
     #[arg(long, value_name = "LAYERS", help_heading = "Output")]
     attentions: Option<Layers>,
-    #[command(flatten)]
-    output: OutputArgs,
+    /// What to print
+    #[arg(long, value_enum, default_value = "text", help_heading = "Output")]
+    pub(crate) format: StreamFormat,
 }
 
 /// The subcommand.
@@ -84,12 +81,16 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
 }
 
 /// What the command line asks for and nothing can do.
-fn check(args: &GenerateArgs, config: &GenerationConfig, prompts: &[Prepared]) -> Result<()> {
+pub(crate) fn check(
+    args: &GenerateArgs,
+    config: &GenerationConfig,
+    prompts: &[Prepared],
+) -> Result<()> {
     let hidden = args.hidden_states.is_some() || config.output_hidden_states == Some(true);
     let attentions = args.attentions.is_some() || config.output_attentions == Some(true);
     for (is_wanted, what) in [(hidden, "hidden states"), (attentions, "attention weights")] {
-        if is_wanted && args.output.format == Format::Text {
-            let what = format_args!("{what} are put into the JSON: add `--format json`");
+        if is_wanted && args.format == StreamFormat::Text {
+            let what = format_args!("{what} are part of the JSON output: add `--format json`");
             return Err(Failure::usage(what));
         }
     }
@@ -115,7 +116,7 @@ fn serve(
 ) -> Result<()> {
     let (prompts, texts): (Vec<Prompt>, Vec<_>) =
         prompts.into_iter().map(|it| (it.prompt, it.text)).unzip();
-    let live = args.output.format == Format::Text;
+    let live = args.format == StreamFormat::Text;
     if live && args.chat.template.show_prompt {
         show_prompts(&prompts, &texts, model)?;
     }
@@ -124,47 +125,8 @@ fn serve(
         None => None,
     };
     let seed = args.seed.seed();
-    let cache = match (&args.prompt_cache, &prompts[..]) {
-        (Some(path), [prompt]) => Some(cache::for_prompt(path, prompt, model)?),
-        (Some(_), _) => return Err(Failure::usage("--prompt-cache serves a single prompt")),
-        (None, _) => None,
-    };
-    let mut request = Request::batch(prompts)
-        .overrides(settings.flags.clone())
-        .config(settings.file.clone())
-        .seed(seed)
-        .trim_stop(args.config.trim_stop)
-        .negative_prompts(args.negative_prompt.iter().map(String::as_str));
-    if let Some(top) = args.logprobs {
-        request = request.logprobs(top);
-    }
-    match &args.hidden_states {
-        Some(Layers::Only(layers)) => request = request.hidden_states(layers.iter().copied()),
-        Some(Layers::All) => request = request.hidden_states(0..=model.decoder().layers().len()),
-        None => {}
-    }
-    match &args.attentions {
-        Some(Layers::Only(layers)) => request = request.attentions(layers.iter().copied()),
-        Some(Layers::All) => {
-            let specs = model.decoder().layers();
-            let has_attention = |it: &usize| specs[*it].has_attention();
-            request = request.attentions((0..specs.len()).filter(has_attention));
-        }
-        None => {}
-    }
-    if let Some(cache) = cache {
-        request = request.cache(cache);
-    }
-    if let Some(hook) = args.steering.hook(model)? {
-        request = request.hook(hook);
-    }
-    if let Some(soft_prompt) = args.soft_prompt.load()? {
-        request = request.soft_prompt(&soft_prompt);
-    }
-    let mut request = AssistedRequest::from(request);
-    if let Some(assistant) = &assistant {
-        request = request.assistant(Assistant::new(assistant).config(args.assistant.config()));
-    }
+    let request = request(args, settings, model, prompts, seed)?;
+    let request = with_assistant(args, request, assistant.as_ref());
 
     let plan = model.plan(request)?;
     let mode = plan.mode();
@@ -182,7 +144,12 @@ fn serve(
         stream.warnings().iter().for_each(|it| warn(it));
         // A single sequence is printed as it is made.
         let live = live && stream.num_sequences() == 1;
-        (if live { show(stream, model)? } else { gather(stream)? }, live)
+        let generation = match args.format {
+            _ if live => show(stream, model)?,
+            StreamFormat::Jsonl => print_pieces(stream)?,
+            _ => gather(stream)?,
+        };
+        (generation, live)
     } else {
         let spinner = Spinner::new("searching");
         let generation = plan.generate()?;
@@ -200,14 +167,79 @@ fn serve(
         warnings,
         is_cached: args.prompt_cache.is_some(),
         prompts: args.chat.template.show_prompt.then_some(texts),
+        settings: config.to_json(),
     };
-    match args.output.format {
-        Format::Json => document::print(&Generated::new(&generation, &about))?,
-        Format::Text if shown => {}
-        Format::Text => print_all(&generation, model)?,
+    match args.format {
+        StreamFormat::Json | StreamFormat::Jsonl => {
+            document::print(&Generated::new(&generation, &about))?;
+        }
+        StreamFormat::Text if shown => {}
+        StreamFormat::Text => print_all(&generation, model)?,
     }
     terminal::note(&summary(&generation, &about));
     Ok(())
+}
+
+/// The request that the flags ask for, without its assistant.
+pub(crate) fn request<'a>(
+    args: &GenerateArgs,
+    settings: &Settings,
+    model: &'a Model,
+    prompts: Vec<Prompt>,
+    seed: Seed,
+) -> Result<Request<'a>> {
+    let cache = match (&args.prompt_cache, &prompts[..]) {
+        (Some(path), [prompt]) => Some(cache::for_prompt(path, prompt, model)?),
+        (Some(_), _) => return Err(Failure::usage("--prompt-cache serves a single prompt")),
+        (None, _) => None,
+    };
+    let mut request = Request::batch(prompts)
+        .overrides(settings.flags.clone())
+        .config(settings.file.clone())
+        .seed(seed)
+        .trim_stop(args.config.trim_stop)
+        .negative_prompts(args.negative_prompt.iter().map(String::as_str));
+    if let Some(top) = args.logprobs {
+        request = request.logprobs(top);
+    }
+    if let Some(layers) = &args.hidden_states {
+        // One more than there are layers: the embeddings are counted, too.
+        request = request.hidden_states(layers.of(model.decoder().layers().len() + 1));
+    }
+    match &args.attentions {
+        Some(layers @ Layers::Only(_)) => {
+            request = request.attentions(layers.of(model.decoder().layers().len()));
+        }
+        Some(Layers::All) => {
+            let specs = model.decoder().layers();
+            let has_attention = |it: &usize| specs[*it].has_attention();
+            request = request.attentions((0..specs.len()).filter(has_attention));
+        }
+        None => {}
+    }
+    if let Some(cache) = cache {
+        request = request.cache(cache);
+    }
+    if let Some(hook) = args.steering.hook(model)? {
+        request = request.hook(hook);
+    }
+    if let Some(soft_prompt) = args.soft_prompt.load()? {
+        request = request.soft_prompt(&soft_prompt);
+    }
+    Ok(request)
+}
+
+/// The request with the draft model, where there is one.
+pub(crate) fn with_assistant<'a>(
+    args: &GenerateArgs,
+    request: Request<'a>,
+    assistant: Option<&'a Model>,
+) -> AssistedRequest<'a> {
+    let request = AssistedRequest::from(request);
+    match assistant {
+        Some(model) => request.assistant(Assistant::new(model).config(args.assistant.config())),
+        None => request,
+    }
 }
 
 /// Shows on stderr what the model is given.
@@ -259,6 +291,14 @@ fn show(mut stream: TokenStream<'_>, model: &Model) -> Result<Generation> {
         }
     }
     terminal::line("")?;
+    Ok(stream.finish()?)
+}
+
+/// Prints every token of every sequence as it is made, each as a line of JSON.
+fn print_pieces(mut stream: TokenStream<'_>) -> Result<Generation> {
+    for piece in stream.by_ref() {
+        document::print(&PieceLine::new(&piece?))?;
+    }
     Ok(stream.finish()?)
 }
 

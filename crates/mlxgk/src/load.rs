@@ -30,6 +30,11 @@ pub(crate) fn load(args: &ModelArgs) -> Result<(Model, Duration)> {
         }
         None => Model::bundled(dtype)?,
     };
+    Ok((with_parts(model, args)?, begun.elapsed()))
+}
+
+/// The model with the tokenizer and the adapter that the flags name.
+fn with_parts(model: Model, args: &ModelArgs) -> Result<Model> {
     let mut model = match &args.tokenizer {
         Some(folder) => model.with_tokenizer(folder)?,
         None => model,
@@ -37,7 +42,17 @@ pub(crate) fn load(args: &ModelArgs) -> Result<(Model, Duration)> {
     for folder in &args.adapter {
         model.add_adapter(folder)?;
     }
-    Ok((model, begun.elapsed()))
+    Ok(model)
+}
+
+/// A model to ask about and not to run: its weights stay in their files as far as they can.
+pub(crate) fn outline(args: &ModelArgs) -> Result<Model> {
+    set_device(args.device)?;
+    let model = match &args.model {
+        Some(name) => Model::load_lazily(find(name, args.offline)?, dtype(args))?,
+        None => Model::bundled(dtype(args))?,
+    };
+    with_parts(model, args)
 }
 
 /// A model's files: the folder that the flags name, or the model inside the binary written out for as long
@@ -72,6 +87,11 @@ pub(crate) fn load_beside(name: &str, args: &ModelArgs) -> Result<Model> {
     let folder = find(name, args.offline)?;
     let _spinner = Spinner::new(format!("loading {name}"));
     Ok(Model::load(folder, dtype(args))?)
+}
+
+/// As [`outline`], a second model.
+pub(crate) fn outline_beside(name: &str, args: &ModelArgs) -> Result<Model> {
+    Ok(Model::load_lazily(find(name, args.offline)?, dtype(args))?)
 }
 
 /// The hub that the environment names, without the network where the flags or the environment say so.

@@ -2,23 +2,29 @@
 
 mod adapter;
 mod args;
+mod bench;
 mod cache;
 mod chat;
+mod chat_input;
 mod conversation;
 mod convert;
 mod document;
 mod evaluate;
+mod explain;
 mod failure;
+mod fields;
 mod files;
 mod flags;
 mod generate;
 mod info;
 mod load;
 mod models;
+mod perplexity;
 mod progress;
 mod prompts;
 mod score;
 mod settings;
+mod shell;
 mod steer;
 mod terminal;
 mod train;
@@ -44,6 +50,10 @@ fn run() -> Result<()> {
         Subcommand::Generate(args) => generate::run(args),
         Subcommand::Chat(args) => chat::run(args),
         Subcommand::Score(args) => score::run(args),
+        Subcommand::Perplexity(args) => perplexity::run(args),
+        Subcommand::Explain(args) => explain::run(args),
+        Subcommand::Fields(args) => fields::run(args),
+        Subcommand::Bench(args) => bench::run(args),
         Subcommand::Cache { command } => cache::run(command),
         Subcommand::Steer { command } => steer::run(command),
         Subcommand::Validate(args) => validate::run(args),
@@ -52,5 +62,7 @@ fn run() -> Result<()> {
         Subcommand::Info(args) => info::run(args),
         Subcommand::Models(args) => models::run(args),
         Subcommand::Convert(args) => convert::run(args),
+        Subcommand::Completions(args) => shell::completions(args, Cli::grammar()),
+        Subcommand::Man(args) => shell::man(args, Cli::grammar()),
     }
 }

@@ -1,7 +1,6 @@
-//! Signs of life while something takes long: on stderr, for people, and only after a second.
+//! Progress indicators: on stderr, for people, and for most work only after a second.
 
 use std::{
-    io::{IsTerminal, stderr},
     sync::mpsc::{self, RecvTimeoutError, Sender},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -12,7 +11,7 @@ use mlxgk_model_hub::Progress;
 
 use crate::terminal;
 
-/// How long something has to take to be worth a sign.
+/// How long something has to take before progress is shown.
 const PATIENCE: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(100);
 
@@ -25,7 +24,7 @@ pub(crate) struct Spinner {
 impl Spinner {
     /// Shows `what` after a second, where stderr is a terminal.
     pub(crate) fn new(what: impl Into<String>) -> Self {
-        if !stderr().is_terminal() {
+        if !terminal::is_chatty() {
             return Self { running: None };
         }
         let what = what.into();
@@ -75,7 +74,7 @@ impl TokenBar {
     /// Counts one more.
     pub(crate) fn advance(&self) {
         self.bar.inc(1);
-        if self.bar.is_hidden() && stderr().is_terminal() && self.begun.elapsed() > PATIENCE {
+        if self.bar.is_hidden() && terminal::is_chatty() && self.begun.elapsed() > PATIENCE {
             self.bar.set_draw_target(ProgressDrawTarget::stderr());
         }
     }
@@ -96,7 +95,7 @@ pub(crate) struct StepBar {
 impl StepBar {
     /// A bar that fills up with `most` steps, which are called `what`.
     pub(crate) fn new(most: usize, what: &'static str) -> Self {
-        let bar = if stderr().is_terminal() {
+        let bar = if terminal::is_chatty() {
             ProgressBar::new(most as u64)
         } else {
             ProgressBar::hidden()
@@ -140,7 +139,7 @@ pub(crate) struct DownloadBars {
 
 impl Progress for DownloadBars {
     fn start(&mut self, _commit: &str, files: &[(String, u64)]) {
-        if !stderr().is_terminal() {
+        if !terminal::is_chatty() {
             return;
         }
         let width = files.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
@@ -176,7 +175,7 @@ impl Progress for DownloadBars {
 
 impl Drop for DownloadBars {
     fn drop(&mut self) {
-        // The bars are gone either way; an error to clear them is nobody's concern.
+        // The bars are gone either way; an error to clear them does not matter.
         let _ = self.bars.clear();
     }
 }

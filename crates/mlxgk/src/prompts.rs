@@ -1,6 +1,6 @@
 //! From the prompt flags to prompts, for `generate`, `score` and `validate`.
 //!
-//! In two steps, because loading a model can take long: what is wrong with the flags alone is said
+//! In two steps, because loading a model can take long: what is wrong with the flags alone is reported
 //! before, and what depends on the model's tokenizer and chat template after.
 
 use std::{ffi::OsStr, fmt::Display, path::Path};
@@ -175,7 +175,7 @@ fn check_messages(messages: Value) -> Result<Vec<Message>, String> {
     messages.into_iter().map(message).collect()
 }
 
-/// Makes plain prompts a user's message where the model can chat, unless told otherwise, and puts the
+/// Makes plain prompts a user's message where the model can chat, unless the flags say otherwise, and puts the
 /// system prompt before it.
 pub(crate) fn with_chat(
     prompts: Vec<Prompt>,

@@ -19,7 +19,7 @@ pub(crate) struct ScoreArgs {
     model: ModelArgs,
     #[command(flatten)]
     steering: SteerArgs,
-    /// Put into the JSON the N likeliest tokens at each place
+    /// Add to the JSON the N most likely tokens at each position
     #[arg(long, value_name = "N", help_heading = "Output")]
     logprobs: Option<usize>,
     #[command(flatten)]
@@ -29,7 +29,7 @@ pub(crate) struct ScoreArgs {
 /// The subcommand.
 pub(crate) fn run(args: &ScoreArgs) -> Result<()> {
     if args.logprobs.is_some() && args.output.format == Format::Text {
-        return Err(Failure::usage("--logprobs are put into the JSON: add `--format json`"));
+        return Err(Failure::usage("--logprobs are part of the JSON output: add `--format json`"));
     }
     let text = prompts::read_text(&args.text)?;
     let (model, _) = load::load(&args.model)?;

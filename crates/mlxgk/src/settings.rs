@@ -26,6 +26,38 @@ pub(crate) struct Settings {
     typed: Vec<(&'static str, String)>,
     /// The fields of `--set`, which are spelled as they were typed.
     set: Vec<String>,
+    /// The name of `--generation-config`.
+    file_name: Option<String>,
+    /// The fields that the flags set, by flags of their own or through another.
+    given: Vec<String>,
+    /// Whether the length is this program's default.
+    has_default_length: bool,
+}
+
+/// Where a field's value comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// A flag, as it was typed.
+    Flag(String),
+    /// `--generation-config`.
+    File(String),
+    /// The model's own generation config.
+    Model,
+    /// A default of this program, where the library's is another.
+    Program,
+    /// A default of transformers.
+    Default,
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Flag(name) | Self::File(name) => name,
+            Self::Model => "the model",
+            Self::Program => "mlxgk's default",
+            Self::Default => "default",
+        })
+    }
 }
 
 impl Settings {
@@ -62,7 +94,15 @@ impl Settings {
         }
         temperature(&mut fields, &typed)?;
         let set = args.set.iter().map(|(field, _)| field.clone()).collect();
-        let mut settings = Self { flags: Kwargs::default(), file, typed, set };
+        let mut settings = Self {
+            flags: Kwargs::default(),
+            file,
+            typed,
+            set,
+            file_name: args.generation_config.as_ref().map(|it| it.display().to_string()),
+            given: fields.keys().cloned().collect(),
+            has_default_length: false,
+        };
         settings.flags = Kwargs::from_json(&Value::Object(fields))
             .map_err(|e| Failure::usage(settings.spelled(&e.to_string(), None)))?;
         Ok(settings)
@@ -77,7 +117,28 @@ impl Settings {
         let length =
             GenerationConfig { max_new_tokens: Some(DEFAULT_NEW_TOKENS), ..Default::default() };
         self.flags = std::mem::take(&mut self.flags).or(length);
+        self.has_default_length = true;
         Ok(self.merged(model)?.config)
+    }
+
+    /// Where the value of a merged field comes from.
+    pub(crate) fn source(&self, field: &str, model: &Model) -> Source {
+        let typed = |field: &str| {
+            self.typed.iter().find(|(it, _)| *it == field).map(|(_, flag)| flag.clone())
+        };
+        if self.given.iter().any(|it| it == field) {
+            // What no flag of its own set came with the temperature.
+            let with = || if field == "do_sample" { typed("temperature") } else { None };
+            let is_set = self.set.iter().any(|it| it == field);
+            let set = is_set.then(|| "--set".to_owned());
+            return Source::Flag(typed(field).or(set).or_else(with).unwrap_or_default());
+        }
+        match &self.file_name {
+            Some(name) if self.file.get(field).is_some() => Source::File(name.clone()),
+            _ if model.generation_config().get(field).is_some() => Source::Model,
+            _ if field == "max_new_tokens" && self.has_default_length => Source::Program,
+            _ => Source::Default,
+        }
     }
 
     fn merged(&self, model: &Model) -> Result<mlx_genkit::generation_config::Merged> {

@@ -67,7 +67,7 @@ pub(crate) struct ExtractArgs {
     /// logistic-probe
     #[arg(long, value_name = "METHOD", default_value = "mean-diff")]
     method: Method,
-    /// Tokens of the answers to read: response (the mean over all), last, or a range A..B
+    /// Tokens of the answers to read: response (the mean over all), last, or a range A..B (without B)
     #[arg(long, value_name = "TOKENS", default_value = "response", allow_hyphen_values = true)]
     read: Read,
     /// System prompt for pairs that have none
@@ -285,7 +285,7 @@ fn show(vectors: &SteeringVectors, format: Format) -> Result<()> {
         let bar = |it: &LayerReport| Some((format!("resid_post.{}", it.layer), value(it)?));
         reports.iter().filter_map(bar).collect()
     };
-    plot("dose (norm beside the stream's)", &of(|it| Some(it.dose())))?;
+    plot("dose (norm relative to the stream's)", &of(|it| Some(it.dose())))?;
     plot("separation (AUROC on held-out pairs)", &of(|it| it.auroc))
 }
 

@@ -3,21 +3,34 @@
 use std::{
     fmt::Display,
     io::{IsTerminal, Result, Write, stderr, stdout},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
-/// Whether stderr takes colours: a terminal, and `NO_COLOR` unset or empty (no-color.org).
-fn coloured() -> bool {
-    stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty())
+use anstyle::{AnsiColor, Style};
+
+/// Whether nothing but results and errors is printed.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Prints nothing but results and errors from now on: `--quiet`.
+pub(crate) fn silence() {
+    QUIET.store(true, Ordering::Relaxed);
+}
+
+/// Whether progress and notes are shown: to a person, who has not asked for quiet.
+pub(crate) fn is_chatty() -> bool {
+    stderr().is_terminal() && !QUIET.load(Ordering::Relaxed)
 }
 
 /// One sentence about what went wrong.
 pub(crate) fn error(message: &str) {
-    label("error", "31", message);
+    label("error", AnsiColor::Red, message);
 }
 
-/// One sentence about what is odd.
+/// One sentence about what may not be meant.
 pub(crate) fn warning(message: &str) {
-    label("warning", "33", message);
+    if !QUIET.load(Ordering::Relaxed) {
+        label("warning", AnsiColor::Yellow, message);
+    }
 }
 
 /// Longer sentences hold a file's content; their middle is left out.
@@ -33,31 +46,22 @@ fn shortened(message: &str) -> std::borrow::Cow<'_, str> {
     format!("{}...{}", &message[..at(head)], &message[at(count - tail)..]).into()
 }
 
-fn label(label: &str, colour: &str, message: &str) {
-    let message = shortened(message);
-    if coloured() {
-        remark(format_args!("\x1b[1;{colour}m{label}:\x1b[0m {message}"));
-    } else {
-        remark(format_args!("{label}: {message}"));
-    }
+fn label(label: &str, colour: AnsiColor, message: &str) {
+    let (style, message) = (colour.on_default().bold(), shortened(message));
+    styled(format_args!("{style}{label}:{style:#} {message}"));
+}
+
+/// A line whose style shows where stderr is a terminal and `NO_COLOR` is unset (no-color.org).
+fn styled(line: impl Display) {
+    let _ = writeln!(anstream::stderr(), "{line}");
 }
 
 /// A line about progress or figures, dimmed; only for people, so only on a terminal.
 pub(crate) fn note(message: &str) {
-    if !stderr().is_terminal() {
-        return;
+    if is_chatty() {
+        let style = Style::new().dimmed();
+        styled(format_args!("{style}{message}{style:#}"));
     }
-    if coloured() {
-        remark(format_args!("\x1b[2m{message}\x1b[0m"));
-    } else {
-        remark(message);
-    }
-}
-
-/// Asks for a line; only for people, so on stderr.
-pub(crate) fn cue(text: &str) {
-    let mut out = stderr();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
 /// A line beside the results. Not `eprintln!`, which panics when stderr is closed.

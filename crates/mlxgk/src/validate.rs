@@ -22,10 +22,10 @@ pub(crate) struct ValidateArgs {
     steering: SteerArgs,
     #[command(flatten)]
     model: ModelArgs,
-    /// Strengths to run, as factors on ALPHA
+    /// Strengths to test, as factors of ALPHA
     #[arg(long, value_name = "A,A,...", value_delimiter = ',', default_value = "0.5,1,1.5,2")]
     alphas: Vec<f64>,
-    /// Seeds to run
+    /// Seeds to test
     #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_value = "1")]
     seeds: Vec<u64>,
     /// Prompts, as `generate` takes them; the bundled pieces of news by default
@@ -36,22 +36,22 @@ pub(crate) struct ValidateArgs {
     /// Word lists by voice: a JSON object of arrays
     #[arg(long, value_name = "FILE", requires = "voice")]
     words: Option<PathBuf>,
-    /// The voice among the word lists whose share is counted
+    /// The voice whose share of words is counted
     #[arg(long, value_name = "NAME", requires = "words")]
     voice: Option<String>,
-    /// New tokens per answer at most
+    /// Maximum number of new tokens per answer
     #[arg(long, value_name = "N", default_value = "64")]
     max_tokens: usize,
     /// 0 is greedy; above 0 samples at this temperature
     #[arg(long, value_name = "T", default_value = "0.8")]
     temp: f64,
-    /// Leave out the random directions and the negated vector
+    /// Skip the controls: random directions and the negated vector
     #[arg(long)]
     no_controls: bool,
-    /// Random directions to compare with; their mean and spread are reported
+    /// Random control directions; their mean and spread are reported
     #[arg(long, value_name = "N", default_value = "3", conflicts_with = "no_controls")]
     random_draws: usize,
-    /// Write the report as an HTML page, too
+    /// Also write the report as an HTML page
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     /// What to print

@@ -1,4 +1,4 @@
-//! Scores that are no numbers.
+//! Scores that are not numbers.
 
 use crate::{Context, LogitsProcessor, Result, Stage};
 

@@ -3,7 +3,6 @@
 mod guidance;
 mod inf_nan;
 mod normalization;
-pub(crate) mod special;
 
 pub use self::guidance::guide;
 pub use self::inf_nan::InfNanRemove;

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 
 use super::SeedingScheme;
 use super::greenlist::{Greenlist, WatermarkingConfig};
-use crate::numeric::special::erfc;
 use crate::{Error, ErrorKind, Result};
 
 /// Tells whether a text carries a [`Watermark`](super::Watermark), from the number of its green
@@ -90,7 +89,7 @@ impl WatermarkDetector {
         let (total, expected) = (scored as f64, self.greenlist.config.greenlist_ratio);
         let z_score =
             (green as f64 - expected * total) / (total * expected * (1.0 - expected)).sqrt();
-        let p_value = 0.5 * erfc(z_score / 2f64.sqrt());
+        let p_value = 0.5 * libm::erfc(z_score / 2f64.sqrt());
         Ok(WatermarkDetection {
             num_tokens_scored: scored,
             num_green_tokens: green,

@@ -13,7 +13,7 @@ use super::fields::FieldArgs;
 pub(crate) struct ConfigArgs {
     #[command(flatten)]
     pub(crate) fields: FieldArgs,
-    /// End the text before the stop string; its tokens stay
+    /// Leave the stop string out of the text; its tokens stay
     #[arg(long, help_heading = "Length and stopping")]
     pub(crate) trim_stop: bool,
     /// JSON file with any GenerationConfig fields under their HF names
@@ -32,15 +32,15 @@ pub(crate) struct ConfigArgs {
 
 /// A smaller model that guesses ahead; the text is the model's own.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Guidance and helpers")]
+#[command(next_help_heading = "Helpers")]
 pub(crate) struct AssistantArgs {
-    /// Smaller model with the same tokenizer, a folder or a hub id, which guesses ahead
+    /// Draft model for speculative decoding: a smaller one with the same tokenizer, a folder or hub id
     #[arg(long, visible_alias = "assistant-model", value_name = "MODEL")]
     pub(crate) assistant: Option<String>,
-    /// Most tokens it guesses at a time; 20 by default
+    /// Tokens drafted before each check; 20 by default
     #[arg(long, value_name = "N", requires = "assistant")]
     pub(crate) num_assistant_tokens: Option<usize>,
-    /// A guess less likely than this is the last of its turn; 0.4 by default
+    /// Confidence below which a draft ends; 0.4 by default
     #[arg(long, value_name = "P", requires = "assistant")]
     pub(crate) assistant_confidence_threshold: Option<f64>,
 }

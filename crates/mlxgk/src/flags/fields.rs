@@ -1,7 +1,7 @@
 //! One flag for each field of HF's GenerationConfig.
 //!
 //! [`FLAGS`] lists those that help shows, under the name people know and under HF's in kebab-case.
-//! Every other field is a hidden flag under HF's name, so that whoever comes from transformers need
+//! Every other field is a hidden flag under HF's name, so that users of transformers need
 //! not look anything up. What a flag does is taken from the field's own documentation.
 
 use std::path::PathBuf;
@@ -17,9 +17,9 @@ use super::config::json_or_text;
 
 const LENGTH: &str = "Length and stopping";
 const SAMPLING: &str = "Sampling";
-const PENALTIES: &str = "Penalties and bans";
+const PENALTIES: &str = "Penalties";
 const BEAMS: &str = "Beams";
-const HELPERS: &str = "Guidance and helpers";
+const HELPERS: &str = "Helpers";
 const CACHE: &str = "Cache";
 const STRUCTURE: &str = "Structured output";
 
@@ -38,6 +38,8 @@ struct Flag {
     heading: &'static str,
     /// Help that goes beyond the field's documentation, or (with a leading `=`) stands in its place.
     help: &'static str,
+    /// Whether `-h` shows it, too.
+    is_common: bool,
 }
 
 /// How a flag's value is written.
@@ -70,12 +72,16 @@ const fn flag(
     kind: Kind,
     heading: &'static str,
 ) -> Flag {
-    Flag { field, names, short: None, value, kind, heading, help: "" }
+    Flag { field, names, short: None, value, kind, heading, help: "", is_common: false }
 }
 
 impl Flag {
     const fn short(self, short: char) -> Self {
         Self { short: Some(short), ..self }
+    }
+
+    const fn common(self) -> Self {
+        Self { is_common: true, ..self }
     }
 
     const fn help(self, help: &'static str) -> Self {
@@ -86,16 +92,16 @@ impl Flag {
 #[rustfmt::skip]
 const FLAGS: &[Flag] = &[
     flag("max_new_tokens", &["max-tokens", "max-new-tokens"], "N", Kind::Count, LENGTH)
-        .short('n').help("256 where no length is set anywhere."),
+        .short('n').help("256 where no length is set anywhere.").common(),
     flag("min_new_tokens", &["min-new-tokens"], "N", Kind::Count, LENGTH),
-    flag("stop_strings", &["stop", "stop-strings"], "TEXT", Kind::Texts, LENGTH).help("Repeatable."),
+    flag("stop_strings", &["stop", "stop-strings"], "TEXT", Kind::Texts, LENGTH).help("Repeatable.").common(),
     flag("max_time", &["max-time"], "SECONDS", Kind::Number, LENGTH),
-    flag("do_sample", &["do-sample"], "BOOL", Kind::Switch, SAMPLING),
+    flag("do_sample", &["do-sample"], "BOOL", Kind::Switch, SAMPLING).common(),
     flag("temperature", &["temp", "temperature"], "T", Kind::Number, SAMPLING).short('t')
-        .help("=0 is greedy; above 0 samples, with scores divided by this temperature."),
-    flag("top_k", &["top-k"], "K", Kind::Count, SAMPLING),
-    flag("top_p", &["top-p"], "P", Kind::Number, SAMPLING),
-    flag("min_p", &["min-p"], "P", Kind::Number, SAMPLING),
+        .help("=0 is greedy; above 0 samples, with scores divided by this temperature.").common(),
+    flag("top_k", &["top-k"], "K", Kind::Count, SAMPLING).common(),
+    flag("top_p", &["top-p"], "P", Kind::Number, SAMPLING).common(),
+    flag("min_p", &["min-p"], "P", Kind::Number, SAMPLING).common(),
     flag("top_h", &["top-h"], "H", Kind::Number, SAMPLING),
     flag("typical_p", &["typical-p"], "P", Kind::Number, SAMPLING),
     flag("epsilon_cutoff", &["epsilon-cutoff"], "E", Kind::Number, SAMPLING),
@@ -104,28 +110,28 @@ const FLAGS: &[Flag] = &[
     flag("xtc_probability", &["xtc-probability"], "P", Kind::Number, SAMPLING),
     flag("xtc_threshold", &["xtc-threshold"], "P", Kind::Number, SAMPLING),
     flag("mirostat", &["mirostat"], "VERSION", Kind::Count, SAMPLING),
-    flag("num_return_sequences", &["num-return-sequences"], "N", Kind::Count, SAMPLING),
-    flag("repetition_penalty", &["repetition-penalty"], "R", Kind::Number, PENALTIES),
+    flag("num_return_sequences", &["num-return-sequences"], "N", Kind::Count, SAMPLING).common(),
+    flag("repetition_penalty", &["repetition-penalty"], "R", Kind::Number, PENALTIES).common(),
     flag("frequency_penalty", &["frequency-penalty"], "X", Kind::Number, PENALTIES),
     flag("presence_penalty", &["presence-penalty"], "X", Kind::Number, PENALTIES),
     flag("dry_multiplier", &["dry-multiplier"], "X", Kind::Number, PENALTIES),
     flag("no_repeat_ngram_size", &["no-repeat-ngram-size"], "N", Kind::Count, PENALTIES),
     flag("suppress_tokens", &["suppress-tokens"], "IDS", Kind::Ids, PENALTIES).help("E.g. 3,14."),
     flag("begin_suppress_tokens", &["begin-suppress-tokens"], "IDS", Kind::Ids, PENALTIES),
-    flag("num_beams", &["num-beams"], "N", Kind::Count, BEAMS),
+    flag("num_beams", &["num-beams"], "N", Kind::Count, BEAMS).common(),
     flag("length_penalty", &["length-penalty"], "X", Kind::Number, BEAMS),
     flag("early_stopping", &["early-stopping"], "WHEN", Kind::Switch, BEAMS)
         .help("=Stops as soon as enough beams are finished; `never` waits until none can do better."),
     flag("guidance_scale", &["guidance-scale"], "X", Kind::Number, HELPERS),
     flag("prompt_lookup_num_tokens", &["prompt-lookup", "prompt-lookup-num-tokens"], "N", Kind::Count,
         HELPERS),
-    flag("max_kv_size", &["max-kv-size"], "N", Kind::Count, CACHE),
+    flag("max_kv_size", &["max-kv-size"], "N", Kind::Count, CACHE).common(),
     flag("kv_keep", &["kv-keep"], "N", Kind::Count, CACHE),
     flag("kv_bits", &["kv-bits"], "N", Kind::Count, CACHE),
     flag("kv_group_size", &["kv-group-size"], "N", Kind::Count, CACHE),
     flag("quantized_kv_start", &["quantized-kv-start"], "N", Kind::Count, CACHE),
-    flag("json_schema", &["json-schema"], "FILE", Kind::JsonFile, STRUCTURE),
-    flag("regex", &["regex"], "REGEX", Kind::Text, STRUCTURE),
+    flag("json_schema", &["json-schema"], "FILE", Kind::JsonFile, STRUCTURE).common(),
+    flag("regex", &["regex"], "REGEX", Kind::Text, STRUCTURE).common(),
     flag("grammar", &["grammar"], "FILE", Kind::TextFile, STRUCTURE),
 ];
 
@@ -160,6 +166,30 @@ pub(crate) fn flag_of(field: &str) -> String {
     }
 }
 
+/// All flags of a field, the one that help shows first; none where only a file can hold it.
+pub(crate) fn flags_of(field: &str) -> Vec<String> {
+    match FLAGS.iter().find(|it| it.field == field) {
+        Some(flag) => {
+            let short = flag.short.map(|it| format!("-{it}"));
+            flag.names.iter().map(|it| format!("--{it}")).chain(short).collect()
+        }
+        None if field.starts_with('_') => Vec::new(),
+        None => vec![format!("--{}", kebab(field))],
+    }
+}
+
+/// A field's documentation as a line, without its markup for rustdoc.
+pub(crate) fn description(field: &str) -> String {
+    let documented = GenerationConfig::describe(field).unwrap_or_default();
+    let words: Vec<&str> = documented.split_whitespace().collect();
+    words.join(" ").replace("[`", "`").replace("`]", "`")
+}
+
+/// Whether a flag, by its name, sets a field.
+pub(crate) fn is_field_flag(name: &str) -> bool {
+    FLAGS.iter().any(|it| it.names.contains(&name)) || hidden().any(|it| kebab(it) == name)
+}
+
 fn kebab(field: &str) -> String {
     field.replace('_', "-")
 }
@@ -188,11 +218,11 @@ impl Args for FieldArgs {
             if let Some(short) = flag.short {
                 shown = shown.short(short);
             }
-            let mut help = help(flag);
-            if !others.is_empty() {
-                help += &format!(" [also: --{}]", others.join(", --"));
-            }
-            command = command.arg(shown.help(StyledStr::from(help)));
+            let shown = shown
+                .help(StyledStr::from(short_help(flag)))
+                .long_help(StyledStr::from(long_help(flag)))
+                .hide_short_help(!flag.is_common);
+            command = command.arg(shown);
             for &other in others {
                 let other = with_kind(Arg::new(other).long(other), flag.kind);
                 command = command.arg(other.value_name(flag.value).hide(true));
@@ -246,15 +276,32 @@ fn read(matches: &ArgMatches, name: &str, field: &'static str, kind: Kind) -> Op
     Some(Given { field, flag: format!("--{name}"), value })
 }
 
-/// The field's documentation as a line, without its markup for rustdoc.
+/// What a flag does: the field's documentation, and what the command line adds to it.
 fn help(flag: &Flag) -> String {
     if let Some(help) = flag.help.strip_prefix('=') {
         return help.to_owned();
     }
-    let documented = GenerationConfig::describe(flag.field).unwrap_or_default();
-    let words: Vec<&str> = documented.split_whitespace().collect();
-    let plain = words.join(" ").replace("[`", "`").replace("`]", "`");
+    let plain = description(flag.field);
     if flag.help.is_empty() { plain } else { format!("{plain} {}", flag.help) }
+}
+
+/// The first sentence of a flag's help.
+fn short_help(flag: &Flag) -> String {
+    let help = help(flag);
+    let first = help.split_once(". ").map_or(&*help, |it| it.0);
+    first.trim_end_matches('.').to_owned()
+}
+
+/// All that is known of a flag: its help, the values it takes, its field and its other names.
+fn long_help(flag: &Flag) -> String {
+    let range = GenerationConfig::range_of(flag.field).filter(|_| !flag.help.starts_with('='));
+    let range = range.map(|it| format!("Range: {it}."));
+    let others = match &flag.names[1..] {
+        [] => None,
+        others => Some(format!("[also: --{}]", others.join(", --"))),
+    };
+    let parts = [Some(help(flag)), range, others];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(" ")
 }
 
 fn with_kind(arg: Arg, kind: Kind) -> Arg {

@@ -8,36 +8,36 @@ use mlx_genkit::training::SoftPrompt;
 use crate::failure::Result;
 
 /// Which model, and where and how it runs.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelArgs {
     /// Model: a folder, or a hub id such as Qwen/Qwen3-0.6B or Qwen/Qwen3-0.6B@main, which is
     /// downloaded once; the model inside the binary by default
     #[arg(short, long, value_name = "MODEL")]
     pub(crate) model: Option<String>,
-    /// Use models that are on this machine, and never the network
+    /// Never use the network: only models on this machine
     #[arg(long)]
     pub(crate) offline: bool,
-    /// Take tokenizer and chat template from this folder instead of the model's
+    /// Folder with the tokenizer and chat template to use instead of the model's
     #[arg(long, value_name = "DIR")]
     pub(crate) tokenizer: Option<PathBuf>,
-    /// LoRA or DoRA adapter to run with, a folder as PEFT, mlx-lm or `mlxgk train` write it;
-    /// repeatable, what each changes is added up
+    /// LoRA or DoRA adapter: a folder of PEFT, mlx-lm or `mlxgk train`; repeatable, what each changes is
+    /// added up
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Vec<PathBuf>,
-    /// Where to run; the GPU where there is one by default
+    /// Device to run on; a GPU by default where there is one
     #[arg(long, value_enum)]
     pub(crate) device: Option<DeviceArg>,
-    /// Precision of weights and activations; auto is the checkpoint's on a GPU, float32 on the CPU
+    /// Dtype of weights and activations; auto is the checkpoint's on a GPU, float32 on the CPU
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) dtype: DtypeArg,
 }
 
-/// What stands before each prompt.
+/// What precedes each prompt.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct SoftPromptArgs {
-    /// Soft prompt to put before each prompt, a folder or file as PEFT or `mlxgk train` write it
+    /// Soft prompt before each prompt: a folder or file of PEFT or `mlxgk train`
     #[arg(long, value_name = "FILE")]
     soft_prompt: Option<PathBuf>,
 }

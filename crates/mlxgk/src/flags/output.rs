@@ -5,6 +5,7 @@ use mlx_genkit::Seed;
 
 /// What is printed.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
 pub(crate) struct OutputArgs {
     /// What to print
     #[arg(long, value_enum, default_value = "text")]
@@ -19,11 +20,22 @@ pub(crate) enum Format {
     Json,
 }
 
+/// What is printed where tokens may appear as they are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StreamFormat {
+    /// For people
+    Text,
+    /// One JSON document for programs
+    Json,
+    /// A JSON object per token as it is made, then the document, each on a line
+    Jsonl,
+}
+
 /// Which random numbers are drawn.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Sampling")]
 pub(crate) struct SeedArgs {
-    /// Seed of the random numbers; another one in every run by default
+    /// Seed of the random numbers; a new one for every run by default
     #[arg(short, long, value_name = "N")]
     pub(crate) seed: Option<u64>,
     /// Random generator
@@ -33,7 +45,7 @@ pub(crate) struct SeedArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum RngArg {
-    /// The tokens HF gives after torch.manual_seed(N) on the CPU
+    /// torch's, for the tokens that HF gives after torch.manual_seed(N) on the CPU
     Torch,
     /// Faster, with a stream per row
     Fast,
@@ -54,24 +66,5 @@ impl SeedArgs {
 pub(crate) fn number(seed: Seed) -> u64 {
     match seed {
         Seed::Torch(seed) | Seed::Fast(seed) => seed,
-    }
-}
-
-/// Layers whose hidden states are wanted.
-#[derive(Debug, Clone)]
-pub(crate) enum Layers {
-    All,
-    Only(Vec<usize>),
-}
-
-impl std::str::FromStr for Layers {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "all" {
-            return Ok(Self::All);
-        }
-        let layers: Result<_, _> = text.split(',').map(|it| it.trim().parse()).collect();
-        layers.map(Self::Only).map_err(|_| "must be `all`, or numbers such as 0,4,8".to_owned())
     }
 }

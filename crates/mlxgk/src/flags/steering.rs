@@ -14,6 +14,7 @@ use mlx_genkit::{
     },
 };
 
+use super::Layers;
 use crate::{
     failure::{Failure, Result},
     terminal,
@@ -26,25 +27,27 @@ pub(crate) struct SteerArgs {
     /// Steering file and strength (default 1); repeatable, later ones add to earlier ones
     #[arg(long, value_name = "FILE[:ALPHA]")]
     pub(crate) steer: Vec<Dose>,
-    /// SteerLayers to steer: 3, 2,5, 4-9 or all (the default: every layer in the file)
+    /// Layers to steer: 3, 2,5, 4..10 or 4..=9 (both 4 to 9), or all (the default: every layer in the
+    /// file)
     #[arg(long, value_name = "LAYERS", requires = "steer")]
-    pub(crate) steer_layers: Option<SteerLayers>,
-    /// What is done with the vectors: add, add-unit, add-relative, norm-preserve, ablate,
+    pub(crate) steer_layers: Option<Layers>,
+    /// Operation: add, add-unit, add-relative, norm-preserve, ablate,
     /// ablate-partial, ablate-add, ablate-subspace, clamp, cap-max, cap-min, rotate or replace
     #[arg(long, value_name = "OP", requires = "steer")]
     pub(crate) steer_op: Option<Operation>,
     /// Tokens to steer: all, prompt, generation (the last prompt token and everything after it),
-    /// `prompt[A..B]`, `generation[A..B]`, `tokens[ID;ID]`; several with commas, a `-` before one excludes it
+    /// `prompt[A..B]`, `generation[A..B]` (from A up to B, without B; either may be left out),
+    /// `tokens[ID;ID]`; several with commas, a `-` before one excludes it
     #[arg(long, value_name = "WHERE", requires = "steer", allow_hyphen_values = true)]
     pub(crate) steer_positions: Option<Positions>,
-    /// Strength over the answer: constant, warmup:N, ramp:START:END, cosine:N, decay:TAU,
+    /// Schedule of the strength over the answer: constant, warmup:N, ramp:START:END, cosine:N, decay:TAU,
     /// pulse:PERIOD:DUTY or points:T=A,T=A,...
     #[arg(long, value_name = "SCHEDULE")]
     pub(crate) steer_schedule: Option<Schedule>,
     /// Steer the logits instead of a layer: adds ALPHA · W v to them
     #[arg(long, value_name = "FILE[:ALPHA]")]
     pub(crate) steer_logits: Vec<Dose>,
-    /// Steer each choice of a token only as far as KL(steered ‖ base) stays within this many nats
+    /// Limit the strength at each token so that KL(steered ‖ base) is at most this many nats
     #[arg(long, value_name = "NATS", value_parser = budget)]
     pub(crate) steer_kl: Option<f64>,
 }
@@ -55,10 +58,6 @@ pub(crate) struct Dose {
     pub(crate) file: PathBuf,
     pub(crate) alpha: f64,
 }
-
-/// Parts of `--steer-layers`; none for all.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct SteerLayers(Vec<(usize, usize)>);
 
 impl SteerArgs {
     /// The hook for `model`; `None` where nothing is steered.
@@ -146,13 +145,11 @@ impl SteerArgs {
         file: &Path,
         model: &Model,
     ) -> Result<SteeringVectors> {
-        let Some(SteerLayers(parts)) = &self.steer_layers else { return Ok(vectors) };
-        if parts.is_empty() {
-            return Ok(vectors);
-        }
+        let Some(Layers::Only(parts)) = &self.steer_layers else { return Ok(vectors) };
         let (held, count) = (vectors.layers(), model.decoder().components().layers);
         let mut layers = Vec::new();
-        for &(first, last) in parts {
+        for part in parts {
+            let (first, last) = part.layers(count).into_inner();
             if last >= count {
                 return Err(Failure::usage(format_args!(
                     "--steer-layers: layer {last} is out of range; the model has layers 0 to {}",
@@ -164,7 +161,7 @@ impl SteerArgs {
             if layers.len() == before {
                 let file = file.display();
                 return Err(Failure::usage(format_args!(
-                    "--steer-layers: {file} has no vector for layers {first}-{last}"
+                    "--steer-layers: {file} has no vector for layers {first}..={last}"
                 )));
             }
         }
@@ -225,7 +222,7 @@ fn is_file_name(text: &str) -> bool {
     text.parse::<f64>().is_err() && extension.starts_with(|it: char| it.is_ascii_alphabetic())
 }
 
-/// A dose as people type it in a chat: `FILE`, `FILE:ALPHA` or `FILE ALPHA`.
+/// A file and its strength as people type them in a chat: `FILE`, `FILE:ALPHA` or `FILE ALPHA`.
 pub(crate) fn typed_dose(text: &str) -> Result<Dose, String> {
     match text.rsplit_once(char::is_whitespace) {
         Some((file, alpha)) if alpha.parse::<f64>().is_ok() => {
@@ -239,26 +236,6 @@ fn budget(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(nats) if f64::is_finite(nats) && nats > 0.0 => Ok(nats),
         _ => Err("must be a number above 0".to_owned()),
-    }
-}
-
-impl FromStr for SteerLayers {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "all" {
-            return Ok(Self(Vec::new()));
-        }
-        let wrong = || format!("unknown layers {text:?}; expected 3, 2,5, 4-9 or all");
-        let number = |it: &str| it.trim().parse::<usize>().map_err(|_| wrong());
-        let part = |it: &str| match it.split_once('-') {
-            None => number(it).map(|it| (it, it)),
-            Some((first, last)) => match (number(first)?, number(last)?) {
-                (first, last) if first <= last => Ok((first, last)),
-                _ => Err(wrong()),
-            },
-        };
-        Ok(Self(text.split(',').map(part).collect::<Result<_, _>>()?))
     }
 }
 
@@ -289,16 +266,5 @@ mod tests {
         assert_eq!(typed("my joy.safetensors  -1.5"), Ok(("my joy.safetensors".into(), -1.5)));
         assert_eq!(typed("my joy.safetensors"), Ok(("my joy.safetensors".into(), 1.0)));
         assert!(of("").is_err());
-    }
-
-    #[test]
-    fn layers_are_numbers_and_ranges() {
-        let of = str::parse::<SteerLayers>;
-        assert_eq!(of("all"), Ok(SteerLayers(vec![])));
-        assert_eq!(of("2,5"), Ok(SteerLayers(vec![(2, 2), (5, 5)])));
-        assert_eq!(of("4-9"), Ok(SteerLayers(vec![(4, 9)])));
-        for text in ["", "x", "5-2", "-1", "1,"] {
-            assert!(of(text).is_err(), "{text}");
-        }
     }
 }

@@ -17,7 +17,7 @@ use mlx_rs::Dtype;
 
 use crate::{
     failure::{Failure, Result},
-    flags::{Format, ModelArgs, SteerArgs},
+    flags::{Format, Layers, ModelArgs, SteerArgs},
 };
 
 pub(crate) use self::run::run;
@@ -26,31 +26,32 @@ pub(crate) use self::run::run;
 pub(crate) struct TrainArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Data, one JSON object per line: a file, or a folder with train.jsonl and perhaps valid.jsonl
+    /// Training data, one JSON object per line: a file, or a folder with train.jsonl and optionally
+    /// valid.jsonl
     #[arg(long, value_name = "FILE|DIR")]
     data: PathBuf,
-    /// Held-out data
+    /// Validation data
     #[arg(long, value_name = "FILE")]
     valid: Option<PathBuf>,
     /// The folder to write: the adapter, metrics.jsonl, loss.svg and the checkpoint
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// What is trained
+    /// What to train
     #[arg(long, value_enum, default_value = "lora")]
     method: Method,
-    /// Passes through the data
+    /// Epochs: passes over the data
     #[arg(long, value_name = "N", default_value = "1", conflicts_with = "steps")]
     epochs: u64,
-    /// Steps, instead of passes
+    /// Optimizer steps, instead of epochs
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
-    /// Rows per batch
+    /// Batch size in rows
     #[arg(long, value_name = "N", default_value = "8")]
     batch_size: usize,
-    /// Batches per step, each token of which counts alike
+    /// Gradient accumulation: batches per optimizer step
     #[arg(long, value_name = "N", default_value = "1")]
     accumulate: usize,
-    /// Join short rows into rows of so many tokens, so that none are spent on padding
+    /// Pack short rows into rows of this many tokens, so that nothing is spent on padding
     #[arg(long, value_name = "TOKENS")]
     pack: Option<usize>,
     #[command(flatten)]
@@ -61,7 +62,7 @@ pub(crate) struct TrainArgs {
     steering: SteerArgs,
     #[command(flatten)]
     saving: SavingArgs,
-    /// What the order of the data and new parameters are drawn from
+    /// Seed of the data's order and of new parameters
     #[arg(short, long, value_name = "N", default_value = "0")]
     seed: u64,
     /// What to print
@@ -71,11 +72,11 @@ pub(crate) struct TrainArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Method {
-    /// Low-rank additions to the model's products
+    /// Low-rank adapters on the linear layers
     Lora,
-    /// The same, which learn the lengths of rows apart from their directions
+    /// LoRA with learned magnitudes (weight-decomposed)
     Dora,
-    /// Embeddings that stand before every text
+    /// Virtual tokens before every text
     SoftPrompt,
     /// Steering vectors
     Vector,
@@ -89,28 +90,28 @@ struct OptimizerArgs {
     /// Learning rate
     #[arg(long, visible_alias = "lr", value_name = "X", default_value = "1e-4")]
     learning_rate: f64,
-    /// How the learning rate changes after the warm-up
+    /// Learning-rate schedule after the warm-up
     #[arg(long, value_enum, default_value = "cosine")]
     schedule: ScheduleArg,
-    /// Steps in which it grows from 0
+    /// Warm-up steps, in which the learning rate grows from 0
     #[arg(long, value_name = "N", default_value = "0")]
     warmup: u64,
-    /// What of a parameter a step of learning rate 1 takes away
+    /// Weight decay (AdamW)
     #[arg(long, value_name = "X", default_value = "0")]
     weight_decay: f64,
-    /// The bound on the norm of all gradients together; 0 for none
+    /// Gradient clipping: the largest norm of all gradients together; 0 for none
     #[arg(long, value_name = "X", default_value = "1")]
     max_grad_norm: f32,
     /// Label smoothing
     #[arg(long, value_name = "X", default_value = "0")]
     label_smoothing: f32,
-    /// Keep a moving average of what is trained with this decay, and save that
+    /// Decay of an exponential moving average of the trained parameters, which is then saved instead
     #[arg(long, value_name = "DECAY")]
     ema: Option<f64>,
-    /// For preferences, how strongly the model is held to what it was (DPO's beta)
+    /// DPO's beta: how strongly the model is kept close to the reference
     #[arg(long, value_name = "X", default_value = "0.1")]
     beta: f32,
-    /// Hold the activations of so many layers at a time, and compute the others again
+    /// Gradient checkpointing: keep the activations of this many layers at a time, recompute the others
     #[arg(long, value_name = "N")]
     checkpoint_layers: Option<usize>,
 }
@@ -125,28 +126,29 @@ enum ScheduleArg {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "What is trained")]
 struct AdapterArgs {
-    /// Rank of the additions
+    /// LoRA rank
     #[arg(long, value_name = "N", default_value = "8")]
     rank: usize,
-    /// The additions are scaled by alpha / rank
+    /// LoRA alpha; adapters are scaled by alpha / rank
     #[arg(long, value_name = "X", default_value = "16")]
     alpha: f32,
-    /// By alpha / √rank instead (rsLoRA)
+    /// Scale by alpha / √rank instead (rsLoRA)
     #[arg(long)]
     rank_stabilized: bool,
-    /// Products by the end of their names, such as q_proj,v_proj; all in the blocks by default
+    /// Linear layers to adapt, by the end of their names, such as q_proj,v_proj; all in the blocks by
+    /// default
     #[arg(long, value_name = "NAME,NAME,...", value_delimiter = ',')]
     targets: Vec<String>,
-    /// Layers, from 0; all by default
-    #[arg(long, value_name = "N,N,...", value_delimiter = ',')]
-    layers: Vec<usize>,
-    /// Whose files to write
+    /// Layers to train, counted from 0: 3, 2,5, 4..10 or 4..=9 (both 4 to 9); all by default
+    #[arg(long, value_name = "LAYERS")]
+    layers: Option<Layers>,
+    /// File format of the adapter
     #[arg(long, value_enum, default_value = "peft")]
     adapter_format: FormatArg,
-    /// Tokens of a soft prompt
+    /// Virtual tokens of a soft prompt
     #[arg(long, value_name = "N", default_value = "16")]
     virtual_tokens: usize,
-    /// The text that a soft prompt begins as; tokens drawn from the vocabulary by default
+    /// Text to initialize a soft prompt from; random tokens of the vocabulary by default
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     init_text: Option<String>,
     /// With --method full, train parameters whose names match this regular expression; repeatable, all by
@@ -167,16 +169,16 @@ enum FormatArg {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Checkpoints and held-out data")]
 struct SavingArgs {
-    /// Write a checkpoint every so many steps
+    /// Write a checkpoint every N steps
     #[arg(long, value_name = "N", default_value = "100")]
     save_every: u64,
-    /// Measure the held-out loss every so many steps
+    /// Measure the validation loss every N steps
     #[arg(long, value_name = "N", default_value = "50")]
     eval_every: u64,
-    /// Stop after so many measurements without a better one
+    /// Early stopping: stop after N measurements without an improvement
     #[arg(long, value_name = "N")]
     patience: Option<u64>,
-    /// Continue the run that was begun in the folder
+    /// Resume the run in the folder of --out
     #[arg(long)]
     resume: bool,
 }
@@ -218,6 +220,11 @@ impl TrainArgs {
     /// Puts what is to be trained on the model.
     fn trainee<'m>(&self, model: &'m mut Model) -> Result<Trainee<'m>> {
         let given = &self.adapter;
+        let count = model.decoder().layers().len();
+        let layers = match &given.layers {
+            None | Some(Layers::All) => None,
+            Some(only) => Some(only.of(count)),
+        };
         let trainee = match self.method {
             // One that was given is trained further.
             Method::Lora | Method::Dora if !self.model.adapter.is_empty() => {
@@ -230,7 +237,7 @@ impl TrainArgs {
                     rank_stabilized: given.rank_stabilized,
                     dora: self.method == Method::Dora,
                     targets: given.targets.clone(),
-                    layers: given.layers.clone(),
+                    layers: layers.clone().unwrap_or_default(),
                     seed: self.seed,
                 };
                 attach_lora(model.decoder_mut(), &config).map_err(mlx_genkit::Error::from)?;
@@ -250,9 +257,8 @@ impl TrainArgs {
                 Trainee::new(model.decoder_mut()).soft_prompt(soft.embeddings())
             }
             Method::Vector => {
-                let all: Vec<usize> = (0..model.decoder().layers().len()).collect();
-                let layers = if given.layers.is_empty() { &all } else { &given.layers };
-                Trainee::new(model.decoder_mut()).vectors(layers)
+                let layers = layers.unwrap_or_else(|| (0..count).collect());
+                Trainee::new(model.decoder_mut()).vectors(&layers)
             }
             Method::Full => {
                 let [train, freeze] = [&given.train, &given.freeze]

@@ -25,7 +25,7 @@ fn a_conversation_is_answered_saved_and_reset() {
     // After the reset, the same message gets the same answer.
     assert_eq!(second.as_array().unwrap()[..], first.as_array().unwrap()[..3]);
 
-    // What the cache had does not show: `generate` reads the whole conversation anew.
+    // What the cache had does not show: `generate` reads the whole conversation again.
     let answer = &first[4]["content"];
     let asked = Value::from(first.as_array().unwrap()[..4].to_vec()).to_string();
     let args = ["generate", "--messages-json", &asked, "--temp", "0", "--max-tokens", "8"];
@@ -48,8 +48,8 @@ fn settings_for_other_ways_of_decoding_serve_a_conversation_or_are_refused() {
     }
     let guided = talk(&["--set", "guidance_scale=2"]);
     assert_eq!((guided.status, guided.stdout.lines().count()), (Some(0), 2), "{}", guided.stderr);
-    let odd = talk(&["--top-p", "0.5"]);
-    assert_eq!(odd.stderr.matches("--top-p (`top_p`) is 0.5").count(), 1, "{}", odd.stderr);
+    let warned = talk(&["--top-p", "0.5"]);
+    assert_eq!(warned.stderr.matches("--top-p (`top_p`) is 0.5").count(), 1, "{}", warned.stderr);
     for more in ["num_beams=2", "token_healing=true"] {
         let run = talk(&["--set", more]);
         assert_eq!((run.status, run.stdout.as_str()), (Some(2), ""), "{more}: {}", run.stderr);

@@ -69,11 +69,18 @@ fn generate_prints_the_documented_fields() {
             "tokens_per_second",
             "mode",
             "seed",
-            "warnings"
+            "warnings",
+            "settings",
+            "versions"
         ]
     );
     assert_eq!((&it["mode"], &it["seed"]), (&json!("greedy_search"), &Value::Null));
     assert_eq!(it["warnings"], json!([]));
+    assert_eq!(
+        (&it["settings"]["max_new_tokens"], &it["settings"]["top_k"]),
+        (&json!(4), &json!(50))
+    );
+    assert_eq!(it["versions"], json!({"mlxgk": env!("CARGO_PKG_VERSION"), "transformers": "5.23"}));
     let sequence = &it["sequences"][0];
     assert_eq!(keys(sequence), ["prompt_index", "tokens", "text", "finish_reason", "score"]);
     assert_eq!(sequence["prompt_index"], 0);
@@ -431,7 +438,7 @@ fn any_field_can_be_set() {
     let ids = ["generate", "--model", &llama(), "--prompt-ids", "5,17", "--max-tokens", "3"];
     let run = document(&[&ids[..], &["--set", "logit_bias={\"42\": 1000}"]].concat());
     assert_eq!(tokens(&run), [[42, 42, 42]]);
-    // What is no JSON is a string; `null` is none, whatever the files say.
+    // What is not JSON is a string; `null` unsets a field, whatever the files say.
     let drawn = ["--temp", "1", "--set", "sampler_order=llama_cpp", "--set", "top_k=null"];
     assert_eq!(count(&document(&[&ids[..], &drawn].concat())), 3);
 }

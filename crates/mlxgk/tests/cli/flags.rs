@@ -253,3 +253,62 @@ fn a_text_cut_inside_a_structure_is_said() {
     assert!(it["warnings"][0].as_str().unwrap().contains("--regex"), "{it}");
     assert_eq!(document(&["generate", "Count.", "--regex", "a"])["warnings"], json!([]));
 }
+
+#[test]
+fn json_lines_are_tokens_as_they_are_made_and_then_the_document() {
+    let lines = |args: &[&str]| -> Vec<Value> {
+        let run = mlxgk(&[args, &["--format", "jsonl"]].concat());
+        assert_eq!((run.status, run.stderr.as_str()), (Some(0), ""), "{args:?}");
+        run.stdout.lines().map(|it| serde_json::from_str(it).unwrap()).collect()
+    };
+    let mut one = lines(&HI);
+    let whole = one.pop().unwrap();
+    assert_eq!(whole["sequences"], document(&HI)["sequences"]);
+    let sequence = &whole["sequences"][0];
+    let tokens: Vec<&Value> = one.iter().map(|it| &it["token"]).collect();
+    assert_eq!(json!(tokens), sequence["tokens"]);
+    let text: String = one.iter().filter_map(|it| it["text"].as_str()).collect();
+    assert_eq!(text, sequence["text"].as_str().unwrap());
+    let (last, before) = one.split_last().unwrap();
+    assert!(before.iter().all(|it| it["finish_reason"].is_null()), "{before:?}");
+    assert_eq!(last["finish_reason"], sequence["finish_reason"]);
+
+    let mut two = lines(&["generate", "Hi", "-n", "3", "-t", "1", "--num-return-sequences", "2"]);
+    let whole = two.pop().unwrap();
+    for (index, sequence) in whole["sequences"].as_array().unwrap().iter().enumerate() {
+        let own = two.iter().filter(|it| it["sequence"] == index).map(|it| it["token"].clone());
+        assert_eq!(Value::from(own.collect::<Vec<_>>()), sequence["tokens"]);
+    }
+    // Beams are known at the end only.
+    assert_eq!(lines(&["generate", "Hi", "-n", "3", "--num-beams", "2"]).len(), 1);
+}
+
+#[test]
+fn quiet_leaves_warnings_to_the_document() {
+    let args = ["generate", "Hi", "-n", "2", "--top-p", "0.5"];
+    assert!(mlxgk(&args).stderr.contains("warning: "));
+    for flag in ["-q", "--quiet"] {
+        let run = mlxgk(&[&args[..], &[flag, "--format", "json"]].concat());
+        assert_eq!((run.status, run.stderr.as_str()), (Some(0), ""));
+        let it: Value = serde_json::from_str(&run.stdout).unwrap();
+        assert!(it["warnings"][0].as_str().unwrap().contains("--top-p"), "{it}");
+    }
+    let run = mlxgk(&["-q", "generate", "Hi", "--max-tokens", "0"]);
+    assert_eq!(run.status, Some(2));
+    assert!(run.stderr.starts_with("error: --max-tokens"), "{}", run.stderr);
+}
+
+#[test]
+fn ranges_of_layers_have_one_spelling_and_the_older_ones_are_read() {
+    let base = ["generate", "Hi", "-n", "2", "-t", "0", "--hidden-states"];
+    let layers = |text: &str| {
+        document(&[&base[..], &[text]].concat())["sequences"][0]["hidden_states"]["layers"].clone()
+    };
+    for text in ["1..4", "1..=3", "1-3", "1,2,3"] {
+        assert_eq!(layers(text), json!([1, 2, 3]), "{text}");
+    }
+    assert_eq!(layers("0,2.."), json!([0, 2, 3, 4, 5]));
+    let run = mlxgk(&[&base[..], &["4..2", "--format", "json"]].concat());
+    assert_eq!(run.status, Some(2));
+    assert!(run.stderr.contains("expected e.g. 3, 2,5, 4..10, 4..=9 or all"), "{}", run.stderr);
+}

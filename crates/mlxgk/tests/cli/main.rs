@@ -5,11 +5,14 @@
 mod bad_input;
 mod cache;
 mod chat;
+mod commands;
 mod contract;
 mod convert;
 mod flags;
+mod help;
 mod models;
 mod output;
 mod shared;
 mod steering;
+mod terminal;
 mod training;

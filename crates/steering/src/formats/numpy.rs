@@ -1,40 +1,34 @@
 //! As much of NumPy's `.npy` and `.npz` as an array of floats needs.
 
+use std::io::{Cursor, Read};
+
+use zip::ZipArchive;
+
 use super::refuse;
 use crate::{Result, file::floats};
 
 type ArrayOf = (Vec<usize>, Vec<f32>);
 
-/// The one array in an archive that `numpy.savez` wrote.
+/// More bytes than any file of vectors unpacks to: some kilobytes may claim to hold terabytes.
+const MAX_BYTES: u64 = 1 << 30;
+
+/// The one array in an archive that `numpy.savez` or `numpy.savez_compressed` wrote.
 pub(super) fn read_npz(bytes: &[u8]) -> Result<ArrayOf> {
-    const END: &[u8] = b"PK\x05\x06";
     let damaged = || refuse("the npz file is damaged");
-    // The end record has 22 bytes.
-    let end = bytes.windows(4).rposition(|it| it == END).filter(|it| it + 22 <= bytes.len());
-    let Some(end) = end else { return damaged() };
-    let number = |at: usize, size: usize| -> Option<usize> {
-        let bytes = bytes.get(at..at.checked_add(size)?)?;
-        Some(bytes.iter().rev().fold(0, |sum, &it| sum << 8 | usize::from(it)))
-    };
-    let Some((count, directory)) = number(end + 10, 2).zip(number(end + 16, 4)) else {
-        return damaged();
-    };
-    if count != 1 {
+    let Ok(mut archive) = ZipArchive::new(Cursor::new(bytes)) else { return damaged() };
+    if archive.len() != 1 {
+        let count = archive.len();
         return refuse(format!("it holds {count} arrays; a file of persona vectors holds one"));
     }
-    // One entry of the central directory: method, sizes, and where its local header is.
-    let entry = || {
-        let method = number(directory + 10, 2)?;
-        let size = number(directory + 20, 4)?;
-        let header = number(directory + 42, 4)?;
-        let begin = header + 30 + number(header + 26, 2)? + number(header + 28, 2)?;
-        Some((method, bytes.get(begin..begin.checked_add(size)?)))
-    };
-    match entry() {
-        Some((0, Some(array))) => read_npy(array),
-        Some((0, None)) | None => damaged(),
-        Some(_) => refuse("it is compressed; write it with numpy.savez, not savez_compressed"),
+    let mut array = Vec::new();
+    let Ok(entry) = archive.by_index(0) else { return damaged() };
+    if entry.take(MAX_BYTES + 1).read_to_end(&mut array).is_err() {
+        return damaged();
     }
+    if array.len() as u64 > MAX_BYTES {
+        return refuse(format!("its array has more than {MAX_BYTES} bytes"));
+    }
+    read_npy(&array)
 }
 
 /// A little-endian array of 4- or 8-byte floats in C order.

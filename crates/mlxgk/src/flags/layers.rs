@@ -1,0 +1,110 @@
+//! Layers as people write them: `all`, or numbers and ranges with commas between.
+
+use std::str::FromStr;
+
+/// Layers that a flag names.
+///
+/// Ranges are written as in Rust: `4..10` is 4 to 9, and so is `4..=9`; either side may be left out. The
+/// older spelling `4-9` is read as `4..=9`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Layers {
+    All,
+    Only(Vec<LayerRange>),
+}
+
+/// One part of the list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LayerRange {
+    /// A single layer.
+    One(usize),
+    /// From the first to the last, which is included; `None` where the range has no end.
+    Through(usize, Option<usize>),
+}
+
+impl LayerRange {
+    /// The layers, where there are `count` of them; the last may lie beyond.
+    pub(crate) fn layers(self, count: usize) -> std::ops::RangeInclusive<usize> {
+        match self {
+            Self::One(layer) => layer..=layer,
+            Self::Through(first, last) => first..=last.unwrap_or(count.saturating_sub(1)),
+        }
+    }
+}
+
+impl Layers {
+    /// The layers, where there are `count` of them; the last may lie beyond.
+    pub(crate) fn of(&self, count: usize) -> Vec<usize> {
+        match self {
+            Self::All => (0..count).collect(),
+            Self::Only(parts) => parts.iter().flat_map(|it| it.layers(count)).collect(),
+        }
+    }
+}
+
+/// More layers than any model has; a larger number is a typing error, and would fill the memory.
+const MAX_LAYERS: usize = 100_000;
+
+impl FromStr for Layers {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "all" {
+            return Ok(Self::All);
+        }
+        let wrong =
+            || format!("unknown layers {text:?}; expected e.g. 3, 2,5, 4..10, 4..=9 or all");
+        let number = |it: &str| match it.trim().parse::<usize>() {
+            Ok(number) if number < MAX_LAYERS => Ok(number),
+            _ => Err(wrong()),
+        };
+        let part = |it: &str| {
+            let (first, last, is_open) = if let Some((first, last)) = it.split_once("..=") {
+                (first, last, false)
+            } else if let Some((first, last)) = it.split_once("..") {
+                (first, last, true)
+            } else if let Some((first, last)) = it.split_once('-') {
+                if last.trim().is_empty() {
+                    return Err(wrong());
+                }
+                (first, last, false)
+            } else {
+                return number(it).map(LayerRange::One);
+            };
+            let is_old = it.contains('-');
+            let first = if first.trim().is_empty() && !is_old { 0 } else { number(first)? };
+            let last = match (last.trim(), is_open) {
+                ("", true) => None,
+                (last, true) => Some(number(last)?.checked_sub(1).ok_or_else(wrong)?),
+                (last, false) => Some(number(last)?),
+            };
+            match last {
+                Some(last) if last < first => Err(wrong()),
+                last => Ok(LayerRange::Through(first, last)),
+            }
+        };
+        Ok(Self::Only(text.split(',').map(part).collect::<Result<_, _>>()?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_numbers_and_ranges() {
+        let of = |text: &str| text.parse::<Layers>().map(|it| it.of(6));
+        assert_eq!(of("all"), Ok(vec![0, 1, 2, 3, 4, 5]));
+        assert_eq!(of("2,5"), Ok(vec![2, 5]));
+        for text in ["1..4", "1..=3", "1-3", " 1 .. 4"] {
+            assert_eq!(of(text), Ok(vec![1, 2, 3]), "{text}");
+        }
+        assert_eq!(of("4.."), Ok(vec![4, 5]));
+        assert_eq!(of("..2,5"), Ok(vec![0, 1, 5]));
+        assert_eq!(of("4..=7"), Ok(vec![4, 5, 6, 7]));
+        for text in
+            ["", "x", "5-2", "-1", "1-", "1,", "3..3", "..0", "..=", "1...3", "0..=99999999"]
+        {
+            assert!(of(text).is_err(), "{text}");
+        }
+    }
+}
