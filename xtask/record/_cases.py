@@ -56,7 +56,7 @@ def until_settled(what: str, attempt) -> dict:
 
 
 def settled(run, rng, *noisy_models) -> dict:
-    """What `run()` gives, if no expert and none of its tokens hangs by a hair."""
+    """What `run()` gives, if neither an expert nor a token is nearly a tie."""
     with models.expert_gaps() as gaps:
         found = run()
     if gaps and min(gaps) < EXPERT_GAP:

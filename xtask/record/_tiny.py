@@ -425,7 +425,7 @@ def changed(folder: pathlib.Path, overrides: dict):
     """The folder's config with fields changed where they stand, at the top or among the RoPE's."""
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if "layer_types" in raw and "layer_types" not in overrides:
-        # transformers wrote them out; a changed window pattern must derive them anew.
+        # transformers wrote them out; a changed window pattern must derive them again.
         if {"use_sliding_window", "max_window_layers", "sliding_window_pattern", "full_attention_interval"} & overrides.keys():
             del raw["layer_types"]
     for key, value in overrides.items():

@@ -269,7 +269,7 @@ def record_merge(model: Halting, out: pathlib.Path) -> None:
             "prompt_len": rng.choice([1, 3, 8, 15]),
             "max_position_embeddings": rng.choice([10, 30, 4096]),
         }
-        # As an argument of `generate` it is no mistake, and HF never looks at a `None` streamer.
+        # As an argument of `generate` it is not a mistake, and HF never looks at a `None` streamer.
         case["kwargs"].pop("streamer", None)
         ids = torch.randint(3, VOCAB - 1, (1, case["prompt_len"]))
         result, _ = outcome(model, case, ids, torch.ones_like(ids))
@@ -326,7 +326,7 @@ def record_processors(model: Halting, out: pathlib.Path) -> None:
             # The bans left nothing, which torch's Categorical refuses to take the entropy of.
             continue
         if processed.isnan().any() or processed.isposinf().any():
-            # JSON has no such numbers, and a strategy could not go on with them.
+            # JSON has no such numbers, and a strategy could not continue with them.
             continue
         cases.append({
             "kwargs": case["kwargs"],

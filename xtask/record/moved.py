@@ -223,7 +223,7 @@ def load(folder: pathlib.Path):
     model.generation_config = GenerationConfig()
     own = folder / "generation_config.json"
     model.own = json.loads(own.read_text(encoding="utf-8")) if own.is_file() else {}
-    model.forward = anew(model.forward)
+    model.forward = uncached(model.forward)
     return model.eval()
 
 
@@ -244,7 +244,7 @@ class Read(DynamicCache):
         self.__init__(self.ids()[indices])
 
 
-def anew(forward):
+def uncached(forward):
     """The model's pass, which reads all of the text each time. Contrastive search does not run without a
     cache, the caches of these releases drop too much of a window, and nothing here is about caches."""
 

@@ -253,7 +253,7 @@ def chat_fixture(family, tokens, talk, options=({},), names=None):
 
 
 def tokenizer_with(config):
-    """A tokenizer for its config only; its one token is of no account."""
+    """A tokenizer for its config only; its one token does not matter."""
     return PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(models.WordLevel({"?": 0}, "?")), **config)
 
 

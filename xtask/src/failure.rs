@@ -25,12 +25,12 @@ impl Failure {
         Self { status: USAGE, message: Some(message.into()) }
     }
 
-    /// A program that was started in the user's name failed, and has said why itself.
+    /// A program that was started in the user's name failed, and has printed why itself.
     pub(crate) fn silent(status: u8) -> Self {
         Self { status, message: None }
     }
 
-    /// What to tell the user, if it has not been told.
+    /// What to tell the user, if it has not been printed.
     pub(crate) fn message(&self) -> Option<&str> {
         self.message.as_deref()
     }

@@ -24,6 +24,7 @@ mod mac_check;
 mod packages;
 mod parity;
 mod process;
+mod prose;
 mod python;
 mod record;
 mod release;

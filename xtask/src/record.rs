@@ -1,4 +1,4 @@
-//! `cargo xtask record`: the goldens, recorded anew from transformers.
+//! `cargo xtask record`: the goldens, recorded again from transformers.
 
 use std::process::Command;
 
@@ -6,7 +6,7 @@ use crate::failure::Result;
 use crate::{process, python, workspace};
 
 pub(crate) const HELP: &str = "\
-Records the fixtures anew from transformers on torch, into fixtures/.
+Records the fixtures again from transformers on torch, into fixtures/.
 
 Usage: cargo xtask record [AREA...]
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::failure::{Context, Failure, Result};
-use crate::{cli, links, process, workspace};
+use crate::{cli, links, process, prose, workspace};
 
 pub(crate) const HELP: &str = "\
 Checks the house rules that no compiler checks.
@@ -17,6 +17,8 @@ Usage: cargo xtask tidy
   - every crate has a README.md
   - links between pages lead somewhere, also from crates.io, docs.rs and the book
   - every page in docs/ is a chapter of the book (docs/SUMMARY.md)
+  - strings, documentation and Markdown are plain English: some turns of phrase are refused, each with
+    what to say instead
   - a library whose manifest says `test = false`, so that no empty test program is built of it, has
     no unit tests
 
@@ -92,6 +94,17 @@ fn faults_in(name: &Path, text: &str) -> Vec<String> {
     if is_module && !text.starts_with("//!") && !text.starts_with("#![doc = include_str!") {
         faults.push(format!("{}:1: does not open with `//!`", name.display()));
     }
+    let is_markdown = name.extension().is_some_and(|extension| extension == "md");
+    let turns = match () {
+        // The list itself, and what a model was taught.
+        () if name.ends_with("xtask/src/prose.rs") || name.iter().any(|it| it == "bundled") => {
+            Vec::new()
+        }
+        () if is_module => prose::faults_in_rust(text),
+        () if is_markdown => prose::faults_in_markdown(text),
+        () => Vec::new(),
+    };
+    faults.extend(turns.into_iter().map(|(line, it)| format!("{}:{line}: {it}", name.display())));
     for (index, line) in text.lines().enumerate() {
         if line.ends_with([' ', '\t']) {
             faults.push(format!("{}:{}: ends in a blank", name.display(), index + 1));
@@ -111,6 +124,16 @@ mod tests {
         assert_eq!(faults_in(Path::new("lib.rs"), readme), Vec::<String>::new());
         assert_eq!(faults_in(Path::new("a.rs"), "fn f() {}\n").len(), 1);
         assert_eq!(faults_in(Path::new("a.md"), "Text\n"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_refused_turn_of_phrase_is_a_fault_with_its_line() {
+        // In two parts, or this would be a fault itself.
+        let turn = ["an", "ew"].concat();
+        let text = format!("//! What it is.\n\n/// Starts\n/// {turn}.\nfn f() {{}}\n");
+        let faults = faults_in(Path::new("a.rs"), &text);
+        assert_eq!(faults, [format!("a.rs:4: `{turn}`: say `again`")]);
+        assert_eq!(faults_in(Path::new("xtask/src/prose.rs"), &text), Vec::<String>::new());
     }
 
     #[test]

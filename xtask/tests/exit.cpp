@@ -1,4 +1,4 @@
-// Exits while another thread multiplies matrices, as a program does that leaves MLX work behind.
+// Exits while another thread multiplies matrices, as a program does that leaves MLX work after.
 
 #include <chrono>
 #include <thread>

@@ -10,7 +10,7 @@ use super::report::readable;
 use super::system::System;
 
 const WIDTH: f64 = 760.0;
-/// Where the bars begin, and how long the longest is; its number stands behind it.
+/// Where the bars begin, and how long the longest is; its number follows it.
 const BARS_AT: f64 = 170.0;
 const LONGEST: f64 = 500.0;
 const BAR: f64 = 18.0;

@@ -184,5 +184,5 @@ fn measure(binaries: &Path, task: &Value) -> Command {
 fn parse(answer: &str) -> Result<Value> {
     // What a library prints on its own account comes before.
     let line = answer.trim().lines().last().unwrap_or_default();
-    serde_json::from_str(line).context(|| format!("`{line}` is no measurement"))
+    serde_json::from_str(line).context(|| format!("`{line}` is not a measurement"))
 }

@@ -117,7 +117,7 @@ fn write_whole(path: &Path, text: &str) -> Result<()> {
     fs::rename(&temporary, path).context(|| format!("cannot write {}", path.display()))
 }
 
-/// Removes what earlier recipes made. A leftover does no harm, so a failure is only told.
+/// Removes what earlier recipes made. A leftover does no harm, so a failure is only reported.
 fn remove_others(home: &Path) {
     let Some(folder) = home.parent() else { return };
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
