@@ -70,7 +70,7 @@ pub enum Task {
         scores: PathBuf,
         /// Scores per row.
         vocab: usize,
-        /// Tokens said so far.
+        /// Tokens so far.
         history: Vec<u32>,
         /// How many draws.
         draws: usize,

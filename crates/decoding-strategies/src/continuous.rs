@@ -108,7 +108,7 @@ impl<'a> ContinuousBatch<'a> {
     }
 
     /// Puts a request into the queue, under ids that were [reserved](Self::reserve). `prefill` reads
-    /// its prompts (behind them, with guidance, those that it is guided away from), each of which is
+    /// its prompts (after them, with guidance, those that it is guided away from), each of which is
     /// then continued by `copies` rows.
     ///
     /// # Errors

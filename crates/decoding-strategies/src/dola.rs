@@ -216,7 +216,7 @@ mod tests {
         assert!(chosen.iter().all(|it| *it > 0), "every layer was to be chosen once: {chosen:?}");
     }
 
-    /// Where the last layer says what the earlier one said, every token left is worth the same.
+    /// Where the last layer agrees with the earlier one, all tokens left score the same.
     #[test]
     fn a_layer_like_the_last_leaves_nothing_to_choose_by() {
         let mature = table(3, 2);

@@ -40,7 +40,7 @@ pub struct Prefill<'a> {
     cache: KvCache,
     /// What is to be fed, rows of one length.
     rows: Vec<Vec<u32>>,
-    /// What stands before each row's first token, and is fed with all of the prompts in one pass.
+    /// What precedes each row's first token, and is fed with all of the prompts in one pass.
     soft_prompt: Option<SoftPrompt>,
     fed: usize,
     /// Columns that were there before.
@@ -288,7 +288,7 @@ impl<'a> Prefill<'a> {
         Ok(true)
     }
 
-    /// Feeds a soft prompt and all that stands behind it.
+    /// Feeds a soft prompt and all that follows it.
     fn step_behind(&mut self, soft_prompt: &SoftPrompt) -> Result<bool> {
         let model = self.reader.model;
         let (columns, embedded) = soft_prompt.before(&self.rows, &self.cache.padding(), model)?;

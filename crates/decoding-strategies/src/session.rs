@@ -167,7 +167,7 @@ impl Speculative for DecoderSession<'_> {
             Some(limit) if len <= limit => limit - len,
             _ => usize::MAX,
         };
-        // A pass that begins before that column shows dense columns to tokens behind it, too.
+        // A pass that begins before that column shows dense columns to tokens after it, too.
         let until_quantized = match self.cache.options().quantization {
             Some(how) if len < how.start => how.start - len,
             _ => usize::MAX,

@@ -30,7 +30,7 @@ impl SoftPrompt {
         self.0.dim(0) as usize
     }
 
-    /// The columns of a soft prompt and the prompts behind it, and their embeddings: padding, the soft
+    /// The columns of a soft prompt and the prompts after it, and their embeddings: padding, the soft
     /// prompt, the row's own tokens.
     pub(crate) fn before(
         &self,

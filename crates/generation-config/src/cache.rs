@@ -43,7 +43,7 @@ pub struct CacheQuantization {
 }
 
 impl GenerationConfig {
-    /// The cache that these fields ask for, for sequences of at most `max_length` tokens, and what is odd
+    /// The cache that these fields ask for, for sequences of at most `max_length` tokens, and warnings
     /// about them.
     ///
     /// # Errors
@@ -114,7 +114,7 @@ impl GenerationConfig {
                 return Err(wrong("cache_config", &what));
             };
             if own.is_some_and(|it| it != number) {
-                let what = format!("holds {number} for {key:?}, but `{field}` says otherwise");
+                let what = format!("holds {number} for {key:?}, which contradicts `{field}`");
                 return Err(wrong("cache_config", &what));
             }
             *own = Some(number);

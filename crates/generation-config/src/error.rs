@@ -44,7 +44,7 @@ impl Error {
         Self { kind, field: Some(field.to_owned()), message: message.into() }
     }
 
-    /// The same error, told of a file.
+    /// The same error, naming a file.
     pub(crate) fn in_file(mut self, file: &std::path::Path) -> Self {
         self.message = format!("{}: {}", file.display(), self.message);
         self

@@ -14,13 +14,13 @@ const TEXT_CONFIGS: [&str; 3] = ["decoder", "generator", "text_config"];
 impl GenerationConfig {
     /// Reads the fields of a JSON object and checks them as [`validate`](Self::validate) does.
     ///
-    /// `null` leaves a field unset. Entries that are no field land in [`unknown`](Self::unknown). Some
+    /// `null` leaves a field unset. Entries that are not fields go to [`unknown`](Self::unknown). Some
     /// names of other engines are read as HF's (`max_tokens`, `eos_token_ids`, `stop`,
     /// `stop_sequences`, `num_draft_tokens`), which a warning of the [merge](crate::Sources::merge)
     /// says.
     ///
     /// # Errors
-    /// [`ErrorKind::Json`] where `value` is no object, [`ErrorKind::Type`] where a field holds
+    /// [`ErrorKind::Json`] where `value` is not an object, [`ErrorKind::Type`] where a field holds
     /// another type than HF's, [`ErrorKind::Value`] where HF would refuse its value.
     ///
     /// ```
@@ -53,7 +53,7 @@ impl GenerationConfig {
     /// What a model's `config.json` says about generation: HF's fallback for a folder without
     /// `generation_config.json`.
     ///
-    /// Every entry that bears a field's name counts, first at the top, then in the part that
+    /// Every entry with the name of a field counts, first at the top, then in the part that
     /// describes the text decoder. Nothing else of the file is kept.
     ///
     /// # Errors
@@ -97,7 +97,7 @@ impl GenerationConfig {
     pub(crate) fn from_fields(object: &Map<String, Value>) -> Result<Self> {
         let mut config = Self::default();
         for (key, value) in object {
-            // HF drops this one, which old files carry, without a word.
+            // HF drops this one, which old files carry, silently.
             if key == "_commit_hash" {
                 continue;
             }
@@ -129,8 +129,8 @@ pub(crate) fn field_of_alias(key: &str) -> Option<&'static str> {
 }
 
 /// Reads JSON as Python writes and reads it: with `NaN`, `Infinity` and `-Infinity`, each of which
-/// becomes `{"__float__": "Infinity"}` as in transformers 5. No field takes one of them, but what is
-/// no field may hold one.
+/// becomes `{"__float__": "Infinity"}` as in transformers 5. No field takes one of them, but an entry
+/// without a field may hold one.
 ///
 /// # Errors
 /// [`ErrorKind::Json`] where it is not JSON.

@@ -80,7 +80,7 @@ impl Kwargs {
         self
     }
 
-    /// The fields that are given, be it as `None`.
+    /// The fields that are given, including as `None`.
     fn fields(&self) -> impl Iterator<Item = &'static str> {
         self.given.set_fields().chain(self.nones.iter().copied())
     }
@@ -128,7 +128,7 @@ pub struct Merged {
     pub has_default_max_length: bool,
     /// Whether no source set `min_length`.
     pub has_default_min_length: bool,
-    /// What is odd about the fields.
+    /// Warnings about the fields.
     pub warnings: Vec<Warning>,
 }
 
@@ -136,7 +136,7 @@ impl Sources<'_> {
     /// Merges field by field and validates, as HF's `_prepare_generation_config`.
     ///
     /// Like HF it validates after each step, so that a passed config which contradicts the model's
-    /// is refused even if an argument would have mended it. The warnings are those of the result
+    /// is refused even if an argument would fix it. The warnings are those of the result
     /// alone: HF also warns of what holds halfway only.
     ///
     /// # Errors
@@ -165,7 +165,7 @@ impl Sources<'_> {
                 // HF lets an unknown argument pass that is `None`.
                 None if value.is_null() => {}
                 None => {
-                    let message = format!("`{key}` is no field of a generation config");
+                    let message = format!("unknown field `{key}`");
                     return Err(Error::of(ErrorKind::UnknownField, &key, message));
                 }
             }
@@ -190,7 +190,7 @@ impl Sources<'_> {
 fn unknown_field(key: &str) -> Warning {
     let message = match field_of_alias(key) {
         Some(field) => format!("`{key}` is read as `{field}`"),
-        None => format!("`{key}` is no field of a generation config and changes nothing"),
+        None => format!("unknown field `{key}`; it changes nothing"),
     };
     Warning::new(WarningKind::UnknownField, key, message)
 }

@@ -258,7 +258,7 @@ impl Resolved {
     }
 }
 
-/// A setting of a warper, which bears the name of its field.
+/// A setting of a warper, which has the name of its field.
 fn of_warper(source: &processors::Error) -> Error {
     match source.field() {
         Some(field) => Error::of(ErrorKind::Value, field, source.to_string()),
@@ -292,7 +292,7 @@ impl List {
 fn tokens(field: &str, ids: &[TokenId]) -> Result<Vec<u32>> {
     let token = |&id: &TokenId| {
         u32::try_from(id).map_err(|_| {
-            let message = format!("`{field}` holds {id}, which is no token");
+            let message = format!("`{field}` holds {id}, which is not a token id");
             Error::of(ErrorKind::Value, field, message)
         })
     };

@@ -40,7 +40,7 @@ pub struct Resolved {
     pub special_tokens: SpecialTokens,
     /// Whether tokens are drawn.
     pub do_sample: bool,
-    /// How many beams run; 1 is no beam search.
+    /// How many beams run; 1 is not beam search.
     pub num_beams: usize,
     /// How many sequences each prompt gets.
     pub num_return_sequences: usize,
@@ -48,7 +48,7 @@ pub struct Resolved {
     pub prefill_chunk_size: Option<usize>,
     /// What is asked of the cache.
     pub cache: CacheChoice,
-    /// What is odd about the fields, the lengths and the ids.
+    /// Warnings about the fields, the lengths and the ids.
     pub warnings: Vec<Warning>,
 }
 
@@ -183,7 +183,7 @@ impl Merged {
         let mut warnings = Vec::new();
         let eos = config.eos_token_id.as_ref().map_or(&[][..], |it| it.as_slice());
         if let Some(id) = eos.iter().find(|it| **it < 0) {
-            let message = format!("`eos_token_id` holds {id}, which is no token");
+            let message = format!("`eos_token_id` holds {id}, which is not a token id");
             warnings.push(Warning::new(WarningKind::TokenId, "eos_token_id", message));
         }
         let eos = unsigned("eos_token_id", eos)?;

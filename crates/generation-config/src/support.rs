@@ -1,6 +1,6 @@
 //! What is not implemented yet, in one table, so that it is refused and never ignored.
 //!
-//! Whoever implements a line deletes it. Fields without a line work, or change nothing outside their
+//! When a feature is implemented, its line is deleted. Fields without a line work, or change nothing outside their
 //! mode (`num_assistant_tokens` without an assistant, `length_penalty` without beams): those HF
 //! ignores too.
 

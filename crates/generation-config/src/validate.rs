@@ -84,7 +84,7 @@ impl GenerationConfig {
         if let Some(weight) = self.assistant_ensemble_weight
             && !(weight > 0.0 && weight < 1.0)
         {
-            let what = format!("must lie between 0 and 1, both excluded, but is {weight}");
+            let what = format!("must be between 0 and 1, both excluded, but is {weight}");
             return Err(wrong("assistant_ensemble_weight", &what));
         }
         if let Some(name) = self.cache_implementation.as_deref()
@@ -110,7 +110,7 @@ impl GenerationConfig {
                 format!("is {sequences}, but greedy search has a single answer: set `do_sample`")
             }
             Some(beams) if beams != 1 && sequences > beams => {
-                format!("is {sequences}, but `num_beams` is {beams} and no smaller number will do")
+                format!("is {sequences}, but must be at most `num_beams`, which is {beams}")
             }
             _ => return Ok(()),
         };
@@ -144,7 +144,7 @@ impl GenerationConfig {
         match (grammars.next(), grammars.next()) {
             (Some(first), Some(second)) => Err(wrong(
                 second,
-                &format!("is set beside `{first}`, but a text follows one of them"),
+                &format!("cannot be combined with `{first}`: a text follows only one of them"),
             )),
             _ => Ok(()),
         }
@@ -152,7 +152,8 @@ impl GenerationConfig {
 
     fn warn_of_pad_token(&self, warnings: &mut Vec<Warning>) {
         if let Some(pad @ ..0) = self.pad_token_id {
-            let message = format!("`pad_token_id` is {pad}, which is no token; it counts as unset");
+            let message =
+                format!("`pad_token_id` is {pad}, which is not a token id; it counts as unset");
             warnings.push(Warning::new(WarningKind::TokenId, "pad_token_id", message));
         }
     }

@@ -1,4 +1,4 @@
-//! What is odd about a configuration, but no reason to stop.
+//! Warnings about a configuration: nothing that has to stop a request.
 
 use std::fmt;
 

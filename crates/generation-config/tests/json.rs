@@ -88,7 +88,7 @@ fn a_wrong_value_names_field_and_value() {
         (json!({"max_new_tokens": 0}), "`max_new_tokens` must be at least 1, but is 0"),
         (
             json!({"assistant_ensemble_weight": 1.0}),
-            "`assistant_ensemble_weight` must lie between 0 and 1, both excluded, but is 1",
+            "`assistant_ensemble_weight` must be between 0 and 1, both excluded, but is 1",
         ),
         (
             json!({"num_return_sequences": 3}),
@@ -96,7 +96,7 @@ fn a_wrong_value_names_field_and_value() {
         ),
         (
             json!({"num_return_sequences": 3, "num_beams": 2}),
-            "`num_return_sequences` is 3, but `num_beams` is 2 and no smaller number will do",
+            "`num_return_sequences` is 3, but must be at most `num_beams`, which is 2",
         ),
         (
             json!({"forced_eos_token_id": [2, 7], "suppress_tokens": [7, 3, 2]}),

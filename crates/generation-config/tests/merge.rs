@@ -1,4 +1,4 @@
-//! What the recorded cases cannot show: models without a context length, refusals, odd sums.
+//! What the recorded cases cannot show: models without a context length, refusals, odd combinations.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
 
@@ -88,7 +88,7 @@ fn an_argument_that_is_no_field_is_refused_unless_a_config_has_it() {
     let (passed, model) = (GenerationConfig::default(), GenerationConfig::default());
     let error = Sources { kwargs: &kwargs, passed: &passed, model: &model }.merge().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::UnknownField);
-    assert_eq!(error.to_string(), "`tempreature` is no field of a generation config");
+    assert_eq!(error.to_string(), "unknown field `tempreature`");
 
     let merged = merged(&json!({"custom": 2}), &json!({}), &json!({"custom": 1}));
     assert_eq!(merged.config.unknown["custom"], json!(2));

@@ -1,4 +1,4 @@
-//! The grammar engine, llguidance, behind a wall: its tables, its limits, its words and its panics.
+//! The grammar engine, llguidance, encapsulated: its tables, limits, messages and panics.
 
 use llguidance::toktrie::{
     Recognizer, SimpleVob, TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv,
@@ -34,7 +34,7 @@ impl Engine {
         let build = || {
             let mut bytes = tokens.bytes.clone();
             for &id in eos {
-                // What ends a text is no part of one, whatever it spells elsewhere.
+                // What ends a text is not part of one, whatever it spells elsewhere.
                 if bytes[id as usize].first() != Some(&SPECIAL) {
                     bytes[id as usize] = [&[SPECIAL], format!("<|end-{id}|>").as_bytes()].concat();
                 }
@@ -104,7 +104,7 @@ impl Engine {
     /// Follows a grammar for some tokens, as a loop would: some limits show only then.
     pub(crate) fn follow(&self, fresh: &mut Matcher) -> Result<(), String> {
         let wrong = |e: &dyn std::fmt::Display| sentence(&e.to_string());
-        // The first mask is kept for whoever starts from here.
+        // The first mask is kept for all that start from here.
         fresh.compute_mask_or_eos().map_err(|e| wrong(&e))?;
         for salt in 0..2 {
             let mut matcher = fresh.deep_clone();

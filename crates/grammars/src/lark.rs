@@ -61,7 +61,7 @@ pub(crate) fn embed_schemas(
     Ok((text, warnings))
 }
 
-/// The highest number of `N` or `N..M` behind a `~`.
+/// The highest number of `N` or `N..M` after a `~`.
 fn repeats(text: &str) -> u64 {
     let count = text.trim_start().split(|it: char| !(it.is_ascii_digit() || it == '.')).next();
     let numbers = count.unwrap_or_default().split('.').filter(|it| !it.is_empty());

@@ -73,7 +73,7 @@ impl Vocabulary {
     }
 
     /// The tokens of a tokenizer, of any kind: what a token spells is what the tokenizer's decoder
-    /// makes of it behind another token.
+    /// makes of it after another token.
     ///
     /// ```
     /// use mlxgk_grammars::{Grammar, GrammarProcessor, Vocabulary};

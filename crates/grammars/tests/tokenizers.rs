@@ -121,7 +121,7 @@ fn runs_of_spaces_are_spaces() {
     }
 }
 
-/// An end token that is a word elsewhere is no part of the text.
+/// An end token that is a word elsewhere is not part of the text.
 #[test]
 fn only_the_end_ends_a_text() {
     for shape in shapes::all() {

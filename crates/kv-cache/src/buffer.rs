@@ -50,7 +50,7 @@ pub(crate) struct Buffer {
     pub(crate) format: Format,
     /// Sinks per row; they hold something once columns were dropped.
     pub(crate) slots: usize,
-    /// The column that stands behind the slots; above 0 only after the buffer dropped some.
+    /// The column that follows the slots; above 0 only after the buffer dropped some.
     pub(crate) first: usize,
     capacity: usize,
 }
@@ -67,7 +67,7 @@ pub(crate) struct Room<'a> {
 }
 
 /// A buffer on its way into another: it holds `len` columns, which all move by `shift`. Those that
-/// would stand before the first are padding.
+/// would precede the first are padding.
 #[derive(Debug)]
 pub(crate) struct Piece<'a> {
     pub(crate) buffer: &'a Buffer,
@@ -78,7 +78,7 @@ pub(crate) struct Piece<'a> {
 
 impl Piece<'_> {
     /// Where the held columns begin after the move. A buffer that dropped nothing is complete: what
-    /// stands before it is padding.
+    /// precedes it is padding.
     fn first(&self) -> usize {
         match self.buffer.first {
             0 => 0,
@@ -134,7 +134,7 @@ impl Buffer {
             let alike = |it: &Array| (it.dim(0), it.dim(1), it.dim(3), it.dtype());
             if alike(held) != alike(new) {
                 return Err(Error::argument(format!(
-                    "new columns {:?} of {:?} behind held ones {:?} of {:?}",
+                    "new columns {:?} of {:?} after held ones {:?} of {:?}",
                     new.shape(),
                     new.dtype(),
                     held.shape(),
@@ -156,7 +156,7 @@ impl Buffer {
         Ok(())
     }
 
-    /// Moves the columns worth keeping into a new block with the new ones behind them and room for
+    /// Moves the columns worth keeping into a new block with the new ones after them and room for
     /// what is planned, or for up to a step more.
     fn reallocate(&mut self, at: usize, room: Room<'_>, new: &[Array]) -> Result<(), Exception> {
         let keep_from = room.keep_from.max(self.first);

@@ -1,4 +1,4 @@
-//! One text's cache behind another's: both were filled apart, so that neither's tokens saw the other's.
+//! One text's cache after another's: both were filled apart, so that neither's tokens saw the other's.
 
 use mlx_rs::{Array, error::Exception, ops::concatenate};
 
@@ -7,7 +7,7 @@ use crate::{
 };
 
 impl KvCache {
-    /// Puts the tokens of another cache behind this one's, moved to the positions they have then. `turn`
+    /// Puts the tokens of another cache after this one's, moved to the positions they have then. `turn`
     /// is given a layer, its keys `[1, heads, columns, dimension]` and by how many positions they move,
     /// and returns them so rotated; a model knows how
     /// (`Decoder::concat`).
@@ -37,7 +37,7 @@ impl KvCache {
             return refuse("one of them is bounded, quantized or of a single pass");
         }
         if self.layers.iter().any(|it| it.sight == LayerSpec::State) {
-            return refuse("a layer's state has no place behind another");
+            return refuse("the state of a layer cannot follow another");
         }
         if self.layers.iter().any(|it| matches!(it.sight, LayerSpec::Chunked { .. })) {
             return refuse("a layer's pieces would be cut elsewhere");
@@ -73,7 +73,7 @@ impl KvCache {
     }
 }
 
-/// The columns of `b` behind those of `a`. Where `b` has dropped some, so are those of `a`.
+/// The columns of `b` after those of `a`. Where `b` has dropped some, so are those of `a`.
 fn behind(
     a: &Buffer,
     held: usize,

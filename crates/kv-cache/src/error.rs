@@ -14,7 +14,7 @@ pub enum ErrorKind {
     Dropped,
     /// What is held went through another steering.
     Steering,
-    /// A file cannot be read or written, or is no cache of this model.
+    /// A file cannot be read or written, or is not a cache of this model.
     File,
     /// MLX refused an operation.
     Mlx,

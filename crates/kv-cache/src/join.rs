@@ -11,7 +11,7 @@ use crate::{
 };
 
 impl KvCache {
-    /// Adds the rows of another cache behind this one's, aligned at their newest column: whichever is
+    /// Adds the rows of another cache after this one's, aligned at their newest column: whichever is
     /// shorter is padded on the left, and padding that all rows have in common is dropped. A row sees
     /// what it saw before, its prompt ends where it did, and it keeps its name and its steering. Costs
     /// a copy of both caches; a cache without rows becomes the other.

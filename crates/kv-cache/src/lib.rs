@@ -33,7 +33,7 @@
 //!
 //! # How a failed forward pass leaves the cache
 //!
-//! A [`Pass`] writes behind the columns that count, holds new states apart, and
+//! A [`Pass`] writes after the columns that count, holds new states apart, and
 //! [`commit`](Pass::commit) alone makes them the cache's. A pass that fails half-way, or is dropped,
 //! has changed nothing.
 

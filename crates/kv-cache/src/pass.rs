@@ -32,7 +32,7 @@ pub struct Pass<'c> {
 #[derive(Debug)]
 enum Written {
     Nothing,
-    /// Columns behind those that count.
+    /// Columns after those that count.
     Columns,
     /// All columns in another format.
     Moved(Buffer),

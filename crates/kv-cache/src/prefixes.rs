@@ -108,7 +108,7 @@ struct Blocks {
 #[derive(Debug, Default)]
 struct Piece {
     arrays: Vec<Array>,
-    /// Of a bounded layer, whose buffer is kept with its room: the column behind the slots. What such a
+    /// Of a bounded layer, whose buffer is kept with its room: the column after the slots. What such a
     /// layer shows, though a mask hides it, depends on when its buffer moved, and with it the rounding.
     first: usize,
 }
@@ -128,7 +128,7 @@ struct Block {
 impl PrefixScope {
     /// For caches of a model with this fingerprint (weights, adapters and dtype), whose layers see what
     /// `layers` say under `options`. Texts under unlike salts share nothing: what one user asked is not to
-    /// be told from how soon another is answered.
+    /// be inferred from how soon another is answered.
     pub fn new(
         fingerprint: &str,
         layers: &[LayerSpec],

@@ -64,7 +64,7 @@ impl fmt::Display for RowId {
 pub enum Column {
     /// A token of the vocabulary, or what pads a row on its left.
     Token(u32),
-    /// An embedding that is no token's, such as a soft prompt's, by a hash of its numbers. It never
+    /// An embedding without a token, such as a soft prompt's, by a hash of its numbers. It never
     /// equals a token, so that a prompt cannot be mistaken for one that begins with it.
     Embedded(u64),
 }
@@ -98,7 +98,7 @@ pub(crate) struct RowState {
     pub(crate) padding: usize,
     /// What stands in each column, left padding included.
     pub(crate) columns: Vec<Column>,
-    /// The column after the prompt's last, where the owner said so.
+    /// The column after the prompt's last, where the owner has set it.
     pub(crate) prompt_end: Option<usize>,
     /// How strongly a hook acts on each column, as far as that was set.
     pub(crate) strengths: Vec<f32>,
@@ -131,7 +131,7 @@ impl RowState {
         }
     }
 
-    /// Moves every column by `shift`; what would come to stand before the first is padding and goes.
+    /// Moves every column by `shift`; what would come to precede the first is padding and goes.
     pub(crate) fn shift(&mut self, shift: isize) {
         let moved = |columns: usize| columns.saturating_add_signed(shift);
         let (filler, dropped) = (moved(0), 0_usize.saturating_add_signed(-shift));

@@ -158,7 +158,7 @@ impl Step {
     }
 
     /// The column after the last token of a row's prompt, where the caller
-    /// [said so](crate::KvCache::set_prompt_end).
+    /// [set it](crate::KvCache::set_prompt_end).
     ///
     /// # Panics
     /// When there is no such row.
@@ -167,7 +167,7 @@ impl Step {
     }
 
     /// How strongly a hook is to act on each token, row after row, where the caller
-    /// [said so](crate::KvCache::set_strengths).
+    /// [set them](crate::KvCache::set_strengths).
     pub fn strengths(&self) -> Option<&[f32]> {
         self.strengths.as_deref()
     }
@@ -191,8 +191,8 @@ impl Step {
         self.again
     }
 
-    /// The ids of the step's tokens, u32 `[batch, count]`; `u32::MAX` where an embedding stands that is
-    /// no token's.
+    /// The ids of the step's tokens, u32 `[batch, count]`; `u32::MAX` for an embedding without a
+    /// token.
     pub fn tokens(&self) -> Option<&Array> {
         self.tokens.as_ref()
     }

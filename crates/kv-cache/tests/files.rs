@@ -139,7 +139,7 @@ fn files_of_mlx_lm_are_read_by_the_tokens_that_made_them() {
         assert_eq!((file.tokens(), file.origin(), file.len()), (None, None, len), "{name}");
         assert_eq!(file.notes()["model"], "./tiny", "{name}");
         let error = file.clone().into_cache(specs).unwrap_err().to_string();
-        assert!(error.ends_with("does not say what tokens it holds, as mlx-lm writes none"));
+        assert!(error.ends_with("does not name its tokens, since mlx-lm writes none"));
         let cache = file.clone().into_cache_of(specs, &tokens(len)).unwrap();
         assert_eq!(cache.options(), &options, "{name}");
         // The recording script fed the number of each token's place.
@@ -191,7 +191,7 @@ fn what_is_no_whole_cache_of_this_model_is_refused() {
     for len in (0..whole.len()).step_by(997).chain([4, 7, 8, 9, whole.len() - 1]) {
         assert!(refused(&whole[..len]).contains("truncated"), "{len}");
     }
-    assert!(refused(b"{\"a\": 1}").contains("no safetensors file"));
+    assert!(refused(b"{\"a\": 1}").contains("not a safetensors file"));
     let text = String::from_utf8_lossy(&whole).into_owned();
     assert!(text.contains("joy"));
     let swap = |from: &str, to: &str| {

@@ -46,7 +46,7 @@ impl Batch {
     fn feed(&mut self, count: usize) {
         let padding = self.cache.padding();
         let start = self.cache.len();
-        // The token of each row in each new column; padding is no token.
+        // The token of each row in each new column; padding is not a token.
         let place = |row: usize, column: usize| column.checked_sub(padding[row]);
         let of_row = |row: usize| {
             let name = self.rows[row].0;

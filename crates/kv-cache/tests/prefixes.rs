@@ -142,7 +142,7 @@ fn blocks_are_found_evicted_and_forgotten_as_in_a_naive_map() {
             let held = cache.as_ref().map_or(0, KvCache::len) / BLOCK;
             assert_eq!(held, naive.find(&text), "{text:?}");
             found += held;
-            // What is missing is read behind it, and given to the store.
+            // What is missing is read after it, and given to the store.
             let mut cache = match cache {
                 Some(cache) => cache,
                 None => KvCache::with_options(&LAYERS, &[0], &options).unwrap(),

@@ -89,8 +89,8 @@ fn bench(name: &str, before: &[f32], run: impl Fn(&mut [f32]) -> Result<(), Erro
 }
 
 fn main() -> Result<(), Error> {
-    let (said, scores, others) = (history(), scores(3), scores(4));
-    let context = Context::new(&said, PROMPT);
+    let (so_far, scores, others) = (history(), scores(3), scores(4));
+    let context = Context::new(&so_far, PROMPT);
     for (name, processor) in processors()? {
         bench(name, &scores, |scores| processor.process(&context, scores));
     }

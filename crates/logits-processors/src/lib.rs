@@ -1,8 +1,8 @@
-//! Logits processors: what may be said next, given what was said.
+//! Logits processors: penalties, bans and constraints on the next token's scores.
 //!
 //! A language model gives every token of its vocabulary a score. A *processor* rewrites the scores
 //! of one row before a token is chosen: it bans, forces, favours or penalises tokens, depending on
-//! what was said so far. This crate has those of Hugging Face's `generate()`, with the results of
+//! the tokens so far. This crate has those of Hugging Face's `generate()`, with the results of
 //! transformers 5.23 to the last digits, and some that transformers lacks. It knows no tensor
 //! library: a row of scores is a `&mut [f32]`, a text is a `&[u32]`.
 //!
@@ -16,9 +16,9 @@
 //!     Box::new(RepetitionPenalty::new(1.3)?),
 //! ]);
 //! // A prompt of two tokens and one new token; scores as the model made them.
-//! let said = [3, 1, 3];
+//! let so_far = [3, 1, 3];
 //! let mut scores = [0.1, 2.0, 0.3, 1.3];
-//! processors.process(&Context::new(&said, 2), &mut scores)?;
+//! processors.process(&Context::new(&so_far, 2), &mut scores)?;
 //! assert_eq!(scores, [0.1, f32::NEG_INFINITY, 0.3, 1.0]);
 //! # Ok::<(), mlxgk_logits_processors::Error>(())
 //! ```

@@ -98,7 +98,7 @@ impl ProcessorList {
         self.0.push(Box::new(processor));
     }
 
-    /// Puts a processor where its stage stands in HF's order, behind others of that stage.
+    /// Puts a processor where its stage stands in HF's order, after others of that stage.
     ///
     /// ```
     /// use mlxgk_logits_processors::{LogitNormalization, LogitsProcessor, NoRepeatNGram, ProcessorList};

@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 
-/// Bans the tokens; ids beyond the vocabulary cannot be said anyhow.
+/// Bans the tokens; ids outside the vocabulary cannot be generated anyway.
 pub(crate) fn ban(scores: &mut [f32], tokens: &[u32]) {
     for &token in tokens {
         if let Some(score) = scores.get_mut(token as usize) {

@@ -7,7 +7,7 @@ use crate::{Context, Result, Stage};
 /// One row of a batch: its history and the scores to rewrite.
 #[derive(Debug)]
 pub struct Row<'a> {
-    /// What was said so far.
+    /// The tokens so far.
     pub context: Context<'a>,
     /// One fp32 score per vocabulary entry.
     pub scores: &'a mut [f32],
@@ -64,7 +64,7 @@ pub trait LogitsProcessor: fmt::Debug + Send + Sync {
 
     /// Rewrites the scores of several rows; the beams of one prompt stand next to each other.
     ///
-    /// Only a processor whose verdict on a beam depends on its sisters overrides this
+    /// Only a processor whose result for a beam depends on the other beams overrides this
     /// (`PrefixConstrainedLogitsProcessor` does); for all others the rows are independent.
     ///
     /// # Errors

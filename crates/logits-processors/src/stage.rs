@@ -36,15 +36,15 @@ pub enum Stage {
     InfNanRemove,
     /// The growing push towards the end.
     ExponentialDecay,
-    /// Tokens never said.
+    /// Suppressed tokens.
     SuppressTokens,
-    /// Tokens not said first.
+    /// Tokens suppressed at the beginning.
     SuppressTokensAtBegin,
     /// Tokens forced at given positions; HF had them here until it dropped them.
     ForceTokens,
     /// Processors HF does not make itself: a caller's own.
     User,
-    /// Grammars, behind all that could lift a ban of theirs.
+    /// Grammars, after all that could lift a ban of theirs.
     Grammar,
     /// Temperature, the first of the warpers, which HF adds only when sampling.
     Temperature,

@@ -43,7 +43,7 @@ impl Said {
 }
 
 /// Tokens of a small alphabet, one of them beyond the vocabulary.
-fn said() -> impl Strategy<Value = Said> {
+fn so_far() -> impl Strategy<Value = Said> {
     let token = prop_oneof![9 => 0..6u32, 1 => 0..VOCAB as u32, 1 => Just(VOCAB as u32 + 2)];
     (prop::collection::vec(token, 0..40), any::<Index>(), any::<Index>()).prop_map(
         |(tokens, prompt, padding)| {
@@ -153,11 +153,11 @@ fn bits(scores: &[f32]) -> Vec<u32> {
 proptest! {
     #[test]
     fn nothing_panics_lifts_a_ban_or_makes_nan(
-        processors in processors(), said in said(), scores in scores(),
+        processors in processors(), so_far in so_far(), scores in scores(),
     ) {
         for processor in processors {
             let mut after = scores.clone();
-            if processor.process(&said.context(), &mut after).is_err() {
+            if processor.process(&so_far.context(), &mut after).is_err() {
                 continue;
             }
             for (token, (before, after)) in scores.iter().zip(&after).enumerate() {
@@ -173,23 +173,23 @@ proptest! {
 
     #[test]
     fn a_processor_is_a_function_of_its_row(
-        processors in processors(), said in said(), scores in scores(), back in 1..9usize,
+        processors in processors(), so_far in so_far(), scores in scores(), back in 1..9usize,
     ) {
-        let earlier = said.rolled_back(back);
+        let earlier = so_far.rolled_back(back);
         for processor in processors {
-            let run = |said: &Said| {
+            let run = |so_far: &Said| {
                 let mut after = scores.clone();
-                processor.process(&said.context(), &mut after).map(|()| bits(&after))
+                processor.process(&so_far.context(), &mut after).map(|()| bits(&after))
             };
             let first = run(&earlier);
             prop_assert_eq!(&first, &run(&earlier), "{:?} twice", processor);
-            let later = run(&said);
+            let later = run(&so_far);
             prop_assert_eq!(&first, &run(&earlier), "{:?} after a rollback", processor);
 
             // Beside another row, which has a prompt of its own.
             let (mut one, mut two) = (scores.clone(), scores.clone());
             let mut rows = [
-                Row { context: said.context(), scores: &mut one },
+                Row { context: so_far.context(), scores: &mut one },
                 Row { context: Context { row: 1, ..earlier.context() }, scores: &mut two },
             ];
             if processor.process_rows(&mut rows).is_ok() {
@@ -201,57 +201,57 @@ proptest! {
 
     #[test]
     fn a_list_is_its_processors_one_by_one(
-        processors in processors(), said in said(), scores in scores(),
+        processors in processors(), so_far in so_far(), scores in scores(),
     ) {
         let list = ProcessorList::in_hf_order(processors);
         let mut expected = scores.clone();
-        let one_by_one = list.iter().try_for_each(|it| it.process(&said.context(), &mut expected));
+        let one_by_one = list.iter().try_for_each(|it| it.process(&so_far.context(), &mut expected));
         let mut after = scores;
-        let at_once = list.process(&said.context(), &mut after);
+        let at_once = list.process(&so_far.context(), &mut after);
         prop_assert_eq!(one_by_one, at_once);
         prop_assert_eq!(bits(&expected), bits(&after));
         prop_assert!(list.iter().map(LogitsProcessor::stage).is_sorted());
     }
 
     #[test]
-    fn ngram_bans_follow_the_definition(said in said(), n in 1..5usize) {
+    fn ngram_bans_follow_the_definition(so_far in so_far(), n in 1..5usize) {
         let mut after = vec![0.0; VOCAB];
-        NoRepeatNGram::new(n).unwrap().process(&said.context(), &mut after).unwrap();
+        NoRepeatNGram::new(n).unwrap().process(&so_far.context(), &mut after).unwrap();
         for (token, after) in (0..).zip(after) {
-            let mut continued = said.tokens.clone();
+            let mut continued = so_far.tokens.clone();
             continued.push(token);
             let last = &continued[continued.len().saturating_sub(n)..];
-            let repeats = last.len() == n && said.tokens.windows(n).any(|it| it == last);
+            let repeats = last.len() == n && so_far.tokens.windows(n).any(|it| it == last);
             prop_assert_eq!(after == f32::NEG_INFINITY, repeats, "token {}", token);
         }
     }
 
     #[test]
     fn dry_follows_the_definition(
-        said in said(), allowed in 0..4usize, breakers in prop::collection::vec(0..6u32, 0..2),
+        so_far in so_far(), allowed in 0..4usize, breakers in prop::collection::vec(0..6u32, 0..2),
     ) {
-        let said = said.tokens;
+        let so_far = so_far.tokens;
         let sequences = breakers.iter().map(|&it| vec![it]);
         let dry = Dry::new(1.0, 2.0, allowed)
             .unwrap()
             .with_breakers(SequenceBreakers::new(sequences).unwrap());
         let mut after = vec![0.0; VOCAB];
-        dry.process(&Context::new(&said, said.len()), &mut after).unwrap();
+        dry.process(&Context::new(&so_far, so_far.len()), &mut after).unwrap();
 
-        let free = said.iter().rev().take_while(|it| !breakers.contains(it)).count();
+        let free = so_far.iter().rev().take_while(|it| !breakers.contains(it)).count();
         for (token, after) in (0..).zip(after) {
             let length_at = |end: usize| {
-                let matching = said[..end].iter().rev().zip(said.iter().rev());
+                let matching = so_far[..end].iter().rev().zip(so_far.iter().rev());
                 matching.take_while(|(a, b)| a == b).count().min(free)
             };
-            let places = (1..said.len()).filter(|&at| said[at] == token);
+            let places = (1..so_far.len()).filter(|&at| so_far[at] == token);
             let longest = places.map(length_at).filter(|&it| it >= allowed).max();
-            let spared = breakers.contains(&token) || said.len() <= allowed;
+            let spared = breakers.contains(&token) || so_far.len() <= allowed;
             let penalty = match longest {
                 Some(length) if !spared => 2f32.powi((length - allowed) as i32),
                 _ => 0.0,
             };
-            prop_assert_eq!(after, -penalty, "token {} after {:?}", token, said);
+            prop_assert_eq!(after, -penalty, "token {} after {:?}", token, so_far);
         }
     }
 

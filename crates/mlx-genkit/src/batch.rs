@@ -73,7 +73,7 @@ pub struct Batch<'a> {
     /// Requests that share passes, by their first row.
     sharing: BTreeMap<RowId, usize>,
     joined: usize,
-    /// How the requests that share passes keep their columns; of no account while there are none.
+    /// How the requests that share passes keep their columns; unused while there are none.
     kept_as: CacheOptions,
 }
 
@@ -197,7 +197,7 @@ impl<'a> Batch<'a> {
         true
     }
 
-    /// What is odd about a request's configuration, as HF would warn; empty where there is none of this
+    /// The warnings about a request's configuration that HF would give; empty where there is none of this
     /// number.
     pub fn warnings(&self, id: usize) -> &[Warning] {
         self.requests.get(&id).map_or(&[], |it| it.answer.warnings())

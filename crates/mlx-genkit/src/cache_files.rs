@@ -1,4 +1,4 @@
-//! Prompt caches: made, kept in files, and taken up by the model that they are of.
+//! Prompt caches: made, kept in files, and resumed by the model they belong to.
 
 use std::{collections::BTreeMap, path::Path};
 

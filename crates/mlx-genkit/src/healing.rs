@@ -26,7 +26,7 @@ pub(crate) struct Healing {
     /// What the new last token says beyond the prompt as it was given.
     pub(crate) beyond: String,
     text: String,
-    /// What stands before the last token, and how that is chosen; `None` where it stays.
+    /// What precedes the last token, and how that is chosen; `None` where it stays.
     choice: Option<(Vec<u32>, RowGroup)>,
 }
 
@@ -40,7 +40,7 @@ impl Healing {
         let wrong = |what: String| Error::of_field("token_healing", what);
         let Ok(tokenizer) = model.tokenizer() else {
             return Err(wrong(format!(
-                "`token_healing` looks for tokens that begin alike, but {} has no tokenizer.json",
+                "`token_healing` looks for tokens with the same beginning, but {} has no tokenizer.json",
                 model.name()
             )));
         };
@@ -96,7 +96,7 @@ impl Healing {
     }
 }
 
-/// How the last token is chosen; `None` where no other begins like it, or nothing stands before it.
+/// How the last token is chosen; `None` where no other begins like it, or nothing precedes it.
 fn choice(
     model: &Model,
     tokenizer: &Tokenizer,

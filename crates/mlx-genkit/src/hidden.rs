@@ -71,7 +71,7 @@ impl HiddenRecorder {
         }
         if layers.len() > count + 1 {
             let what = format!(
-                "hidden states of {} layers, of which there are {}",
+                "hidden states of {} layers, but the model has {}",
                 layers.len(),
                 count + 1
             );

@@ -97,7 +97,7 @@ pub struct Generation {
     pub prefill: Duration,
     /// From there to the end.
     pub decode: Duration,
-    /// What is odd about the configuration, as HF would warn.
+    /// The warnings about the configuration that HF would give.
     pub warnings: Vec<Warning>,
     /// How many guesses were accepted, where there was an assistant or prompt lookup.
     pub acceptance: Option<Acceptance>,

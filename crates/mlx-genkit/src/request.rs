@@ -80,7 +80,7 @@ impl<'a> Request<'a> {
     /// Processors of the caller's own: HF's `logits_processor` argument.
     ///
     /// One with the name of a processor that the configuration asks for takes its place; the others
-    /// stand before the warpers.
+    /// precede the warpers.
     ///
     /// ```
     /// use mlx_genkit::{
@@ -152,7 +152,7 @@ impl<'a> Request<'a> {
         Self { steering: Some(steering.into()), ..self }
     }
 
-    /// A draft model that guesses ahead (HF's `assistant_model`), for one prompt at a time. Said last:
+    /// A draft model that guesses ahead (HF's `assistant_model`), for one prompt at a time. Called last:
     /// a draft model is borrowed, so that the outcome, unlike a request, stays on its thread.
     ///
     /// ```

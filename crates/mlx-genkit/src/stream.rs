@@ -31,7 +31,7 @@ impl<'a> TokenStream<'a> {
         Ok(Self { tokens, answer, ready, max_new_tokens, prefilled, done })
     }
 
-    /// What is odd about the configuration, as HF would warn; known before the first token.
+    /// The warnings about the configuration that HF would give; known before the first token.
     pub fn warnings(&self) -> &[Warning] {
         self.answer.warnings()
     }

@@ -162,8 +162,8 @@ fn a_bounded_cache_holds_a_long_conversation_in_constant_memory() {
     }
     // What the last turn says is what it says after one pass over all of the text.
     let prompt = text[..text.len() - 4].to_vec();
-    let anew = model.generate(Request::new(prompt).config(config())).unwrap();
-    assert_eq!(anew.sequences[0].tokens, text[text.len() - 4..]);
+    let again = model.generate(Request::new(prompt).config(config())).unwrap();
+    assert_eq!(again.sequences[0].tokens, text[text.len() - 4..]);
     let other = GenerationConfig { max_kv_size: Some(65), ..config() };
     let refused = model.plan(Request::new(text).config(other).cache(cache.unwrap())).unwrap_err();
     assert_eq!(
@@ -322,7 +322,7 @@ fn what_is_found_was_read_under_what_is_asked() {
         let (alone, _) = ask(&PrefixStore::new(64 << 20), of(alpha, "generation"));
         assert!(logits == alone, "{alpha}");
     }
-    // Steering of the prompt does not, and one that begins within it shares what stands before.
+    // Steering of the prompt does not, and one that begins within it shares what precedes.
     assert_eq!(ask(&store, of(1.0, "all")).1, 0);
     assert_eq!(ask(&store, of(2.0, "all")).1, 0);
     assert_eq!(ask(&store, of(1.0, "all")).1, 512);
@@ -334,7 +334,7 @@ fn what_is_found_was_read_under_what_is_asked() {
     let other = tiny("mistral");
     assert_eq!(asked(&other, &prompt, &fields, (Some(&store), None)).1, 0);
     assert_eq!(store.counters().found as usize, 512 * 4 + 256);
-    // Whoever looks on has to see every token.
+    // An observer has to see every token.
     let mut recording = Recording::new([HookPoint::ResidPost(0)]);
     let request = Request::new(prompt.clone()).config(plain_config()).prefix_store(&store);
     assert_eq!(model.generate(request.hook(&mut recording)).unwrap().cached_tokens, 0);
@@ -402,7 +402,7 @@ fn a_file_of_mlx_lm_is_taken_up_by_the_text_that_it_is_of() {
     assert_eq!(tokens(&resumed), tokens(&model.generate(request()).unwrap()));
 
     let error = model.load_cache(&path).unwrap_err().to_string();
-    assert!(error.ends_with("does not say what tokens it holds, as mlx-lm writes none"), "{error}");
+    assert!(error.ends_with("does not name its tokens, since mlx-lm writes none"), "{error}");
     let error = model.load_cache_of(&path, &text[..30]).unwrap_err().to_string();
     assert!(error.ends_with("holds 40 tokens, and the prompt has only 30"), "{error}");
     let other = ids(42, 5);

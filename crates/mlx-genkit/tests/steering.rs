@@ -250,7 +250,7 @@ fn beams_are_steered_as_single_texts_are() {
     }
 }
 
-/// Phi-3 reads its text anew when it grows past the original context.
+/// Phi-3 reads its text again when it grows past the original context.
 #[test]
 fn a_text_that_is_read_anew_is_steered_as_before() {
     let model = tiny("phi3-longrope");
@@ -385,7 +385,7 @@ fn a_cache_is_not_gone_on_with_under_another_steering() {
     assert!(error.to_string().contains("without steering"), "{error}");
     assert_eq!((fork.len(), fork.steering(0)), (cache.len(), cache.steering(0)));
 
-    // Alpha 0 is no steering, an equal steering is the same one, and mixing can be asked for.
+    // Alpha 0 does not steer, an equal steering is the same one, and mixing can be asked for.
     let same = model.generate(ask(cache.fork()).hook(&mut hook(&model, &of(1.0))));
     assert_eq!(same.unwrap().sequences[0].tokens.len(), NEW);
     let mut mixed = cache.fork();

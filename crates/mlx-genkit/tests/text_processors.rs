@@ -146,7 +146,7 @@ fn a_grammar_holds_beside_anything_else() {
     assert!(error.starts_with("structured output is not available with DoLa"), "{error}");
 }
 
-/// A guess that leads nowhere is no error: the model takes another way.
+/// A guess that leads nowhere is not an error: the model takes another path.
 #[test]
 fn a_draft_may_run_into_a_dead_end() {
     let model = bundled();
@@ -211,7 +211,7 @@ fn dry_ends_a_loop_and_breakers_shorten_what_counts() {
         dry_sequence_breakers: breakers,
         ..GenerationConfig::default()
     };
-    // The loop goes on with " the" by itself here because a bias makes it so.
+    // The loop continues with " the" by itself here because a bias makes it so.
     let the = model.tokenizer().unwrap().encode(" the", false).unwrap()[0];
     let bias = || Some([(i64::from(the), 50.0)].into());
     let plain = GenerationConfig { logit_bias: bias(), ..GenerationConfig::default() };

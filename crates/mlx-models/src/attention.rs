@@ -68,7 +68,7 @@ fn weights(
     mask: &Mask,
     Softmax { scale, soft_cap, sinks }: Softmax<'_>,
 ) -> Result<Array, Exception> {
-    // The query heads of a group lie behind one another, so that one product per group serves all of
+    // The query heads of a group lie one after another, so that one product per group serves all of
     // them and reads its keys once.
     let [batch, heads, tokens, dim] = [0, 1, 2, 3].map(|axis| queries.dim(axis));
     let (groups, columns) = (keys.dim(1), keys.dim(2));

@@ -63,7 +63,7 @@ pub(crate) trait Block: Debug + Send + Visit {
     }
 }
 
-/// A token mixer and a feed-forward layer, each behind a norm: all of the Llama-like families.
+/// A token mixer and a feed-forward layer, each after a norm: all of the Llama-like families.
 #[derive(Debug)]
 pub(crate) struct TransformerBlock {
     pub(crate) input_norm: Option<RmsNorm>,

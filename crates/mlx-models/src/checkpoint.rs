@@ -275,7 +275,7 @@ fn check_header(path: &Path) -> Result<()> {
         ));
     }
     if header > MAX_HEADER {
-        let what = format!("is no safetensors file: its header claims {header} bytes");
+        let what = format!("is not a safetensors file: its header claims {header} bytes");
         return Err(damaged(path, what));
     }
     let mut bytes = vec![0; header as usize];

@@ -6,7 +6,7 @@ use mlxgk_kv_cache::KvCache;
 use crate::{Decoder, Error, ErrorKind, Result};
 
 impl Decoder {
-    /// The caches of several texts as one, each text's keys moved to where it stands behind the others.
+    /// The caches of several texts as one, each text's keys moved to where it follows the others.
     /// See [`KvCache::concat`]: the texts have not seen one another.
     ///
     /// ```
@@ -25,7 +25,7 @@ impl Decoder {
     ///
     /// # Errors
     /// As [`KvCache::concat`], and for a model with longrope, whose rotation depends on the length of the
-    /// whole, or with a layer whose keys cannot be moved (latent attention, a norm behind the rotation).
+    /// whole, or with a layer whose keys cannot be moved (latent attention, a norm after the rotation).
     pub fn concat(&self, caches: &[&KvCache]) -> Result<KvCache> {
         let refuse = |what: &str| Err(Error::new(ErrorKind::Cache, what));
         if self.options.original_context.is_some() {
@@ -35,7 +35,7 @@ impl Decoder {
             );
         }
         let Some((first, others)) = caches.split_first() else {
-            return refuse("there is no cache to put others behind");
+            return refuse("there is no cache to put others after");
         };
         if caches.iter().any(|it| !it.layers().eq(self.layers.iter().copied())) {
             return refuse("the cache was made for another model");

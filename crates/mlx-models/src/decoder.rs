@@ -54,7 +54,7 @@ impl ComputeDtype {
     }
 }
 
-/// Why embeddings are no input for a model with inputs for each layer.
+/// Why embeddings cannot be the input of a model with inputs for each layer.
 pub(crate) const NO_TOKENS: &str =
     "the model has inputs for each layer, which it looks up by token ids, not by embeddings";
 

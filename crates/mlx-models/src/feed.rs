@@ -77,7 +77,7 @@ impl Decoder {
     /// where it is the model's last block. Run one after the other, all stretches give what
     /// [`hidden_from_embeddings`](Self::hidden_from_embeddings) gives with an empty cache.
     ///
-    /// Training computes a long text's activations anew stretch by stretch, so that not all have to
+    /// Training recomputes a long text's activations piece by piece, so that not all have to
     /// be kept (gradient checkpointing).
     ///
     /// # Errors
@@ -218,7 +218,7 @@ impl Decoder {
         self.options.original_context.is_some_and(|limit| longest > limit)
     }
 
-    /// Feeds columns behind those that the cache holds.
+    /// Feeds columns after those that the cache holds.
     fn feed(
         &self,
         columns: &[&[Column]],
@@ -239,7 +239,7 @@ impl Decoder {
         self.pass(columns, embeddings, 0, cache, hook)
     }
 
-    /// Feeds everything again that the cache holds, and the new columns behind it.
+    /// Feeds everything again that the cache holds, and the new columns after it.
     fn feed_again(
         &self,
         columns: &[&[Column]],

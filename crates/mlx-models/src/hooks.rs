@@ -272,7 +272,7 @@ impl<A: ResidualHook, B: ResidualHook> ResidualHook for (A, B) {
 pub struct NoHook;
 
 impl NoHook {
-    /// One for whoever needs a hook of any lifetime: a box of nothing, so that leaking it leaks no memory.
+    /// One where a hook of any lifetime is needed: an empty box, so that leaking it leaks no memory.
     pub fn leaked() -> &'static mut Self {
         Box::leak(Box::new(Self))
     }

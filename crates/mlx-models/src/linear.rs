@@ -30,7 +30,7 @@ pub struct Linear {
     bias: Option<Array>,
     adapter: Option<Adapter>,
     /// Of an adapter with magnitudes: by what each row of the adapted matrix is multiplied, `[out]`.
-    /// Made anew whenever matrix or adapter change.
+    /// Computed again whenever matrix or adapter change.
     stretch: Option<Array>,
 }
 

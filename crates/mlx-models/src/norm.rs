@@ -9,13 +9,13 @@ use crate::{
 };
 
 /// `x / sqrt(mean(x²) + ε) · w` over the last axis (Zhang & Sennrich, 2019). With the mean taken from
-/// `x` before, and a bias added behind, it is layer norm (Ba et al., 2016).
+/// `x` before, and a bias added after, it is layer norm (Ba et al., 2016).
 #[derive(Debug, Clone)]
 pub(crate) struct RmsNorm {
     path: String,
     /// As checkpoints store it, `[size]`.
     stored: Array,
-    /// What is added behind, `[size]`, and its path.
+    /// What is added after, `[size]`, and its path.
     bias: Option<(String, Array)>,
     form: NormWeight,
     eps: f32,

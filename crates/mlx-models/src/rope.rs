@@ -397,7 +397,7 @@ fn yarn(parameters: &RopeParameters, dims: usize) -> Result<(Frequencies, f64)> 
     Ok((Frequencies::One(inverse.map(|it| it as f32).collect()), attention_scale))
 }
 
-/// Gemma 4's: the pairs behind a part of them stay as they are (HF
+/// Gemma 4's: the pairs after a part of them stay as they are (HF
 /// `_compute_proportional_rope_parameters`).
 fn proportional(parameters: &RopeParameters, dims: usize) -> Result<Frequencies> {
     let scaling = &parameters.scaling;

@@ -40,7 +40,7 @@ fn load(name: &str) -> Decoder {
     Decoder::load(folder, ComputeDtype::Float32).unwrap()
 }
 
-/// A gated linear recurrence behind a short convolution, as hybrids have them: `s ← a · s + (1 - a) ·
+/// A gated linear recurrence after a short convolution, as hybrids have them: `s ← a · s + (1 - a) ·
 /// v` per channel, with `a` from the input.
 #[derive(Debug)]
 struct Recurrence {
@@ -79,7 +79,7 @@ impl CustomBlock for Recurrence {
             Some([state, before]) => (state.clone(), before.clone()),
             _ => (zeros(&[rows, 1, width]), zeros(&[rows, 2, width])),
         };
-        // Padding is no input, and closes the gate.
+        // Padding is not input, and closes the gate.
         let real = pass.step().real().map(|it| it.expand_dims(-1)).transpose()?;
         let input = match &real {
             Some(real) => hidden.multiply(real)?,
@@ -356,7 +356,7 @@ fn embeddings_are_fed_like_the_tokens_they_are_of() {
             model.hidden_from_embeddings(&embedded, &[&columns[1..]], &mut other, &mut NoHook);
         assert!(wrong.unwrap_err().to_string().contains("embeddings of shape"));
 
-        // What is no token's cannot be read again.
+        // What has no token cannot be read again.
         let mut cache = model.new_cache(1);
         let soft = [Column::embedded(&[1.0]), Column::Token(3)];
         let two = embedded.try_index((.., 0..2, ..)).unwrap();

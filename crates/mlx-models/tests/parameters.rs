@@ -52,7 +52,7 @@ fn headers(folder: &Path) -> BTreeMap<String, Vec<u64>> {
             let sizes = tensor["shape"].as_array().unwrap().iter();
             let mut sizes: Vec<u64> = sizes.map(|it| it.as_u64().unwrap()).collect();
             if name.ends_with("_blocks") {
-                // Four bytes are one word, and a row's groups lie behind one another.
+                // Four bytes are one word, and a row's groups lie one after another.
                 let bytes = sizes.pop().unwrap() * sizes.pop().unwrap();
                 sizes.push(bytes / 4);
             }
@@ -134,7 +134,7 @@ fn replaced_parameters_take_effect_and_can_be_put_back() {
             model.visit_parameters(|it| _ = held.insert(it.path.to_owned(), it.array.clone()));
             for path in held.keys() {
                 let changed = |it: &Array| match it.dtype() {
-                    // A choice of experts hardly hangs on a little.
+                    // A small change hardly changes the choice of experts.
                     _ if path.ends_with("correction_bias") || path.ends_with("expert_bias") => {
                         noise(9, it.shape()).multiply(Array::from_f32(1e4)).unwrap()
                     }

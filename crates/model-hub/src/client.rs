@@ -47,7 +47,7 @@ pub(crate) struct RemoteFile {
 
 /// Why an attempt brought nothing.
 pub(crate) enum Failure {
-    /// Another attempt may do better, after this long where the hub said so.
+    /// Another attempt may do better, after this long where the hub named a time.
     Passing { error: Error, wait: Option<Duration> },
     /// No attempt will.
     Final(Error),

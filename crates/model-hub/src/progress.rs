@@ -1,6 +1,6 @@
 //! What a caller sees of a download while it runs.
 
-/// Told how a download or a conversion proceeds; a command line draws bars with it.
+/// Called as a download or a conversion proceeds; a command line draws bars with it.
 ///
 /// All methods do nothing by default, so that an implementation takes only what it shows.
 pub trait Progress {

@@ -238,5 +238,5 @@ pub(crate) fn float(operation: &str, dtype: Dtype) -> Result<()> {
     if dtype.is_float() {
         return Ok(());
     }
-    Err(Exception::custom(format!("{operation}: {dtype:?} is no type of floats")))
+    Err(Exception::custom(format!("{operation}: {dtype:?} is not a floating-point type")))
 }

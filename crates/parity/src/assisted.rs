@@ -121,7 +121,7 @@ impl Case {
                 let scores = ours.transition_scores(normalize).map_err(|e| e.to_string())?;
                 compare("scores", scores.unwrap_or_default(), &theirs[at])?;
             }
-            // HF's logits are from before the guidance, ours from behind it.
+            // HF's logits are from before the guidance, ours from after it.
             if !guided {
                 let logits = ours.recorded.logits.iter().zip(&ours.tokens);
                 let logits = logits.map(|(row, &token)| row[token as usize]).collect();

@@ -270,7 +270,7 @@ fn same_changes(config: &GenerationConfig, changed: &Map<String, Value>) -> Resu
     let mut expect = default_generation_params().to_json();
     let mut found = config.to_json();
     let (Some(expected), Some(found)) = (expect.as_object_mut(), found.as_object_mut()) else {
-        return Err("a config is no JSON object".to_owned());
+        return Err("the config is not a JSON object".to_owned());
     };
     expected.extend(changed.clone());
     for fields in [&mut *expected, &mut *found] {

@@ -1,4 +1,4 @@
-//! Token healing: what prompts become, and what is said after them; see `xtask/record/healing.py`.
+//! Token healing: what prompts become, and what is generated after them; see `xtask/record/healing.py`.
 
 use std::path::Path;
 

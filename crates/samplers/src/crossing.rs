@@ -2,7 +2,7 @@
 //!
 //! HF sorts the vocabulary, takes the softmax of the sorted scores and adds it up. Only the
 //! neighbourhood of the crossing has to be sorted to find it: a histogram of masses tells which
-//! one that is. How fp32 rounded torch's sum of the sorted row is told by [`Rounding`], nearly.
+//! one that is. How fp32 rounded torch's sum of the sorted row is estimated by [`Rounding`].
 //! When the crossing is still too close to call, the whole row is sorted and summed as torch does
 //! it; a few in a hundred flat rows come to that, and hardly any that a model makes.
 

@@ -61,7 +61,7 @@ impl<R: Rng> Generator for FromRand<R> {
     fn skip(&mut self, _: usize) {}
 }
 
-/// A generator's state is no use in a message, and need not be printable.
+/// A generator's state is not useful in a message, and need not be printable.
 impl<R> fmt::Debug for FromRand<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FromRand").finish_non_exhaustive()

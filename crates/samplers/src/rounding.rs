@@ -12,7 +12,7 @@ use crate::histogram::Histogram;
 /// Lanes of torch's sum.
 const LANES: f64 = 16.0;
 
-/// Grids that are told apart; where the lanes' sums were lower still, rounding hardly counts.
+/// Grids that are distinguished; where the lanes' sums were lower still, rounding hardly counts.
 const GRIDS: usize = 12;
 
 /// The share of the mass from which on a bucket may hold many equal terms, which round alike.

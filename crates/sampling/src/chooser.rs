@@ -75,7 +75,7 @@ impl Sampling {
     }
 
     /// Warps the scores of a row in place, with what the warpers remember of `row` and the stream of
-    /// `context.row`. Whoever then chooses a token by other means has it [observed](Self::observe).
+    /// `context.row`. A token that is then chosen by other means must be [observed](Self::observe).
     ///
     /// # Errors
     /// When every token is banned, or a score is NaN or infinitely high.
@@ -159,7 +159,7 @@ impl Chooser {
         }
     }
 
-    /// As [`choose`](Self::choose), and leaves in `warped` the scores behind the warpers: what HF
+    /// As [`choose`](Self::choose), and leaves in `warped` the scores after the warpers: what HF
     /// returns as `scores`.
     ///
     /// # Errors

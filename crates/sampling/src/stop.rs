@@ -110,7 +110,7 @@ impl StopConditions {
         Self { limits, criteria }
     }
 
-    /// Adds a criterion behind the others.
+    /// Adds a criterion after the others.
     pub fn push(&mut self, criterion: Box<dyn StoppingCriterion>) {
         self.criteria.push(criterion);
     }

@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use crate::{Injection, Steering, SteeringVectors};
 
-/// What is done, where and how strongly, and a digest of everything: two steerings with one name do
-/// the same.
+/// What is done, where and how strongly, and a digest of everything: steerings with the same name are
+/// equal.
 pub(crate) fn fingerprint(steering: &Steering) -> String {
     let parts: Vec<String> = steering.injections.iter().map(describe).collect();
     let mut digest = Digest::default();

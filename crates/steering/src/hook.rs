@@ -65,7 +65,7 @@ impl SteeringHook {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A budget is kept by whoever chooses tokens.
+    /// A budget is enforced where tokens are chosen.
     fn check_strengths(&self, step: &Step) -> Result<()> {
         if self.budget.is_some() && step.strengths().is_none() {
             let what = "a KL budget is enforced by the generation loops; a forward pass outside \

@@ -309,7 +309,7 @@ fn random_controls_of_several_files_are_independent() {
     assert_ne!(one.randomized(8).unwrap(), one.randomized(9).unwrap());
 }
 
-/// At full strength nothing is left of the stream, not even what is no number.
+/// At full strength nothing is left of the stream, not even NaN.
 #[test]
 fn a_replaced_stream_is_gone() {
     let model = model("llama");

@@ -93,7 +93,7 @@ pub(crate) struct TokenizerConfig {
     pub(crate) add_prefix_space: Option<bool>,
     #[cfg(feature = "tokenizer")]
     pub(crate) clean_up_spaces: bool,
-    /// transformers ignores `clean_up_spaces` for BPE, where it eats real spaces, unless told twice.
+    /// transformers ignores `clean_up_spaces` for BPE, where it would remove real spaces, unless it is set twice.
     #[cfg(feature = "tokenizer")]
     pub(crate) clean_up_spaces_for_bpe: bool,
 }

@@ -1,4 +1,4 @@
-//! The files of a model folder that concern text, read once and handed to whoever needs them.
+//! The files of a model folder that concern text, read once and handed to all parts that need them.
 //!
 //! A tokenizer, its special ids and its chat template are spread over half a dozen files, and each
 //! part needs several of them. They may also come from memory (a model inside the binary), so the

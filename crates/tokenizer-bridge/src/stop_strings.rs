@@ -13,7 +13,7 @@ const PREFIX: &str = "abcdef";
 
 /// Strings to stop at, and the tokenizer that says how tokens spell them (HF `StopStringCriteria`).
 ///
-/// What is compared are bytes, so a string is found as soon as its last byte is there, be it in the
+/// What is compared are bytes, so a string is found as soon as its last byte is there, even in the
 /// middle of a character's tokens or of a longer token. Special tokens count with the text they stand
 /// for.
 ///
@@ -49,7 +49,7 @@ pub struct StopStrings {
     known: HashMap<u32, Option<Vec<u8>>>,
 }
 
-/// How a tokenizer writes bytes that are no character of their own.
+/// How a tokenizer writes bytes that are not characters by themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Spelling {
     /// Every character stands for a byte.
@@ -68,7 +68,7 @@ impl StopStrings {
     /// [`ErrorKind::StopString`] where there is no string, or an empty one, which every text ends
     /// with;
     /// [`ErrorKind::Tokenizer`] where the tokenizer cannot spell plain letters, so that what its
-    /// tokens stand for cannot be told.
+    /// tokens stand for is not known.
     pub fn new(tokenizer: &Tokenizer, strings: Vec<String>) -> Result<Self> {
         if strings.is_empty() || strings.iter().any(String::is_empty) {
             let what = "a string to stop at must not be empty";
@@ -94,7 +94,7 @@ impl StopStrings {
     }
 
     /// Whether one of the strings ends within the last of `tokens`, prompt and new ones: it may begin
-    /// in an earlier token, also in the prompt's, and the last token may go on behind it.
+    /// in an earlier token, also in the prompt's, and the last token may go on after it.
     ///
     /// # Errors
     ///

@@ -7,7 +7,7 @@ use crate::tokenizer::Tokenizer;
 
 /// The bytes that each token adds to a text, by id; see [`Tokenizer::texts`].
 ///
-/// They are what the tokenizer's decoder makes of the token behind another one, so a token of
+/// They are what the tokenizer's decoder makes of the token after another one, so a token of
 /// SentencePiece's `▁the` spells ` the`, and one of byte fallback (`<0x0A>`) its byte. Special
 /// tokens spell nothing: decoding leaves them out.
 ///

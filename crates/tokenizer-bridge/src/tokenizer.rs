@@ -179,7 +179,7 @@ impl Tokenizer {
     #[must_use]
     pub fn encode_continuation(&self, text: &str) -> Option<Vec<u32>> {
         let texts = self.texts();
-        // Something has to stand before the text that does not grow together with it.
+        // Something has to precede the text that does not grow together with it.
         ["\n", "a", "0", ".", ")"].iter().find_map(|before| {
             let ids = self.encode_plain(&format!("{before}{text}"))?;
             let mut rest = text.as_bytes();

@@ -113,7 +113,7 @@ fn load(json: &str, config: &Value) -> Tokenizer {
 fn streamed(tokenizer: &Tokenizer, ids: &[u32], skip: bool) -> String {
     let mut stream = tokenizer.stream(skip);
     let mut text = String::new();
-    // Twice, because a flush begins anew.
+    // Twice, because a flush starts again.
     for _ in 0..2 {
         text.clear();
         for &id in ids {

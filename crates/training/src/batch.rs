@@ -2,7 +2,7 @@
 //!
 //! Labels follow Hugging Face: a token's label stands at the token's own place, and the shift (the
 //! state before it predicts it) is made here, once, for every loss and score of the crate. The label of
-//! a row's first token is never used, because nothing stands before it.
+//! a row's first token is never used, because nothing precedes it.
 
 use mlx_rs::Array;
 

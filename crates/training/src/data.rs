@@ -18,7 +18,7 @@ pub struct Encoder<'a> {
     pub tokenizer: &'a Tokenizer,
     /// Its chat template, for conversations.
     pub template: Option<&'a ChatTemplate>,
-    /// The tokens that end a text or a turn; the first is put behind texts and completions.
+    /// The tokens that end a text or a turn; the first is appended to texts and completions.
     pub ends: &'a [u32],
     /// The longest sequence.
     pub context: usize,
@@ -145,7 +145,7 @@ impl Encoder<'_> {
         let mut answers = 0;
         for index in (from..messages.len()).filter(is_answer) {
             if index == 0 {
-                return Err("begins with the assistant, to whom nobody has spoken".to_owned());
+                return Err("begins with the assistant instead of the user".to_owned());
             }
             let before = render(&messages[..index], true)?;
             if !full.starts_with(&before) {
@@ -206,7 +206,7 @@ fn text<'v>(value: &'v Value, name: &str) -> Result<&'v str, String> {
 }
 
 fn messages(value: &Value, name: &str) -> Result<Vec<Message>, String> {
-    let wrong = |e: serde_json::Error| format!("`{name}` is no list of messages: {e}");
+    let wrong = |e: serde_json::Error| format!("`{name}` is not a list of messages: {e}");
     let messages: Vec<Message> = serde_json::from_value(value.clone()).map_err(wrong)?;
     if messages.is_empty() {
         return Err(format!("`{name}` is empty"));

@@ -25,7 +25,7 @@ impl Order {
     }
 
     /// The rows of each batch of an epoch. It depends on the seed and the epoch alone, so that a run can
-    /// be taken up anywhere.
+    /// be resumed anywhere.
     ///
     /// ```
     /// use mlxgk_training::Order;

@@ -1,4 +1,4 @@
-//! Loss scaling: gradients in half precision that are too small to be told from 0 are multiplied on the
+//! Loss scaling: gradients in half precision that are too small to be distinguished from 0 are multiplied on the
 //! way. bf16 has fp32's range and needs none.
 
 use crate::{Error, Result};

@@ -1,4 +1,4 @@
-//! Soft prompts: embeddings that are no token's and stand before a text (prompt tuning, Lester et al.,
+//! Soft prompts: embeddings without tokens, placed before a text (prompt tuning, Lester et al.,
 //! 2021), in PEFT's files.
 //!
 //! They are what the first block is given. Families that multiply their embeddings by a factor (Gemma)
@@ -22,7 +22,7 @@ use crate::{
 const WEIGHTS: &str = "adapter_model.safetensors";
 const TENSOR: &str = "prompt_embeddings";
 
-/// Embeddings that stand before a text, `[virtual tokens, hidden]`.
+/// Embeddings that precede a text, `[virtual tokens, hidden]`.
 #[derive(Debug, Clone)]
 pub struct SoftPrompt {
     embeddings: Array,
@@ -32,7 +32,7 @@ impl SoftPrompt {
     /// A soft prompt of these embeddings, which are evaluated here.
     ///
     /// # Errors
-    /// When they are no matrix of floats with at least one row.
+    /// When they are not a matrix of floats with at least one row.
     pub fn new(embeddings: &Array) -> Result<Self> {
         if embeddings.ndim() != 2 || embeddings.dim(0) < 1 || !embeddings.dtype().is_float() {
             let (dtype, shape) = (embeddings.dtype(), embeddings.shape());
@@ -80,7 +80,7 @@ impl SoftPrompt {
             return Err(Error::data(what));
         }
         if ids.is_empty() {
-            return Err(Error::config("a soft prompt cannot begin as an empty text"));
+            return Err(Error::config("a soft prompt cannot be initialized from an empty text"));
         }
         let ids: Vec<u32> = ids.iter().copied().cycle().take(virtual_tokens).collect();
         let embedded = decoder.embed(&Array::from_slice(&ids, &[1, count]))?;
@@ -134,7 +134,7 @@ impl SoftPrompt {
             .remove(TENSOR)
             .ok_or_else(|| failed(&file, format_args!("has no `{TENSOR}`")))?;
         if let Some(name) = arrays.keys().next() {
-            return Err(failed(&file, format_args!("`{name}` is no part of a soft prompt")));
+            return Err(failed(&file, format_args!("`{name}` does not belong to a soft prompt")));
         }
         Self::new(&found)
     }

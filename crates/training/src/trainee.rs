@@ -96,7 +96,7 @@ impl<'m> Trainee<'m> {
         Ok(self)
     }
 
-    /// Trains a soft prompt, `[virtual tokens, hidden]`, that stands before every row: what the first
+    /// Trains a soft prompt, `[virtual tokens, hidden]`, that precedes every row: what the first
     /// block is given, after a factor that a family multiplies its embeddings by.
     ///
     /// # Errors

@@ -292,12 +292,12 @@ impl<'m> Trainer<'m> {
         let path = path.as_ref();
         let files::Tensors { mut arrays, metadata } = files::read(path)?;
         if metadata.get("format").map(String::as_str) != Some(FORMAT) {
-            return Err(failed(path, "is no checkpoint of a training run"));
+            return Err(failed(path, "is not a checkpoint of a training run"));
         }
         let state: Value = metadata
             .get("state")
             .and_then(|it| serde_json::from_str(it).ok())
-            .ok_or_else(|| failed(path, "does not say where the run stands"))?;
+            .ok_or_else(|| failed(path, "does not hold the step that the run has reached"))?;
         if state["config"] != self.fingerprint() {
             let (then, now) = (&state["config"], self.fingerprint());
             let what = format!("is of a run with other settings: {then}, and now {now}");

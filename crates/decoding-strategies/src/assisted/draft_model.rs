@@ -62,7 +62,7 @@ impl<D: Speculative> DraftModel<D> {
         if same == text.len() && same == self.fed.len() {
             return Ok(());
         }
-        // At least the last token has to be fed, for the scores behind it.
+        // At least the last token has to be fed, for the scores after it.
         let kept = same.min(text.len() - 1);
         if kept < self.fed.len() {
             self.model.roll_back(self.fed.len() - kept)?;
@@ -107,7 +107,7 @@ impl<D: Speculative> CandidateGenerator for DraftModel<D> {
             }
             let context = Context { tokens: &text, ..draft.context };
             // In HF the draft gets the model's list of processors beside its own, and of both lists
-            // whatever stands behind the caller's processors applies: warpers, watermark and
+            // whatever follows the caller's processors applies: warpers, watermark and
             // normalisation apply twice.
             chooser.warp(&context, &mut scores)?;
             for late in draft.processors.iter().filter(|it| it.stage() >= Stage::Temperature) {

@@ -51,7 +51,8 @@ pub trait Speculative: LanguageModel {
     }
 }
 
-/// Whether a draft has nothing to go on with. That is no error: the model may take another way.
+/// Whether a draft has nothing to continue with, which is not an error: the model may take another
+/// path.
 fn nothing_left(processed: Processed<()>) -> Result<bool> {
     match processed {
         Ok(()) => Ok(false),

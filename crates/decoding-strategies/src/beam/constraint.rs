@@ -61,8 +61,8 @@ impl Constraint {
         tokens
     }
 
-    fn is_whole(&self, said: &[u32]) -> bool {
-        self.alternatives.iter().any(|it| it == said)
+    fn is_whole(&self, so_far: &[u32]) -> bool {
+        self.alternatives.iter().any(|it| it == so_far)
     }
 
     /// Tokens that are missing at least.
@@ -101,7 +101,7 @@ impl Progress {
 
     /// Takes one more token.
     pub(super) fn add(&mut self, token: u32, constraints: &[Constraint]) {
-        let (at, mut said) = match self.begun.take() {
+        let (at, mut so_far) = match self.begun.take() {
             Some(begun) => begun,
             None => {
                 let begins = |it: &usize| constraints[*it].next_tokens(&[]).contains(&token);
@@ -109,23 +109,23 @@ impl Progress {
                 (self.pending.remove(place), Vec::new())
             }
         };
-        if !constraints[at].next_tokens(&said).contains(&token) {
+        if !constraints[at].next_tokens(&so_far).contains(&token) {
             self.pending.push(at);
             return;
         }
-        said.push(token);
-        if constraints[at].is_whole(&said) {
+        so_far.push(token);
+        if constraints[at].is_whole(&so_far) {
             self.met += 1;
         } else {
-            self.begun = Some((at, said));
+            self.begun = Some((at, so_far));
         }
     }
 
-    /// The tokens that would advance a constraint: those that go on with the one begun, or begin a
+    /// The tokens that would advance a constraint: those that continue the one that was started, or start a
     /// pending one.
     pub(super) fn advancing(&self, constraints: &[Constraint]) -> Vec<u32> {
         match &self.begun {
-            Some((at, said)) => constraints[*at].next_tokens(said),
+            Some((at, so_far)) => constraints[*at].next_tokens(so_far),
             None => self.pending.iter().flat_map(|&at| constraints[at].next_tokens(&[])).collect(),
         }
     }
@@ -133,13 +133,13 @@ impl Progress {
     /// HF's bank: beams that have come equally far compete with one another.
     pub(super) fn bank(&self, constraints: &[Constraint]) -> usize {
         let begun = self.begun.as_ref();
-        self.bank_with(begun.map(|(at, said)| (*at, said.len())), constraints)
+        self.bank_with(begun.map(|(at, so_far)| (*at, so_far.len())), constraints)
     }
 
     /// The bank if `begun` constraint had so many tokens.
     fn bank_with(&self, begun: Option<(usize, usize)>, constraints: &[Constraint]) -> usize {
         let longest = constraints.iter().map(Constraint::longest).max().unwrap_or(0);
-        let begun = begun.map_or(0, |(at, said)| longest + said - constraints[at].longest());
+        let begun = begun.map_or(0, |(at, so_far)| longest + so_far - constraints[at].longest());
         self.met * longest + begun
     }
 
@@ -149,7 +149,7 @@ impl Progress {
     /// first copy is in the way of the next, and their banks are read when all have stepped. Which
     /// beams survive depends on it, so it is repeated here.
     pub(super) fn advanced_banks(&self, tokens: &[u32], constraints: &[Constraint]) -> Vec<usize> {
-        let Some((at, said)) = &self.begun else {
+        let Some((at, so_far)) = &self.begun else {
             let bank = |&token: &u32| {
                 let mut advanced = self.clone();
                 advanced.add(token, constraints);
@@ -157,7 +157,7 @@ impl Progress {
             };
             return tokens.iter().map(bank).collect();
         };
-        let mut shared = said.clone();
+        let mut shared = so_far.clone();
         let outcomes: Vec<Outcome> = tokens
             .iter()
             .map(|token| {
@@ -179,7 +179,7 @@ impl Progress {
 
     /// Tokens that are missing at least.
     pub(super) fn missing(&self, constraints: &[Constraint]) -> usize {
-        let begun = self.begun.as_ref().map_or(0, |(at, said)| constraints[*at].missing(said));
+        let begun = self.begun.as_ref().map_or(0, |(at, so_far)| constraints[*at].missing(so_far));
         begun + self.pending.iter().map(|&at| constraints[at].missing(&[])).sum::<usize>()
     }
 

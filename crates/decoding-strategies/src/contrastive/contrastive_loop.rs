@@ -75,7 +75,7 @@ impl<M: Lookahead> ContrastiveLoop<M> {
         let resemblance = self.model.look_ahead(&self.tokens, per_row)?;
         let alpha = self.options.penalty_alpha;
         let (weight, penalty) = ((1.0 - alpha) as f32, alpha as f32);
-        // What processors have banned is no choice, however new it would be.
+        // What processors have banned cannot be chosen, however new it would be.
         let worth = |(probability, alike): (&f32, &f32)| match *probability {
             0.0 => f32::NEG_INFINITY,
             probability => weight * probability - penalty * alike,

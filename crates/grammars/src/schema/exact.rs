@@ -125,7 +125,7 @@ impl<'a> Exact<'a> {
             match other {
                 None => Ok(()),
                 Some(keyword) => Err(format!(
-                    "`{place}/{keyword}` is not supported beside integers beyond 2^53 or a number \
+                    "`{place}/{keyword}` is not supported together with integers beyond 2^53 or a number \
                      of properties to keep"
                 )),
             }
@@ -158,7 +158,8 @@ impl<'a> Exact<'a> {
             Some(Value::Array(kinds)) => kinds.iter().filter_map(Value::as_str).collect(),
             Some(Value::String(kind)) => vec![kind.as_str()],
             _ => {
-                let what = "needs a `type` beside the number of properties or the integers it has";
+                let what =
+                    "needs a `type` in addition to the number of properties or the integers it has";
                 return Err(format!("`{place}/type`: it {what}"));
             }
         };
@@ -229,7 +230,7 @@ impl<'a> Exact<'a> {
         let definition =
             |it: &&&str| !it.starts_with("#/$defs/") && !it.starts_with("#/definitions/");
         if let Some(other) = references.iter().find(definition) {
-            let what = "beside integers beyond 2^53 or a number of properties to keep, references \
+            let what = "together with integers beyond 2^53 or a number of properties to keep, references \
                         must lead into `$defs`";
             return Err(format!("`{place}`: {what}, but one is {other:?}"));
         }
@@ -279,7 +280,7 @@ impl<'a> Exact<'a> {
         let greatest = greatest.into_iter().flatten().min();
         match integers::range(least, greatest) {
             Some(range) => Ok(self.terminal(&format!("/{range}/"))),
-            None => Err(format!("`{place}`: no integer lies between its bounds")),
+            None => Err(format!("`{place}`: no integer is between its bounds")),
         }
     }
 
@@ -379,14 +380,14 @@ impl<'a> Exact<'a> {
         });
         let mut states = States { items: &items, other, known: HashMap::new() };
         let body = states.rule(self, 0, least, greatest, false)?.ok_or_else(|| {
-            format!("`{place}`: no object has so many of its properties as it must")
+            format!("`{place}`: no object can have as many of its properties as are required")
         })?;
         Ok(self.rule(&format!("\"{{\" {body} \"}}\"")))
     }
 }
 
 /// The rules for the rest of an object: from which property on, how many it must and may still have,
-/// and whether one stands before.
+/// and whether one precedes.
 struct States<'i> {
     items: &'i [(String, bool)],
     /// A pair beyond the known properties.
@@ -443,7 +444,7 @@ impl States<'_> {
     }
 }
 
-/// Items with commas between them, and before the first where one stands before; possibly none.
+/// Items with commas between them, and before the first where one precedes; possibly none.
 fn sequence(item: &str, least: u64, greatest: Option<u64>, begun: bool) -> String {
     let times = |from: u64, to: Option<u64>| match to {
         Some(to) => format!("{{{from},{to}}}"),
@@ -518,7 +519,7 @@ fn required(fields: &Fields) -> impl Iterator<Item = &str> {
     names.into_iter().flatten().filter_map(Value::as_str)
 }
 
-/// Whether a value to be written has an integer that is no double.
+/// Whether a value to be written has an integer that a double cannot hold.
 fn inexact_values(fields: &Fields) -> bool {
     fn is_big(value: &Value) -> bool {
         match value {

@@ -28,7 +28,7 @@ impl Container {
         Self::parse(&bytes).map_err(|what| Error::file(format!("{name} {what}")))
     }
 
-    /// What is wrong is said as the end of a sentence about the file.
+    /// An error is the end of a sentence about the file.
     fn parse(bytes: &[u8]) -> Result<Self, String> {
         let header = bytes.first_chunk::<8>().map(|it| u64::from_le_bytes(*it));
         let rest = bytes.len().saturating_sub(8) as u64;

@@ -53,7 +53,7 @@ const QUANTIZED: &str = "QuantizedKVCache";
 const QUANTIZED_ROTATING: &str = "QuantizedRotatingKVCache";
 const STATE: &str = "ArraysCache";
 
-/// The numbers of a state, in the order in which mlx-lm keeps them behind keys and values.
+/// The numbers of a state, in the order in which mlx-lm keeps them after keys and values.
 fn numbers_of(class: &str) -> Option<&'static [&'static str]> {
     Some(match class {
         DENSE => &["offset"],
@@ -100,7 +100,7 @@ pub(super) fn read(container: &Container, version: Version) -> Result<Vec<FileLa
     (0..).map_while(layer).collect()
 }
 
-/// One layer being read. What is wrong is said as the end of a sentence about it.
+/// One layer being read. An error is the end of a sentence about it.
 struct Reader<'f> {
     container: &'f Container,
     version: Version,
@@ -381,7 +381,7 @@ pub(super) fn options(layers: &[FileLayer], specs: &[LayerSpec]) -> Result<Cache
 }
 
 /// The arrays of a cache whose layers see what `specs` say under `options`, and their descriptions. What
-/// is wrong is said as the end of a sentence about the file.
+/// is wrong is the end of a sentence about the file.
 #[allow(clippy::type_complexity, reason = "the two halves of a state")]
 pub(super) fn arrays(
     layers: Vec<FileLayer>,
@@ -445,7 +445,7 @@ pub(super) fn arrays(
 }
 
 /// What a token can see of a layer's arrays, as [`seen`] gives it, with slots for sinks in front; and the
-/// column that stands behind those. `len` columns were fed.
+/// column that follows those. `len` columns were fed.
 pub(crate) fn placed(
     arrays: Vec<Array>,
     len: usize,

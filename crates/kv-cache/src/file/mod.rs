@@ -266,7 +266,7 @@ impl CacheFile {
         let name = self.name;
         let wrong = |what: String| Error::file(format!("{name} {what}"));
         let Some(own) = self.own else {
-            return Err(wrong("does not say what tokens it holds, as mlx-lm writes none".into()));
+            return Err(wrong("does not name its tokens, since mlx-lm writes none".into()));
         };
         if own.layers != specs {
             return Err(wrong("is a cache of a model with other layers".into()));

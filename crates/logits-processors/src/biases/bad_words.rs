@@ -6,7 +6,7 @@ use super::SequenceBias;
 use crate::shown::Shown;
 use crate::{Context, Error, ErrorKind, LogitsProcessor, Result, Stage};
 
-/// Bans token sequences: the last token of each, when the rest has just been said
+/// Bans token sequences: the last token of each, when the rest immediately precedes it
 /// (`NoBadWordsLogitsProcessor`).
 ///
 /// A list that consists of one end token is dropped, because banning the end is not banning a word.

@@ -8,7 +8,7 @@ use crate::mask::in_vocabulary;
 use crate::shown::Shown;
 use crate::{Context, Error, ErrorKind, LogitsProcessor, Result, Stage};
 
-/// Adds a bias to the last token of a sequence when the rest of it has just been said
+/// Adds a bias to the last token of a sequence when the rest of it immediately precedes it
 /// (`SequenceBiasLogitsProcessor`).
 ///
 /// A sequence of one token is biased at every step. Biases of several sequences that end in the

@@ -12,8 +12,8 @@ type AllowedTokens = dyn Fn(&Context<'_>) -> Vec<u32> + Send + Sync;
 /// [Autoregressive Entity Retrieval](https://arxiv.org/abs/2010.00904)).
 ///
 /// When all allowed tokens of **all** beams of a prompt are banned already, the constraint wins
-/// over the earlier bans: the allowed tokens get the score 0 and nothing else may be said. That
-/// verdict needs all beams at once, so beam search calls [`process_rows`]; a row processed alone
+/// over the earlier bans: the allowed tokens get the score 0 and everything else is banned. That
+/// result needs all beams at once, so beam search calls [`process_rows`]; a row processed alone
 /// counts as its own only beam.
 ///
 /// The function must be pure, as the processor is. It gets the prompt's index in

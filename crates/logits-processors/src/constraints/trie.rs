@@ -58,14 +58,14 @@ impl TokenTrie {
         Ok(Self { nodes })
     }
 
-    /// The tokens that may follow `said`, sorted; none when no sequence begins that way.
+    /// The tokens that may follow `so_far`, sorted; none when no sequence begins that way.
     ///
     /// After the last token of a sequence that no other continues, that token may be repeated: a
     /// finished row is padded until the whole batch has finished, and must not fail meanwhile.
-    pub fn allowed_after(&self, said: &[u32]) -> &[u32] {
+    pub fn allowed_after(&self, so_far: &[u32]) -> &[u32] {
         let mut at = 0;
         let mut last: &[u32] = &[];
-        for token in said {
+        for token in so_far {
             let node = &self.nodes[at];
             if node.tokens.is_empty() {
                 break;

@@ -3,7 +3,7 @@
 use crate::mask::force;
 use crate::{Context, LogitsProcessor, Result, Stage};
 
-/// Forces a token when exactly one was said (`ForcedBOSTokenLogitsProcessor`).
+/// Forces a token when there is exactly one before it (`ForcedBOSTokenLogitsProcessor`).
 ///
 /// It is meant for encoder-decoder models, whose decoder starts with one token. With a prompt of
 /// any other length it does nothing.
@@ -38,7 +38,7 @@ impl LogitsProcessor for ForcedBos {
     }
 
     /// # Errors
-    /// When the token is beyond the vocabulary and due.
+    /// When the token is outside the vocabulary and has to be forced.
     fn process(&self, context: &Context<'_>, scores: &mut [f32]) -> Result<()> {
         if context.tokens.len() == 1 {
             force(scores, &[self.bos_token_id], "forced_bos_token_id")?;

@@ -40,7 +40,7 @@ impl LogitsProcessor for ForcedDecoderIds {
     }
 
     /// # Errors
-    /// When the token that is due is beyond the vocabulary.
+    /// When the token to be forced is outside the vocabulary.
     fn process(&self, context: &Context<'_>, scores: &mut [f32]) -> Result<()> {
         match self.0.get(&context.tokens.len()) {
             Some(&token) => force(scores, &[token], "forced_decoder_ids"),

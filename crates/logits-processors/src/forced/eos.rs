@@ -38,7 +38,7 @@ impl LogitsProcessor for ForcedEos {
     }
 
     /// # Errors
-    /// When an end token is beyond the vocabulary and due.
+    /// When an end token that has to be forced is outside the vocabulary.
     fn process(&self, context: &Context<'_>, scores: &mut [f32]) -> Result<()> {
         if context.tokens.len() + 1 == self.max_length {
             force(scores, &self.eos_token_ids, "forced_eos_token_id")?;

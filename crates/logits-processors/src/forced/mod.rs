@@ -1,4 +1,4 @@
-//! Tokens that must be said.
+//! Forced tokens.
 
 mod bos;
 mod decoder_ids;

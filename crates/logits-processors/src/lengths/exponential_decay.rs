@@ -15,10 +15,10 @@ use crate::{Context, LogitsProcessor, Result, Stage};
 /// use mlxgk_logits_processors::{Context, ExponentialDecayLengthPenalty, LogitsProcessor};
 ///
 /// // Two tokens past the start: the prompt has one, and one new token is free.
-/// let said = [0, 0, 0, 0];
+/// let so_far = [0, 0, 0, 0];
 /// let mut scores = [1.0, -1.0];
 /// let penalty = ExponentialDecayLengthPenalty::new(1, 2.0, [1])?;
-/// penalty.process(&Context::new(&said, 1), &mut scores)?;
+/// penalty.process(&Context::new(&so_far, 1), &mut scores)?;
 /// assert_eq!(scores, [1.0, 2.0]);
 /// # Ok::<(), mlxgk_logits_processors::Error>(())
 /// ```
@@ -78,13 +78,13 @@ mod tests {
 
     #[test]
     fn never_leaves_the_numbers() {
-        let said = [0; 5000];
+        let so_far = [0; 5000];
         for factor in [1e300, -1e300, 7.0, -7.0, 0.0] {
             let Ok(penalty) = ExponentialDecayLengthPenalty::new(0, factor, [0, 1, 2, 3]) else {
                 continue;
             };
             let mut scores = [0.0, 3.0, -3.0, f32::NEG_INFINITY];
-            penalty.process(&Context::new(&said, 0), &mut scores).unwrap();
+            penalty.process(&Context::new(&so_far, 0), &mut scores).unwrap();
             assert!(scores[..3].iter().all(|it| it.is_finite()), "{factor}: {scores:?}");
             assert_eq!(scores[3], f32::NEG_INFINITY);
         }

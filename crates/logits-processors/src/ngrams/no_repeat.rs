@@ -14,8 +14,8 @@ use crate::{Context, Error, LogitsProcessor, Result, Stage};
 /// use mlxgk_logits_processors::{Context, LogitsProcessor, NoRepeatNGram};
 ///
 /// let mut scores = [0.0; 4];
-/// let said = [0, 1, 2, 0, 1];
-/// NoRepeatNGram::new(3)?.process(&Context::new(&said, 5), &mut scores)?;
+/// let so_far = [0, 1, 2, 0, 1];
+/// NoRepeatNGram::new(3)?.process(&Context::new(&so_far, 5), &mut scores)?;
 /// assert_eq!(scores, [0.0, 0.0, f32::NEG_INFINITY, 0.0]);
 /// # Ok::<(), mlxgk_logits_processors::Error>(())
 /// ```
@@ -47,9 +47,9 @@ impl LogitsProcessor for NoRepeatNGram {
     }
 
     fn process(&self, context: &Context<'_>, scores: &mut [f32]) -> Result<()> {
-        let said = context.tokens;
-        if let Some(start) = said.len().checked_sub(self.ngram_size - 1) {
-            for token in continuations(said, &said[start..]) {
+        let so_far = context.tokens;
+        if let Some(start) = so_far.len().checked_sub(self.ngram_size - 1) {
+            for token in continuations(so_far, &so_far[start..]) {
                 if let Some(score) = scores.get_mut(token as usize) {
                     *score = f32::NEG_INFINITY;
                 }

@@ -96,17 +96,17 @@ impl SequenceBreakers {
         Ok(breakers)
     }
 
-    /// How many tokens follow the last breaker in `said`; `None` without one.
+    /// How many tokens follow the last breaker in `so_far`; `None` without one.
     ///
     /// The search goes from the end and stops at the first token that begins a breaker; of several
     /// that begin there the longest counts.
-    pub fn distance_to_last(&self, said: &[u32]) -> Option<usize> {
+    pub fn distance_to_last(&self, so_far: &[u32]) -> Option<usize> {
         if self.tails.is_empty() {
             return None;
         }
-        (0..said.len()).rev().find_map(|at| {
-            let rest = &said[at + 1..];
-            let tails = self.tails.get(&said[at])?;
+        (0..so_far.len()).rev().find_map(|at| {
+            let rest = &so_far[at + 1..];
+            let tails = self.tails.get(&so_far[at])?;
             let longest = tails.iter().filter(|it| rest.starts_with(it)).map(Vec::len).max()?;
             Some(rest.len() - longest)
         })

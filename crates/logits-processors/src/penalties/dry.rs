@@ -16,8 +16,8 @@ use crate::{Context, Error, LogitsProcessor, Result, Stage, scratch};
 /// use mlxgk_logits_processors::{Context, Dry, LogitsProcessor};
 ///
 /// let mut scores = [0.0; 4];
-/// let said = [0, 1, 2, 0, 1];
-/// Dry::new(1.0, 1.75, 2)?.process(&Context::new(&said, 5), &mut scores)?;
+/// let so_far = [0, 1, 2, 0, 1];
+/// Dry::new(1.0, 1.75, 2)?.process(&Context::new(&so_far, 5), &mut scores)?;
 /// assert_eq!(scores, [0.0, 0.0, -1.0, 0.0]);
 /// # Ok::<(), mlxgk_logits_processors::Error>(())
 /// ```
@@ -79,15 +79,15 @@ impl LogitsProcessor for Dry {
     }
 
     fn process(&self, context: &Context<'_>, scores: &mut [f32]) -> Result<()> {
-        let said = self.history.of(context);
-        let limit = self.breakers.distance_to_last(said).unwrap_or(said.len());
-        if said.len() <= self.allowed_length || limit < self.allowed_length {
+        let so_far = self.history.of(context);
+        let limit = self.breakers.distance_to_last(so_far).unwrap_or(so_far.len());
+        if so_far.len() <= self.allowed_length || limit < self.allowed_length {
             return Ok(());
         }
         scratch::with(&scratch::IDS, |repeats| {
             scratch::with(&scratch::PAIRS, |continuations| {
-                suffix_repeats(said, repeats);
-                for (&repeat, &next) in repeats[1..].iter().zip(said.iter().rev()) {
+                suffix_repeats(so_far, repeats);
+                for (&repeat, &next) in repeats[1..].iter().zip(so_far.iter().rev()) {
                     let repeat = repeat.min(limit as u32);
                     if repeat as usize >= self.allowed_length {
                         continuations.push((next, repeat));
@@ -114,14 +114,14 @@ impl LogitsProcessor for Dry {
 /// This is the [Z-algorithm](https://en.wikipedia.org/wiki/Z_algorithm) read from the end, linear
 /// in the history. The match found furthest to the left is kept as a window: inside it the text
 /// repeats its own ending, so earlier results can be reused.
-fn suffix_repeats(said: &[u32], repeats: &mut Vec<u32>) {
-    let from_end = |at: usize| said[said.len() - 1 - at];
+fn suffix_repeats(so_far: &[u32], repeats: &mut Vec<u32>) {
+    let from_end = |at: usize| so_far[so_far.len() - 1 - at];
     let (mut left, mut right) = (0, 0);
     repeats.push(0);
-    for k in 1..said.len() {
+    for k in 1..so_far.len() {
         let known = if k < right { (repeats[k - left] as usize).min(right - k) } else { 0 };
         let mut length = known;
-        while k + length < said.len() && from_end(length) == from_end(k + length) {
+        while k + length < so_far.len() && from_end(length) == from_end(k + length) {
             length += 1;
         }
         if k + length > right {
@@ -154,32 +154,32 @@ mod tests {
             (dry(2.0, 2, 5), &[0, 1, 2, 0, 1], &[0.241818, 0.241818, 0.032727, 0.241818, 0.241818]),
             (dry(1.0, 4, 7), &[0, 1, 2, 3, 4, 0, 1], &[0.2; 5]),
         ];
-        for (dry, said, expected) in cases {
+        for (dry, so_far, expected) in cases {
             let mut scores = vec![0.0; expected.len()];
-            dry.process(&Context::new(said, said.len()), &mut scores).unwrap();
+            dry.process(&Context::new(so_far, so_far.len()), &mut scores).unwrap();
             for (got, expected) in probabilities(&scores).iter().zip(expected) {
-                assert!((got - expected).abs() < 1e-5, "{dry:?} after {said:?}: {scores:?}");
+                assert!((got - expected).abs() < 1e-5, "{dry:?} after {so_far:?}: {scores:?}");
             }
         }
     }
 
     #[test]
     fn the_exponent_stops_where_fp32_ends() {
-        let said = [1; 400];
+        let so_far = [1; 400];
         let mut scores = [0.0; 2];
         let dry = Dry::new(1.0, 2.0, 2).unwrap();
-        dry.process(&Context::new(&said, 400), &mut scores).unwrap();
+        dry.process(&Context::new(&so_far, 400), &mut scores).unwrap();
         assert_eq!(scores, [0.0, -(2f32.powi(127))]);
     }
 
     #[test]
     fn a_breaker_is_spared_and_stops_the_match() {
-        let said = [5, 1, 2, 3, 5, 1, 2];
+        let so_far = [5, 1, 2, 3, 5, 1, 2];
         let breakers = |it: &[u32]| SequenceBreakers::new(it.iter().map(|&it| vec![it])).unwrap();
         let run = |breakers| {
             let mut scores = [0.0; 6];
             let dry = Dry::new(1.0, 2.0, 1).unwrap().with_breakers(breakers);
-            dry.process(&Context::new(&said, 7), &mut scores).unwrap();
+            dry.process(&Context::new(&so_far, 7), &mut scores).unwrap();
             scores[3]
         };
         assert_eq!(run(breakers(&[])), -4.0);

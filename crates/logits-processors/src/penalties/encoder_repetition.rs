@@ -1,4 +1,4 @@
-//! The repetition penalty turned round, for the words of the source text.
+//! The inverse repetition penalty, for the words of the source text.
 
 use super::{penalised, rewrite_once};
 use crate::error::positive;

@@ -4,18 +4,18 @@ use super::History;
 use crate::error::finite;
 use crate::{Context, LogitsProcessor, Result, Stage, scratch};
 
-/// Subtracts from the score of a token a constant for each time it was said before.
+/// Subtracts from the score of a token a constant for each time it has occurred.
 ///
 /// This is OpenAI's `frequency_penalty`: `score - count * penalty`, where only generated tokens
-/// count, unless told otherwise (see [`History`]). transformers has no such processor. Ids beyond
+/// count by default (see [`History`]). transformers has no such processor. Ids beyond
 /// the vocabulary are ignored.
 ///
 /// ```
 /// use mlxgk_logits_processors::{Context, FrequencyPenalty, LogitsProcessor};
 ///
 /// let mut scores = [1.0; 4];
-/// let said = [3, 0, 0, 1];
-/// FrequencyPenalty::new(0.5)?.process(&Context::new(&said, 1), &mut scores)?;
+/// let so_far = [3, 0, 0, 1];
+/// FrequencyPenalty::new(0.5)?.process(&Context::new(&so_far, 1), &mut scores)?;
 /// assert_eq!(scores, [0.0, 0.5, 1.0, 1.0]);
 /// # Ok::<(), mlxgk_logits_processors::Error>(())
 /// ```
@@ -85,7 +85,7 @@ mod tests {
     use crate::PresencePenalty;
 
     /// llama.cpp's own examples (tests/test-sampling.cpp, `test_penalties`): probabilities before
-    /// and after, with a frequency and a presence penalty of 5 on everything said.
+    /// and after, with a frequency and a presence penalty of 5 on all tokens so far.
     #[test]
     fn agrees_with_llama_cpp() {
         let cases: [(&[u32], [f32; 5]); 3] = [
@@ -93,15 +93,15 @@ mod tests {
             (&[0, 1, 2], [0.000023, 0.000023, 0.000023, 0.499966, 0.499966]),
             (&[0, 1, 2, 0, 0], [0.000000, 0.000023, 0.000023, 0.499977, 0.499977]),
         ];
-        for (said, expected) in cases {
+        for (so_far, expected) in cases {
             let mut scores = [0.2f32.ln(); 5];
-            let context = Context::new(said, said.len());
+            let context = Context::new(so_far, so_far.len());
             let last = History::Last(64);
             FrequencyPenalty::new(5.0).unwrap().over(last).process(&context, &mut scores).unwrap();
             PresencePenalty::new(5.0).unwrap().over(last).process(&context, &mut scores).unwrap();
             let sum: f32 = scores.iter().map(|it| it.exp()).sum();
             for (score, expected) in scores.iter().zip(expected) {
-                assert!((score.exp() / sum - expected).abs() < 1e-5, "{said:?}: {scores:?}");
+                assert!((score.exp() / sum - expected).abs() < 1e-5, "{so_far:?}: {scores:?}");
             }
         }
     }

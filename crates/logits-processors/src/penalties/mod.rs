@@ -1,4 +1,4 @@
-//! Penalties on what was said before.
+//! Penalties on tokens that have occurred.
 
 mod breakers;
 mod dry;

@@ -4,17 +4,17 @@ use super::{History, rewrite_once};
 use crate::error::finite;
 use crate::{Context, LogitsProcessor, Result, Stage};
 
-/// Subtracts a constant from the score of every token said before.
+/// Subtracts a constant from the score of every token that has occurred.
 ///
-/// This is OpenAI's `presence_penalty`: it counts generated tokens only, unless told otherwise (see
+/// This is OpenAI's `presence_penalty`: it counts generated tokens only by default (see
 /// [`History`]). transformers has no such processor. Ids beyond the vocabulary are ignored.
 ///
 /// ```
 /// use mlxgk_logits_processors::{Context, LogitsProcessor, PresencePenalty};
 ///
 /// let mut scores = [1.0; 4];
-/// let said = [3, 0, 0, 1];
-/// PresencePenalty::new(0.5)?.process(&Context::new(&said, 1), &mut scores)?;
+/// let so_far = [3, 0, 0, 1];
+/// PresencePenalty::new(0.5)?.process(&Context::new(&so_far, 1), &mut scores)?;
 /// assert_eq!(scores, [0.5, 0.5, 1.0, 1.0]);
 /// # Ok::<(), mlxgk_logits_processors::Error>(())
 /// ```

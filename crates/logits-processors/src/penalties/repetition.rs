@@ -4,11 +4,11 @@ use super::{History, penalised, rewrite_once};
 use crate::error::positive;
 use crate::{Context, LogitsProcessor, Result, Stage};
 
-/// Makes every token said before less likely, once however often it was said
+/// Makes every token that has occurred less likely, once however often it occurred
 /// (`RepetitionPenaltyLogitsProcessor`; Keskar et al., [CTRL](https://arxiv.org/abs/1909.05858)).
 ///
 /// A negative score is multiplied by the penalty, any other is divided by it: above 1 the token
-/// becomes less likely, below 1 more likely. Unless told otherwise it looks at prompt and generated
+/// becomes less likely, below 1 more likely. By default it looks at prompt and generated
 /// tokens without leading padding, as `generate` does; padding that follows an end token counts.
 /// Ids beyond the vocabulary are ignored.
 ///
@@ -16,8 +16,8 @@ use crate::{Context, LogitsProcessor, Result, Stage};
 /// use mlxgk_logits_processors::{Context, LogitsProcessor, RepetitionPenalty};
 ///
 /// let mut scores = [2.0, -2.0, 2.0, -2.0];
-/// let said = [0, 1, 0];
-/// RepetitionPenalty::new(2.0)?.process(&Context::new(&said, 3), &mut scores)?;
+/// let so_far = [0, 1, 0];
+/// RepetitionPenalty::new(2.0)?.process(&Context::new(&so_far, 3), &mut scores)?;
 /// assert_eq!(scores, [1.0, -4.0, 2.0, -2.0]);
 /// # Ok::<(), mlxgk_logits_processors::Error>(())
 /// ```

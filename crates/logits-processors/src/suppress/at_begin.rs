@@ -1,4 +1,4 @@
-//! Tokens not said first.
+//! Tokens suppressed at the beginning.
 
 use std::fmt;
 

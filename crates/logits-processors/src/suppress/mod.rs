@@ -1,4 +1,4 @@
-//! Tokens that must not be said, ever or at first.
+//! Suppressed tokens: everywhere, or at the beginning.
 
 mod at_begin;
 mod tokens;

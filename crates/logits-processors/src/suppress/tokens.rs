@@ -1,4 +1,4 @@
-//! Tokens never said.
+//! Suppressed tokens.
 
 use std::fmt;
 

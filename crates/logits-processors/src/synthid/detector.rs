@@ -71,7 +71,7 @@ impl SynthIdTextDetector {
         (1..=hashes.len()).map(|end| !self.0.is_repeated(&hashes[..end])).collect()
     }
 
-    /// The tokens to judge: those with a new context that stand before the first end token.
+    /// The tokens to judge: those with a new context that precede the first end token.
     pub fn mask(&self, tokens: &[u32], eos_token_id: Option<u32>) -> Vec<bool> {
         let end = tokens.iter().position(|&it| Some(it) == eos_token_id).unwrap_or(tokens.len());
         let first = self.0.config.ngram_len - 1;

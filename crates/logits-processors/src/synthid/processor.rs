@@ -55,7 +55,7 @@ impl SynthIdText {
         })
     }
 
-    /// The tournament: scores to the logarithms of the bent probabilities.
+    /// The tournament: scores to the logarithms of the reweighted probabilities.
     fn compete(&self, context_hash: u64, scores: &mut [f32]) -> Result<()> {
         if mlxgk_torch::max(scores) == f32::NEG_INFINITY {
             return Err(Error::new(ErrorKind::NoTokenAllowed, "every token is banned"));

@@ -71,8 +71,9 @@ impl Tournament {
     pub(super) fn context_hash(&self, tokens: &[u32], end: usize) -> u64 {
         let length = self.config.ngram_len - 1;
         let missing = length.saturating_sub(end);
-        let said = &tokens[end.saturating_sub(length)..end];
-        said.iter()
+        let so_far = &tokens[end.saturating_sub(length)..end];
+        so_far
+            .iter()
             .fold(accumulate_zeros(1, missing), |hash, &token| accumulate(hash, token.into()))
     }
 

@@ -10,7 +10,7 @@ use crate::{Context, Error, LogitsProcessor, Result, Stage, scratch};
 /// How many of the likeliest tokens the self-hash scheme looks at, as in HF.
 const CANDIDATES: usize = 40;
 
-/// Prefers "green" tokens, a part of the vocabulary that changes with the tokens said before
+/// Prefers "green" tokens, a part of the vocabulary that changes with the tokens before
 /// (`WatermarkLogitsProcessor`; Kirchenbauer et al.,
 /// [On the Reliability of Watermarks](https://arxiv.org/abs/2306.04634)).
 ///
@@ -57,17 +57,17 @@ impl Watermark {
         Ok(())
     }
 
-    fn left_hash(&self, said: &[u32], scores: &mut [f32]) -> Result<()> {
-        let seed = self.greenlist.seed(said)?;
+    fn left_hash(&self, so_far: &[u32], scores: &mut [f32]) -> Result<()> {
+        let seed = self.greenlist.seed(so_far)?;
         scratch::with(&scratch::IDS, |green| {
             self.greenlist.green(seed, green);
             green.iter().try_for_each(|&token| self.favour(token, scores))
         })
     }
 
-    fn self_hash(&self, said: &[u32], scores: &mut [f32]) -> Result<()> {
+    fn self_hash(&self, so_far: &[u32], scores: &mut [f32]) -> Result<()> {
         let width = self.greenlist.config.context_width;
-        let mut window = said[said.len() + 1 - width..].to_vec();
+        let mut window = so_far[so_far.len() + 1 - width..].to_vec();
         for token in likeliest(scores, CANDIDATES) {
             window.push(token);
             if self.greenlist.is_green(self.greenlist.seed(&window)?, token) {
@@ -109,7 +109,7 @@ impl fmt::Debug for Watermark {
 
 /// The `n` tokens with the highest scores, in no order.
 ///
-/// It is one pass that compares with the `n`-th best so far, and now and then finds out anew which
+/// It is one pass that compares with the `n`-th best so far, and now and then finds out again which
 /// that is.
 fn likeliest(scores: &[f32], n: usize) -> Vec<u32> {
     let mut best: Vec<u32> = Vec::with_capacity(2 * n);

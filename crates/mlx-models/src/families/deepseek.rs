@@ -174,7 +174,7 @@ impl Halves {
     }
 }
 
-/// Leaves out the heads for predicting further tokens, which stand behind the layers.
+/// Leaves out the heads for predicting further tokens, which follow the layers.
 pub(super) fn skip_heads(config: &Config, dims: &Dims, weights: &mut Weights) -> Result<()> {
     let heads = config.usize("num_nextn_predict_layers")?.unwrap_or(1);
     for layer in dims.layers..dims.layers + heads {

@@ -1,4 +1,4 @@
-//! EXAONE 4 (HF `Exaone4ForCausalLM`): norms behind each half and on each head; among windowed layers, the
+//! EXAONE 4 (HF `Exaone4ForCausalLM`): norms after each half and on each head; among windowed layers, the
 //! full ones know no positions.
 
 use super::{prelude::*, sliding_layers, window};

@@ -195,7 +195,7 @@ fn heads(config: &Config, dims: &Dims, slides: &[bool]) -> Result<Vec<Heads>> {
         for (layer, _) in overrides.entries() {
             let index = layer.parse().ok().filter(|&it| it < slides.len());
             let index: usize =
-                index.ok_or_else(|| overrides.error(layer, "is no layer's number"))?;
+                index.ok_or_else(|| overrides.error(layer, "is not the number of a layer"))?;
             let entry = overrides.require(layer, Config::object)?;
             if let Some((other, _)) = entry
                 .entries()

@@ -1,5 +1,5 @@
 //! GLM-4.5 to 4.7 (HF `Glm4MoeForCausalLM`): grouped-query attention on half rotated heads, DeepSeek's
-//! mixture behind the first layers.
+//! mixture after the first layers.
 
 use super::{RopeStyle, block, deepseek, prelude::*, styled_rope};
 

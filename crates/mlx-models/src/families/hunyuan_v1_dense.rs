@@ -1,4 +1,4 @@
-//! Hunyuan, dense (HF `HunYuanDenseV1ForCausalLM`): norms on queries and keys behind the rotation.
+//! Hunyuan, dense (HF `HunYuanDenseV1ForCausalLM`): norms on queries and keys after the rotation.
 
 use super::prelude::*;
 use crate::{

@@ -1,4 +1,4 @@
-//! OLMo 2 (HF `Olmo2ForCausalLM`): norms behind each half, and over all heads' queries and keys.
+//! OLMo 2 (HF `Olmo2ForCausalLM`): norms after each half, and over all heads' queries and keys.
 
 use super::prelude::*;
 use crate::{rope::Rope, self_attention::NormPlace};

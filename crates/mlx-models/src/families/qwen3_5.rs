@@ -4,7 +4,7 @@
 //!
 //! There are two layouts of the same model. HF's keeps the norms' weights less 1 and the convolution as
 //! torch does; mlx-lm's and mlx-vlm's keep the norms' weights whole and the convolution as MLX does, which
-//! is how they are told apart.
+//! is how they are distinguished.
 
 use super::{layer_kinds, prelude::*};
 use crate::{
@@ -160,7 +160,7 @@ fn delta_heads(config: &Config, fused: bool) -> Result<DeltaHeads> {
         return Err(config.error("linear_num_value_heads", what));
     }
     if heads.width == 1 {
-        // The two layouts could not be told apart.
+        // The two layouts could not be distinguished.
         return Err(config.error("linear_conv_kernel_dim", "must be above 1"));
     }
     Ok(heads)

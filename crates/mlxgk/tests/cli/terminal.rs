@@ -17,6 +17,7 @@ const ENTER: &str = "\r";
 const UP: &str = "\x1b[A";
 const CTRL_C: &str = "\x03";
 const CTRL_D: &str = "\x04";
+const CTRL_P: &str = "\x10";
 const CTRL_U: &str = "\x15";
 /// What the editor asks of the terminal whenever it begins to read a message.
 const READING: &str = "\x1b[?2004h";
@@ -142,7 +143,8 @@ fn a_person_can_paste_edit_and_find_messages_again() {
     talk.wait_for(READING);
     talk.press(format!("{UP}{UP}{UP}{ENTER}"));
     talk.wait_for(READING);
-    talk.press(format!("{UP}{UP}{ENTER}"));
+    // The arrow would move within the two lines.
+    talk.press(format!("{CTRL_P}{CTRL_P}{ENTER}"));
     talk.wait_for("saved to");
     talk.wait_for(READING);
     talk.press(CTRL_D);

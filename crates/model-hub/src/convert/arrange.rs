@@ -131,7 +131,7 @@ fn packed(
             return error("but config.json has no `quantization`");
         };
         let Some(words) = tensors.get(&format!("{path}.weight")) else {
-            return error("but no packed weight beside it");
+            return error("but no packed weight with it");
         };
         let has_biases = tensors.contains_key(&format!("{path}.biases"));
         let leading = |it: &Tensor| it.shape[..it.shape.len().saturating_sub(1)].to_vec();
@@ -161,7 +161,7 @@ fn packed(
             }
         }
         if tensors.contains_key(&format!("{path}.global_scale")) {
-            return error("beside a global scale, which is not converted");
+            return error("with a global scale, which is not converted");
         }
     }
     Ok(schemes)

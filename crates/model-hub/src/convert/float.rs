@@ -75,9 +75,8 @@ impl FromStr for Float {
             "float16" => Ok(Self::Float16),
             "bfloat16" => Ok(Self::Bfloat16),
             _ => {
-                let what = format!(
-                    "{text:?} is no dtype to convert to; expected one of float32, float16, bfloat16"
-                );
+                let what =
+                    format!("unknown dtype {text:?}; expected one of float32, float16, bfloat16");
                 Err(Error::new(ErrorKind::Settings, what))
             }
         }

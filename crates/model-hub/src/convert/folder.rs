@@ -69,10 +69,10 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Waits for whoever makes the same folder. `None` where it is there, with the same record.
+    /// Waits for another process that makes the same folder. `None` where it is there, with the same record.
     pub(super) fn take(out: &Path, record: &Value) -> Result<Option<Self>> {
         let Some(name) = out.file_name().map(|it| it.to_string_lossy().into_owned()) else {
-            let what = format!("{} is no name for a new folder", out.display());
+            let what = format!("{} cannot be the name of a new folder", out.display());
             return Err(Error::new(ErrorKind::Settings, what));
         };
         if is_made(out, record)? {
@@ -152,7 +152,7 @@ fn is_made(out: &Path, record: &Value) -> Result<bool> {
     Err(Error::new(ErrorKind::Settings, what))
 }
 
-/// Holds a lock file. Whoever held it before has removed it, so the file may be another by now.
+/// Holds a lock file. The process that held it before has removed it, so the file may be another by now.
 fn hold(path: &Path) -> io::Result<File> {
     loop {
         let options = OpenOptions::new().create(true).truncate(false).write(true).clone();

@@ -59,7 +59,7 @@ impl Converted {
 /// Converts the model in the folder `model` into the new folder `out`.
 ///
 /// `out` is complete or not there: files are written into a folder beside it, which is renamed at the
-/// end. A run that was killed leaves that folder, and the next run starts anew in it. Of two runs at
+/// end. A run that was killed leaves that folder, and the next run starts over in it. Of two runs at
 /// once one waits for the other. Where `out` was made from the same files with the same settings,
 /// nothing is done.
 ///

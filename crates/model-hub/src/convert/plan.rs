@@ -109,7 +109,7 @@ fn quantization(checkpoint: &Checkpoint) -> Result<Option<&Object>> {
     for key in ["quantization", "quantization_config"] {
         let Some(value) = checkpoint.config.get(key) else { continue };
         let Some(object) = value.as_object() else {
-            return Err(checkpoint.config_error(key, "is no object"));
+            return Err(checkpoint.config_error(key, "is not an object"));
         };
         if let Some(method) = object.get("quant_method") {
             let what = format!(
@@ -192,7 +192,7 @@ impl Planner {
             (Element::Float(_), Some(dtype)) if self.family.is_cast(name) => Element::Float(dtype),
             (element, _) => element,
         };
-        // Scales and biases of packed weights are no parameters of their own, as mlx-lm counts.
+        // Scales and biases of packed weights do not count as parameters, as mlx-lm counts.
         let module = name.strip_suffix(".scales").or_else(|| name.strip_suffix(".biases"));
         let packed = |path: &str| self.packed.get(path);
         self.plan.parameters += match (module.and_then(packed), name.strip_suffix(".weight")) {
@@ -282,7 +282,7 @@ impl Planner {
             return Err(Error::new(ErrorKind::Settings, what));
         }
         if recipe.is_some() && !has_down {
-            let what = "the model has no down_proj, by which recipes tell its layers";
+            let what = "the model has no down_proj, which recipes need to find its layers";
             return Err(Error::new(ErrorKind::Settings, what));
         }
         self.plan.quantization = Some(entries);

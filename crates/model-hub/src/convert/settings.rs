@@ -300,7 +300,7 @@ impl Rule {
     /// The rules in a text, one a line; what follows a `#`, and empty lines, are left out.
     ///
     /// # Errors
-    /// When a line is no rule; its number is named.
+    /// When a line is not a rule; its number is named.
     pub fn list(text: &str) -> Result<Vec<Self>> {
         let mut rules = Vec::new();
         for (index, line) in text.lines().enumerate() {
@@ -337,7 +337,7 @@ fn one_of<T: Copy>(what: &str, text: &str, known: &[(&str, T)]) -> Result<T> {
     let found = known.iter().find(|(name, _)| *name == text).map(|(_, value)| *value);
     found.ok_or_else(|| {
         let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
-        let what = format!("{text:?} is no {what}; expected one of {}", names.join(", "));
+        let what = format!("unknown {what} {text:?}; expected one of {}", names.join(", "));
         Error::new(ErrorKind::Settings, what)
     })
 }

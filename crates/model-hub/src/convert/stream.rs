@@ -131,7 +131,7 @@ impl<'a> Reader<'a> {
                 for packed in packed {
                     let Some(Packed { words, scales, biases }) = packed else {
                         let what = format!(
-                            "with numbers that are no finite {dtype}, so it cannot be quantized; \
+                            "with numbers that are not finite as {dtype}, so it cannot be quantized; \
                              keep it with a rule GLOB=dense"
                         );
                         return Err(self.checkpoint.error(part, what));

@@ -298,7 +298,7 @@ fn rules_come_before_everything_else_and_the_last_one_counts() {
     assert!(has("model.layers.2.self_attn.v_proj.biases"));
     assert!(!has("model.layers.1.self_attn.v_proj.scales"));
     assert!(has("model.layers.1.mlp.up_proj.scales"));
-    // 48 columns are no multiple of the group.
+    // 48 columns are not a multiple of the group.
     assert!(!has("model.layers.1.mlp.down_proj.scales"));
     // All of it is found again by the config.
     let back = work.path().join("back");

@@ -42,7 +42,7 @@ enum Expected {
     Changed {
         changed: Vec<(usize, Number)>,
     },
-    /// Nothing is said of the rest, but how many are banned and what the others sum to.
+    /// Of the rest only this is known: how many are banned and what the others sum to.
     Sampled {
         sampled: Vec<(usize, Number)>,
         banned: usize,

@@ -62,7 +62,7 @@ impl Mirostat {
         mu.unwrap_or(2.0 * self.tau)
     }
 
-    /// The surprise allowed after a token that had this probability behind the cut.
+    /// The surprise allowed after a token that had this probability after the cut.
     pub(crate) fn mu_after(&self, mu: Option<f64>, probability: f32) -> f64 {
         self.allowed(mu) - self.eta * (-f64::from(probability).log2() - self.tau)
     }

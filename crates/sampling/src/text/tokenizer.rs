@@ -60,7 +60,7 @@ impl Text {
                 None => self.tokenizer.id_to_token(id).unwrap_or_default(),
             })
             .collect();
-        // A text that cannot be spelled is no tail of a breaker.
+        // A text that cannot be spelled is not the tail of a breaker.
         let spell = |rest: &[u8]| {
             let text = std::str::from_utf8(rest).ok();
             text.and_then(|it| self.tokenizer.encode_continuation(it)).unwrap_or_default()

@@ -57,7 +57,7 @@ pub(super) fn mark(
             last.insert(field.to_owned(), parts.into());
             Ok(text)
         }
-        _ => Err(wrong(format!("the last message's `{field}` is no text"))),
+        _ => Err(wrong(format!("the last message's `{field}` is not a text"))),
     }
 }
 

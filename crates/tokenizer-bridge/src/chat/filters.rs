@@ -126,7 +126,7 @@ fn replace(value: &Value, args: Arguments) -> Result<String, Error> {
 }
 
 /// What Python's filters give where they do not make a list: it can be gone through, it is always
-/// true, and it is no JSON.
+/// true, and it is not JSON.
 #[derive(Debug)]
 pub(super) struct Generator(Vec<Value>);
 
@@ -208,7 +208,7 @@ fn default(value: &Value, args: Arguments) -> Result<Value, Error> {
     Ok(value.clone())
 }
 
-/// `int(default=0, base=10)`: what is no number becomes the default.
+/// `int(default=0, base=10)`: anything that is not a number becomes the default.
 fn int(state: &State<'_, '_>, value: &Value, args: Arguments) -> Result<Value, Error> {
     let [otherwise, base] = bind(&args.into_values(), ["default", "base"])?;
     let base = integer(base.as_ref(), "base")?.and_then(|it| u32::try_from(it).ok());
@@ -216,7 +216,7 @@ fn int(state: &State<'_, '_>, value: &Value, args: Arguments) -> Result<Value, E
     filters::int(state, &trimmed(value), Some(otherwise), base, no_kwargs())
 }
 
-/// `float(default=0.0)`: what is no number becomes the default.
+/// `float(default=0.0)`: anything that is not a number becomes the default.
 fn float(state: &State<'_, '_>, value: &Value, args: Arguments) -> Result<Value, Error> {
     let [otherwise] = bind(&args.into_values(), ["default"])?;
     let otherwise = otherwise.unwrap_or_else(|| Value::from(0.0));

@@ -23,7 +23,7 @@ pub(super) fn rewrite(source: &str) -> String {
     rewritten
 }
 
-/// Where a tag's only word begins and ends, if it is this word. `tag` begins behind `{%`.
+/// Where a tag's only word begins and ends, if it is this word. `tag` begins after `{%`.
 fn split_tag(tag: &str, word: &str) -> Option<(usize, usize)> {
     let inner = tag.trim_start_matches(['-', '+']).trim_start();
     let open = tag.len() - inner.len();

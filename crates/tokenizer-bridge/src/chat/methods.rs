@@ -329,7 +329,7 @@ fn padded(it: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
     Ok(match method {
         "ljust" => it.to_owned() + &fill(missing),
         "rjust" => fill(missing) + it,
-        // The odd one goes to the left when the width is odd, as in CPython.
+        // The extra one goes to the left when the width is odd, as in CPython.
         "center" => {
             let left = missing / 2 + (missing & usize::try_from(width).unwrap_or_default() & 1);
             fill(left) + it + &fill(missing - left)

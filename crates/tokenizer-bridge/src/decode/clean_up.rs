@@ -19,7 +19,7 @@ const REPLACEMENTS: [(&str, &str); 10] = [
 /// Cleans up a text that comes in fragments.
 ///
 /// Replacements only ever take spaces away. So the last character before a cut, unless it is a
-/// space, still stands before the cut after any of them; and a pattern that reaches across the cut
+/// space, still precedes the cut after any of them; and a pattern that reaches across the cut
 /// has this character in it, though not as its last. The text may therefore be cut after every
 /// character that is not among [`INSIDE`], and each part cleaned up by itself.
 #[derive(Debug, Default)]

@@ -7,10 +7,10 @@ use tokenizers::{Decoder, DecoderWrapper, Result};
 use super::byte_level::ByteLevel;
 use super::stages::{StripToken, decoder_byte};
 
-/// The bytes a token adds behind another token, as the decoders write it.
+/// The bytes a token adds after another token, as the decoders write it.
 ///
 /// It is the middle of the text that counts: what decoders do to its ends (the first space that
-/// SentencePiece adds, a word's end mark at the very end) is no property of a token.
+/// SentencePiece adds, a word's end mark at the very end) is not a property of a token.
 pub(crate) fn spelling(decoders: Option<&[Arc<DecoderWrapper>]>, token: String) -> Result<Vec<u8>> {
     // Without a decoder tokens are joined with spaces.
     let Some(decoders) = decoders else { return Ok(format!(" {token}").into_bytes()) };
@@ -36,7 +36,7 @@ pub(crate) fn spelling(decoders: Option<&[Arc<DecoderWrapper>]>, token: String) 
             DecoderWrapper::WordPiece(_) | DecoderWrapper::Metaspace(_) => {
                 decoder.decode_chain(vec![String::new(), token])?.into_iter().skip(1).collect()
             }
-            // An empty token stands in for all those behind.
+            // An empty token stands in for all those after.
             DecoderWrapper::BPE(_) => {
                 decoder.decode_chain(vec![token, String::new()])?.into_iter().take(1).collect()
             }

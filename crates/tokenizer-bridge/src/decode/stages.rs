@@ -276,7 +276,7 @@ impl Stage for StripText {
                 self.held += 1;
                 continue;
             }
-            // A strippable character behind `held` of its kind lets the first of those go.
+            // A strippable character after `held` of its kind lets the first of those go.
             if it != self.content {
                 text.extend(std::iter::repeat_n(self.content, self.held));
                 self.held = 0;

@@ -32,14 +32,14 @@ pub(super) fn read(folder: &Path, config: &Value) -> Result<Vec<(String, Adapter
     let mut parts: BTreeMap<String, Parts> = BTreeMap::new();
     for (name, array) in files::read(&file)?.arrays {
         let Some((path, part)) = name.rsplit_once('.') else {
-            return Err(failed(&file, format_args!("`{name}` is no part of an adapter")));
+            return Err(failed(&file, format_args!("`{name}` does not belong to an adapter")));
         };
         let parts = parts.entry(path.to_owned()).or_default();
         match part {
             "lora_a" => parts.a = Some(transposed(&file, &name, &array)?),
             "lora_b" => parts.b = Some(transposed(&file, &name, &array)?),
             "m" => parts.magnitude = Some(array),
-            _ => return Err(failed(&file, format_args!("`{name}` is no part of an adapter"))),
+            _ => return Err(failed(&file, format_args!("`{name}` does not belong to an adapter"))),
         }
     }
     assemble(&file, parts, |_, _| scale as f32)

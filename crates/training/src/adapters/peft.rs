@@ -89,7 +89,7 @@ pub(super) fn read(
         {
             parts.entry(path.to_owned()).or_default().magnitude = Some(array);
         } else {
-            return Err(failed(&file, format_args!("`{name}` is no part of an adapter")));
+            return Err(failed(&file, format_args!("`{name}` does not belong to an adapter")));
         }
     }
     if decoder.components().tied_head

@@ -170,7 +170,7 @@ fn an_overflow_skips_the_step_and_halves_the_scale() {
         trainer.ema().unwrap().averages().iter().map(host).collect::<Vec<_>>(),
     );
     assert!(before == after);
-    // The count of clean steps began anew.
+    // The count of clean steps started again.
     assert_eq!(step(&mut trainer, false), (false, 512.0, 512.0));
     assert_eq!(step(&mut trainer, false), (false, 512.0, 1024.0));
 
