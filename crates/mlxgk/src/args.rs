@@ -64,7 +64,7 @@ own name: --penalty-alpha 0.6.")]
 Examples:
   mlxgk chat
   mlxgk chat -m ./qwen3 --system \"You are brief.\" -t 0.7
-  mlxgk chat --steer joy.safetensors:1.5 --steer-layers 1-3
+  mlxgk chat --steer joy.safetensors:1.5 --steer-layers 1..4
   mlxgk chat --prompt-cache talk.safetensors --save-prompt-cache
 
 Within the conversation:

@@ -56,10 +56,13 @@ fn the_table_of_fields_is_the_configs() {
         ("Hugging Face's", &GenerationConfig::FIELDS[..OF_HUGGING_FACE]),
         ("Of other engines", &GenerationConfig::FIELDS[OF_HUGGING_FACE..]),
     ] {
-        write!(page, "\n## {heading}\n\n| field | is |\n|---|---|\n").unwrap();
+        write!(page, "\n## {heading}\n\n| field | type | range | is |\n|---|---|---|---|\n")
+            .unwrap();
         for field in fields {
-            let docs = GenerationConfig::describe(field).unwrap();
-            writeln!(page, "| `{field}` | {} |", cell(docs)).unwrap();
+            let docs = cell(GenerationConfig::describe(field).unwrap());
+            let kind = GenerationConfig::type_of(field).unwrap().replace('|', "\\|");
+            let range = GenerationConfig::range_of(field).unwrap_or_default();
+            writeln!(page, "| `{field}` | `{kind}` | {range} | {docs} |").unwrap();
         }
     }
     compare("fields.md", &page);
