@@ -270,7 +270,7 @@ fn check_header(path: &Path) -> Result<()> {
         return Err(damaged(
             path,
             format!(
-                "is truncated or no safetensors file: its header claims {header} bytes of {actual}"
+                "is truncated or not a safetensors file: its header claims {header} bytes of {actual}"
             ),
         ));
     }

@@ -5,7 +5,7 @@
 use mlxgk_generation_config::{GenerationConfig, Resolved};
 use mlxgk_logits_processors::{Context, LogitsProcessor};
 use mlxgk_samplers::{SamplerState, TorchRng, greedy};
-use mlxgk_sampling::{ErrorKind, FinishReason, NextToken, Seed, Text};
+use mlxgk_sampling::{ErrorKind, FinishReason, NextToken, Rules, Seed, Text};
 use serde_json::{Value, json};
 
 const VOCAB: usize = 12;
@@ -218,7 +218,7 @@ fn is_refused(field: &str, value: &Value) -> bool {
     let Ok(resolved) = config.resolve(&GenerationConfig::default(), PROMPT.len(), None) else {
         return true;
     };
-    NextToken::new(&resolved, VOCAB, None, Seed::Torch(42)).is_err()
+    Rules::new(&resolved, VOCAB, None, Seed::Torch(42)).is_err()
 }
 
 /// The bounds that a range names, each with a step towards the inside.

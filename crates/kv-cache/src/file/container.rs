@@ -34,12 +34,12 @@ impl Container {
         let rest = bytes.len().saturating_sub(8) as u64;
         if header.is_none_or(|it| it > rest) {
             return Err(format!(
-                "is truncated or no safetensors file: it has {} bytes",
+                "is truncated or not a safetensors file: it has {} bytes",
                 bytes.len()
             ));
         }
         let (header, described) = SafeTensors::read_metadata(bytes)
-            .map_err(|e| format!("is truncated or no safetensors file: {e}"))?;
+            .map_err(|e| format!("is truncated or not a safetensors file: {e}"))?;
         let (expected, actual) = (8 + header + described.data_len(), bytes.len());
         if expected != actual {
             return Err(format!(

@@ -86,7 +86,7 @@ fn a_file_that_is_no_cache_of_this_request_is_refused() {
         (mlxgk(&["chat", "--save-prompt-cache"]), "--prompt-cache"),
         (
             mlxgk(&["chat", "--prompt-cache", path, "--guidance-scale", "2"]),
-            "--prompt-cache has no use for",
+            "--prompt-cache cannot be used with",
         ),
     ] {
         assert_eq!((run.status, run.stdout.as_str()), (Some(2), ""), "{}", run.stderr);

@@ -300,7 +300,7 @@ fn an_unknown_field_is_a_warning() {
         "--generation-config",
         &file,
     ]);
-    assert!(run.stderr.starts_with("warning: `temprature` "), "{}", run.stderr);
+    assert!(run.stderr.starts_with("warning: unknown field `temprature`"), "{}", run.stderr);
     assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
     succeeded(run);
 }

@@ -197,7 +197,7 @@ fn header(path: &Path, file: usize) -> Result<Vec<Stored>> {
     let length = u64::from_le_bytes(length);
     if length > MAX_HEADER || length + 8 > actual {
         let what = format!(
-            "is truncated or no safetensors file: its header claims {length} bytes of {actual}"
+            "is truncated or not a safetensors file: its header claims {length} bytes of {actual}"
         );
         return Err(damaged(path, what));
     }
