@@ -88,8 +88,8 @@ impl CandidateGenerator for PromptLookup {
     fn update(&mut self, _: usize, _: usize) {}
 }
 
-/// How many of the tokens may be said one after the other: HF runs processors and warpers on scores
-/// that are all 1 and looks for bans. Where a penalty lowers what was said, a top-k bans it.
+/// How many of the tokens may follow one another: HF runs processors and warpers on scores
+/// that are all 1 and looks for bans. Where a penalty lowers earlier tokens, a top-k bans them.
 fn allowed(
     tokens: &[u32],
     draft: &mut DraftContext<'_, '_>,
