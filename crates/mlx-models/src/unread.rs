@@ -1,7 +1,7 @@
 //! Fields of a config that change what a model computes, and that its family did not ask for.
 //!
 //! A config holds much that a graph does without (dropout, initialisation, training), and programs add
-//! fields of their own, so a field that no family knows is no error. But some are known to change the
+//! fields of their own, so a field that no family knows is not an error. But some are known to change the
 //! numbers and leave no trace in the tensors: a cap, a factor, another kind of positions. Where one is set to
 //! something that does anything, and the family did not read it, the model would be another one.
 

@@ -43,11 +43,11 @@ Work work(Arguments&&... arguments) {
   return [task = std::move(task)] { task->run(); };
 }
 
-// What is after a handle of MLX's C interface.
+// What is behind a handle of MLX's C interface.
 inline const array& of(mlx_array handle) { return *static_cast<const array*>(handle.ctx); }
 inline Stream of(mlx_stream handle) { return *static_cast<const Stream*>(handle.ctx); }
 
-// Puts what `make` returns after an empty handle, for a caller in C. Returns null, or a message, to
+// Puts what `make` returns behind an empty handle, for a caller in C. Returns null, or a message, to
 // be read before the thread's next call.
 template <typename Make>
 const char* give(mlx_array* result, Make make) {

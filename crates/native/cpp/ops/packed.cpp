@@ -276,7 +276,7 @@ INLINE void unpack(const packed::Rows& w, float* to) {
   }
 }
 
-// A function for every processor cannot be a template.
+// A function for every processor is no template.
 #define FOR_CODE(NAME, CODE)                                                                   \
   FOR_EACH_PROCESSOR                                                                           \
   void multiply_##NAME(int m, const float* x, long x_row, const packed::Rows& w, int n, float* y, \

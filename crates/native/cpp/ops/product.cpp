@@ -204,7 +204,7 @@ class Gathered {
   long rows_of(int expert) const { return (first_[expert + 1] - first_[expert]) * rows_; }
   float* inputs_of(int expert) const { return inputs_.data() + first_[expert] * rows_ * whole(k_); }
 
-  // Copies an expert's inputs, one after another.
+  // Copies an expert's inputs, one behind another.
   void place(int expert, bool arranged) const {
     float* to = inputs_of(expert);
     for (long place = first_[expert]; place < first_[expert + 1]; ++place)
