@@ -287,6 +287,35 @@ impl Buffer {
         Ok(())
     }
 
+    /// The columns from `same` to `len` of the rows in their new order: all that has to move where the
+    /// columns before `same` are the same in every place, old and new. `None` where moving whole arrays is
+    /// less work.
+    pub(crate) fn moved(
+        &self,
+        rows: &Array,
+        same: usize,
+        len: usize,
+    ) -> Result<Option<Vec<Array>>, Exception> {
+        let from = same.max(self.first);
+        if self.slots > 0 || 2 * len.saturating_sub(from) > self.capacity {
+            return Ok(None);
+        }
+        if from >= len {
+            return Ok(Some(Vec::new()));
+        }
+        let columns = self.columns(from, len)?;
+        columns.iter().map(|it| it.take_axis(rows, 0)).collect::<Result<_, _>>().map(Some)
+    }
+
+    /// Puts such columns, which end at `len`, where they belong.
+    pub(crate) fn put(&mut self, moved: &[Array], len: usize) -> Result<(), Exception> {
+        for (held, moved) in self.arrays.iter_mut().zip(moved) {
+            let end = (self.slots + len - self.first) as i32;
+            held.try_index_mut((.., .., end - moved.dim(2)..end, ..), moved)?;
+        }
+        Ok(())
+    }
+
     /// The arrays without their spare room: the slots, and the columns up to `len`.
     pub(crate) fn without_room(&self, len: usize) -> Result<Vec<Array>, Exception> {
         let range = 0..self.place(len);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mlx_rs::{Array, transforms::eval};
+use mlx_rs::{Array, error::Exception, transforms::eval};
 
 use crate::{
     CacheOptions, Column, Error, LayerSpec, Result, RowId,
@@ -360,16 +360,22 @@ impl KvCache {
         let indices: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
         let indices = Array::from_slice(&indices, &[indices.len() as i32]);
         let doing = |e| Error::mlx("selecting rows of the cache", &e);
+        let moved = self.moved(rows, &indices, drop).map_err(doing)?;
         let mut layers = self.layers.clone();
-        for layer in &mut layers {
-            match &mut layer.kept {
-                Kept::Columns(buffer) => buffer.select(&indices, drop, self.len).map_err(doing)?,
-                Kept::State(state) => {
+        for (layer, moved) in layers.iter_mut().zip(moved) {
+            match (&mut layer.kept, moved) {
+                (Kept::Columns(buffer), Some(moved)) => {
+                    buffer.put(&moved, self.len).map_err(doing)?;
+                }
+                (Kept::Columns(buffer), None) => {
+                    buffer.select(&indices, drop, self.len).map_err(doing)?;
+                }
+                (Kept::State(state), _) => {
                     for array in state {
                         *array = array.take_axis(&indices, 0).map_err(doing)?;
                     }
                 }
-                Kept::Nothing => {}
+                (Kept::Nothing, _) => {}
             }
         }
         self.timeline.select(&indices, drop)?;
@@ -381,6 +387,34 @@ impl KvCache {
         self.reserved = self.reserved.saturating_sub(drop);
         self.len -= drop;
         Ok(drop)
+    }
+
+    /// For each layer the few columns that [`select`](Self::select) has to move where the rows share a text
+    /// up to them, as beams do: whole arrays of a long text would be most of a step's memory traffic.
+    fn moved(
+        &self,
+        rows: &[usize],
+        indices: &Array,
+        drop: usize,
+    ) -> Result<Vec<Option<Vec<Array>>>, Exception> {
+        let in_common = |(place, &row): (usize, &usize)| match place == row {
+            true => self.len,
+            false => self.rows[place].in_common(&self.rows[row]),
+        };
+        let same = match drop == 0 && rows.len() == self.batch() {
+            true => rows.iter().enumerate().map(in_common).min().unwrap_or(0),
+            false => 0,
+        };
+        let moved = |layer: &Layer| match &layer.kept {
+            Kept::Columns(buffer) if same > 0 => buffer.moved(indices, same, self.len),
+            _ => Ok(None),
+        };
+        let moved = self.layers.iter().map(moved).collect::<Result<Vec<_>, _>>()?;
+        if moved.iter().any(Option::is_some) {
+            // Read before they are written over: what still has to be read would force a copy of all.
+            eval(moved.iter().flatten().flatten())?;
+        }
+        Ok(moved)
     }
 
     /// How many tokens the next one sees in each layer, itself included, however long the text: `None`

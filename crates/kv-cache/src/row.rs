@@ -141,6 +141,16 @@ impl RowState {
         self.strengths = shifted(&self.strengths, filler, dropped, 1.0);
     }
 
+    /// Up to which column the other row holds what this one does: rows of one name that came the same way,
+    /// as beams have for all but the newest tokens.
+    pub(crate) fn in_common(&self, other: &Self) -> usize {
+        let hooked_alike = self.id == other.id && self.filled == other.filled;
+        if !hooked_alike || self.padding != other.padding || self.strengths != other.strengths {
+            return 0;
+        }
+        self.columns.iter().zip(&other.columns).take_while(|(a, b)| a == b).count()
+    }
+
     /// The name of the steering that the columns went through.
     pub(crate) fn steering(&self) -> Option<&str> {
         match &self.filled {

@@ -338,6 +338,50 @@ fn a_cache_knows_what_each_row_was_filled_under() {
     under(&mut cache, &[]).unwrap();
 }
 
+/// Beams: rows of one name, alike but for their newest tokens, of which some go on and others end.
+#[test]
+fn rows_that_share_a_text_stay_what_they_are_in_any_order() {
+    // What stands in a column follows from the token there.
+    let value = |token: u32, column: usize| (token * 1000) as f32 + column as f32;
+    let place = (HEADS * DIM) as usize;
+    let step = |cache: &mut KvCache, tokens: &[u32]| {
+        let start = cache.len();
+        let new: Vec<f32> = tokens.iter().flat_map(|&it| vec![value(it, start); place]).collect();
+        let new = Array::from_slice(&new, &[tokens.len() as i32, HEADS, 1, DIM]);
+        let rows: Vec<&[u32]> = tokens.chunks(1).collect();
+        let mut pass = cache.begin_tokens(&rows, &[]).unwrap();
+        let shown = [0, 1].map(|layer| {
+            let seen = pass.append(layer, &new, &new).unwrap();
+            (values(&seen.keys.dense().unwrap()), values(&seen.values.dense().unwrap()))
+        });
+        pass.commit().unwrap();
+        for ((keys, shown), from) in shown.into_iter().zip([0, (start + 1).saturating_sub(5)]) {
+            let row = |row: usize| {
+                let tokens = cache.tokens(row);
+                let columns = move |_| {
+                    let at = |column: usize| vec![value(tokens[column], column); DIM as usize];
+                    (from..=start).flat_map(at).collect::<Vec<f32>>()
+                };
+                (0..HEADS).flat_map(columns)
+            };
+            let expected: Vec<f32> = (0..cache.batch()).flat_map(row).collect();
+            assert_eq!(keys, expected);
+            assert_eq!(shown, expected);
+        }
+    };
+    let mut cache = KvCache::new(&[LayerSpec::Full, WINDOW], 1);
+    (0..200).for_each(|token| step(&mut cache, &[token % 50]));
+    cache.select(&[0, 0, 0]).unwrap();
+    let orders = [[0, 0, 1], [2, 1, 0], [0, 1, 2], [1, 1, 2], [2, 2, 2], [1, 0, 0]];
+    for token in 0..200 {
+        step(&mut cache, &[token % 7, token % 5 + 10, token % 3 + 20]);
+        let fork = cache.fork();
+        cache.select(&orders[token as usize % orders.len()]).unwrap();
+        // What the order was taken from stays as it is.
+        step(&mut fork.clone(), &[1, 2, 3]);
+    }
+}
+
 #[test]
 fn rows_keep_their_names_wherever_they_go() {
     let id = RowId::new;
