@@ -12,7 +12,7 @@ Checks the house rules that no compiler checks.
 
 Usage: cargo xtask tidy
 
-  - every Rust module opens with `//!`, saying what it is
+  - every Rust module opens with `//!`, saying what it is for
   - no line ends in a space or a tab
   - every crate has a README.md
   - links between pages lead somewhere, also from crates.io, docs.rs and the book

@@ -466,7 +466,7 @@ fn a_hybrid_is_taken_for_no_other() {
         ("layer_types", json!(kinds[..2]), "has 2 entries for 4 layers"),
         ("layer_types", json!([1, 2, 3, 4]), "must be a list of names"),
         ("full_attention_interval", json!(0), "must be above 0"),
-        ("linear_num_value_heads", json!(4), "is 4, no multiple of the 3 key heads"),
+        ("linear_num_value_heads", json!(4), "is 4, not a multiple of the 3 key heads"),
         ("linear_num_key_heads", json!(0), "must be above 0"),
         ("linear_conv_kernel_dim", json!(1), "must be above 1"),
         ("attn_output_gate", json!(false), "is false; only gated attention is known"),

@@ -156,7 +156,7 @@ fn delta_heads(config: &Config, fused: bool) -> Result<DeltaHeads> {
         fused,
     };
     if !heads.values.is_multiple_of(heads.keys) {
-        let what = format!("is {}, no multiple of the {} key heads", heads.values, heads.keys);
+        let what = format!("is {}, not a multiple of the {} key heads", heads.values, heads.keys);
         return Err(config.error("linear_num_value_heads", what));
     }
     if heads.width == 1 {
