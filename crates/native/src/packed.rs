@@ -11,6 +11,7 @@ use std::ffi::{CStr, c_int};
 use mlx_rs::{
     Array, Device, Dtype, Stream,
     error::{Exception, Result},
+    ops::{indexing::TryIndexOp, pad},
     transforms::eval,
 };
 use mlx_sys::{mlx_array, mlx_optional_dtype, mlx_optional_int, mlx_stream};
@@ -232,6 +233,14 @@ impl Packed {
     /// When MLX fails, or `dtype` is not float.
     pub fn dequantized(&self, dtype: Dtype) -> Result<Array> {
         check::float("dequantize", dtype)?;
+        let groups = self.scales.size() as i32;
+        if self.quantization.mode == Mode::Nvfp4 && groups % 2 == 1 {
+            // MLX takes the words of two groups together, and fails where one is left.
+            let words = pad(self.words.reshape(&[groups, 2])?, &[(0, 1), (0, 0)], None, None)?;
+            let scales = pad(self.scales.reshape(&[groups, 1])?, &[(0, 1), (0, 0)], None, None)?;
+            let even = Self { words, scales, biases: None, ..*self }.dequantized(dtype)?;
+            return even.try_index(..groups)?.reshape(&self.shape());
+        }
         let wide = self.with_scales_in(dtype)?;
         wide.call("dequantize", |it, result, stream| {
             let dtype = mlx_optional_dtype { value: dtype.into(), has_value: true };

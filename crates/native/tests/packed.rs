@@ -105,6 +105,23 @@ fn every_mode_is_the_product_with_the_weights_unpacked() {
 }
 
 #[test]
+fn an_odd_number_of_nvfp4_groups_is_unpacked() {
+    for (shape, ids) in [([3, 16], vec![2]), ([5, 16], vec![0, 4, 1]), ([3, 48], vec![1])] {
+        let weight = packed(1, &shape, Quantization::NVFP4, Dtype::Float32);
+        // Beside a row of its own kind, which makes their number even, each row is the same.
+        let [words, scales] = [weight.words(), weight.scales()]
+            .map(|it| mlx_rs::ops::concatenate(&[it, it], 0).unwrap());
+        let twice = Packed::new(words, scales, None, Quantization::NVFP4).unwrap();
+        let (all, even) = (weight.dequantized(Dtype::Float32), twice.dequantized(Dtype::Float32));
+        let even = even.unwrap();
+        let ids: Array = Array::from_slice::<i32>(&ids, &[ids.len() as i32]);
+        assert_eq!(values(&all.unwrap()), values(&even)[..(shape[0] * shape[1]) as usize]);
+        let rows = weight.rows(&ids, Dtype::Float32).unwrap();
+        assert_eq!(values(&rows), values(&even.take_axis(&ids, 0).unwrap()));
+    }
+}
+
+#[test]
 fn many_groups_and_chunks_of_work_are_the_same() {
     for quantization in quantizations() {
         let length = 70 * quantization.group_size;
