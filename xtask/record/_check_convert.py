@@ -1,19 +1,25 @@
 """`mlxgk convert` beside `mlx_lm.convert`: the same bytes, and logits that mlx-lm computes from ours.
 
-Usage: python _check_convert.py PATH-OF-MLXGK
+Usage: python _check_convert.py PATH-OF-MLXGK [NAME ...]
 
 A dense and an expert model are converted in each mode, at each width and group size they allow, and by
-each recipe. Every folder of ours is loaded by mlx-lm. Fails where a tensor or the config's
-quantization differs, or a logit by more than 1e-5.
+each recipe; models of the families whose layout mlx-lm changes, in some of them, and back. Every folder
+of ours is loaded by mlx-lm. Fails where a tensor or the config's quantization differs, or a logit by
+more than 1e-5. With names, only those models are converted.
 """
 
+import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
 
 import mlx.core as mx
 import numpy
+import safetensors.torch
+import torch
+import transformers
 from mlx_lm import utils
 
 import _fixture
@@ -21,8 +27,38 @@ import _mlx_convert
 import convert
 
 MODELS = pathlib.Path(__file__).parent.parent.parent / "fixtures" / "models"
-PROMPT = [5, 17, 30, 2, 91, 44, 8, 60, 3]
+PROMPT = [5, 17, 30, 2, 49, 44, 8, 60, 3]
 TOLERANCE = 1e-5
+
+# Sizes of the families' models: the recorded ones, wide enough for groups of 32.
+WIDE = {
+    "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32, "kv_lora_rank": 32, "q_lora_rank": 64,
+    "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32, "shared_intermediate_size": 64,
+    "hidden_size_per_layer_input": 32, "mamba_d_head": 32, "shared_expert_intermediate_size": 64, "vocab_size": 128,
+    "vocab_size_per_layer_input": 128, "block_ff_dim": 96,
+}  # fmt: skip
+
+# What mlx-lm takes from a config in other words, or finds in it although transformers does not.
+FIELDS = {
+    "gemma4-moe": {"global_head_dim": 16},
+    "glm4-moe-lite": {"mlp_layer_types": ["dense", "sparse", "sparse"], "first_k_dense_replace": 1},
+    "granite-hybrid-dense": {"layer_types": ["mamba", "attention", "mamba"]},
+    "lfm2": {"block_dim": 64, "conv_bias": False},
+    "minimax-m2": {"shared_intermediate_size": 0},
+}
+
+# What mlx-lm calls a model that it knows by a multimodal one's name alone.
+CALLED = {"qwen3_5_moe_text": "qwen3_5_moe", "qwen3_5_text": "qwen3_5"}
+
+# What mlx-lm drops and we keep, because the model needs it.
+KEPT = "e_score_correction_bias"
+
+FAMILIES = [
+    "deepseek-v2", "deepseek-v3", "ernie4_5-moe", "gemma4", "gemma4-moe", "glm4-moe", "glm4-moe-lite", "gpt-oss-mxfp4",
+    "granite-hybrid", "granite-hybrid-dense", "lfm2", "lfm2-moe", "minimax-m2", "mistral4", "mixtral", "qwen3_5",
+    "qwen3-next",
+]  # fmt: skip
+WRAPPERS = {"gemma4-moe": "gemma4", "gemma4": "gemma4", "mistral4": "mistral3"}
 
 
 def steps() -> list[dict]:
@@ -36,6 +72,15 @@ def steps() -> list[dict]:
     return [{}, {"dtype": "float16"}, {"dtype": "float32", "bits": 4}, *affine, *modes, *recipes]
 
 
+def family_steps(name: str) -> list[dict]:
+    if name == "gpt-oss-mxfp4":
+        # Its router is too narrow for groups of 64, at which mlx-lm fails.
+        return [{}]
+    # lfm2's layers have no down_proj, by which recipes tell them.
+    recipe = [] if name == "lfm2" else [{"recipe": "mixed_3_6", "group-size": 32}]
+    return [{}, {"bits": 4, "group-size": 32}, {"mode": "mxfp4"}, {"bits": 8, "group-size": 64}, *recipe]
+
+
 def logits(folder: pathlib.Path) -> numpy.ndarray:
     """What mlx-lm computes in fp32: MLX has no experts in half precision on a CPU."""
     model, _ = utils.load_model(folder)
@@ -43,32 +88,135 @@ def logits(folder: pathlib.Path) -> numpy.ndarray:
     return numpy.array(model(mx.array([PROMPT]))[0].astype(mx.float32))
 
 
+def wide(name: str, folder: pathlib.Path) -> None:
+    """A model like the recorded one, with random weights, as transformers writes it."""
+    recorded = _fixture.read_json(MODELS / name / "config.json")
+    text = recorded.get("text_config", recorded)
+    if name == "gpt-oss-mxfp4":
+        shutil.copytree(MODELS / name, folder)
+        return
+    sizes = {key: size for key, size in WIDE.items() if text.get(key)}
+    if "mamba_n_heads" in text:
+        sizes["mamba_n_heads"] = text["mamba_expand"] * sizes["hidden_size"] // sizes["mamba_d_head"]
+    if name == "mixtral":
+        # mlx-lm's has no other heads than these.
+        sizes["head_dim"] = sizes["hidden_size"] // text["num_attention_heads"]
+    text = {**text, **sizes, **FIELDS.get(name, {})}
+    for field in ("qk_head_dim", "time_step_limit"):
+        text.pop(field, None)
+    torch.manual_seed(1)
+    config = transformers.AutoConfig.for_model(text["model_type"], **{k: v for k, v in text.items() if k != "model_type"})
+    model = transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
+    for tensor in model.parameters():
+        tensor.data = torch.randn_like(tensor) * 0.05
+    model.save_pretrained(folder)
+    # What transformers leaves out of a config because it is the default, mlx-lm may take otherwise.
+    text = {**config.to_dict(), **text}
+    if recorded is not text and "text_config" in recorded:
+        stored = safetensors.torch.load_file(folder / "model.safetensors")
+        stored = {key.replace("model.", "model.language_model.", 1): it for key, it in stored.items()}
+        safetensors.torch.save_file(stored, folder / "model.safetensors", {"format": "pt"})
+        text = {**recorded, "text_config": text}
+    (folder / "config.json").write_text(json.dumps(text, default=str))
+
+
+def wrapped(source: pathlib.Path, folder: pathlib.Path, model_type: str) -> None:
+    """The same as the text model of a multimodal one."""
+    shutil.copytree(source, folder)
+    stored = safetensors.torch.load_file(source / "model.safetensors")
+    stored = {key.replace("model.", "model.language_model.", 1): it for key, it in stored.items()}
+    stored["model.vision_tower.patch.weight"] = torch.zeros(2, 3)
+    safetensors.torch.save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    text = _fixture.read_json(source / "config.json")
+    tied = text.get("tie_word_embeddings", True)
+    _fixture.write_json(folder / "config.json", {
+        "model_type": model_type, "vocab_size": text["vocab_size"], "tie_word_embeddings": tied, "text_config": text,
+    })  # fmt: skip
+
+
+class Check:
+    def __init__(self, mlxgk: str, work: pathlib.Path):
+        self.mlxgk, self.work = mlxgk, work
+        self.compared, self.furthest = 0, 0.0
+
+    def convert(self, source: pathlib.Path, out: pathlib.Path, *flags: str) -> None:
+        subprocess.run([self.mlxgk, "convert", source, "--out", out, *flags], check=True, stdout=subprocess.DEVNULL)
+
+    def beside(self, name: str, source: pathlib.Path, all_steps: list[dict]) -> pathlib.Path:
+        """Converts in both ways and compares. Returns our folder of the first step."""
+        theirs_source = self.work / f"{name}-theirs-source"
+        shutil.copytree(source, theirs_source)
+        config = _fixture.read_json(source / "config.json")
+        called = CALLED.get(config["model_type"], config["model_type"])
+        (theirs_source / "config.json").write_text(json.dumps({**config, "model_type": called}))
+        for index, step in enumerate(all_steps):
+            ours, theirs = self.work / f"{name}-{index}-ours", self.work / f"{name}-{index}-theirs"
+            _mlx_convert.convert(theirs_source, theirs, step)
+            flags = _mlx_convert.flags(step)
+            self.convert(source, ours, *flags)
+            about = f"{name} {' '.join(flags)}"
+            mine, expected = (convert.tensors(it / "model.safetensors") for it in (ours, theirs))
+            mine = {key: it for key, it in mine.items() if key in expected or KEPT not in key}
+            for key in sorted(mine.keys() | expected.keys()):
+                if mine.get(key) != expected.get(key):
+                    sys.exit(f"{about}: {key} differs: {mine.get(key)} and {expected.get(key)}")
+            configs = [_fixture.read_json(it / "config.json") for it in (ours, theirs)]
+            for key in ("quantization", "quantization_config", "model_type"):
+                if configs[0].get(key) != configs[1].get(key):
+                    sys.exit(f"{about}: {key} differs: {configs[0].get(key)} and {configs[1].get(key)}")
+            difference = float(numpy.abs(logits(ours) - logits(theirs)).max())
+            self.furthest = max(self.furthest, difference)
+            if not difference <= TOLERANCE:
+                sys.exit(f"{about}: the logits differ by {difference}")
+            self.compared += 1
+        return self.work / f"{name}-0-ours"
+
+    def back(self, name: str, source: pathlib.Path, ours: pathlib.Path) -> None:
+        """Converts our folder back and compares with the source."""
+        out = self.work / f"{name}-back"
+        self.convert(ours, out, "--to", "hf")
+        there = safetensors.torch.load_file(out / "model.safetensors")
+        before = safetensors.torch.load_file(source / "model.safetensors")
+        for key, tensor in there.items():
+            same = key in before and torch.equal(tensor, before[key])
+            # A norm's 1 + w is rounded.
+            if not same and not (key.endswith("norm.weight") and torch.allclose(tensor, before[key], atol=2**-8)):
+                sys.exit(f"{name}: {key} is not what it was before it was converted there and back")
+        left_out = [key for key in before if key not in there]
+        allowed = ("visual", "vision", "mtp", ".k_proj", ".v_proj", ".k_norm", "lm_head")
+        if any(not any(part in key for part in allowed) for key in left_out):
+            sys.exit(f"{name}: {left_out} is gone after it was converted there and back")
+        config = _fixture.read_json(out / "config.json")["model_type"]
+        if config != _fixture.read_json(source / "config.json")["model_type"]:
+            sys.exit(f"{name}: model_type has become {config}")
+
+
 def main() -> None:
-    mlxgk = sys.argv[1]
-    compared, furthest = 0, 0.0
+    mlxgk, *names = sys.argv[1:]
     with tempfile.TemporaryDirectory() as work:
-        work = pathlib.Path(work)
+        check = Check(mlxgk, pathlib.Path(work))
         # Sources without a quantization, and wide enough for groups of 64.
         for name in ("llama-q4", "qwen3-moe-q4"):
-            source = work / name
-            _mlx_convert.convert(MODELS / name, source, {"dequantize": True})
-            for index, step in enumerate(steps()):
-                ours, theirs = work / f"{name}-{index}-ours", work / f"{name}-{index}-theirs"
-                _mlx_convert.convert(source, theirs, step)
-                flags = _mlx_convert.flags(step)
-                subprocess.run([mlxgk, "convert", source, "--out", ours, *flags], check=True, stdout=subprocess.DEVNULL)
-                about = f"{name} {' '.join(flags)}"
-                if convert.tensors(ours / "model.safetensors") != convert.tensors(theirs / "model.safetensors"):
-                    sys.exit(f"{about}: the tensors differ")
-                configs = [_fixture.read_json(it / "config.json").get("quantization") for it in (ours, theirs)]
-                if configs[0] != configs[1]:
-                    sys.exit(f"{about}: the configs differ: {configs[0]} and {configs[1]}")
-                difference = float(numpy.abs(logits(ours) - logits(theirs)).max())
-                furthest = max(furthest, difference)
-                if not difference <= TOLERANCE:
-                    sys.exit(f"{about}: the logits differ by {difference}")
-                compared += 1
-    print(f"{compared} conversions: the same bytes as mlx-lm's, logits at most {furthest} apart")
+            if not names or name in names:
+                source = check.work / name
+                _mlx_convert.convert(MODELS / name, source, {"dequantize": True})
+                check.beside(name, source, steps())
+        for name in FAMILIES:
+            if names and name not in names:
+                continue
+            source = check.work / name
+            wide(name, source)
+            ours = check.beside(name, source, family_steps(name))
+            if name != "gpt-oss-mxfp4":
+                check.back(name, source, ours)
+            if name in WRAPPERS:
+                inside = check.work / f"{name}-wrapped"
+                wrapped(source, inside, WRAPPERS[name])
+                check.back(f"{name} wrapped", inside, check.beside(f"{name} wrapped", inside, family_steps(name)[:2]))
+            print(f"{name}: the same", file=sys.stderr, flush=True)
+        if check.compared == 0:
+            sys.exit(f"no model is called so: {names}")
+        print(f"{check.compared} conversions: the same bytes as mlx-lm's, logits at most {check.furthest} apart")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,14 @@ CASES = [
     ("qwen3-moe-q4", [{"dequantize": True}, {"mode": "mxfp4"}]),
     ("qwen3-moe-q4", [{"dequantize": True}, {"bits": 3, "group-size": 32}]),
     ("qwen3-moe-q4", [{"dequantize": True}, {"mode": "nvfp4"}, {"dequantize": True}]),
+    ("deepseek-v2", [{}]),
+    ("deepseek-v3", [{}]),
+    ("gemma4", [{}]),
+    ("gpt-oss-mxfp4", [{}]),
+    ("gpt-oss-mxfp4", [{}, {"dequantize": True}]),
+    ("granite-hybrid", [{}]),
+    ("lfm2-moe", [{}]),
+    ("mistral4", [{}]),
 ]
 
 

@@ -1,5 +1,5 @@
-//! The tensors of a folder as the result has them: under MLX's or transformers' names, experts stacked
-//! or alone, a repeated head dropped.
+//! The tensors of a folder as the result has them: under MLX's or transformers' names, in the layout of
+//! either, a repeated head dropped.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use super::{
     settings::{Layout, Mode, Scheme},
     stream,
 };
-use crate::{Error, ErrorKind, Result};
+use crate::Result;
 
 /// A tensor that stands in one or several places, one after the other.
 #[derive(Debug, Clone)]
@@ -25,7 +25,7 @@ pub(super) struct Tensor {
 }
 
 impl Tensor {
-    fn whole(stored: Stored) -> Self {
+    pub(super) fn whole(stored: Stored) -> Self {
         Self {
             element: stored.element,
             shape: stored.shape.clone(),
@@ -74,17 +74,16 @@ impl Arranged {
         let mut tensors: BTreeMap<String, Tensor> =
             stored.into_iter().map(|(name, it)| (name, Tensor::whole(it))).collect();
         let is_tied = tie(checkpoint, &mut tensors)?;
-        if family.is_recurrent {
-            recur(checkpoint, family, layout, &mut tensors)?;
+        if layout == Layout::Mlx {
+            for step in family.steps {
+                step.forward(checkpoint, &mut tensors)?;
+            }
         }
         let mut packed = packed(checkpoint, family, quantization, &tensors)?;
-        match layout {
-            Layout::Mlx if family.stacks_experts => {
-                split(checkpoint, &mut tensors)?;
-                stack(checkpoint, &mut tensors)?;
+        if layout == Layout::HuggingFace {
+            for step in family.steps.iter().rev() {
+                step.back(checkpoint, &mut tensors, &mut packed)?;
             }
-            Layout::HuggingFace if family.stacks_experts => unstack(&mut tensors, &mut packed),
-            _ => {}
         }
         Ok(Self { tensors, packed, is_tied, left_out })
     }
@@ -165,136 +164,4 @@ fn packed(
         }
     }
     Ok(schemes)
-}
-
-/// Gives convolutions and norms MLX's form, `[channels, width, 1]` and with the 1 added, unless the
-/// convolutions say that the folder has it already.
-fn recur(
-    checkpoint: &Checkpoint,
-    family: &Family,
-    layout: Layout,
-    tensors: &mut BTreeMap<String, Tensor>,
-) -> Result<()> {
-    let is_convolution = |name: &str| name.ends_with("conv1d.weight");
-    let is_mlx = |(name, it): (&String, &Tensor)| is_convolution(name) && it.columns() == 1;
-    if layout == Layout::HuggingFace {
-        let what = "this family is converted to MLX's layout only";
-        return Err(Error::new(ErrorKind::Settings, what));
-    }
-    if tensors.iter().any(is_mlx) {
-        return Ok(());
-    }
-    for (name, tensor) in tensors {
-        if is_convolution(name) {
-            let [channels, 1, width] = tensor.shape[..] else {
-                let what = "whose shape is not that of a convolution, [channels, 1, width]";
-                return Err(checkpoint.error(&tensor.parts[0], what));
-            };
-            // The same numbers in the same order: the axis that moves has one place.
-            tensor.shape = vec![channels, width, 1];
-        } else if family.lacks_one(name) {
-            tensor.plus = 1.0;
-        }
-    }
-    Ok(())
-}
-
-/// Takes the two halves of `experts.gate_up_proj`, `[experts, 2 * inner, hidden]`, apart, and names
-/// them and `experts.down_proj` as the stacked experts they are.
-fn split(checkpoint: &Checkpoint, tensors: &mut BTreeMap<String, Tensor>) -> Result<()> {
-    const FUSED: &str = ".mlp.experts.gate_up_proj";
-    let fused: Vec<String> = tensors.keys().filter(|it| it.ends_with(FUSED)).cloned().collect();
-    for name in fused {
-        let Some(both) = tensors.remove(&name) else { continue };
-        let at = name.replacen(FUSED, ".mlp", 1);
-        let [experts, rows, columns] = both.shape[..] else {
-            return Err(checkpoint.error(&both.parts[0], "which has not three axes"));
-        };
-        let whole = &both.parts[0];
-        for (half, name) in ["gate_proj", "up_proj"].into_iter().enumerate() {
-            let shape = vec![rows / 2, columns];
-            let part = |expert: usize| {
-                let mut part = Stored { shape: shape.clone(), ..whole.clone() };
-                part.at += part.bytes() * (2 * expert + half) as u64;
-                part
-            };
-            let parts = (0..experts).map(part).collect();
-            let shape = vec![experts, rows / 2, columns];
-            let half = Tensor { parts, element: both.element, shape, plus: 0.0 };
-            tensors.insert(format!("{at}.switch_mlp.{name}.weight"), half);
-        }
-        if let Some(down) = tensors.remove(&format!("{at}.experts.down_proj")) {
-            tensors.insert(format!("{at}.switch_mlp.down_proj.weight"), down);
-        }
-    }
-    Ok(())
-}
-
-/// Stacks `experts.{index}.{name}` of each layer as `switch_mlp.{name}`.
-fn stack(checkpoint: &Checkpoint, tensors: &mut BTreeMap<String, Tensor>) -> Result<()> {
-    let mut stacks: BTreeMap<String, BTreeMap<usize, Tensor>> = BTreeMap::new();
-    let is_expert = |name: &str| {
-        let (at, rest) = name.split_once(".mlp.experts.")?;
-        let (index, rest) = rest.split_once('.')?;
-        Some((format!("{at}.mlp.switch_mlp.{rest}"), index.parse::<usize>().ok()?))
-    };
-    tensors.retain(|name, tensor| match is_expert(name) {
-        None => true,
-        Some((stacked, index)) => {
-            stacks.entry(stacked).or_default().insert(index, tensor.clone());
-            false
-        }
-    });
-    let said = checkpoint.size("num_experts").or_else(|| checkpoint.size("num_local_experts"));
-    for (name, experts) in stacks {
-        let count = said.unwrap_or(experts.len());
-        let missing = (0..count).find(|it| !experts.contains_key(it));
-        if let Some(missing) = missing {
-            let what = format!("{} lacks expert {missing} of {name}", checkpoint.folder.display());
-            return Err(Error::new(ErrorKind::Damaged, what));
-        }
-        let mut parts = Vec::new();
-        let mut first: Option<Tensor> = None;
-        for (index, expert) in experts {
-            let like = first.get_or_insert_with(|| expert.clone());
-            let is_like = like.shape == expert.shape && like.element == expert.element;
-            if !is_like || index >= count {
-                let what = format!("which does not fit the other {count} experts");
-                return Err(checkpoint.error(&expert.parts[0], what));
-            }
-            if expert.float().is_none() {
-                let what = "which is packed expert by expert; expected them stacked as switch_mlp";
-                return Err(checkpoint.error(&expert.parts[0], what));
-            }
-            parts.extend(expert.parts);
-        }
-        if let Some(Tensor { element, shape, .. }) = first {
-            let shape = [vec![parts.len()], shape].concat();
-            tensors.insert(name, Tensor { parts, element, shape, plus: 0.0 });
-        }
-    }
-    Ok(())
-}
-
-/// Takes each layer's experts apart again.
-fn unstack(tensors: &mut BTreeMap<String, Tensor>, packed: &mut BTreeMap<String, Scheme>) {
-    const STACKED: &str = ".mlp.switch_mlp.";
-    let alone =
-        |name: &str, index: usize| name.replacen(STACKED, &format!(".mlp.experts.{index}."), 1);
-    let stacked: Vec<String> = tensors.keys().filter(|it| it.contains(STACKED)).cloned().collect();
-    for name in stacked {
-        let Some(tensor) = tensors.remove(&name) else { continue };
-        let Some((&count, shape)) = tensor.shape.split_first() else { continue };
-        let scheme = name.strip_suffix(".weight").and_then(|it| packed.remove(it));
-        for index in 0..count {
-            let whole = &tensor.parts[0];
-            let mut stored = Stored { shape: shape.to_vec(), ..whole.clone() };
-            stored.at += stored.bytes() * index as u64;
-            let name = alone(&name, index);
-            if let (Some(path), Some(scheme)) = (name.strip_suffix(".weight"), scheme) {
-                packed.insert(path.to_owned(), scheme);
-            }
-            tensors.insert(name, Tensor::whole(stored));
-        }
-    }
 }

@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use mlxgk_generation_config::read_json;
 use safetensors::{Dtype, tensor::Metadata};
 use serde_json::{Map, Value};
 
@@ -66,6 +67,9 @@ pub(super) struct Stored {
     pub(super) at: u64,
     pub(super) element: Element,
     pub(super) shape: Vec<usize>,
+    /// Of a part whose numbers are not side by side: how far it is to the next row and to the next
+    /// column of its two axes.
+    pub(super) steps: Option<[usize; 2]>,
 }
 
 impl Stored {
@@ -170,13 +174,13 @@ fn weight_files(folder: &Path) -> Result<(Vec<PathBuf>, BTreeMap<String, String>
     Ok((files, BTreeMap::new()))
 }
 
-/// A JSON file that holds an object.
+/// A JSON file that holds an object; numbers that are not finite as transformers 5 writes them.
 pub(super) fn read_object(path: &Path) -> Result<Object> {
     let bytes = fs::read(path).map_err(|e| Error::file("reading", path, e))?;
-    match serde_json::from_slice(&bytes) {
+    match read_json(&bytes) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(_) => Err(damaged(path, "is not a JSON object")),
-        Err(e) => Err(damaged(path, format!("is not valid JSON: {e}"))),
+        Err(e) => Err(damaged(path, e)),
     }
 }
 
@@ -231,7 +235,7 @@ fn header(path: &Path, file: usize) -> Result<Vec<Stored>> {
             }
         };
         let at = begin + info.data_offsets.0 as u64;
-        Ok(Stored { name, file, at, element, shape: info.shape.clone() })
+        Ok(Stored { name, file, at, element, shape: info.shape.clone(), steps: None })
     });
     tensors.collect()
 }

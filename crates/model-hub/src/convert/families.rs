@@ -6,78 +6,260 @@ use std::collections::BTreeMap;
 use super::{
     checkpoint::{Checkpoint, Object, Stored},
     settings::{Recipe, Scheme},
+    steps::Step,
 };
 use crate::{Error, ErrorKind, Result};
 
 /// A `model_type` and what is particular to it.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Family {
     model_type: &'static str,
     /// Stands before the names of a plain text model, in a folder that mlx-lm wrote.
     pub(super) prefix: &'static str,
-    /// The experts of a layer, one by one in HF's folders, are stacked as `switch_mlp`.
-    pub(super) stacks_experts: bool,
-    /// Layers with a gated delta rule, among others: MLX's convolution has its axes in another order,
-    /// and norms are stored with the 1 added that HF adds when it runs. Heads for further tokens
-    /// (`mtp`) are left out.
-    pub(super) is_recurrent: bool,
-    /// Ends of names whose floats keep their width: mlx-lm's `cast_predicate`.
+    /// The `model_type` of the result, where mlx-lm knows the architecture under another name.
+    pub(super) written_as: Option<&'static str>,
+    /// From HF's tensors to MLX's, in this order; back in the opposite one.
+    pub(super) steps: &'static [Step],
+    /// Tensors that the graph has no use for: parts of their names, and what is said of them.
+    unused: &'static [(&'static str, &'static str)],
+    /// Behind the last layer stand others, which guess further tokens.
+    has_further_layers: bool,
+    /// Parts of names whose floats keep their width: mlx-lm's `cast_predicate`.
     uncast: &'static [&'static str],
     /// Ends of paths that get 8 bits in groups of 64 whatever the rest gets: mlx-lm's
     /// `quant_predicate`.
     eight_bits: &'static [&'static str],
+    /// Ends of paths that are not quantized: what mlx-lm does not keep in a `Linear`.
+    unquantized: &'static [&'static str],
+    /// Experts are packed in the published folders, so what else there is may be quantized too.
+    pub(super) has_packed_experts: bool,
 }
 
 const PLAIN: Family = Family {
     model_type: "",
     prefix: "",
-    stacks_experts: false,
-    is_recurrent: false,
+    written_as: None,
+    steps: &[],
+    unused: &[],
+    has_further_layers: false,
     uncast: &[],
     eight_bits: &[],
+    unquantized: &[],
+    has_packed_experts: false,
 };
+
+const SAME_NAMES: &[(&str, &str)] = &[];
+const W_NAMES: &[(&str, &str)] = &[("w1", "gate_proj"), ("w2", "down_proj"), ("w3", "up_proj")];
+
+const STACK: Step =
+    Step::Stack { from: ".mlp.experts.", to: ".mlp.switch_mlp.", names: SAME_NAMES };
+const STACK_BLOCK_SPARSE: Step = Step::Stack {
+    from: ".block_sparse_moe.experts.",
+    to: ".block_sparse_moe.switch_mlp.",
+    names: W_NAMES,
+};
+const HALVE: Step = Step::Halve {
+    fused: ".mlp.experts.gate_up_proj",
+    halves: [".mlp.switch_mlp.gate_proj.weight", ".mlp.switch_mlp.up_proj.weight"],
+};
+const NAME_DOWN: Step =
+    Step::Rename { from: ".mlp.experts.down_proj", to: ".mlp.switch_mlp.down_proj.weight" };
+
+/// Norms whose weight lacks the 1 in HF's folders: not the one within the gated delta layer.
+const SHIFTED_NORMS: &[&str] = &[
+    ".input_layernorm.weight",
+    ".post_attention_layernorm.weight",
+    "model.norm.weight",
+    ".q_norm.weight",
+    ".k_norm.weight",
+];
+
+const DELTA: Step = Step::Convolution { end: ".conv1d.weight", plus_one: SHIFTED_NORMS };
+
+const MTP: (&str, &str) = ("mtp.", "mtp");
 
 const QWEN3_5: Family = Family {
     model_type: "qwen3_5",
     prefix: "language_model.",
-    is_recurrent: true,
+    steps: &[DELTA],
+    unused: &[MTP],
     uncast: &["A_log"],
     ..PLAIN
 };
 
 const ROUTERS: &[&str] = &["mlp.gate", "shared_expert_gate"];
 
-const FAMILIES: [Family; 26] = [
+const QWEN3_5_MOE: Family = Family {
+    model_type: "qwen3_5_moe",
+    // As transformers writes them: one by one.
+    steps: &[DELTA, HALVE, NAME_DOWN, STACK],
+    eight_bits: ROUTERS,
+    ..QWEN3_5
+};
+
+const GEMMA4_TEXT: Family = Family {
+    model_type: "gemma4_text",
+    steps: &[
+        Step::Halve {
+            fused: ".experts.gate_up_proj",
+            halves: [".experts.switch_glu.gate_proj.weight", ".experts.switch_glu.up_proj.weight"],
+        },
+        Step::Rename { from: ".experts.down_proj", to: ".experts.switch_glu.down_proj.weight" },
+    ],
+    unused: &[
+        ("input_max", "ranges of activations"),
+        ("input_min", "ranges of activations"),
+        ("output_max", "ranges of activations"),
+        ("output_min", "ranges of activations"),
+    ],
+    eight_bits: &["router.proj"],
+    ..PLAIN
+};
+
+const GEMMA4: Family = Family { model_type: "gemma4", prefix: "language_model.", ..GEMMA4_TEXT };
+
+/// The correction of a router's choice.
+const CORRECTION: &[&str] = &["e_score_correction_bias"];
+
+const DEEPSEEK_V2: Family =
+    Family { model_type: "deepseek_v2", steps: &[STACK], unquantized: &["mlp.gate"], ..PLAIN };
+
+const DEEPSEEK_V3: Family = Family {
+    model_type: "deepseek_v3",
+    steps: &[STACK, Step::Latent],
+    has_further_layers: true,
+    uncast: CORRECTION,
+    ..DEEPSEEK_V2
+};
+
+const FAMILIES: [Family; 45] = [
     Family { model_type: "cohere2", ..PLAIN },
+    DEEPSEEK_V2,
+    DEEPSEEK_V3,
     Family { model_type: "ernie4_5", ..PLAIN },
+    Family {
+        model_type: "ernie4_5_moe",
+        steps: &[STACK],
+        unused: &[
+            (".mtp_block.", "mtp"),
+            (".mtp_linear_proj.", "mtp"),
+            (".mtp_hidden_norm.", "mtp"),
+            (".mtp_emb_norm.", "mtp"),
+        ],
+        ..PLAIN
+    },
     Family { model_type: "exaone4", ..PLAIN },
     Family { model_type: "gemma", ..PLAIN },
     Family { model_type: "gemma2", ..PLAIN },
     Family { model_type: "gemma3", prefix: "language_model.", ..PLAIN },
     Family { model_type: "gemma3_text", ..PLAIN },
+    GEMMA4,
+    GEMMA4_TEXT,
+    Family { model_type: "gemma4_unified", ..GEMMA4 },
+    Family { model_type: "gemma4_unified_text", ..GEMMA4_TEXT },
     Family { model_type: "glm4", ..PLAIN },
+    Family { model_type: "glm4_moe", steps: &[STACK], ..DEEPSEEK_V3 },
+    Family { model_type: "glm4_moe_lite", ..DEEPSEEK_V3 },
+    Family {
+        model_type: "gpt_oss",
+        steps: &[Step::OpenAi],
+        eight_bits: &["router"],
+        has_packed_experts: true,
+        ..PLAIN
+    },
     Family {
         model_type: "granite",
         eight_bits: &["self_attn.o_proj", "mlp.down_proj", "lm_head"],
         ..PLAIN
     },
+    Family {
+        model_type: "granitemoehybrid",
+        steps: &[
+            Step::Convolution { end: ".conv1d.weight", plus_one: &[] },
+            Step::Halve {
+                fused: ".block_sparse_moe.input_linear.weight",
+                halves: [
+                    ".block_sparse_moe.switch_mlp.gate_proj.weight",
+                    ".block_sparse_moe.switch_mlp.up_proj.weight",
+                ],
+            },
+            Step::Rename {
+                from: ".block_sparse_moe.output_linear.weight",
+                to: ".block_sparse_moe.switch_mlp.down_proj.weight",
+            },
+            Step::Without {
+                part: ".block_sparse_moe.",
+                steps: &[
+                    Step::Halve {
+                        fused: ".shared_mlp.input_linear.weight",
+                        halves: [".mlp.gate_proj.weight", ".mlp.up_proj.weight"],
+                    },
+                    Step::Rename {
+                        from: ".shared_mlp.output_linear.weight",
+                        to: ".mlp.down_proj.weight",
+                    },
+                ],
+            },
+        ],
+        eight_bits: &["router.layer"],
+        ..PLAIN
+    },
     Family { model_type: "hunyuan_v1_dense", ..PLAIN },
+    Family { model_type: "kimi_k2", ..DEEPSEEK_V3 },
+    Family {
+        model_type: "lfm2",
+        steps: &[Step::Convolution { end: ".conv.conv.weight", plus_one: &[] }],
+        ..PLAIN
+    },
+    Family {
+        model_type: "lfm2_moe",
+        steps: &[
+            Step::Convolution { end: ".conv.conv.weight", plus_one: &[] },
+            Step::Stack {
+                from: ".feed_forward.experts.",
+                to: ".feed_forward.switch_mlp.",
+                names: W_NAMES,
+            },
+            Step::Rename { from: ".feed_forward.w1.weight", to: ".feed_forward.gate_proj.weight" },
+            Step::Rename { from: ".feed_forward.w2.weight", to: ".feed_forward.down_proj.weight" },
+            Step::Rename { from: ".feed_forward.w3.weight", to: ".feed_forward.up_proj.weight" },
+        ],
+        uncast: &["expert_bias"],
+        eight_bits: &["feed_forward.gate"],
+        ..PLAIN
+    },
     Family { model_type: "llama", ..PLAIN },
+    Family {
+        model_type: "minimax_m2",
+        steps: &[STACK_BLOCK_SPARSE],
+        uncast: CORRECTION,
+        eight_bits: &["block_sparse_moe.gate"],
+        ..PLAIN
+    },
     Family { model_type: "ministral3", ..PLAIN },
     Family { model_type: "mistral", ..PLAIN },
+    Family { model_type: "mistral4", steps: &[STACK, HALVE, NAME_DOWN, Step::Latent], ..PLAIN },
+    Family { model_type: "mixtral", steps: &[STACK_BLOCK_SPARSE], ..PLAIN },
     Family { model_type: "olmo2", ..PLAIN },
     Family { model_type: "olmo3", ..PLAIN },
     Family { model_type: "phi3", ..PLAIN },
     Family { model_type: "qwen2", ..PLAIN },
-    Family { model_type: "qwen2_moe", stacks_experts: true, ..PLAIN },
+    Family { model_type: "qwen2_moe", steps: &[HALVE, NAME_DOWN, STACK], ..PLAIN },
     Family { model_type: "qwen3", ..PLAIN },
     QWEN3_5,
-    Family { model_type: "qwen3_5_moe", stacks_experts: true, eight_bits: ROUTERS, ..QWEN3_5 },
-    Family { model_type: "qwen3_moe", stacks_experts: true, eight_bits: &["mlp.gate"], ..PLAIN },
+    QWEN3_5_MOE,
+    Family { model_type: "qwen3_5_moe_text", written_as: Some("qwen3_5_moe"), ..QWEN3_5_MOE },
+    Family { model_type: "qwen3_5_text", written_as: Some("qwen3_5"), ..QWEN3_5 },
+    Family {
+        model_type: "qwen3_moe",
+        steps: &[HALVE, NAME_DOWN, STACK],
+        eight_bits: &["mlp.gate"],
+        ..PLAIN
+    },
     Family {
         model_type: "qwen3_next",
-        stacks_experts: true,
-        is_recurrent: true,
+        steps: &[DELTA, HALVE, NAME_DOWN, STACK],
+        unused: &[MTP],
         eight_bits: ROUTERS,
         ..PLAIN
     },
@@ -87,39 +269,75 @@ const FAMILIES: [Family; 26] = [
 ];
 
 impl Family {
-    /// The family that the config names.
-    pub(super) fn of(checkpoint: &Checkpoint) -> Result<&'static Self> {
+    /// The family that the config names; of a wrapper whose text models are several, the one within.
+    pub(super) fn of(checkpoint: &Checkpoint) -> Result<Self> {
         let Some(name) = checkpoint.config.get("model_type").and_then(|it| it.as_str()) else {
-            return Err(checkpoint.config_error("model_type", "is missing, or no text"));
+            return Err(checkpoint.config_error("model_type", "is missing, or not text"));
         };
-        FAMILIES.iter().find(|it| it.model_type == name).ok_or_else(|| {
+        if name == "mistral3" {
+            let inner = checkpoint.config.get("text_config").and_then(|it| it.get("model_type"));
+            let inner = inner.and_then(|it| it.as_str()).unwrap_or("mistral");
+            let family = FAMILIES.iter().find(|it| it.model_type == inner);
+            let what = || {
+                format!(
+                    "is {inner:?}; of mistral3 the text models ministral3, mistral and mistral4 are converted"
+                )
+            };
+            let known =
+                family.filter(|it| ["ministral3", "mistral", "mistral4"].contains(&it.model_type));
+            let family =
+                known.ok_or_else(|| checkpoint.config_error("text_config.model_type", what()))?;
+            return Ok(Self { prefix: "language_model.", ..*family });
+        }
+        FAMILIES.iter().find(|it| it.model_type == name).copied().ok_or_else(|| {
             let known: Vec<&str> = FAMILIES.iter().map(|it| it.model_type).collect();
-            let what =
-                format!("is {name:?}, which is not converted; known are {}", known.join(", "));
+            let what = format!(
+                "is {name:?}, which is not converted; known are {}, mistral3",
+                known.join(", ")
+            );
             checkpoint.config_error("model_type", what)
         })
     }
 
-    /// Whether the floats of a tensor are converted to another width.
-    pub(super) fn is_cast(&self, name: &str) -> bool {
-        !self.uncast.iter().any(|it| name.ends_with(it))
+    /// The text model of a multimodal family, which is written under that one's name.
+    pub(super) fn text_model(&self) -> Option<&'static str> {
+        let of = |it: &&Self| it.written_as == Some(self.model_type);
+        FAMILIES.iter().find(of).map(|it| it.model_type)
     }
 
-    /// Whether a norm's weight lacks the 1 in HF's folders: not the norm within the gated delta layer.
-    pub(super) fn lacks_one(&self, name: &str) -> bool {
-        const ENDS: [&str; 5] = [
-            ".input_layernorm.weight",
-            ".post_attention_layernorm.weight",
-            "model.norm.weight",
-            ".q_norm.weight",
-            ".k_norm.weight",
-        ];
-        self.is_recurrent && ENDS.iter().any(|it| name.ends_with(it))
+    /// Whether the floats of a tensor are converted to another width.
+    pub(super) fn is_cast(&self, name: &str) -> bool {
+        !self.uncast.iter().any(|it| name.contains(it))
     }
 
     /// Whether mlx-lm's own rule for the family is 8 bits for this module.
     pub(super) fn keeps_eight_bits(&self, path: &str) -> bool {
         self.eight_bits.iter().any(|it| path.ends_with(it))
+    }
+
+    /// Whether a module may be quantized.
+    pub(super) fn is_quantized(&self, path: &str) -> bool {
+        !self.unquantized.iter().any(|it| path.ends_with(it))
+    }
+
+    /// What a tensor is called that the graph has no use for.
+    fn unused(&self, checkpoint: &Checkpoint, plain: &str) -> Option<&'static str> {
+        if let Some((_, what)) = self.unused.iter().find(|(part, _)| plain.contains(part)) {
+            return Some(what);
+        }
+        let rest = plain.strip_prefix("model.layers.")?;
+        let (index, rest) = rest.split_once('.')?;
+        let index: usize = index.parse().ok()?;
+        let layers = checkpoint.size("num_hidden_layers")?;
+        if self.has_further_layers && index >= layers {
+            return Some("layers for further tokens");
+        }
+        let is_of_keys = ["k_proj.", "v_proj.", "k_norm."]
+            .iter()
+            .any(|it| rest.strip_prefix("self_attn.").is_some_and(|rest| rest.starts_with(it)));
+        let sharing = checkpoint.size("num_kv_shared_layers").unwrap_or(0);
+        let is_shared = is_of_keys && index + sharing >= layers;
+        is_shared.then_some("keys and values of layers that share others'")
     }
 }
 
@@ -156,17 +374,21 @@ pub(super) fn plain_names(
             continue;
         }
         let plain = match (name.strip_prefix(head), name.strip_prefix(body)) {
-            (Some(rest), _) => format!("lm_head.{rest}"),
-            (None, Some(rest)) => format!("model.{rest}"),
-            (None, None) if is_multimodal || (family.is_recurrent && name.starts_with("mtp.")) => {
-                let inner = name.strip_prefix("model.").unwrap_or(name);
-                let part = inner.split('.').next().unwrap_or_default();
-                *left_out.entry(part.to_owned()).or_default() += 1;
+            (Some(rest), _) => Some(format!("lm_head.{rest}")),
+            (None, Some(rest)) => Some(format!("model.{rest}")),
+            (None, None) => None,
+        };
+        let inner = name.strip_prefix("model.").unwrap_or(name);
+        let part = match (family.unused(checkpoint, plain.as_ref().unwrap_or(name)), plain) {
+            (Some(part), _) => part,
+            (None, Some(plain)) => {
+                kept.insert(plain, tensor.clone());
                 continue;
             }
+            (None, None) if is_multimodal => inner.split('.').next().unwrap_or_default(),
             (None, None) => return Err(checkpoint.error(tensor, "which no text model has")),
         };
-        kept.insert(plain, tensor.clone());
+        *left_out.entry(part.to_owned()).or_default() += 1;
     }
     Ok((kept, left_out))
 }

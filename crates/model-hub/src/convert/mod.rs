@@ -13,6 +13,7 @@ mod folder;
 mod plan;
 mod quantize;
 mod settings;
+mod steps;
 mod stream;
 mod write;
 
@@ -120,6 +121,9 @@ fn config(checkpoint: &Checkpoint, plan: &Plan, conversion: &Conversion) -> Resu
         if let Some(quantization) = &plan.quantization {
             config.insert(key.to_owned(), Value::Object(quantization.clone()));
         }
+    }
+    if let Some(name) = plan.model_type {
+        config.insert("model_type".to_owned(), json!(name));
     }
     // As mlx-lm reads and writes them.
     config.remove("_name_or_path");

@@ -55,6 +55,8 @@ pub(super) struct Job {
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) jobs: Vec<Job>,
+    /// What `config.json` is to call the architecture, where it is another name than before.
+    pub(super) model_type: Option<&'static str>,
     /// What `config.json` is to say of the quantization.
     pub(super) quantization: Option<Object>,
     /// Whether the head is the token table, which `config.json` is to say where it does not yet.
@@ -70,18 +72,20 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn new(checkpoint: &Checkpoint, conversion: &Conversion) -> Result<Self> {
         let family = Family::of(checkpoint)?;
-        let quantization = quantization(checkpoint)?;
-        check(checkpoint, conversion, quantization)?;
+        let quantization = quantization(checkpoint, &family)?;
+        check(checkpoint, &family, conversion, quantization.as_ref())?;
         let Arranged { tensors, packed, is_tied, left_out } =
-            Arranged::new(checkpoint, family, quantization, conversion.layout)?;
+            Arranged::new(checkpoint, &family, quantization.as_ref(), conversion.layout)?;
         let mut planner = Planner {
             family,
+            before: prefixes(checkpoint, &family, conversion.layout),
             dtype: dtype(checkpoint, conversion),
             layers: layers(checkpoint)?,
             packed,
             plan: Self {
                 jobs: Vec::new(),
-                quantization: quantization.cloned(),
+                model_type: model_type(checkpoint, &family, conversion.layout),
+                quantization,
                 is_tied,
                 parameters: 0,
                 left_out,
@@ -92,7 +96,7 @@ impl Plan {
             Numbers::Kept => planner.keep(tensors),
             Numbers::Dequantized => planner.dequantize(&tensors),
             Numbers::Quantized { scheme, recipe, rules } => {
-                planner.quantize(tensors, *scheme, *recipe, rules)?;
+                planner.quantize(checkpoint, tensors, *scheme, *recipe, rules)?;
             }
         }
         Ok(planner.plan)
@@ -104,21 +108,27 @@ impl Plan {
     }
 }
 
-/// MLX's own quantization in the config; another program's is refused by name.
-fn quantization(checkpoint: &Checkpoint) -> Result<Option<&Object>> {
+/// MLX's own quantization in the config, or what that of gpt-oss's publisher is in MLX's terms;
+/// others are refused by name.
+fn quantization(checkpoint: &Checkpoint, family: &Family) -> Result<Option<Object>> {
     for key in ["quantization", "quantization_config"] {
         let Some(value) = checkpoint.config.get(key) else { continue };
         let Some(object) = value.as_object() else {
             return Err(checkpoint.config_error(key, "is not an object"));
         };
-        if let Some(method) = object.get("quant_method") {
-            let what = format!(
-                "names the method {method}, which is not converted; take the model before it was \
-                 quantized"
-            );
-            return Err(checkpoint.config_error(key, what));
+        match object.get("quant_method") {
+            None => return Ok(Some(object.clone())),
+            Some(method) if family.has_packed_experts && method == "mxfp4" => {
+                return Ok(Some(entry(Scheme::new(Mode::Mxfp4, None, None)?, true)));
+            }
+            Some(method) => {
+                let what = format!(
+                    "names the method {method}, which is not converted; take the model before it \
+                     was quantized"
+                );
+                return Err(checkpoint.config_error(key, what));
+            }
         }
-        return Ok(Some(object));
     }
     Ok(None)
 }
@@ -126,14 +136,16 @@ fn quantization(checkpoint: &Checkpoint) -> Result<Option<&Object>> {
 /// Refuses what the folder and the settings do not allow together.
 fn check(
     checkpoint: &Checkpoint,
+    family: &Family,
     conversion: &Conversion,
     quantization: Option<&Object>,
 ) -> Result<()> {
     let folder = checkpoint.folder.display();
     let what = match (&conversion.numbers, quantization, conversion.layout) {
-        (Numbers::Quantized { .. }, Some(_), _) => {
-            format!("{folder} is quantized already; dequantize it first")
+        (Numbers::Quantized { .. }, Some(_), Layout::Mlx) if family.has_packed_experts => {
+            return Ok(());
         }
+        (Numbers::Quantized { .. }, Some(_), _) => already_quantized(checkpoint),
         (Numbers::Dequantized, None, _) => {
             format!("{folder} is not quantized, so there is nothing to dequantize")
         }
@@ -145,6 +157,35 @@ fn check(
         _ => return Ok(()),
     };
     Err(Error::new(ErrorKind::Settings, what))
+}
+
+fn already_quantized(checkpoint: &Checkpoint) -> String {
+    format!("{} is quantized already; dequantize it first", checkpoint.folder.display())
+}
+
+/// What stands for `model.` and for `lm_head` in the result.
+///
+/// transformers keeps the text model of a multimodal one under `model.language_model.`.
+fn prefixes(checkpoint: &Checkpoint, family: &Family, layout: Layout) -> [String; 2] {
+    let is_multimodal = checkpoint.config.contains_key("text_config");
+    match layout {
+        Layout::Mlx => [format!("{}model.", family.prefix), format!("{}lm_head", family.prefix)],
+        Layout::HuggingFace if is_multimodal => {
+            ["model.language_model.", "lm_head"].map(str::to_owned)
+        }
+        Layout::HuggingFace => ["model.", "lm_head"].map(str::to_owned),
+    }
+}
+
+/// Another name for the architecture: mlx-lm knows the text model of some families by the multimodal
+/// one's name alone, with the text model's fields in its config.
+fn model_type(checkpoint: &Checkpoint, family: &Family, layout: Layout) -> Option<&'static str> {
+    let is_multimodal = checkpoint.config.contains_key("text_config");
+    match layout {
+        Layout::Mlx => family.written_as,
+        Layout::HuggingFace if is_multimodal => None,
+        Layout::HuggingFace => family.text_model(),
+    }
 }
 
 /// What floats become, by the settings or, as in mlx-lm, by the config.
@@ -166,7 +207,9 @@ fn layers(checkpoint: &Checkpoint) -> Result<usize> {
 /// A plan being made.
 #[derive(Debug)]
 struct Planner {
-    family: &'static Family,
+    family: Family,
+    /// What stands for `model.` and for `lm_head` in the result.
+    before: [String; 2],
     dtype: Option<Float>,
     layers: usize,
     packed: BTreeMap<String, Scheme>,
@@ -176,7 +219,12 @@ struct Planner {
 impl Planner {
     /// The path in the result.
     fn path(&self, plain: &str) -> String {
-        format!("{}{plain}", self.family.prefix)
+        let [body, head] = &self.before;
+        match (plain.strip_prefix("model."), plain.strip_prefix("lm_head")) {
+            (Some(rest), _) => format!("{body}{rest}"),
+            (None, Some(rest)) => format!("{head}{rest}"),
+            (None, None) => plain.to_owned(),
+        }
     }
 
     fn keep(&mut self, tensors: BTreeMap<String, Tensor>) {
@@ -241,17 +289,22 @@ impl Planner {
 
     fn quantize(
         &mut self,
+        checkpoint: &Checkpoint,
         tensors: BTreeMap<String, Tensor>,
         scheme: Scheme,
         recipe: Option<Recipe>,
         rules: &[Rule],
     ) -> Result<()> {
-        let mut entries = entry(scheme, true);
+        // Where the experts are packed already, the config's first entries are theirs.
+        let before = self.plan.quantization.take();
+        let names_all = before.is_some();
+        let mut entries = before.unwrap_or_else(|| entry(scheme, true));
         let mut used = vec![false; rules.len()];
         let mut has_down = false;
         for (name, tensor) in in_order(tensors) {
             let path = name.strip_suffix(".weight").map(|it| self.path(it)).unwrap_or_default();
-            let (Some(stored), true) = (tensor.float(), is_product(&name, &tensor)) else {
+            let may_be = is_product(&name, &tensor) && self.family.is_quantized(&path);
+            let (Some(stored), true) = (tensor.float(), may_be) else {
                 self.copy(&name, tensor);
                 continue;
             };
@@ -271,8 +324,8 @@ impl Planner {
                 self.copy(&name, tensor);
                 continue;
             };
-            if written {
-                let with_mode = rule.is_some() || recipe.is_some();
+            if written || names_all {
+                let with_mode = rule.is_some() || recipe.is_some() || !written;
                 entries.insert(path.clone(), Value::Object(entry(own, with_mode)));
             }
             self.pack(&path, tensor, self.dtype.unwrap_or(stored), own);
@@ -284,6 +337,9 @@ impl Planner {
         if recipe.is_some() && !has_down {
             let what = "the model has no down_proj, which recipes need to find its layers";
             return Err(Error::new(ErrorKind::Settings, what));
+        }
+        if names_all && self.plan.quantized == 0 {
+            return Err(Error::new(ErrorKind::Settings, already_quantized(checkpoint)));
         }
         self.plan.quantization = Some(entries);
         Ok(())
@@ -350,9 +406,11 @@ fn check_rule(rule: &Rule, tensor: &Tensor) -> Result<()> {
 }
 
 /// Whether a tensor is the weight of a product or a token table: of two axes, or three for the experts
-/// of a layer together.
+/// of a layer or the heads of latent attention together.
 fn is_product(name: &str, tensor: &Tensor) -> bool {
-    let axes = if name.contains(".switch_mlp.") { 3 } else { 2 };
+    const TOGETHER: [&str; 4] = [".switch_mlp.", ".switch_glu.", ".embed_q.", ".unembed_out."];
+    let is_packed = name.contains(".mlp.experts.");
+    let axes = if is_packed || TOGETHER.iter().any(|it| name.contains(it)) { 3 } else { 2 };
     name.ends_with(".weight") && tensor.shape.len() == axes
 }
 

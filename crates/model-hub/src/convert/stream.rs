@@ -29,11 +29,13 @@ pub(super) type Sink<'a> = dyn FnMut(usize, &[u8]) -> Result<()> + 'a;
 pub(super) struct Reader<'a> {
     checkpoint: &'a Checkpoint,
     open: Option<(usize, File)>,
+    /// The part that is read column by column, with all bytes from its first to its last.
+    block: Option<(Stored, Vec<u8>)>,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(checkpoint: &'a Checkpoint) -> Self {
-        Self { checkpoint, open: None }
+        Self { checkpoint, open: None, block: None }
     }
 
     /// Carries out a job.
@@ -56,6 +58,38 @@ impl<'a> Reader<'a> {
 
     /// The elements of a tensor from `range.start` to `range.end`, as bytes.
     fn read(&mut self, stored: &Stored, range: Range<usize>) -> Result<Vec<u8>> {
+        let (Some([down, across]), &[_, columns]) = (stored.steps, &stored.shape[..]) else {
+            return self.span(stored, range);
+        };
+        let size = stored.element.size();
+        let (first, last) = (range.start / columns, range.end.saturating_sub(1) / columns);
+        let mut picked = Vec::with_capacity(range.len() * size);
+        let mut pick = |bytes: &[u8], begin: usize| {
+            for place in range.clone() {
+                let at = (place / columns * down + place % columns * across - begin) * size;
+                picked.extend_from_slice(&bytes[at..at + size]);
+            }
+        };
+        if across == 1 {
+            let begin = first * down;
+            pick(&self.span(stored, begin..last * down + columns)?, begin);
+        } else {
+            // What is side by side here is far apart there.
+            let block = match self.block.take() {
+                Some((part, bytes)) if part == *stored => bytes,
+                _ => {
+                    let end = (stored.shape[0] - 1) * down + (columns - 1) * across + 1;
+                    self.span(stored, 0..end)?
+                }
+            };
+            pick(&block, 0);
+            self.block = Some((stored.clone(), block));
+        }
+        Ok(picked)
+    }
+
+    /// Elements that are side by side, counted from a tensor's first.
+    fn span(&mut self, stored: &Stored, range: Range<usize>) -> Result<Vec<u8>> {
         let path = &self.checkpoint.files[stored.file];
         let failed = |e| Error::file("reading", path, e);
         let file = match &mut self.open {

@@ -88,7 +88,9 @@ fn folders_are_converted_to_the_byte_as_mlx_lm_does() {
             serde_json::from_value(case["tensors"].clone()).unwrap();
         assert_eq!(tensors(&at), expected, "{about}");
         // mlx-lm counts the parameters of innermost modules only.
-        let is_outer = |name: &str| name.ends_with(".A_log") || name.ends_with(".dt_bias");
+        const OUTER: [&str; 6] =
+            [".A_log", ".dt_bias", ".mamba.D", ".sinks", ".layer_scalar", ".expert_bias"];
+        let is_outer = |name: &str| OUTER.iter().any(|it| name.ends_with(it));
         let outer = expected.iter().filter(|it| is_outer(it.0)).map(|it| it.1[1][0].as_u64());
         let outer: u64 = outer.flatten().sum();
         assert_eq!(case["parameters"], parameters - outer, "{about}");
@@ -134,6 +136,106 @@ fn experts_are_stacked_and_taken_apart_again() {
     let names = tensors(&plain);
     assert!(names.contains_key("model.layers.1.mlp.experts.3.down_proj.weight"), "{names:?}");
     assert!(names.keys().all(|it| !it.contains("switch_mlp") && !it.ends_with(".scales")));
+}
+
+#[test]
+fn each_family_comes_back_as_it_was() {
+    for name in [
+        "deepseek-v2",
+        "deepseek-v3",
+        "ernie4_5-moe",
+        "gemma4-moe",
+        "glm4-moe",
+        "glm4-moe-lite",
+        "granite-hybrid",
+        "granite-hybrid-dense",
+        "lfm2",
+        "lfm2-moe",
+        "minimax-m2",
+        "mistral4",
+        "mixtral",
+        "gpt-oss-mxfp4",
+    ] {
+        let work = tempfile::tempdir().unwrap();
+        let source = fixture("models").join(name);
+        let (mlx, back) = (work.path().join("mlx"), work.path().join("back"));
+        run(&source, &mlx, &Conversion::new()).unwrap();
+        let there = tensors(&mlx);
+        if name != "lfm2" {
+            assert!(!there.keys().eq(tensors(&source).keys()), "{name}: nothing is renamed");
+        }
+        let to_hf = Conversion::new().layout(Layout::HuggingFace);
+        if name == "gpt-oss-mxfp4" {
+            let error = run(&mlx, &back, &to_hf).unwrap_err();
+            assert!(error.to_string().contains("transformers does not read"), "{error}");
+            continue;
+        }
+        run(&mlx, &back, &to_hf).unwrap();
+        assert_eq!(tensors(&back), tensors(&source), "{name}");
+    }
+}
+
+#[test]
+fn norms_come_back_up_to_what_the_one_has_rounded() {
+    let work = tempfile::tempdir().unwrap();
+    let source = fixture("models/qwen3_5-moe");
+    let (mlx, back, again) =
+        (work.path().join("mlx"), work.path().join("back"), work.path().join("again"));
+    run(&source, &mlx, &Conversion::new()).unwrap();
+    // mlx-lm knows the text model by the multimodal one's name.
+    assert_eq!(read_json(&mlx.join("config.json"))["model_type"], "qwen3_5_moe");
+    run(&mlx, &back, &Conversion::new().layout(Layout::HuggingFace)).unwrap();
+    assert_eq!(read_json(&back.join("config.json"))["model_type"], "qwen3_5_moe_text");
+    let (before, after) = (tensors(&source), tensors(&back));
+    assert!(before.keys().eq(after.keys()));
+    let differing: Vec<&String> =
+        before.iter().filter(|it| after[it.0] != *it.1).map(|it| it.0).collect();
+    assert!(differing.iter().all(|it| it.ends_with("norm.weight")), "{differing:?}");
+    run(&back, &again, &Conversion::new()).unwrap();
+    assert_eq!(tensors(&again), tensors(&mlx));
+}
+
+#[test]
+fn dense_experts_of_gpt_oss_get_their_inputs_last() {
+    let work = tempfile::tempdir().unwrap();
+    let (source, out) = (fixture("models/gpt-oss"), work.path().join("out"));
+    run(&source, &out, &Conversion::new()).unwrap();
+    let read = |folder: &Path, name: &str| {
+        let bytes = fs::read(folder.join("model.safetensors")).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let tensor = file.tensor(name).unwrap();
+        (tensor.shape().to_vec(), tensor.data().as_chunks::<2>().0.to_vec())
+    };
+    let at = "model.layers.1.mlp.experts";
+    let (shape, both) = read(&source, &format!("{at}.gate_up_proj"));
+    assert_eq!(shape, [4, 16, 48]);
+    for (which, name) in ["gate_proj", "up_proj"].into_iter().enumerate() {
+        let (shape, half) = read(&out, &format!("{at}.{name}.weight"));
+        assert_eq!(shape, [4, 24, 16]);
+        for (place, number) in half.iter().enumerate() {
+            let (expert, row, column) = (place / 16 / 24, place / 16 % 24, place % 16);
+            assert_eq!(*number, both[(expert * 16 + column) * 48 + 2 * row + which]);
+        }
+    }
+    let (_, from) = read(&source, &format!("{at}.down_proj"));
+    let (shape, to) = read(&out, &format!("{at}.down_proj.weight"));
+    assert_eq!(shape, [4, 16, 24]);
+    assert_eq!(to[5 * 24 + 7], from[7 * 16 + 5]);
+}
+
+#[test]
+fn infinities_in_a_config_are_kept_as_transformers_writes_them() {
+    let work = tempfile::tempdir().unwrap();
+    let source = copy("granite-hybrid");
+    let path = source.path().join("config.json");
+    let text = fs::read_to_string(&path).unwrap();
+    let text = text.replacen('{', "{\"time_step_limit\": [0.0, Infinity], \"x\": NaN,", 1);
+    fs::write(&path, text).unwrap();
+    let out = work.path().join("out");
+    run(source.path(), &out, &Conversion::new()).unwrap();
+    let config = read_json(&out.join("config.json"));
+    assert_eq!(config["time_step_limit"], json!([0.0, {"__float__": "Infinity"}]));
+    assert_eq!(config["x"], json!({"__float__": "NaN"}));
 }
 
 /// Notes what is said of the progress.
