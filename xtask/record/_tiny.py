@@ -308,7 +308,8 @@ QUANTIZED_SOURCES = (
 FOREIGN_SOURCES = tuple(
     Tiny(name, llama(vocab_size=117, tie_word_embeddings=False, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
                      num_key_value_heads=2, rope_theta=10000.0), form="4.x", dtype="bfloat16")
-    for name in ("llama-awq", "llama-compressed", "llama-fp8")
+    for name in ("llama-awq", "llama-compressed", "llama-fp8", "llama-gptq", "llama-gptq-8bit", "llama-modelopt-fp8",
+                 "llama-modelopt-nvfp4")
 )  # fmt: skip
 
 

@@ -6,15 +6,23 @@
 //! | compressed-tensors' `pack-quantized` of 4 bits | affine, 4 bits |
 //! | compressed-tensors' `mxfp4-pack-quantized` | mxfp4 |
 //! | `awq` of 4 bits | affine, 4 bits |
+//! | `gptq` of 4 and 8 bits, inputs in their own order | affine, of as many bits |
+//! | `modelopt`, `FP8` and `NVFP4` | bf16: e4m3 or e2m1 numbers times the scales of their group and tensor |
 //! | `mxfp4` | as it is: the family that has it reads its tensors |
 //!
-//! Others are refused by name. The facts are those of mlx-lm 0.32.2 (`utils.py`), which reads the same.
+//! Others are refused by name. The facts are those of mlx-lm 0.32.2 (`utils.py`), but for `gptq`, which
+//! it reads in AutoAWQ's order, and `modelopt`: the layouts are AutoGPTQ's and TensorRT Model
+//! Optimizer's own.
+
+use std::path::Path;
 
 use mlx_rs::{
     Array, Dtype,
     error::{Exception, Result as MlxResult},
     ops::{broadcast_to, from_fp8, indexing::TryIndexOp, pad},
 };
+
+use serde_json::{Map, Value};
 
 use crate::{Error, ErrorKind, Result, checkpoint::Tensors, config::Config, input::quoted};
 
@@ -30,15 +38,31 @@ pub(crate) fn adopt(file: &str, config: &Config, mut tensors: Tensors) -> Result
         "fp8" => fp8(file, &settings, &mut tensors)?,
         "compressed-tensors" => compressed(file, &settings, &mut tensors)?,
         "awq" => awq(file, &settings, &mut tensors)?,
+        "gptq" => gptq(file, &settings, &mut tensors)?,
+        "modelopt" => modelopt(file, &settings, &mut tensors)?,
         other => {
             let what = format_args!(
-                "is {other:?}; of other programs' methods awq, compressed-tensors, fp8 and mxfp4 are \
-                 supported"
+                "is {other:?}; of other programs' methods awq, compressed-tensors, fp8, gptq, modelopt \
+                 and mxfp4 are supported"
             );
             return Err(settings.error("quant_method", what));
         }
     }
     Ok(tensors)
+}
+
+/// A config with the settings that Model Optimizer keeps in a file of their own.
+pub(crate) fn with_settings_beside(config: Config, folder: &Path) -> Result<Config> {
+    const FILE: &str = "hf_quant_config.json";
+    let path = folder.join(FILE);
+    if settings(&config)?.is_some() || config.has("quantization") || !path.exists() {
+        return Ok(config);
+    }
+    let all = Config::read(&path)?.require("quantization", Config::object)?;
+    let mut settings: Map<String, Value> =
+        all.entries().map(|(key, value)| (key.clone(), value.clone())).collect();
+    settings.insert("quant_method".to_owned(), Value::from("modelopt"));
+    Ok(config.or_value("quantization_config", Value::Object(settings)))
 }
 
 /// The `quantization_config`, which some wrappers keep beside the text model's fields.
@@ -236,14 +260,163 @@ fn awq(file: &str, settings: &Config, tensors: &mut Tensors) -> Result<()> {
     })
 }
 
+/// AutoGPTQ: `qweight` of `[in * bits / 32, out]`, whose words hold neighbours of a column, the first in
+/// the lowest bits, which transposed is MLX's layout; `qzeros` of `[groups, out * bits / 32]`, whose
+/// words hold neighbours of a row; `scales` of `[groups, out]`; and `g_idx`, the group of each input:
+/// `w = s · (q - z)`. Zeros are stored less 1, but for the format `gptq_v2`.
+fn gptq(file: &str, settings: &Config, tensors: &mut Tensors) -> Result<()> {
+    let bits = settings.usize("bits")?.unwrap_or(4);
+    if !matches!(bits, 4 | 8) {
+        let what = format_args!("is {bits}; of gptq 4 and 8 bits are supported");
+        return Err(settings.error("bits", what));
+    }
+    let format = settings.str("checkpoint_format")?.unwrap_or("gptq");
+    let less = match format {
+        "gptq" => 1.0,
+        "gptq_v2" => 0.0,
+        other => {
+            let what =
+                format_args!("is {other:?}; of gptq's formats gptq and gptq_v2 are supported");
+            return Err(settings.error("checkpoint_format", what));
+        }
+    };
+    each(file, tensors, ".qweight", |tensors, at, codes| {
+        let zeros = partner(tensors, &format!("{at}.qzeros"))?;
+        let scales = partner(tensors, &format!("{at}.scales"))?;
+        let per_word = 32 / bits as i32;
+        let (&[words, rows], &[groups, _]) = (codes.shape(), scales.shape()) else {
+            let what = format!("expected two axes, found {:?}", codes.shape());
+            return Err(Exception::custom(what));
+        };
+        let columns = words * per_word;
+        if scales.shape() != [groups, rows] || zeros.shape() != [groups, rows / per_word] {
+            let (scales, zeros) = (scales.shape(), zeros.shape());
+            let what =
+                format!("scales of {scales:?} and zeros of {zeros:?} do not fit {rows} rows");
+            return Err(Exception::custom(what));
+        }
+        if groups == 0 || columns % groups != 0 {
+            let what = format!("{groups} groups do not divide {columns} columns");
+            return Err(Exception::custom(what));
+        }
+        if let Some(order) = tensors.remove(&format!("{at}.g_idx")) {
+            let own = |it: i32| it * groups / columns;
+            if order.shape() != [columns]
+                || !whole_numbers(&order)?.into_iter().eq((0..columns).map(own))
+            {
+                let what = format!(
+                    "{} groups inputs by their activations (`desc_act`), which is not supported; take \
+                     a model without it",
+                    quoted(&format!("{at}.g_idx"))
+                );
+                return Err(Exception::custom(what));
+            }
+        }
+        let words = codes.view_dtype(Dtype::Uint32)?.t().contiguous()?;
+        let mask = (1_u32 << bits) - 1;
+        let zeros: Vec<f32> = whole_words(&zeros)?
+            .into_iter()
+            .flat_map(|word| (0..32 / bits).map(move |place| word >> (place * bits) & mask))
+            .map(|it| it as f32 + less)
+            .collect();
+        let zeros = Array::from_slice(&zeros, &[groups, rows]);
+        let biases = scales.as_dtype(Dtype::Float32)?.multiply(zeros)?.negative()?.t();
+        // A group wider than MLX's is several that have the same scale.
+        let parts = match columns / groups {
+            wide if wide > WIDEST && wide % WIDEST == 0 => wide / WIDEST,
+            _ => 1,
+        };
+        let repeated = |it: &Array| -> MlxResult<Array> {
+            let it = broadcast_to(
+                it.contiguous()?.reshape(&[rows, groups, 1])?,
+                &[rows, groups, parts],
+            )?;
+            it.reshape(&[rows, groups * parts])
+        };
+        put(tensors, at, words, &repeated(&scales.t())?, Some(repeated(&biases)?));
+        Ok(())
+    })
+}
+
+/// NVIDIA's: e4m3 weights with a scale for all, or e2m1 weights, two to a byte, the first in the lower
+/// half, with an e4m3 scale (`weight_scale`) per 16 and an fp32 scale (`weight_scale_2`) for all.
+fn modelopt(file: &str, settings: &Config, tensors: &mut Tensors) -> Result<()> {
+    // What products that quantize their inputs, and caches in fp8, would take.
+    const OF_OTHERS: [&str; 3] = [".input_scale", ".k_scale", ".v_scale"];
+    let algorithm = settings.str("quant_algo")?.unwrap_or_default();
+    if let Some(name) = tensors.keys().find(|it| it.ends_with(".pre_quant_scale")) {
+        let what = format!("{file}: {} scales inputs, which is not supported", quoted(name));
+        return Err(Error::new(ErrorKind::Weights, what));
+    }
+    tensors.retain(|name, _| !OF_OTHERS.iter().any(|it| name.ends_with(it)));
+    match algorithm {
+        "FP8" => fp8(file, settings, tensors),
+        "NVFP4" => each(file, tensors, ".weight_scale_2", |tensors, at, whole| {
+            let name = format!("{at}.weight");
+            let scales = partner(tensors, &format!("{at}.weight_scale"))?;
+            let codes = partner(tensors, &name)?;
+            let (&[rows, bytes], &[scale_rows, groups]) = (codes.shape(), scales.shape()) else {
+                let what = format!("expected weights of two axes, found {:?}", codes.shape());
+                return Err(Exception::custom(what));
+            };
+            if codes.dtype() != Dtype::Uint8
+                || scale_rows != rows
+                || bytes != groups * 8
+                || whole.size() != 1
+            {
+                let what = format!(
+                    "scales of {:?} do not fit e2m1 weights of {:?}, two to a byte in groups of 16",
+                    scales.shape(),
+                    codes.shape()
+                );
+                return Err(Exception::custom(what));
+            }
+            let scales = from_fp8(&scales, Dtype::Float32)?
+                .multiply(whole.as_dtype(Dtype::Float32)?.reshape(&[])?)?;
+            let numbers = of_e2m1(&codes)?.reshape(&[rows, groups, 16])?;
+            let weights = numbers.multiply(scales.reshape(&[rows, groups, 1])?)?;
+            let weights = weights.reshape(&[rows, groups * 16])?.as_dtype(Dtype::Bfloat16)?;
+            tensors.insert(name, weights);
+            Ok(())
+        }),
+        other => {
+            let what = format_args!("is {other:?}; of modelopt FP8 and NVFP4 are supported");
+            Err(settings.error("quant_algo", what))
+        }
+    }
+}
+
+/// The numbers of e2m1 codes, two to a byte, the first in the lower half.
+fn of_e2m1(bytes: &Array) -> MlxResult<Array> {
+    const NUMBERS: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+    let all = NUMBERS.into_iter().chain(NUMBERS.map(|it| -it)).collect::<Vec<f32>>();
+    // Of each byte, the numbers of the two codes in it.
+    let pairs: Vec<f32> = (0..256).flat_map(|it: usize| [all[it & 15], all[it >> 4]]).collect();
+    Array::from_slice(&pairs, &[256, 2]).take_axis(bytes, 0)
+}
+
+/// Words of 32 bits, row after row.
+fn whole_words(array: &Array) -> MlxResult<Vec<u32>> {
+    let words = array.view_dtype(Dtype::Uint32)?.contiguous()?;
+    words.eval()?;
+    let words = words.try_as_slice::<u32>().map_err(|e| Exception::custom(e.to_string()))?;
+    Ok(words.to_vec())
+}
+
+/// Whole numbers of any width.
+fn whole_numbers(array: &Array) -> MlxResult<Vec<i32>> {
+    let numbers = array.as_dtype(Dtype::Int32)?.contiguous()?;
+    numbers.eval()?;
+    let numbers = numbers.try_as_slice::<i32>().map_err(|e| Exception::custom(e.to_string()))?;
+    Ok(numbers.to_vec())
+}
+
 /// The codes of AutoAWQ's words, row after row, in the order of the rows.
 fn nibbles(words: &Array) -> MlxResult<Vec<u8>> {
     const SHIFTS: [u32; 8] = [0, 16, 4, 20, 8, 24, 12, 28];
     if words.ndim() != 2 {
         return Err(Exception::custom(format!("expected two axes, found {:?}", words.shape())));
     }
-    let words = words.view_dtype(Dtype::Uint32)?.contiguous()?;
-    words.eval()?;
-    let words = words.try_as_slice::<u32>().map_err(|e| Exception::custom(e.to_string()))?;
+    let words = whole_words(words)?;
     Ok(words.iter().flat_map(|word| SHIFTS.map(|shift| (word >> shift & 15) as u8)).collect())
 }

@@ -11,7 +11,7 @@ use crate::{
     config::{Config, Dims},
     decoder::{ComputeDtype, DecoderOptions},
     embedding::Embedding,
-    families,
+    families, foreign,
     norm::RmsNorm,
     weights::Weights,
 };
@@ -45,6 +45,7 @@ impl Decoder {
             return Err(Error::new(ErrorKind::File, what));
         }
         let config = Config::read(&folder.join("config.json"))?;
+        let config = foreign::with_settings_beside(config, folder)?;
         // An unknown model type is reported before the weights are looked for.
         families::check(&config)?;
         let tensors = checkpoint::open(folder)?;

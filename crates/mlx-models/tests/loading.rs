@@ -200,6 +200,21 @@ fn config_fields_are_named() {
         ),
         (
             "quantization_config",
+            json!({"quant_method": "gptq", "bits": 3}),
+            vec!["`bits` is 3; of gptq 4 and 8 bits"],
+        ),
+        (
+            "quantization_config",
+            json!({"quant_method": "gptq", "checkpoint_format": "marlin"}),
+            vec!["`checkpoint_format` is \"marlin\"; of gptq's formats"],
+        ),
+        (
+            "quantization_config",
+            json!({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}),
+            vec!["`quant_algo` is \"W4A8_AWQ\"; of modelopt FP8 and NVFP4"],
+        ),
+        (
+            "quantization_config",
             json!({"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}),
             vec!["`format` is \"nvfp4-pack-quantized\""],
         ),
@@ -222,6 +237,13 @@ fn half_a_foreign_weight_is_refused_by_name() {
             "q_proj.weight_scale` is missing",
         ),
         ("llama-fp8", "q_proj.weight", "q_proj.codes", "q_proj.weight` is missing"),
+        ("llama-gptq", "q_proj.scales", "q_proj.scale", "q_proj.scales` is missing"),
+        (
+            "llama-modelopt-nvfp4",
+            "q_proj.weight_scale",
+            "q_proj.scale",
+            "q_proj.weight_scale` is missing",
+        ),
     ] {
         let folder = copy(name);
         edit_header(folder.path(), |header| {
@@ -232,6 +254,15 @@ fn half_a_foreign_weight_is_refused_by_name() {
         });
         check(folder.path(), ErrorKind::Weights, &[&folder.path().display().to_string(), words]);
     }
+    let folder = copy("llama-gptq");
+    let path = folder.path().join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let begin = &header["model.layers.0.mlp.down_proj.g_idx"]["data_offsets"][0];
+    bytes[8 + length + begin.as_u64().unwrap() as usize] = 1;
+    fs::write(path, bytes).unwrap();
+    check(folder.path(), ErrorKind::Weights, &["model.layers.0.mlp.down_proj.g_idx", "desc_act"]);
     let folder = copy("llama-fp8");
     edit_config(folder.path(), |config| {
         config["quantization_config"]["weight_block_size"] = json!([64, 64]);
