@@ -6,6 +6,7 @@
 
 mod chart;
 mod growth;
+mod llama_cpp;
 mod machine;
 mod measure;
 mod report;
@@ -15,6 +16,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
+use self::llama_cpp::Shape;
 use self::machine::Machine;
 use self::measure::{Measure, Results};
 use self::system::{Bench, System};
@@ -24,20 +26,26 @@ use crate::{cli, process, setup, workspace};
 pub(crate) const HELP: &str = "\
 Measures decoding, prefill, draws, the time to the first token and the peak memory.
 
-Usage: cargo xtask bench [--peers] [--quick]
+Usage: cargo xtask bench [--peers [llama.cpp]] [--shape NAME] [--quick]
 
-  --peers   measure transformers and mlx-lm in the same run, print the ratios beside the goals, and
-            write docs/benchmarks.md with its chart; fails when a goal is missed
-  --quick   a few tokens each, to see that everything runs: the numbers mean nothing
+  --peers             measure transformers and mlx-lm in the same run, print the ratios beside the
+                      goals, and write docs/benchmarks.md with its chart; fails when a goal is missed
+  --peers llama.cpp   measure llama.cpp alone, in bf16, 8 and 4 bits, and print the ratios; writes
+                      no page
+  --shape NAME        with llama.cpp: 0.6b or moe (a mixture of experts); both where it is not given
+  --quick             a few tokens each, to see that everything runs: the numbers mean nothing
 
 Without --quick it wants a machine that does nothing else: a minute alone, some ten with --peers.
 The first run writes a random model of Qwen3-0.6B's shape into build/bench (1.2 GB). --peers needs
 python3 with venv, and installs what xtask/bench/requirements.txt and xtask/record/requirements.txt
 pin into build/venv (almost 6 GB, most of it CUDA, which the published torch brings along).
+llama.cpp is compiled from its package the first time, with one job: that takes a C++ compiler and
+some 20 minutes.
 
 Examples:
   cargo xtask bench
-  cargo xtask bench --peers";
+  cargo xtask bench --peers
+  cargo xtask bench --peers llama.cpp --shape 0.6b";
 
 /// Everything is measured on this many threads, draws on one.
 const THREADS: usize = 2;
@@ -60,13 +68,26 @@ const SLOW_TOKENS: usize = 4;
 
 /// The subcommand.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
-    let (mut peers, mut quick) = (false, false);
-    for argument in arguments {
-        match argument.as_str() {
-            "--peers" => peers = true,
+    let (mut peers, mut quick, mut llama_cpp, mut shape) = (false, false, false, None);
+    let mut arguments = arguments.iter().map(String::as_str).peekable();
+    while let Some(argument) = arguments.next() {
+        match argument {
+            "--peers" => {
+                peers = true;
+                llama_cpp = arguments.next_if_eq(&"llama.cpp").is_some();
+            }
+            "--shape" => {
+                let name = arguments
+                    .next()
+                    .ok_or_else(|| Failure::usage("--shape wants a name: 0.6b or moe"))?;
+                shape = Some(Shape::named(name)?);
+            }
             "--quick" => quick = true,
             other => return Err(cli::unexpected("bench", other)),
         }
+    }
+    if shape.is_some() && !llama_cpp {
+        return Err(Failure::usage("--shape goes with `--peers llama.cpp`"));
     }
     setup::ensure()?;
     build()?;
@@ -74,8 +95,13 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     if !quick && machine.is_busy() {
         eprintln!("bench: the machine is busy ({}); the numbers will be too low", machine.load());
     }
+    let effort = if quick { &QUICK } else { &FULL };
+    if llama_cpp {
+        let both = [Shape::Small, Shape::Mixture];
+        return llama_cpp::run(shape.as_ref().map_or(&both, std::slice::from_ref), effort);
+    }
     let bench = Bench::prepare(peers)?;
-    let results = measure(&bench, if quick { &QUICK } else { &FULL })?;
+    let results = measure(&bench, effort)?;
     println!("{}", report::table(&results, bench.systems()));
     for note in results.notes() {
         println!("{note}");

@@ -10,6 +10,15 @@ use crate::{process, workspace};
 /// The interpreter of the environment `build/venv/NAME`, which is made, or brought up to date,
 /// unless it holds exactly what the requirements file asks for.
 pub(crate) fn environment(name: &str, requirements: &str) -> Result<PathBuf> {
+    environment_with(name, requirements, &[])
+}
+
+/// As [`environment`], with variables for packages that are compiled.
+pub(crate) fn environment_with(
+    name: &str,
+    requirements: &str,
+    variables: &[(&str, &str)],
+) -> Result<PathBuf> {
     let environment = workspace::build().join("venv").join(name);
     let python = environment.join("bin/python");
     let path = workspace::root().join(requirements);
@@ -25,7 +34,8 @@ pub(crate) fn environment(name: &str, requirements: &str) -> Result<PathBuf> {
     process::show(
         Command::new(&python)
             .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"])
-            .arg(&path),
+            .arg(&path)
+            .envs(variables.iter().copied()),
     )?;
     // Last, so that an installation that stopped halfway is taken up again.
     fs::write(&stamp, wanted).context(|| format!("cannot write {}", stamp.display()))?;

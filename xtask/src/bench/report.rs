@@ -48,7 +48,7 @@ pub(super) fn readable(value: f64) -> String {
 }
 
 /// A table whose columns line up in the source, too, so that it can be read in a terminal.
-fn markdown(rows: &[Vec<String>]) -> String {
+pub(super) fn markdown(rows: &[Vec<String>]) -> String {
     let columns = rows.first().map_or(0, Vec::len);
     let widths: Vec<usize> = (0..columns)
         .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))

@@ -167,7 +167,7 @@ impl Bench {
 }
 
 /// Holds the numeric libraries of every system to a number of threads.
-fn limit(command: &mut Command, threads: usize) -> &mut Command {
+pub(super) fn limit(command: &mut Command, threads: usize) -> &mut Command {
     for variable in ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"] {
         command.env(variable, threads.to_string());
     }
@@ -181,7 +181,7 @@ fn measure(binaries: &Path, task: &Value) -> Command {
     command
 }
 
-fn parse(answer: &str) -> Result<Value> {
+pub(super) fn parse(answer: &str) -> Result<Value> {
     // What a library prints on its own account comes before.
     let line = answer.trim().lines().last().unwrap_or_default();
     serde_json::from_str(line).context(|| format!("`{line}` is not a measurement"))
