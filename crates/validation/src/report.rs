@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use mlxgk_reports::Table;
 use serde_json::{Map, Value, json};
 
 /// Where a cell was steered to.
@@ -167,8 +168,8 @@ pub struct Report {
 }
 
 impl Report {
-    /// The table's head and rows; the column of words only where some are counted.
-    pub(crate) fn rows(&self) -> (Vec<&'static str>, Vec<Vec<String>>) {
+    /// The table; the column of words only where some are counted.
+    pub(crate) fn table(&self) -> Table {
         let counted = |it: &Measure| *it != Measure::Words || self.wanted.is_some();
         let shown: Vec<Measure> = Measure::ALL.into_iter().filter(counted).collect();
         let names = shown.iter().map(|it| it.spelling().0);
@@ -177,8 +178,8 @@ impl Report {
             let place = [cell.direction.as_str().to_owned(), cell.alpha.to_string()];
             place.into_iter().chain(shown.iter().map(value)).collect()
         };
-        let head = ["direction", "alpha"].into_iter().chain(names).collect();
-        (head, self.cells.iter().map(row).collect())
+        let head = ["direction", "alpha"].into_iter().chain(names);
+        Table::new(head, self.cells.iter().map(row).collect())
     }
 
     /// The report for programs: numbers as they are, shares in 0..=1. What was not measured is null;
@@ -217,25 +218,7 @@ impl Report {
 /// The table, columns aligned.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (head, rows) = self.rows();
-        let head: Vec<String> = head.into_iter().map(str::to_owned).collect();
-        let width = |at: usize| {
-            let lengths = std::iter::once(&head).chain(&rows).map(|it| it[at].chars().count());
-            lengths.max().unwrap_or(0)
-        };
-        let widths: Vec<usize> = (0..head.len()).map(width).collect();
-        for (index, row) in std::iter::once(&head).chain(&rows).enumerate() {
-            let cells = row.iter().zip(&widths).enumerate().map(|(at, (cell, &width))| match at {
-                0 => format!("{cell:<width$}"),
-                _ => format!("{cell:>width$}"),
-            });
-            let line = cells.collect::<Vec<_>>().join("  ");
-            f.write_str(line.trim_end())?;
-            if index < rows.len() {
-                f.write_str("\n")?;
-            }
-        }
-        Ok(())
+        self.table().fmt(f)
     }
 }
 
