@@ -14,8 +14,10 @@ pub enum ErrorKind {
     Dropped,
     /// What is held went through another steering.
     Steering,
-    /// A file cannot be read or written, or is not a cache of this model.
+    /// A file cannot be read, or is not a cache of this model.
     File,
+    /// A file cannot be written.
+    Write,
     /// MLX refused an operation.
     Mlx,
 }
@@ -45,6 +47,10 @@ impl Error {
 
     pub(crate) fn file(message: impl Into<String>) -> Self {
         Self { kind: ErrorKind::File, message: message.into() }
+    }
+
+    pub(crate) fn write(message: impl Into<String>) -> Self {
+        Self { kind: ErrorKind::Write, message: message.into() }
     }
 
     /// Puts what the cache was doing in front of MLX's own words.

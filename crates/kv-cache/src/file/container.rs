@@ -79,7 +79,7 @@ impl Container {
         for (name, array) in &self.tensors {
             let begin = data.len();
             let dtype = append(&mut data, array)
-                .map_err(|e| Error::file(format!("cannot write {name}: {e}")))?;
+                .map_err(|e| Error::write(format!("cannot write {name}: {e}")))?;
             let tensor = json!({
                 "dtype": dtype, "shape": array.shape(), "data_offsets": [begin, data.len()],
             });
@@ -110,7 +110,7 @@ impl Container {
             file.persist(path)?;
             Ok(())
         };
-        persist().map_err(|e| Error::file(format!("cannot write {}: {e}", path.display())))
+        persist().map_err(|e| Error::write(format!("cannot write {}: {e}", path.display())))
     }
 }
 

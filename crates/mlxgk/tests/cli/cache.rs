@@ -96,6 +96,13 @@ fn a_file_that_is_no_cache_of_this_request_is_refused() {
 }
 
 #[test]
+fn a_file_that_cannot_be_written_is_no_wrong_request() {
+    let run = mlxgk(&["cache", "build", "--prompt", "Hello", "--out", "./nowhere/it.safetensors"]);
+    assert_eq!((run.status, run.stdout.as_str()), (Some(1), ""), "{}", run.stderr);
+    assert!(run.stderr.contains("cannot write ./nowhere/it.safetensors"), "{}", run.stderr);
+}
+
+#[test]
 fn a_conversation_is_kept_in_a_file_and_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
