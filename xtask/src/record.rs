@@ -15,7 +15,9 @@ Usage: cargo xtask record [AREA...]
 Needs python3 with venv. The first time it installs the versions pinned in
 xtask/record/requirements.txt into build/venv/record: on Linux almost 6 GB, since the published
 torch brings CUDA along. For the area `moved` it puts two older releases of transformers beside it,
-into build/venv/transformers-*, and for `training` PEFT, into build/venv/peft. Everyone else reads the committed files and needs none of this.
+into build/venv/transformers-*, for `training` PEFT, into build/venv/peft, and for `metrics`
+scikit-learn and rouge-score, into build/venv/metrics. Everyone else reads the committed files and
+needs none of this.
 
 Examples:
   cargo xtask record
@@ -32,8 +34,10 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
             python::packages(&python, name, &format!("xtask/record/{name}.txt"))?;
         }
     }
-    if arguments.is_empty() || arguments.iter().any(|it| it == "training") {
-        python::packages(&python, "peft", "xtask/record/peft.txt")?;
+    for (area, name) in [("training", "peft"), ("metrics", "metrics")] {
+        if arguments.is_empty() || arguments.iter().any(|it| it == area) {
+            python::packages(&python, name, &format!("xtask/record/{name}.txt"))?;
+        }
     }
     process::show(
         Command::new(python).current_dir(workspace::root()).arg("xtask/record").args(arguments),
