@@ -17,6 +17,7 @@ use crate::{
     flags::is_field_flag,
     generate::GenerateArgs,
     info::InfoArgs,
+    isolate::IsolateArgs,
     models::ModelsArgs,
     perplexity::PerplexityArgs,
     score::ScoreArgs,
@@ -137,6 +138,15 @@ Examples:
   mlxgk validate --steer joy.safetensors --alphas 1,2,4 --seeds 1,2,3 --html report.html
   mlxgk validate --steer joy.safetensors --prompts-file questions.jsonl --words voices.json --voice cheerful")]
     Validate(Box<ValidateArgs>),
+    /// The KV-cache isolation experiment: one cache for all turns, or one per cluster
+    #[command(after_help = "\
+Examples:
+  mlxgk isolate fixtures/isolation/01_web_shop.json
+  mlxgk isolate fixtures/isolation --seed 7 --json report.json --html report.html
+  mlxgk isolate fixtures/isolation --conditions sequential,semantic --labels keyword
+
+The format of examples is described in crates/isolation.")]
+    Isolate(Box<IsolateArgs>),
     /// Train an adapter, a soft prompt, steering vectors or the weights themselves
     #[command(after_help = "\
 Each line of the data is JSON: {\"text\": TEXT}, {\"prompt\": TEXT, \"completion\": TEXT}, {\"messages\": [...]}, or

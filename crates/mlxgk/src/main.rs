@@ -17,6 +17,7 @@ mod files;
 mod flags;
 mod generate;
 mod info;
+mod isolate;
 mod load;
 mod models;
 mod perplexity;
@@ -57,6 +58,7 @@ fn run() -> Result<()> {
         Subcommand::Cache { command } => cache::run(command),
         Subcommand::Steer { command } => steer::run(command),
         Subcommand::Validate(args) => validate::run(args),
+        Subcommand::Isolate(args) => isolate::run(args),
         Subcommand::Train(args) => train::run(args),
         Subcommand::Adapter { command } => adapter::run(command),
         Subcommand::Info(args) => info::run(args),

@@ -1,6 +1,6 @@
 //! What the pages show is what happens: every command of a page is run, in the page's order.
 //!
-//! A page has a folder of its own, in which `examples` and `crates` are those of the checkout, and is read
+//! A page has a folder of its own, in which `examples`, `crates` and `fixtures` are those of the checkout, and is read
 //! from top to bottom by a shell that knows `mlxgk`. A block in `sh` has to succeed. In `console` each
 //! line after `$ ` is a command, continued by lines after `> `, and the lines below it are what it prints,
 //! where `…` stands for anything within a line and, alone in a line, for any lines. A block that is marked
@@ -124,7 +124,7 @@ struct Shell {
 impl Shell {
     fn new(root: &Path) -> std::io::Result<Self> {
         let (folder, programs) = (tempfile::tempdir()?, tempfile::tempdir()?);
-        for name in ["crates", "examples"] {
+        for name in ["crates", "examples", "fixtures"] {
             symlink(root.join(name), folder.path().join(name))?;
         }
         symlink(env!("CARGO_BIN_EXE_mlxgk"), programs.path().join("mlxgk"))?;

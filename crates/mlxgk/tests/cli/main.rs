@@ -10,6 +10,7 @@ mod contract;
 mod convert;
 mod flags;
 mod help;
+mod isolate;
 mod models;
 mod output;
 mod shared;
