@@ -7,7 +7,7 @@ use crate::failure::{Failure, Result};
 use crate::sanitize;
 use crate::{
     bench, book, check, check_convert, examples, features, mac_check, packages, parity, record,
-    release, run, setup, test, tidy,
+    release, run, setup, test, tidy, tokenizers,
 };
 
 /// A chore as the user calls it.
@@ -79,6 +79,12 @@ const CHORES: &[Chore] = &[
         summary: "check the programs for other frameworks in examples/",
         help: examples::HELP,
         run: examples::run,
+    },
+    Chore {
+        name: "tokenizers",
+        summary: "compare published tokenizers with transformers' (downloads them)",
+        help: tokenizers::HELP,
+        run: tokenizers::run,
     },
     Chore {
         name: "tidy",

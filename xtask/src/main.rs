@@ -34,6 +34,7 @@ mod sanitize;
 mod setup;
 mod test;
 mod tidy;
+mod tokenizers;
 mod workspace;
 
 use std::process::ExitCode;

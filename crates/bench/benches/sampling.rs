@@ -1,12 +1,15 @@
 //! A draw at a vocabulary of 151,936 with 512 tokens of history, and the mask of a JSON schema there,
-//! on one core.
+//! on one core; and what grammars cost over a vocabulary of 262,144.
 
 // A bench that cannot go on may stop where it stands.
 #![allow(clippy::expect_used, reason = "a benchmark that cannot start may panic")]
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use mlx_genkit::Seed;
-use mlxgk_bench::{Draws, Masks, sampling};
+use mlxgk_bench::{Draws, Masks, sampling, vocabulary};
+
+/// Gemma's.
+const WIDE: usize = 262_144;
 
 fn draws(c: &mut Criterion) {
     for (name, fields, seed) in [
@@ -27,5 +30,18 @@ fn masks(c: &mut Criterion) {
     c.bench_function("mask of a JSON schema", |b| b.iter(|| request.step()));
 }
 
-criterion_group!(benches, draws, masks);
+/// What a vocabulary of Gemma's size costs: once, per grammar, per mask.
+fn wide(c: &mut Criterion) {
+    let mut group = c.benchmark_group("a vocabulary of 262,144");
+    group.sample_size(10);
+    let first = || Masks::over(&vocabulary(WIDE)?, WIDE)?.step();
+    group.bench_function("first grammar and mask", |b| b.iter(|| first().expect("it fits")));
+    let known = vocabulary(WIDE).expect("the vocabulary is right");
+    let further = || Masks::over(&known, WIDE)?.step();
+    group.bench_function("a further grammar and mask", |b| b.iter(|| further().expect("it fits")));
+    let mut request = Masks::over(&known, WIDE).expect("the schema is right");
+    group.bench_function("mask of a JSON schema", |b| b.iter(|| request.step()));
+}
+
+criterion_group!(benches, draws, masks, wide);
 criterion_main!(benches);

@@ -8,8 +8,6 @@ use serde_json::json;
 
 use crate::{Result, sampling::VOCAB};
 
-const END: u32 = VOCAB as u32 - 1;
-
 /// What is written under the schema: keys, strings, a number, a list.
 const DOCUMENT: &[u8] =
     br#"{"name": "Ada Lovelace", "age": 36, "tags": ["mathematics", "engine"]}"#;
@@ -29,7 +27,14 @@ impl Masks {
     /// # Errors
     /// When the grammar crate refuses either.
     pub fn new() -> Result<Self> {
-        let vocabulary = Vocabulary::new(&vocabulary(), &[END])?;
+        Self::over(&vocabulary(VOCAB)?, VOCAB)
+    }
+
+    /// Compiles the schema for a [vocabulary](vocabulary()) of `count` tokens.
+    ///
+    /// # Errors
+    /// When the grammar crate refuses the schema.
+    pub fn over(vocabulary: &Vocabulary, count: usize) -> Result<Self> {
         let schema = json!({
             "type": "object",
             "properties": {
@@ -40,9 +45,9 @@ impl Masks {
             "required": ["name", "age", "tags"],
             "additionalProperties": false,
         });
-        let processor = GrammarProcessor::new(&vocabulary, &Grammar::json_schema(&schema)?)?;
+        let processor = GrammarProcessor::new(vocabulary, &Grammar::json_schema(&schema)?)?;
         let tokens = DOCUMENT.iter().map(|&byte| u32::from(byte)).collect();
-        Ok(Self { processor, tokens, scores: vec![0.0; VOCAB], written: 0 })
+        Ok(Self { processor, tokens, scores: vec![0.0; count], written: 0 })
     }
 
     /// Bans what cannot follow the tokens written so far, and writes the next.
@@ -60,8 +65,15 @@ impl Masks {
 }
 
 /// Every byte, then words of letters with and without a leading space: the shape of a real byte-pair
-/// vocabulary, without its content.
-fn vocabulary() -> Vec<Vec<u8>> {
+/// vocabulary of `count` tokens, without its content.
+///
+/// # Errors
+/// When the grammar crate refuses it.
+pub fn vocabulary(count: usize) -> Result<Vocabulary> {
+    Ok(Vocabulary::new(&tokens(count), &[count as u32 - 1])?)
+}
+
+fn tokens(count: usize) -> Vec<Vec<u8>> {
     let mut tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
     let mut state = 1_u64;
     let mut random = |below: u64| {
@@ -69,7 +81,7 @@ fn vocabulary() -> Vec<Vec<u8>> {
             state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) % below
     };
-    while tokens.len() < END as usize {
+    while tokens.len() + 1 < count {
         let mut word = if random(2) == 0 { vec![b' '] } else { Vec::new() };
         word.extend((0..2 + random(7)).map(|_| b'a' + random(26) as u8));
         tokens.push(word);

@@ -8,7 +8,7 @@ pub mod sampling;
 mod task;
 
 pub use self::generation::{Timed, time};
-pub use self::grammar::Masks;
+pub use self::grammar::{Masks, vocabulary};
 pub use self::memory::peak_bytes;
 pub use self::sampling::Draws;
 pub use self::task::{Generator, Precision, Task};

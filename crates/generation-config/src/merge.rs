@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::json::{field_of_alias, object};
 use crate::validate::UserSet;
 use crate::value::EarlyStopping;
-use crate::{Error, ErrorKind, GenerationConfig, Result, Warning, WarningKind};
+use crate::{Error, ErrorKind, GenerationConfig, RequestFields, Result, Warning, WarningKind};
 
 /// HF's `_get_default_generation_params`, for what is unset everywhere.
 ///
@@ -161,7 +161,12 @@ impl Sources<'_> {
         for (key, value) in custom {
             match config.unknown.get_mut(&key) {
                 Some(entry) => *entry = value,
-                None if field_of_alias(&key).is_some() => warnings.push(unknown_field(&key)),
+                None if field_of_alias(&key).is_some()
+                    || RequestFields::meaning(&key).is_some() =>
+                {
+                    warnings.push(unknown_field(&key));
+                    config.unknown.insert(key, value);
+                }
                 // HF lets an unknown argument pass that is `None`.
                 None if value.is_null() => {}
                 None => {
@@ -188,9 +193,11 @@ impl Sources<'_> {
 }
 
 fn unknown_field(key: &str) -> Warning {
-    let message = match field_of_alias(key) {
-        Some(field) => format!("`{key}` is read as `{field}`"),
-        None => format!("unknown field `{key}`; it changes nothing"),
+    let meaning = RequestFields::meaning(key);
+    let message = match (field_of_alias(key), meaning) {
+        (Some(field), _) => format!("`{key}` is read as `{field}`"),
+        (None, Some(meaning)) => format!("`{key}` is read as {meaning}"),
+        (None, None) => format!("unknown field `{key}`; it changes nothing"),
     };
     Warning::new(WarningKind::UnknownField, key, message)
 }

@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
 
 use mlxgk_generation_config::{
-    ErrorKind, GenerationConfig, Kwargs, OneOrMany, SynthIdTextWatermarkingConfig, Watermarking,
-    read_json,
+    Chat, ErrorKind, GenerationConfig, Kwargs, OneOrMany, Sources, SynthIdTextWatermarkingConfig,
+    Watermarking, read_json,
 };
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -221,5 +221,54 @@ proptest! {
     #[test]
     fn bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
         let _ = serde_json::from_slice::<GenerationConfig>(&bytes);
+    }
+}
+
+#[test]
+fn what_other_engines_say_of_the_request_is_read_and_told() {
+    let read = |value: Value| GenerationConfig::from_json(&value).unwrap().request_fields();
+    let draft = |value: Value| read(value).unwrap().draft_model;
+    assert_eq!(draft(json!({"draft_model_id": "small"})), None);
+    assert_eq!(draft(json!({"draft_model_id": "small", "use_speculative": false})), None);
+    let small = json!({"draft_model_id": "small", "use_speculative": true});
+    assert_eq!(draft(small.clone()).as_deref(), Some("small"));
+    let chat = |value: Value| read(value).unwrap().chat;
+    assert_eq!(chat(json!({"auto_chat_template": true})), Some(Chat::IfTemplate));
+    assert_eq!(chat(json!({"auto_chat_template": false})), Some(Chat::Never));
+    assert_eq!(
+        chat(json!({"auto_chat_template": false, "assume_user_chat": true})),
+        Some(Chat::Always)
+    );
+    assert_eq!(chat(json!({"assume_user_chat": false, "system_prompt": null})), None);
+    for (value, expected) in [
+        (json!({"use_speculative": true}), "`draft_model_id` names no draft model"),
+        (json!({"system_prompt": 3}), "`system_prompt` must be a text, found 3"),
+        (
+            json!({"auto_chat_template": "yes"}),
+            "`auto_chat_template` must be true or false, found \"yes\"",
+        ),
+    ] {
+        let error = read(value).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    let mut config = GenerationConfig::from_json(&small).unwrap();
+    assert_eq!(config.take_request_fields().unwrap().draft_model.as_deref(), Some("small"));
+    assert!(config.unknown.is_empty());
+    // Given as keyword arguments or in a file, there is a note of what each was read as.
+    let (kwargs, model) =
+        (Kwargs::from_json(&json!({"system_prompt": "Hi"})).unwrap(), GenerationConfig::default());
+    let passed = GenerationConfig::from_json(&small).unwrap();
+    let merged = Sources { kwargs: &kwargs, passed: &passed, model: &model }.merge().unwrap();
+    let fields = merged.config.request_fields().unwrap();
+    assert_eq!(
+        (fields.system_prompt.as_deref(), fields.draft_model.as_deref()),
+        (Some("Hi"), Some("small"))
+    );
+    let notes: Vec<String> = merged.warnings.iter().map(ToString::to_string).collect();
+    for note in [
+        "`system_prompt` is read as the system message",
+        "`draft_model_id` is read as the draft model",
+    ] {
+        assert!(notes.iter().any(|it| it.contains(note)), "{note} is not in {notes:?}");
     }
 }

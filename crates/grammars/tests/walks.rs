@@ -1,7 +1,8 @@
 //! Random walks through what grammars allow end in texts that other implementations accept, over
 //! tokenizers of every published shape.
 //!
-//! `MLXGK_WALKS=10000 cargo test --release -p mlxgk-grammars --test walks` makes so many per shape.
+//! `MLXGK_WALKS=10000 cargo test --release -p mlxgk-grammars --test walks` makes so many per shape;
+//! `cargo xtask tokenizers` walks over published vocabularies, too.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
 
@@ -88,40 +89,59 @@ fn walk(shape: &Shape, processor: &GrammarProcessor, random: &mut TorchRng) -> V
     }
 }
 
+/// So many walks per shape, and at least three per grammar.
+fn walks_per(grammars: usize) -> usize {
+    let walks = std::env::var("MLXGK_WALKS").map_or(0, |it| it.parse().unwrap());
+    usize::max(3, walks / grammars + 1)
+}
+
+/// Walks through every grammar over one vocabulary; prints how many there were.
+fn walk_all(shape: &Shape, grammars: &[(String, Grammar, Check)]) {
+    let vocabulary = Vocabulary::from_tokenizer(&shape.tokenizer, &[shape.end]).unwrap();
+    let each = walks_per(grammars.len());
+    let (mut done, mut refused) = (0, 0);
+    for (at, (source, grammar, check)) in grammars.iter().enumerate() {
+        let processor = match GrammarProcessor::new(&vocabulary, grammar) {
+            Ok(processor) => processor,
+            Err(error) => {
+                // Only what a vocabulary without bytes cannot spell.
+                assert!(
+                    error.to_string().contains("no token"),
+                    "{}: {source}: {error}",
+                    shape.name
+                );
+                refused += 1;
+                continue;
+            }
+        };
+        let mut random = TorchRng::new(at as u64);
+        for _ in 0..each {
+            let tokens = walk(shape, &processor, &mut random);
+            let text = shape.text(&tokens);
+            assert!(check.accepts(&text), "{}: {source}\n{text:?}\n{tokens:?}", shape.name);
+            let ended = [&shape.prompt[..], &tokens].concat();
+            let context = Context::new(&ended, shape.prompt.len());
+            assert!(processor.is_complete(&context).unwrap(), "{}: {text:?}", shape.name);
+            done += 1;
+        }
+    }
+    println!("{}: {done} walks, {refused} grammars refused", shape.name);
+    assert!(refused <= 4, "{}: {refused} grammars refused", shape.name);
+}
+
 #[test]
 fn walks_end_in_texts_that_fit() {
-    let walks = std::env::var("MLXGK_WALKS").map_or(1, |it| it.parse().unwrap());
     let grammars = grammars();
-    for shape in shapes::all() {
-        let vocabulary = Vocabulary::from_tokenizer(&shape.tokenizer, &[shape.end]).unwrap();
-        let each: usize = if walks == 1 { 3 } else { walks / grammars.len() + 1 };
-        let (mut done, mut refused) = (0, 0);
-        for (at, (source, grammar, check)) in grammars.iter().enumerate() {
-            let processor = match GrammarProcessor::new(&vocabulary, grammar) {
-                Ok(processor) => processor,
-                Err(error) => {
-                    // Only what a vocabulary without bytes cannot spell.
-                    assert!(
-                        error.to_string().contains("no token"),
-                        "{}: {source}: {error}",
-                        shape.name
-                    );
-                    refused += 1;
-                    continue;
-                }
-            };
-            let mut random = TorchRng::new(at as u64);
-            for _ in 0..each {
-                let tokens = walk(&shape, &processor, &mut random);
-                let text = shape.text(&tokens);
-                assert!(check.accepts(&text), "{}: {source}\n{text:?}\n{tokens:?}", shape.name);
-                let ended = [&shape.prompt[..], &tokens].concat();
-                let context = Context::new(&ended, shape.prompt.len());
-                assert!(processor.is_complete(&context).unwrap(), "{}: {text:?}", shape.name);
-                done += 1;
-            }
-        }
-        println!("{}: {done} walks, {refused} grammars refused", shape.name);
-        assert!(refused <= 4, "{}: {refused} grammars refused", shape.name);
+    shapes::all().iter().for_each(|shape| walk_all(shape, &grammars));
+}
+
+/// `cargo xtask tokenizers` runs this over what it has downloaded.
+#[test]
+#[ignore = "takes published tokenizers, in the folders of MLXGK_TOKENIZERS"]
+fn walks_over_published_vocabularies_end_in_texts_that_fit() {
+    let folders = std::env::var("MLXGK_TOKENIZERS").unwrap();
+    let grammars = grammars();
+    for folder in std::env::split_paths(&folders) {
+        walk_all(&Shape::published(&folder), &grammars);
     }
 }

@@ -119,7 +119,13 @@ pub(crate) fn generator<'a>(
                     `assistant_early_exit`";
         return Err(Error::new(ErrorKind::Request, what));
     };
-    let options = assistant.options()?;
+    let mut options = assistant.options()?;
+    // The Python original says in the request's config how many tokens are drafted.
+    let drafted =
+        config.num_assistant_tokens.filter(|_| config.unknown.contains_key("num_draft_tokens"));
+    if let (None, Some(count)) = (assistant.config.num_assistant_tokens, drafted) {
+        options.num_tokens = count;
+    }
     let chunk = config.prefill_chunk_size.unwrap_or(DEFAULT_PREFILL_CHUNK);
     let session = |prompt: &[u32]| {
         let prompt = LeftPadded::new(&[prompt.to_vec()], 0)?;

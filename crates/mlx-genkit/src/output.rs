@@ -8,6 +8,7 @@ use mlxgk_decoding_strategies::{
 use mlxgk_generation_config::Warning;
 use mlxgk_kv_cache::KvCache;
 use mlxgk_logits_processors::log_softmax;
+use mlxgk_steering::Verdict;
 
 use crate::{
     Attentions, HiddenStates, Model, Result, attentions::AttentionRecorder, hidden::HiddenRecorder,
@@ -55,6 +56,8 @@ pub struct Sequence {
     pub hidden_states: Option<HiddenStates>,
     /// HF's `attentions`, where they were asked for (`output_attentions`).
     pub attentions: Option<Attentions>,
+    /// What the [guardrails](crate::Guardrails) say of it, where there are any.
+    pub verdict: Option<Verdict>,
 }
 
 impl Sequence {
@@ -329,6 +332,7 @@ impl<'a> Answer<'a> {
             recorded: row.recorded,
             hidden_states,
             attentions,
+            verdict: None,
         })
     }
 }

@@ -4,10 +4,13 @@ use std::time::Instant;
 
 use mlx_rs::Array;
 use mlxgk_decoding_strategies::{Record, RowGroup, Rules, StoppingCriterion};
-use mlxgk_generation_config::{GenerationMode, Resolved, Sources, Warning, WarningKind};
+use mlxgk_generation_config::{
+    Chat, GenerationMode, RequestFields, Resolved, Sources, Warning, WarningKind,
+};
 use mlxgk_kv_cache::{CacheOptions, KvCache, PrefixScope, PrefixStore, RowId};
 use mlxgk_logits_processors::LogitsProcessor;
 use mlxgk_mlx_models::{NoHook, ResidualHook};
+use mlxgk_tokenizer_bridge::Message;
 
 use crate::{
     Abilities, Ability, Assistant, AssistedRequest, Error, ErrorKind, Generation, Model, Prompt,
@@ -68,10 +71,26 @@ pub struct Plan<'a> {
 impl<'a> Plan<'a> {
     pub(crate) fn new(model: &'a Model, request: AssistedRequest<'a>) -> Result<Self> {
         let begun = Instant::now();
-        let AssistedRequest { request, assistant } = request;
+        let AssistedRequest { mut request, assistant } = request;
+        if request.guardrails.is_some() {
+            let what = "guardrails look at whole texts: they are for `Model::generate`, and for neither \
+                        plans, streams nor a `Batch`";
+            return Err(Error::new(ErrorKind::Request, what));
+        }
         let kwargs = &request.overrides;
         let sources = Sources { kwargs, passed: &request.config, model: model.generation_config() };
-        let merged = sources.merge()?;
+        let mut merged = sources.merge()?;
+        let asked = merged.config.request_fields()?;
+        if let Some(name) = asked.draft_model.as_deref().filter(|_| assistant.is_none()) {
+            let (field, what) = (
+                "draft_model_id",
+                format!(
+                    "`draft_model_id` is {name:?}: load it and give it to `Request::assistant`"
+                ),
+            );
+            merged.warnings.push(Warning::new(WarningKind::UnknownField, field, what));
+        }
+        request.prompts = in_chat(request.prompts, &asked, model)?;
         let mut prompts = ids(&request.prompts, model)?;
         let mut healing = Vec::new();
         if merged.config.token_healing == Some(true) {
@@ -282,9 +301,14 @@ impl<'a> Plan<'a> {
     /// # Errors
     /// When the model or one of the sequences fails.
     pub fn generate(self) -> Result<Generation> {
+        Ok(self.run()?.0)
+    }
+
+    /// Runs the request to its end, and gives up the cache where there is one to resume.
+    pub(crate) fn run(self) -> Result<(Generation, Option<KvCache>)> {
         let mut stream = TokenStream::start(self)?;
         stream.run_out()?;
-        stream.finish()
+        stream.finished()
     }
 
     /// Starts the request; see [`Model::stream`].
@@ -303,6 +327,31 @@ impl std::fmt::Debug for Plan<'_> {
         it.field("mode", &self.mode()).field("prompts", &self.prompts).field("group", &self.group);
         it.finish_non_exhaustive()
     }
+}
+
+/// Puts plain prompts into a conversation, where the config says so.
+fn in_chat(prompts: Vec<Prompt>, asked: &RequestFields, model: &Model) -> Result<Vec<Prompt>> {
+    let system = asked.system_prompt.as_deref();
+    let wraps = match asked.chat {
+        Some(Chat::Always) => true,
+        Some(Chat::IfTemplate) => model.has_chat_template(),
+        Some(Chat::Never) => false,
+        None => system.is_some(),
+    };
+    let is_text = |it: &Prompt| matches!(it, Prompt::Text(_));
+    if system.is_some() && !wraps && prompts.iter().any(is_text) {
+        let what = "`system_prompt` needs the chat template, which `auto_chat_template` leaves out or the \
+                    model has not";
+        return Err(Error::of_field("system_prompt", what));
+    }
+    let chatted = |prompt| match prompt {
+        Prompt::Text(text) if wraps => {
+            let system = system.map(|it| Message::new("system", it));
+            Prompt::Messages(system.into_iter().chain([Message::new("user", text)]).collect())
+        }
+        other => other,
+    };
+    Ok(prompts.into_iter().map(chatted).collect())
 }
 
 /// The prompts' token ids; where there are several, an error says which is wrong.

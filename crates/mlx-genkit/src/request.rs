@@ -12,7 +12,7 @@ use mlxgk_samplers::Seed;
 use mlxgk_steering::Steering;
 use mlxgk_training::SoftPrompt;
 
-use crate::{Assistant, Prompt};
+use crate::{Assistant, Guardrails, Prompt};
 
 /// Prompts to continue, and how.
 ///
@@ -35,6 +35,7 @@ pub struct Request<'a> {
     pub(crate) logprobs: Option<usize>,
     pub(crate) hidden_states: Option<Vec<usize>>,
     pub(crate) attentions: Option<Vec<usize>>,
+    pub(crate) guardrails: Option<Guardrails>,
 }
 
 impl<'a> Request<'a> {
@@ -62,6 +63,7 @@ impl<'a> Request<'a> {
             logprobs: None,
             hidden_states: None,
             attentions: None,
+            guardrails: None,
         }
     }
 
@@ -271,6 +273,15 @@ impl<'a> Request<'a> {
         Self { trim_stop: trim, ..self }
     }
 
+    /// Has sequences drawn once more that look degenerate or equal the unsteered ones
+    /// ([`Guardrails`]). They are looked at as a whole, so that such a request is for
+    /// [`Model::generate`](crate::Model::generate), and neither streams nor joins a [`Batch`](crate::Batch).
+    /// Hook, processors and criteria serve both draws.
+    #[must_use]
+    pub fn guardrails(self, guardrails: Guardrails) -> Self {
+        Self { guardrails: Some(guardrails), ..self }
+    }
+
     /// Records the log-probability of each token, and of the `top` likeliest, under the model's own
     /// logits.
     #[must_use]
@@ -344,6 +355,12 @@ pub struct AssistedRequest<'a> {
 }
 
 impl<'a> AssistedRequest<'a> {
+    /// As [`Request::guardrails`].
+    #[must_use]
+    pub fn guardrails(self, guardrails: Guardrails) -> Self {
+        Self { request: self.request.guardrails(guardrails), ..self }
+    }
+
     /// Lets this draft model help.
     #[must_use]
     pub fn assistant(self, assistant: impl Into<Assistant<'a>>) -> Self {

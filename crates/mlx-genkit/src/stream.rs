@@ -64,7 +64,12 @@ impl<'a> TokenStream<'a> {
     /// # Errors
     /// When the tokens cannot be decoded, or a search found too few sequences.
     pub fn finish(self) -> Result<Generation> {
-        Ok(self.answer.finish(self.tokens.finish()?)?.0)
+        Ok(self.finished()?.0)
+    }
+
+    /// The sequences, and the cache where there is one to resume.
+    pub(crate) fn finished(self) -> Result<(Generation, Option<KvCache>)> {
+        self.answer.finish(self.tokens.finish()?)
     }
 
     /// As [`finish`](Self::finish), and gives back the cache with all that the model was fed, to be
@@ -74,14 +79,7 @@ impl<'a> TokenStream<'a> {
     /// As [`finish`](Self::finish), and when the request is one whose cache cannot be resumed: one with
     /// several sequences, guidance or contrastive search.
     pub fn finish_with_cache(self) -> Result<(Generation, KvCache)> {
-        match self.answer.finish(self.tokens.finish()?)? {
-            (generation, Some(cache)) => Ok((generation, cache)),
-            (_, None) => {
-                let what = "a request with several sequences, guidance or contrastive search leaves no \
-                            cache that can be resumed";
-                Err(Error::new(ErrorKind::Request, what))
-            }
-        }
+        with_cache(self.finished()?)
     }
 
     /// Advances every row; `false` once none runs.
@@ -101,6 +99,16 @@ impl<'a> TokenStream<'a> {
         }
         Ok(())
     }
+}
+
+/// What a request came to, with the cache that it must have left.
+pub(crate) fn with_cache(
+    (generation, cache): (Generation, Option<KvCache>),
+) -> Result<(Generation, KvCache)> {
+    let what = "a request with several sequences, guidance or contrastive search leaves no cache that can \
+                be resumed";
+    let cache = cache.ok_or_else(|| Error::new(ErrorKind::Request, what))?;
+    Ok((generation, cache))
 }
 
 impl Iterator for TokenStream<'_> {

@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use mlx_genkit::{
-    Assistant, AssistedRequest, ErrorKind, Generation, GenerationConfig, HookPoint, Model, Prompt,
-    Recording, Request, Seed,
+    Assistant, AssistedRequest, ComputeDtype, ErrorKind, Generation, GenerationConfig, HookPoint,
+    Model, Prompt, Recording, Request, Seed,
     generation_config::{ForcedWord, OneOrMany},
     logits_processors::Context,
 };
@@ -282,4 +284,99 @@ fn what_does_not_go_together_is_refused() {
     };
     let helper = Assistant::new(&same).config(schedule);
     check_refused(&same, request(greedy(4)).assistant(helper), "`num_assistant_tokens_schedule`");
+}
+
+/// The recorded pair of models with unlike tokenizers.
+fn pair() -> (Model, Model) {
+    let folder = |name: &str| {
+        let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/assisted/");
+        Model::load(format!("{fixtures}{name}"), ComputeDtype::Float32).unwrap()
+    };
+    (folder("universal"), folder("universal-draft"))
+}
+
+fn guessing(draft: &Model, count: usize) -> Assistant<'_> {
+    Assistant::new(draft).config(GenerationConfig {
+        num_assistant_tokens: Some(count),
+        assistant_confidence_threshold: Some(0.0),
+        ..GenerationConfig::default()
+    })
+}
+
+#[test]
+fn a_draft_with_another_tokenizer_changes_nothing_that_is_said() {
+    let (model, draft) = pair();
+    let (mut guessed, mut accepted) = (0, 0);
+    for text in ["the red fox and the", "in the morning", "a", "no other text: \u{fc}ber \u{1f98a}"]
+    {
+        let request = || Request::new(text).config(greedy(40));
+        let alone = model.generate(request()).unwrap();
+        for count in [1, 4, 20] {
+            let helped = model.generate(request().assistant(guessing(&draft, count))).unwrap();
+            assert_eq!(tokens(&helped), tokens(&alone), "{text}, {count} guesses");
+            let acceptance = helped.acceptance.unwrap();
+            (guessed, accepted) = (guessed + acceptance.guessed, accepted + acceptance.accepted);
+        }
+    }
+    assert!(accepted > 0 && accepted < guessed, "{accepted} of {guessed}");
+}
+
+/// Each token is distributed as the model has it: over many seeds, the first three tokens come as often with
+/// the draft as without.
+#[test]
+fn draws_with_another_tokenizer_are_distributed_as_the_model_s_own() {
+    const RUNS: u64 = 1200;
+    let (model, draft) = pair();
+    let config = || GenerationConfig {
+        do_sample: Some(true),
+        temperature: Some(1.5),
+        top_k: Some(0),
+        ..greedy(3)
+    };
+    let (mut alone, mut helped) = (BTreeMap::new(), BTreeMap::new());
+    let mut accepted = 0;
+    for seed in 0..RUNS {
+        let request = |seed| Request::new("the red").config(config()).seed(Seed::Fast(seed));
+        let plain = model.generate(request(seed)).unwrap();
+        let with = request(seed + RUNS).assistant(guessing(&draft, 3));
+        let with = model.generate(with).unwrap();
+        accepted += with.acceptance.unwrap().accepted;
+        for (counts, generation) in [(&mut alone, &plain), (&mut helped, &with)] {
+            for (place, &token) in tokens(generation).iter().enumerate() {
+                *counts.entry((place, token)).or_insert(0_i64) += 1;
+            }
+        }
+    }
+    assert!(accepted > 0);
+    let all = alone.keys().chain(helped.keys()).copied().collect::<BTreeSet<_>>();
+    for key in all {
+        let (a, b) = (alone.get(&key).unwrap_or(&0), helped.get(&key).unwrap_or(&0));
+        // Six standard deviations of the difference of two counts.
+        let bound = 6.0 * ((a + b + 1) as f64).sqrt();
+        assert!(((a - b).abs() as f64) < bound, "{key:?}: {a} times alone, {b} with the draft");
+    }
+}
+
+#[test]
+fn processors_and_guidance_reach_a_draft_with_another_tokenizer() {
+    let (model, draft) = pair();
+    let penalties = GenerationConfig {
+        repetition_penalty: Some(1.4),
+        no_repeat_ngram_size: Some(2),
+        ..greedy(30)
+    };
+    let alone = model.generate(Request::new("the sea").config(penalties.clone())).unwrap();
+    let helped = Request::new("the sea").config(penalties).assistant(guessing(&draft, 4));
+    assert_eq!(tokens(&model.generate(helped).unwrap()), tokens(&alone));
+    let guided = GenerationConfig { guidance_scale: Some(1.5), ..greedy(10) };
+    let guided = Request::new("the sea").config(guided).assistant(guessing(&draft, 4));
+    assert_eq!(tokens(&model.generate(guided).unwrap()).len(), 10);
+    // The draft has other tokens for most of them: where none of its own is allowed, it guesses nothing.
+    let forced: Vec<u32> = (0..model.decoder().vocab_size() as u32).filter(|it| *it != 3).collect();
+    let forced = GenerationConfig {
+        suppress_tokens: Some(forced.iter().map(|&it| it.into()).collect()),
+        ..greedy(5)
+    };
+    let helped = Request::new("the sea").config(forced).assistant(guessing(&draft, 4));
+    assert_eq!(tokens(&model.generate(helped).unwrap()), [3; 5]);
 }

@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 
 use mlx_genkit::{
-    AssistedRequest, Batch, BatchOutcome, Generation, GenerationConfig, Request, Seed, Sequence,
+    AssistedRequest, Batch, BatchOutcome, ComputeDtype, Generation, GenerationConfig, Model,
+    Prompt, Request, Seed, Sequence,
     generation_config::{Kwargs, OneOrMany},
     logits_processors::{Context, LogitsProcessor},
 };
@@ -272,4 +273,31 @@ fn a_long_prompt_joins_in_chunks() {
     }
     let found = serve(&mut batch, |_, _| {});
     assert_eq!(found[&joined].sequences[0].tokens, alone);
+}
+
+/// A batch of so many short prompts, each of which is then answered alone.
+fn each_as_alone(count: u32) {
+    let model = Model::bundled(ComputeDtype::Auto).unwrap();
+    let vocab = model.decoder().vocab_size() as u32;
+    let prompts: Vec<Vec<u32>> = (0..count)
+        .map(|at| (0..1 + at % 4).map(|it| (at * 131 + it * 977) % (vocab - 10) + 5).collect())
+        .collect();
+    let batch = Request::batch(prompts.iter().cloned().map(Prompt::from)).config(config(4, false));
+    let together = model.generate(batch).unwrap().sequences;
+    assert_eq!(together.len(), prompts.len());
+    for (prompt, sequence) in prompts.iter().zip(&together) {
+        let alone = model.generate(Request::new(prompt.clone()).config(config(4, false))).unwrap();
+        assert_eq!(sequence.tokens, alone.sequences[0].tokens, "{prompt:?}");
+    }
+}
+
+#[test]
+fn hundreds_of_short_prompts_are_each_answered_as_alone() {
+    each_as_alone(600);
+}
+
+#[test]
+#[ignore = "the same at eight times the size, which takes a minute"]
+fn thousands_of_short_prompts_are_each_answered_as_alone() {
+    each_as_alone(5000);
 }

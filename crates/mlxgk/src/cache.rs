@@ -79,10 +79,11 @@ pub(crate) fn run(command: &CacheCommand) -> Result<()> {
 fn build(args: &BuildArgs) -> Result<()> {
     check_name("--out", &args.out)?;
     let mut settings = Settings::read(&args.config)?;
+    settings.notes.iter().for_each(|it| terminal::warning(it));
     let rendering = Rendering::read(&args.chat.template)?;
     let prompts = prompts::read(&args.prompt)?;
     let (model, _) = load::load(&args.model)?;
-    let prompts = prompts::with_chat(prompts, &args.chat, &model)?;
+    let prompts = prompts::with_chat(prompts, &args.chat, &settings.asked, &model)?;
     let prompts = rendering.prepare(prompts, &model)?.into_iter().map(|it| it.prompt);
     settings.merge(&model)?;
     let mut request =

@@ -13,7 +13,8 @@ use std::{
 
 use clap::Args;
 use mlx_genkit::{
-    Assistant, AssistedRequest, GenerationConfig, Message, Model, Request, ResidualHook, Seed,
+    Assistant, AssistedRequest, GenerationConfig, Guardrails, Message, Model, Request,
+    ResidualHook, Seed,
     kv_cache::{CacheFile, KvCache, PrefixStore, RowId},
     logits_processors::Context,
     steering::SteeringHook,
@@ -30,6 +31,7 @@ use crate::{
         AssistantArgs, ConfigArgs, ModelArgs, SeedArgs, SoftPromptArgs, SteerArgs, TemplateArgs,
         typed_dose,
     },
+    generate::verdict,
     load, prompts,
     settings::Settings,
     terminal,
@@ -76,6 +78,10 @@ pub(crate) struct ChatCommand {
     assistant: AssistantArgs,
     #[command(flatten)]
     steering: SteerArgs,
+    /// Draw an answer once more that looks degenerate (loops, LaTeX, long runs of digits, control
+    /// characters); it is printed at once, when it is done
+    #[arg(long, help_heading = "Steering")]
+    guardrails: bool,
     #[command(flatten)]
     soft_prompt: SoftPromptArgs,
     /// Resume this file: of `mlxgk cache build`, or of an earlier conversation with
@@ -93,6 +99,7 @@ pub(crate) struct ChatCommand {
 /// The subcommand.
 pub(crate) fn run(args: &ChatCommand) -> Result<()> {
     let mut settings = Settings::read(&args.config)?;
+    settings.notes.iter().for_each(|it| terminal::warning(it));
     let rendering = Rendering::read(&args.template)?;
     let (model, _) = load::load(&args.model)?;
     model.tokenizer()?;
@@ -101,7 +108,8 @@ pub(crate) fn run(args: &ChatCommand) -> Result<()> {
     let soft_prompt = args.soft_prompt.load()?;
     // A cache is resumed by its tokens, and a soft prompt has none.
     let keeps_cache = check(&config)? && soft_prompt.is_none();
-    let assistant = match &args.assistant.assistant {
+    let draft = args.assistant.assistant.as_ref().or(settings.asked.draft_model.as_ref());
+    let assistant = match draft {
         Some(name) => Some(load::load_beside(name, &args.model)?),
         None => None,
     };
@@ -109,9 +117,13 @@ pub(crate) fn run(args: &ChatCommand) -> Result<()> {
         model: &model,
         assistant: assistant.as_ref(),
         args,
+        system: args
+            .system
+            .as_ref()
+            .or(settings.asked.system_prompt.as_ref())
+            .map(|it| Message::new("system", it.as_str())),
         settings,
         rendering,
-        system: args.system.as_deref().map(|it| Message::new("system", it)),
         messages: Vec::new(),
         seed: args.seed.seed(),
         steering: args.steering.hook(&model)?,
@@ -303,6 +315,22 @@ impl Conversation<'_> {
         if let Some(assistant) = self.assistant {
             let assistant = Assistant::new(assistant).config(self.args.assistant.config());
             request = request.assistant(assistant);
+        }
+        if self.args.guardrails {
+            let request = request.guardrails(Guardrails::new());
+            let mut generation = if self.keeps_cache {
+                let (generation, cache) = self.model.generate_with_cache(request)?;
+                self.cache = Some(cache);
+                generation
+            } else {
+                self.model.generate(request)?
+            };
+            let sequence = generation.sequences.swap_remove(0);
+            if let Some(verdict) = verdict(&sequence) {
+                terminal::warning(&verdict);
+            }
+            terminal::piece(&sequence.text)?;
+            return Ok(sequence.text);
         }
         let mut stream = self.model.stream(request)?;
         for warning in stream.warnings() {

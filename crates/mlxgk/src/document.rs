@@ -111,6 +111,16 @@ struct Continuation<'a> {
     hidden_states: Option<Hidden<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     attentions: Option<Looked<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guardrails: Option<Guarded>,
+}
+
+/// What the guardrails say of a text.
+#[derive(Debug, Serialize)]
+struct Guarded {
+    suspicions: Vec<String>,
+    /// Why the first draw was rejected; null where it was accepted.
+    resampled: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -187,6 +197,10 @@ impl<'a> Continuation<'a> {
             beam_indices: it.beam_indices.as_deref(),
             hidden_states: it.hidden_states.as_ref().map(Hidden::new),
             attentions: it.attentions.as_ref().map(Looked::new),
+            guardrails: it.verdict.as_ref().map(|it| Guarded {
+                suspicions: it.suspicions.iter().map(ToString::to_string).collect(),
+                resampled: it.resampled.as_ref().map(ToString::to_string),
+            }),
         }
     }
 }

@@ -82,7 +82,7 @@ pub(crate) fn run(args: &ExplainArgs) -> Result<()> {
     let rendering = Rendering::read(&args.chat.template)?;
     let prompts = prompts::read(&args.prompt)?;
     let model = load::outline(&args.model)?;
-    let prompts = prompts::with_chat(prompts, &args.chat, &model)?;
+    let prompts = prompts::with_chat(prompts, &args.chat, &settings.asked, &model)?;
     let prompts = rendering.prepare(prompts, &model)?;
     let mut explanation = Explanation {
         model: model.name().to_owned(),

@@ -4,8 +4,8 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 use mlx_genkit::{
-    Assistant, AssistedRequest, FinishReason, Generation, GenerationConfig, Model, Prompt, Request,
-    Seed, TokenStream,
+    Assistant, AssistedRequest, FinishReason, Generation, GenerationConfig, Guardrails, Model,
+    Prompt, Request, Seed, Sequence, TokenStream,
 };
 
 use crate::{
@@ -44,6 +44,10 @@ pub(crate) struct GenerateArgs {
     negative_prompt: Option<String>,
     #[command(flatten)]
     steering: SteerArgs,
+    /// Draw an answer once more that looks degenerate (loops, LaTeX, long runs of digits, control
+    /// characters) or, under steering, is the unsteered one
+    #[arg(long, help_heading = "Steering")]
+    guardrails: bool,
     #[command(flatten)]
     soft_prompt: SoftPromptArgs,
     /// Resume this file (of `mlxgk cache build`, or mlx-lm's) as far as the prompt begins like it
@@ -72,7 +76,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<()> {
     let rendering = Rendering::read(&args.chat.template)?;
     let prompts = prompts::read(&args.prompt)?;
     let (model, loaded) = load::load(&args.model)?;
-    let prompts = prompts::with_chat(prompts, &args.chat, &model)?;
+    let prompts = prompts::with_chat(prompts, &args.chat, &settings.asked, &model)?;
     let prompts = rendering.prepare(prompts, &model)?;
     let config = settings.merge(&model)?;
     check(args, &config, &prompts)?;
@@ -120,25 +124,38 @@ fn serve(
     if live && args.chat.template.show_prompt {
         show_prompts(&prompts, &texts, model)?;
     }
-    let assistant = match &args.assistant.assistant {
+    let draft = args.assistant.assistant.as_ref().or(settings.asked.draft_model.as_ref());
+    let assistant = match draft {
         Some(name) => Some(load::load_beside(name, &args.model)?),
         None => None,
     };
     let seed = args.seed.seed();
+    let asked = prompts.clone();
     let request = request(args, settings, model, prompts, seed)?;
-    let request = with_assistant(args, request, assistant.as_ref());
+    let mut request = with_assistant(args, request, assistant.as_ref());
 
-    let plan = model.plan(request)?;
-    let mode = plan.mode();
+    if args.guardrails {
+        let base = match args.steering.hook(model)? {
+            Some(_) => Some(unsteered(args, settings, model, asked, assistant.as_ref(), seed)?),
+            None => None,
+        };
+        let guardrails = Guardrails::new();
+        request = request.guardrails(match base {
+            Some(base) => guardrails.differing_from(base),
+            None => guardrails,
+        });
+    }
+    let mode = config.generation_mode(assistant.is_some());
     let mut warnings = Vec::new();
     let mut warn = |warning: &dyn std::fmt::Display| {
         let warning = settings.spelled(&warning.to_string(), Some(model));
         terminal::warning(&warning);
         warnings.push(warning);
     };
-    let (generation, shown) = if plan.streams() {
+    settings.notes.iter().for_each(|it| warn(it));
+    let (generation, shown) = if mode.streams() && !args.guardrails {
         let spinner = Spinner::new("reading the prompt");
-        let mut stream = plan.stream()?;
+        let mut stream = model.stream(request)?;
         stream.prefill()?;
         drop(spinner);
         stream.warnings().iter().for_each(|it| warn(it));
@@ -151,8 +168,8 @@ fn serve(
         };
         (generation, live)
     } else {
-        let spinner = Spinner::new("searching");
-        let generation = plan.generate()?;
+        let spinner = Spinner::new(if args.guardrails { "drawing" } else { "searching" });
+        let generation = model.generate(request)?;
         drop(spinner);
         generation.warnings.iter().for_each(|it| warn(it));
         (generation, false)
@@ -160,6 +177,7 @@ fn serve(
     if let Some(warning) = cut_off(&generation, config) {
         warn(&warning);
     }
+    generation.sequences.iter().filter_map(verdict).for_each(|it| warn(&it));
     let about = About {
         loaded,
         mode: mode.as_str(),
@@ -193,12 +211,7 @@ pub(crate) fn request<'a>(
         (Some(_), _) => return Err(Failure::usage("--prompt-cache serves a single prompt")),
         (None, _) => None,
     };
-    let mut request = Request::batch(prompts)
-        .overrides(settings.flags.clone())
-        .config(settings.file.clone())
-        .seed(seed)
-        .trim_stop(args.config.trim_stop)
-        .negative_prompts(args.negative_prompt.iter().map(String::as_str));
+    let mut request = plain(args, settings, prompts, seed)?.trim_stop(args.config.trim_stop);
     if let Some(top) = args.logprobs {
         request = request.logprobs(top);
     }
@@ -223,10 +236,25 @@ pub(crate) fn request<'a>(
     if let Some(hook) = args.steering.hook(model)? {
         request = request.hook(hook);
     }
-    if let Some(soft_prompt) = args.soft_prompt.load()? {
-        request = request.soft_prompt(&soft_prompt);
-    }
     Ok(request)
+}
+
+/// What a request has with and without steering: prompts, settings, seed and soft prompt.
+fn plain<'a>(
+    args: &GenerateArgs,
+    settings: &Settings,
+    prompts: Vec<Prompt>,
+    seed: Seed,
+) -> Result<Request<'a>> {
+    let request = Request::batch(prompts)
+        .overrides(settings.flags.clone())
+        .config(settings.file.clone())
+        .seed(seed)
+        .negative_prompts(args.negative_prompt.iter().map(String::as_str));
+    Ok(match args.soft_prompt.load()? {
+        Some(soft_prompt) => request.soft_prompt(&soft_prompt),
+        None => request,
+    })
 }
 
 /// The request with the draft model, where there is one.
@@ -239,6 +267,34 @@ pub(crate) fn with_assistant<'a>(
     match assistant {
         Some(model) => request.assistant(Assistant::new(model).config(args.assistant.config())),
         None => request,
+    }
+}
+
+/// The tokens of the answers without steering, to which steered ones are compared.
+fn unsteered(
+    args: &GenerateArgs,
+    settings: &Settings,
+    model: &Model,
+    prompts: Vec<Prompt>,
+    assistant: Option<&Model>,
+    seed: Seed,
+) -> Result<Vec<Vec<u32>>> {
+    let request = with_assistant(args, plain(args, settings, prompts, seed)?, assistant);
+    Ok(model.generate(request)?.sequences.into_iter().map(|it| it.tokens).collect())
+}
+
+/// What the guardrails say of a sequence; nothing of a sound one that was accepted at once.
+pub(crate) fn verdict(sequence: &Sequence) -> Option<String> {
+    let verdict = sequence.verdict.as_ref()?;
+    let suspicions = verdict.suspicions.iter().map(ToString::to_string).collect::<Vec<_>>();
+    match (&verdict.resampled, &suspicions[..]) {
+        (None, []) => None,
+        (None, _) => Some(format!("the text looks degenerate: {}", suspicions.join(", "))),
+        (Some(reason), []) => Some(format!("the text was drawn once more; the first was {reason}")),
+        (Some(reason), _) => Some(format!(
+            "the text was drawn once more (the first: {reason}), and still looks degenerate: {}",
+            suspicions.join(", ")
+        )),
     }
 }
 

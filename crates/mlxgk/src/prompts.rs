@@ -5,7 +5,10 @@
 
 use std::{ffi::OsStr, fmt::Display, path::Path};
 
-use mlx_genkit::{Message, Model, Prompt};
+use mlx_genkit::{
+    Message, Model, Prompt,
+    generation_config::{Chat, RequestFields},
+};
 use serde_json::Value;
 
 use crate::{
@@ -180,34 +183,45 @@ fn check_messages(messages: Value) -> Result<Vec<Message>, String> {
 pub(crate) fn with_chat(
     prompts: Vec<Prompt>,
     chat: &ChatArgs,
+    asked: &RequestFields,
     model: &Model,
 ) -> Result<Vec<Prompt>> {
-    let wrap = chat.auto_chat || (model.has_chat_template() && !chat.no_auto_chat);
+    let wrap = match asked.chat {
+        _ if chat.auto_chat || chat.no_auto_chat => chat.auto_chat,
+        Some(Chat::Always) => true,
+        Some(Chat::Never) => false,
+        _ => model.has_chat_template(),
+    };
+    let system = chat.system.as_ref().or(asked.system_prompt.as_ref());
+    let flag = if chat.system.is_some() { "--system" } else { "`system_prompt`" };
     let has_text = prompts.iter().any(|it| matches!(it, Prompt::Text(_)));
-    if has_text && !wrap && chat.system.is_some() {
+    if has_text && !wrap && system.is_some() {
         // Without a tokenizer the missing chat template is not worth mentioning.
         model.tokenizer()?;
         let name = model.name();
-        return Err(Failure::usage(format_args!(
-            "--system needs a chat template; {name} has none"
-        )));
+        return Err(Failure::usage(if model.has_chat_template() {
+            format!("{flag} needs the chat template, which is left out")
+        } else {
+            format!("{flag} needs a chat template; {name} has none")
+        }));
     }
-    let system = chat.system.as_deref();
+    let system = system.map(|text| (flag, text.as_str()));
     let converse = |prompt| match prompt {
         Prompt::Text(text) if wrap => with_system(vec![Message::new("user", text)], system),
         Prompt::Messages(messages) => with_system(messages, system),
         Prompt::Ids(_) if system.is_some() => {
-            Err(Failure::usage("--system cannot be used with a prompt of token ids"))
+            Err(Failure::usage(format_args!("{flag} cannot be used with a prompt of token ids")))
         }
         other => Ok(other),
     };
     prompts.into_iter().map(converse).collect()
 }
 
-fn with_system(mut messages: Vec<Message>, system: Option<&str>) -> Result<Prompt> {
-    if let Some(system) = system {
+fn with_system(mut messages: Vec<Message>, system: Option<(&str, &str)>) -> Result<Prompt> {
+    if let Some((flag, system)) = system {
         if messages.iter().any(|it| it.role() == Some("system")) {
-            return Err(Failure::usage("--system: the messages have a system prompt already"));
+            let what = format_args!("{flag}: the messages have a system prompt already");
+            return Err(Failure::usage(what));
         }
         messages.insert(0, Message::new("system", system));
     }

@@ -2,7 +2,7 @@
 
 use mlx_genkit::{
     GenerationConfig, Model,
-    generation_config::{Kwargs, Sources},
+    generation_config::{Kwargs, RequestFields, Sources},
 };
 use serde_json::{Map, Value};
 
@@ -22,6 +22,10 @@ pub(crate) struct Settings {
     pub(crate) flags: Kwargs,
     /// What `--generation-config` holds.
     pub(crate) file: GenerationConfig,
+    /// What the file or `--set` says about the request besides.
+    pub(crate) asked: RequestFields,
+    /// What such fields were read as, to be told.
+    pub(crate) notes: Vec<String>,
     /// Fields and the flags that set them, as they were typed.
     typed: Vec<(&'static str, String)>,
     /// The fields of `--set`, which are spelled as they were typed.
@@ -63,7 +67,7 @@ impl std::fmt::Display for Source {
 impl Settings {
     /// Reads what does not depend on the model.
     pub(crate) fn read(args: &ConfigArgs) -> Result<Self> {
-        let file = match &args.generation_config {
+        let mut file = match &args.generation_config {
             None => GenerationConfig::default(),
             Some(path) => GenerationConfig::from_file(path).map_err(Failure::usage)?,
         };
@@ -94,9 +98,20 @@ impl Settings {
         }
         temperature(&mut fields, &typed)?;
         let set = args.set.iter().map(|(field, _)| field.clone()).collect();
+        let is_asked = |name: &&String| RequestFields::meaning(name).is_some();
+        let names: Vec<String> = fields.keys().filter(is_asked).cloned().collect();
+        for name in names {
+            file.unknown.extend(fields.remove_entry(&name));
+        }
+        let note =
+            |name: &String| Some(format!("`{name}` is read as {}", RequestFields::meaning(name)?));
+        let notes = file.unknown.keys().filter_map(note).collect();
+        let asked = file.take_request_fields().map_err(Failure::usage)?;
         let mut settings = Self {
             flags: Kwargs::default(),
             file,
+            asked,
+            notes,
             typed,
             set,
             file_name: args.generation_config.as_ref().map(|it| it.display().to_string()),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use mlx_genkit::GenerationConfig;
+use mlx_genkit::{GenerationConfig, generation_config::RequestFields};
 use mlxgk_validation::{Options, WordLists, news_prompts, validate};
 
 use crate::{
@@ -70,7 +70,7 @@ pub(crate) fn run(args: &ValidateArgs) -> Result<()> {
         None => news_prompts(),
         Some(file) => prompts::read_file(file)?,
     };
-    let prompts = prompts::with_chat(prompts, &args.chat, &model)?;
+    let prompts = prompts::with_chat(prompts, &args.chat, &RequestFields::default(), &model)?;
     let prompts = rendering.prepare(prompts, &model)?.into_iter().map(|it| it.prompt).collect();
     let options = Options {
         alphas: args.alphas.clone(),

@@ -13,7 +13,7 @@ pub enum Reason {
 }
 
 /// An answer, and what the guardrails say of it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Guarded<A> {
     /// The last one drawn.
@@ -22,6 +22,35 @@ pub struct Guarded<A> {
     pub suspicions: Vec<Suspicion>,
     /// Why the first draw was rejected; `None` where it was accepted.
     pub resampled: Option<Reason>,
+}
+
+/// What the guardrails say of an answer that is kept elsewhere.
+pub type Verdict = Guarded<()>;
+
+impl<A> Guarded<A> {
+    /// The answer, and what is said of it.
+    pub fn split(self) -> (A, Verdict) {
+        let Self { answer, suspicions, resampled } = self;
+        (answer, Guarded { answer: (), suspicions, resampled })
+    }
+
+    /// The same said of another answer, or of the same in another form.
+    pub fn with<B>(self, answer: B) -> Guarded<B> {
+        Guarded { answer, suspicions: self.suspicions, resampled: self.resampled }
+    }
+}
+
+/// `LaTeX-like tokens, a loop`, or `the unsteered answer`.
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Suspect(suspicions) => {
+                let suspicions: Vec<_> = suspicions.iter().map(Suspicion::to_string).collect();
+                f.write_str(&suspicions.join(", "))
+            }
+            Self::SameAsBase => f.write_str("the unsteered answer"),
+        }
+    }
 }
 
 /// Draws answers and checks them, whatever draws them.

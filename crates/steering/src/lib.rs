@@ -24,7 +24,7 @@ pub use mlxgk_mlx_models::HookPoint;
 
 pub use self::error::{Error, ErrorKind, Result};
 pub use self::formats::Format;
-pub use self::guard::{Guard, Guarded, Reason};
+pub use self::guard::{Guard, Guarded, Reason, Verdict};
 pub use self::hook::SteeringHook;
 pub use self::logit_bias::LogitBias;
 pub use self::operation::Operation;

@@ -1,7 +1,8 @@
-//! Answers of the model under the guardrails of [`mlx_genkit::steering::Guard`].
+//! Answers of the model under guardrails ([`mlx_genkit::Guardrails`]).
 
 use mlx_genkit::{
-    GenerationConfig, Model, Prompt, Request, ResidualHook, Result, Seed, Sequence, steering::Guard,
+    GenerationConfig, Guardrails, Model, Prompt, Request, ResidualHook, Result, Seed, Sequence,
+    steering::derive_seed,
 };
 
 /// An answer of the model, and what the guardrails say of it.
@@ -20,18 +21,16 @@ pub fn guarded(
     seed: u64,
     base: Option<&[Guarded]>,
 ) -> Result<Vec<Guarded>> {
-    let base: Option<Vec<&[u32]>> =
-        base.map(|it| it.iter().map(|it| it.answer.tokens.as_slice()).collect());
-    let resamples = config.do_sample == Some(true);
-    Guard { seed, resamples, base: base.as_deref() }.draw(
-        prompts.len(),
-        |it: &Sequence| (&it.text, &it.tokens),
-        |asked, seed| {
-            let request = Request::batch(asked.iter().map(|&at| prompts[at].clone()));
-            let request = request.config(config.clone()).seed(Seed::Fast(seed));
-            let mut answers = model.generate(request.hook(&mut *hook))?.sequences;
-            answers.iter_mut().zip(asked).for_each(|(it, &at)| it.prompt_index = at);
-            Ok(answers)
-        },
-    )
+    let stream = |draw| Seed::Fast(derive_seed(seed, draw));
+    let mut guardrails = Guardrails::new().seed(stream(1));
+    if let Some(base) = base {
+        guardrails = guardrails.differing_from(base.iter().map(|it| it.answer.tokens.clone()));
+    }
+    let request = Request::batch(prompts.iter().cloned()).config(config.clone()).seed(stream(0));
+    let generation = model.generate(request.hook(hook).guardrails(guardrails))?;
+    let guarded = |mut it: Sequence| {
+        let verdict = it.verdict.take().unwrap_or_default();
+        verdict.with(it)
+    };
+    Ok(generation.sequences.into_iter().map(guarded).collect())
 }

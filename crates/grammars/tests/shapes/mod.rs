@@ -15,7 +15,7 @@ const WORDS: [&str; 24] = [
 
 /// A tokenizer and what a test has to know of it.
 pub(crate) struct Shape {
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     pub(crate) tokenizer: Tokenizer,
     /// The token that ends a text.
     pub(crate) end: u32,
@@ -31,7 +31,25 @@ impl Shape {
         let tokenizer = Tokenizer::from_files(&files).unwrap();
         let end = tokenizer.token_to_id(end).unwrap();
         let prompt = tokenizer.encode("the end", false).unwrap();
-        Self { name, tokenizer, end, prompt }
+        Self { name: name.to_owned(), tokenizer, end, prompt }
+    }
+
+    /// The tokenizer of a folder.
+    pub(crate) fn published(folder: &std::path::Path) -> Self {
+        let tokenizer = Tokenizer::from_folder(folder).unwrap();
+        let special = tokenizer.special_tokens();
+        let end = special.iter().find(|(name, _)| *name == "eos_token").map(|(_, text)| text);
+        // Some folders do not say which token ends a text; any special one will do.
+        let end = end.and_then(|it| tokenizer.token_to_id(it));
+        let ids = 0..tokenizer.texts().len() as u32;
+        let end = end.or_else(|| ids.rev().find(|&id| tokenizer.texts().is_special(id))).unwrap();
+        let prompt = tokenizer.encode("the end", false).unwrap();
+        Self {
+            name: folder.file_name().unwrap().to_string_lossy().into_owned(),
+            tokenizer,
+            end,
+            prompt,
+        }
     }
 
     /// The text that generated tokens add to the prompt's, as the tokenizer itself decodes it.

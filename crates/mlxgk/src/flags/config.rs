@@ -34,7 +34,7 @@ pub(crate) struct ConfigArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Helpers")]
 pub(crate) struct AssistantArgs {
-    /// Draft model for speculative decoding: a smaller one with the same tokenizer, a folder or hub id
+    /// Draft model for speculative decoding: a smaller one, a folder or hub id; its tokenizer may be another
     #[arg(long, visible_alias = "assistant-model", value_name = "MODEL")]
     pub(crate) assistant: Option<String>,
     /// Tokens drafted before each check; 20 by default

@@ -152,6 +152,17 @@ fn a_prompt_may_come_from_any_source() {
     let messages = r#"[{"role": "system", "content": "You are a pirate."},
                        {"role": "user", "content": "Ahoy!"}]"#;
     assert_eq!(sequences(&["--messages-json", messages], b""), system);
+    // The same under the names of the Python original.
+    let set = r#"system_prompt="You are a pirate.""#;
+    assert_eq!(sequences(&["--prompt", "Ahoy!", "--set", set], b""), system);
+    let config = r#"{"system_prompt": "You are a pirate.", "auto_chat_template": true}"#;
+    let config = write(folder.path(), "config.json", config);
+    assert_eq!(sequences(&["--prompt", "Ahoy!", "--generation-config", &config], b""), system);
+    let never = write(folder.path(), "never.json", r#"{"auto_chat_template": false}"#);
+    let unwrapped = ["--prompt", "Ahoy!", "--generation-config", &never];
+    let plain = sequences(&["--prompt", "Ahoy!", "--no-auto-chat"], b"");
+    assert_eq!(sequences(&unwrapped, b""), plain);
+    assert_eq!(sequences(&[&unwrapped[..], &["--auto-chat"]].concat(), b""), flag);
     let plain = document(&["generate", "--prompt", "Ahoy!", "--no-auto-chat", "--max-tokens", "8"]);
     let chat = document(&["generate", "--prompt", "Ahoy!", "--max-tokens", "8"]);
     assert!(plain["prompt_tokens"][0].as_u64() < chat["prompt_tokens"][0].as_u64());

@@ -11,6 +11,7 @@ mod convert;
 mod flags;
 mod help;
 mod isolate;
+mod killed;
 mod models;
 mod output;
 mod shared;
