@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Words that say little of what a text is about, and are no keywords.
+/// Words that say little of what a text is about, and do not count as keywords.
 const FUNCTION_WORDS: &str = "a about after all also am an and any are as at be because been before being but \
 by can could did do does done down each either else even for from had has have he her here him his how i if \
 in into is it its just may me more most much must my no nor not now of off on once one only onto or other our \
