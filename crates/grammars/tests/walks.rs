@@ -5,6 +5,7 @@
 //! `cargo xtask tokenizers` walks over published vocabularies, too.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
+#![allow(clippy::print_stdout, reason = "a long run reports its counts")]
 
 mod shapes;
 

@@ -154,7 +154,7 @@ impl Behind {
     }
 
     /// The text's last token, and those that follow it.
-    fn from_last(&self, fed: &[u32]) -> Vec<u32> {
+    fn after_last(&self, fed: &[u32]) -> Vec<u32> {
         self.tokens.last().into_iter().chain(fed).copied().collect()
     }
 
@@ -189,7 +189,7 @@ impl Behind {
     }
 
     fn kl(&self, model: &Model, fed: &[u32], other: Self) -> Result<f64> {
-        let (here, there) = (self.from_last(fed), other.from_last(fed));
+        let (here, there) = (self.after_last(fed), other.after_last(fed));
         let (mut own, mut others) = (self.cache.fork(), other.cache);
         let mut sum = 0.0;
         for (a, b) in here.chunks(CHUNK).zip(there.chunks(CHUNK)) {
@@ -205,7 +205,7 @@ impl Behind {
         let mut sum = 0.0;
         for term in terms {
             let term = term_tokens(model, term)?;
-            let fed = self.from_last(&term[..term.len().saturating_sub(1)]);
+            let fed = self.after_last(&term[..term.len().saturating_sub(1)]);
             let logprobs = logprobs(model, &fed, &mut cache)?;
             let ids = Array::from_slice(&term, &[1, term.len() as i32, 1]);
             sum += item(&logprobs.take_along_axis(&ids, -1)?.mean(false)?)?;

@@ -274,10 +274,10 @@ impl Report {
     }
 }
 
-fn example_json(
-    found: &ExampleResult,
-    all: &dyn Fn(&dyn Fn(Measure) -> Option<f64>) -> Map<String, Value>,
-) -> Value {
+/// The measures that have a value, by name.
+type AllMeasures<'a> = dyn Fn(&dyn Fn(Measure) -> Option<f64>) -> Map<String, Value> + 'a;
+
+fn example_json(found: &ExampleResult, all: &AllMeasures<'_>) -> Value {
     let example = &found.example;
     let names: Vec<&str> = example.clusters.iter().map(|it| it.name.as_str()).collect();
     let labels = example.turns.iter().zip(&found.labels);

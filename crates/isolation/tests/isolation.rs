@@ -171,12 +171,12 @@ fn keeping_caches_changes_no_token() {
         options.format = format;
         options.internals = false;
         let report = run(&model, &examples, &options, |_| ()).unwrap();
-        for at in 0..examples.len() {
+        for (at, example) in examples.iter().enumerate() {
             let [semantic, again, shared] = conditions.map(|it| found(&report, at, it));
-            assert_eq!(tokens(semantic), tokens(again), "{}", examples[at].id);
-            assert_eq!(tokens(semantic), tokens(shared), "{}", examples[at].id);
+            assert_eq!(tokens(semantic), tokens(again), "{}", example.id);
+            assert_eq!(tokens(semantic), tokens(shared), "{}", example.id);
             assert!(again.caches.is_empty());
-            assert_eq!(semantic.caches.len(), examples[at].clusters.len());
+            assert_eq!(semantic.caches.len(), example.clusters.len());
             assert!(semantic.outputs.iter().all(|it| it.said.cached > 0));
             assert!(again.outputs.iter().all(|it| it.said.cached == 0));
             // What all are told is read once instead of once per cluster.

@@ -76,7 +76,7 @@ impl Case {
         if helped && !guided && self.asked.seed.is_none() {
             config.prompt_lookup_num_tokens = None;
             config.assistant_early_exit = None;
-            let alone = self.run(model, config.clone(), None)?;
+            let alone = self.run(model, config, None)?;
             self.asked.compare(&alone).map_err(|what| format!("without help, {what}"))?;
         }
         self.compare_scores(&ours, guided)

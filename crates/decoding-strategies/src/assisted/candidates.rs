@@ -39,7 +39,7 @@ pub struct DraftContext<'a, 'm> {
 impl DraftContext<'_, '_> {
     /// Makes of `scores` what guidance and processors make of the model's behind `tokens`. Returns whether
     /// any token is left; it is not an error where none is, since the model may take another path.
-    pub(super) fn process(&mut self, tokens: &[u32], scores: &mut Vec<f32>) -> Result<bool> {
+    pub(super) fn process(&mut self, tokens: &[u32], scores: &mut [f32]) -> Result<bool> {
         if let (Some(guide), Some(last)) = (&mut self.guide, tokens.last()) {
             guide.apply(std::slice::from_ref(last), scores)?;
         }

@@ -237,7 +237,7 @@ impl TrainArgs {
                     rank_stabilized: given.rank_stabilized,
                     dora: self.method == Method::Dora,
                     targets: given.targets.clone(),
-                    layers: layers.clone().unwrap_or_default(),
+                    layers: layers.unwrap_or_default(),
                     seed: self.seed,
                 };
                 attach_lora(model.decoder_mut(), &config).map_err(mlx_genkit::Error::from)?;
