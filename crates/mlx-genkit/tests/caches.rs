@@ -207,7 +207,7 @@ fn a_cache_that_cannot_be_is_refused_by_field() {
         (
             serde_json::json!({"cache_implementation": "quantized", "cache_config": {"nbits": 4}, "kv_bits": 8}),
             "cache_config",
-            "`cache_config` holds 4 for \"nbits\", but `kv_bits` says otherwise",
+            "`cache_config` holds 4 for \"nbits\", which contradicts `kv_bits`",
         ),
         (
             serde_json::json!({"cache_implementation": "paged"}),

@@ -75,7 +75,8 @@ fn noise(seed: u64, shape: &[i32]) -> Array {
 fn the_parameters_are_the_tensors_of_the_checkpoint() {
     // Other quantizers' tensors become others when they are loaded.
     let foreign = |it: &PathBuf| {
-        fs::read_to_string(it.join("config.json")).unwrap().contains("\"quant_method\"")
+        it.join("hf_quant_config.json").exists()
+            || fs::read_to_string(it.join("config.json")).unwrap().contains("\"quant_method\"")
     };
     for folder in folders().into_iter().filter(|it| !foreign(it)) {
         let model = Decoder::load(&folder, ComputeDtype::Float32).unwrap();

@@ -540,7 +540,7 @@ fn what_cannot_be_converted_is_named() {
     refused(
         &|folder| rename(folder, str::to_owned, &infinite),
         &four_bits(),
-        &["mlp.x.weight", "no finite bfloat16", "GLOB=dense"],
+        &["mlp.x.weight", "not finite as bfloat16", "GLOB=dense"],
     );
     let large = [("model.layers.0.mlp.x.weight", vec![1, 32], [0x00, 0x7F].repeat(32))];
     refused(
