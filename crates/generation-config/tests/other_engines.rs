@@ -88,7 +88,10 @@ fn impossible_values_are_refused_by_name() {
     refused(json!({"logit_bias": {"-1": 1.0}}), "`logit_bias` holds -1");
     refused(json!({"logit_bias": {"a": 1.0}}), "`logit_bias` must be an object with token ids");
     refused(json!({"xtc_special_tokens": [-7]}), "`xtc_special_tokens` holds -7");
-    refused(json!({"regex": "a", "grammar": "start: \"a\""}), "`grammar` cannot be combined with `regex`");
+    refused(
+        json!({"regex": "a", "grammar": "start: \"a\""}),
+        "`grammar` cannot be combined with `regex`",
+    );
 }
 
 #[test]
