@@ -77,7 +77,7 @@ fn same_beams(ours: &[Vec<usize>], theirs: &[Vec<usize>]) -> bool {
         && (0..steps).all(|step| {
             let at = |it: &[Vec<usize>]| it.iter().filter_map(|it| it.get(step).copied()).collect();
             let (ours, theirs): (Vec<usize>, Vec<usize>) = (at(ours), at(theirs));
-            let mut pairs: Vec<_> = ours.iter().zip(&theirs).collect();
+            let mut pairs: Vec<_> = ours.iter().copied().zip(theirs.iter().copied()).collect();
             pairs.sort_unstable();
             pairs.dedup();
             let distinct = |mut it: Vec<usize>| {
@@ -85,6 +85,7 @@ fn same_beams(ours: &[Vec<usize>], theirs: &[Vec<usize>]) -> bool {
                 it.dedup();
                 it.len()
             };
-            pairs.len() == distinct(ours) && pairs.len() == distinct(theirs)
+            let renamed = pairs.len();
+            renamed == distinct(ours) && renamed == distinct(theirs)
         })
 }
