@@ -24,10 +24,6 @@ use crate::{Case, files, recent::Recent};
 pub(crate) const TOLERANCE: f64 = 1e-4;
 /// And by this much from mlx-lm's over quantized weights.
 pub(crate) const QUANTIZED_TOLERANCE: f64 = 1e-3;
-/// Models whose numbers fp32 does not fix to [`TOLERANCE`], and how far transformers' own in fp32 are from
-/// its own in fp64 over the recorded prompts: processors that round in another order may be off as far
-/// again.
-const ROUNDING: &[(&str, f64)] = &[("qwen3_5-moe", 9.6e-5)];
 /// A prefill chunk that divides none of the prompts.
 const CHUNK: usize = 6;
 
@@ -104,12 +100,7 @@ impl Fixture {
         let mut cases = Cases {
             suite,
             folder: folder.join(&self.model),
-            tolerance: if self.reference == "mlx-lm" {
-                QUANTIZED_TOLERANCE
-            } else {
-                let rounding = ROUNDING.iter().find(|(name, _)| *name == self.model);
-                TOLERANCE + rounding.map_or(0.0, |it| it.1)
-            },
+            tolerance: if self.reference == "mlx-lm" { QUANTIZED_TOLERANCE } else { TOLERANCE },
             found: Vec::new(),
         };
         for case in self.forward.into_iter().map(Arc::new) {
