@@ -166,7 +166,7 @@ impl<'a> Thread<'a> {
     /// Refuses a text that the model's context does not hold: what follows would mean nothing.
     fn check_room(&self, new: usize) -> Result<()> {
         let (held, context) = (self.transcript.tokens.len(), self.model.decoder().max_positions());
-        if held + new <= context {
+        if held.saturating_add(new) <= context {
             return Ok(());
         }
         let what =

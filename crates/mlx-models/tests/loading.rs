@@ -570,6 +570,10 @@ fn values_that_a_family_does_not_know_are_refused_by_name() {
         ("gemma3n", "altup_num_inputs", json!(1)),
         ("gemma3n", "activation_sparsity_pattern", json!([0.5, 1.0, 0.0, 0.0])),
         ("gemma3n", "intermediate_size", json!([24, 24])),
+        ("gemma4", "hidden_size_per_layer_input", json!(u64::MAX / 2)),
+        ("gemma4", "vocab_size_per_layer_input", json!(u64::MAX / 2)),
+        ("gemma3n", "hidden_size_per_layer_input", json!(u64::MAX / 2)),
+        ("gemma3n", "vocab_size_per_layer_input", json!(u64::MAX / 2)),
         ("kimi-linear", "mla_use_nope", json!(false)),
         ("kimi-linear", "moe_router_activation_func", json!("softmax")),
     ];

@@ -81,7 +81,8 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     }
     let name = args.positional.clone().or_else(|| args.model.model.clone());
     let (model, loaded) = load::load(&ModelArgs { model: name, ..args.model.clone() })?;
-    let (length, context) = (args.prompt_tokens + args.max_tokens, model.decoder().max_positions());
+    let length = args.prompt_tokens.saturating_add(args.max_tokens);
+    let context = model.decoder().max_positions();
     if length > context {
         return Err(Failure::usage(format_args!(
             "--prompt-tokens and --max-tokens are {length} together; the model's context has {context}"

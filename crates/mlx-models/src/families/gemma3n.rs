@@ -80,7 +80,8 @@ pub(super) fn build(config: &Config, mut weights: Weights) -> Result<Decoder> {
     let rank = config.usize("laurel_rank")?.unwrap_or(64);
     let key = "hidden_size_per_layer_input";
     let width = if config.has(key) { config.size(key)? } else { 256 };
-    let tokens = config.usize("vocab_size_per_layer_input")?.unwrap_or(262_144);
+    let key = "vocab_size_per_layer_input";
+    let tokens = if config.has(key) { config.size(key)? } else { 262_144 };
     let sizes = [dims.hidden, dims.layers, width];
     let inputs = PerLayerInputs::load(&mut weights, tokens, sizes, dims.eps)?.within(&dims, tokens);
     let hidden = dims.hidden;

@@ -50,7 +50,12 @@ pub(super) fn build_multimodal(config: &Config, weights: Weights) -> Result<Deco
 }
 
 pub(super) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
-    let per_layer = config.usize("hidden_size_per_layer_input")?.unwrap_or(256);
+    let key = "hidden_size_per_layer_input";
+    let per_layer = match config.usize(key)? {
+        None => 256,
+        Some(0) => 0,
+        Some(_) => config.size(key)?,
+    };
     let is_mixture = config.bool("enable_moe_block")?.unwrap_or(false);
     build_with("gemma4_text", config, weights, (512, per_layer, is_mixture))
 }
@@ -81,10 +86,11 @@ fn build_with(
     let inputs = if per_layer == 0 {
         None
     } else {
-        let tokens = config.usize("vocab_size_per_layer_input")?.unwrap_or(262_144);
+        let key = "vocab_size_per_layer_input";
+        let tokens = if config.has(key) { config.size(key)? } else { 262_144 };
         if tokens < dims.vocab {
             let what = format_args!("is {tokens}, for a vocabulary of {}", dims.vocab);
-            return Err(config.error("vocab_size_per_layer_input", what));
+            return Err(config.error(key, what));
         }
         let sizes = [dims.hidden, dims.layers, per_layer];
         Some(PerLayerInputs::load(&mut weights, tokens, sizes, dims.eps)?)

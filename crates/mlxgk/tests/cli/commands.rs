@@ -221,6 +221,7 @@ fn bench_measures_runs_and_gives_their_medians() {
     refused(&["bench", "--runs", "0"], "must be at least 1");
     refused(&["bench", "-n", "1"], "--max-tokens at least 2");
     refused(&["bench", "-n", "99999999"], "the model's context has");
+    refused(&["bench", "--prompt-tokens", "18446744073709551615"], "the model's context has");
     refused(&["bench", "model", "-m", "model"], "cannot be used with");
 }
 

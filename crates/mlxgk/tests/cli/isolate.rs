@@ -61,6 +61,7 @@ fn examples_that_cannot_be_run_are_refused_by_name() {
         (made("label.json", one, turn), "", "turn 1 is of no cluster"),
         (made("label.json", one, turn), "--conditions=isolated", "unknown condition `isolated`"),
         (made("long.json", one, turn), "--max-tokens=1025", "than the 1024 that"),
+        (made("long.json", one, turn), "--max-tokens=18446744073709551615", "than the 1024 that"),
         (
             made("who.json", one, "{\"turn_id\": 1, \"cluster\": 4, \"content\": \"hi\"}"),
             "",
