@@ -46,6 +46,7 @@ mod file;
 mod join;
 mod mark;
 mod pass;
+mod prefix_folder;
 mod prefixes;
 mod row;
 mod saved;

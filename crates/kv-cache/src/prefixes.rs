@@ -7,9 +7,12 @@
 //!
 //! Layers that see everything keep the block's own columns; those with a window, with sinks or with a
 //! state keep what the next token sees at the block's end, so that a text can be resumed at any block.
+//!
+//! A folder on disk can keep blocks longer than memory does ([`PrefixStore::with_folder`]).
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -27,6 +30,7 @@ use crate::{
     cache::Kept,
     columns::Format,
     file::{placed, seen},
+    prefix_folder::{PrefixFolder, Stored},
     row::{Filled, RowState},
     saved::{CacheDescription, LayerDescription},
 };
@@ -37,7 +41,7 @@ pub const BLOCK: usize = 256;
 /// What was done to a token beside reading it: the name of the steering that moved it, `None` for none.
 pub type Effect = Option<Arc<str>>;
 
-type Key = [u8; 32];
+pub(crate) type Key = [u8; 32];
 
 /// Blocks of columns that texts have in common, bounded in bytes. A handle: clones share the blocks.
 ///
@@ -73,8 +77,8 @@ pub struct PrefixStore {
 #[derive(Debug, Clone)]
 pub struct PrefixScope {
     root: Key,
-    layers: Vec<LayerSpec>,
-    options: CacheOptions,
+    pub(crate) layers: Vec<LayerSpec>,
+    pub(crate) options: CacheOptions,
 }
 
 /// What a store holds and did.
@@ -93,24 +97,40 @@ pub struct PrefixCounters {
     pub evicted: u64,
     /// Blocks that found no room.
     pub refused: u64,
+    /// Blocks that were read from the folder.
+    pub loaded: u64,
+    /// Files of the folder that were removed because they were not the blocks that their names say.
+    pub damaged: u64,
+    /// Blocks that could not be written to the folder.
+    pub unwritten: u64,
 }
 
 #[derive(Debug)]
 struct Blocks {
     limit: usize,
     held: HashMap<Key, Block>,
+    folder: Option<PrefixFolder>,
     /// Counts uses, so that the least recent one is known.
     clock: u64,
     counters: PrefixCounters,
 }
 
 /// What a block keeps of a layer.
-#[derive(Debug, Default)]
-struct Piece {
-    arrays: Vec<Array>,
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Piece {
+    pub(crate) arrays: Vec<Array>,
     /// Of a bounded layer, whose buffer is kept with its room: the column after the slots. What such a
     /// layer shows, though a mask hides it, depends on when its buffer moved, and with it the rounding.
-    first: usize,
+    pub(crate) first: usize,
+}
+
+/// A block's text, and what was done to its tokens.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Text<'t> {
+    pub(crate) columns: &'t [Column],
+    pub(crate) effects: &'t [Effect],
+    /// Columns up to the block's end, from the first on.
+    pub(crate) end: usize,
 }
 
 #[derive(Debug)]
@@ -156,9 +176,10 @@ impl PrefixScope {
         &'t self,
         columns: &'t [Column],
         effects: &'t [Effect],
-    ) -> impl Iterator<Item = (Key, &'t [Column], &'t [Effect])> {
+    ) -> impl Iterator<Item = (Key, Text<'t>)> {
         let blocks = columns.chunks_exact(BLOCK).zip(effects.chunks_exact(BLOCK));
-        blocks.scan(self.root, |parent, (columns, effects)| {
+        let blocks = (1..).zip(blocks);
+        blocks.scan(self.root, |parent, (count, (columns, effects))| {
             let mut hash = Sha256::new();
             note(&mut hash, &*parent);
             for column in columns {
@@ -179,7 +200,7 @@ impl PrefixScope {
                 }
             }
             *parent = hash.finalize().into();
-            Some((*parent, columns, effects))
+            Some((*parent, Text { columns, effects, end: count * BLOCK }))
         })
     }
 }
@@ -193,9 +214,38 @@ fn note(hash: &mut Sha256, bytes: &[u8]) {
 impl PrefixStore {
     /// An empty store of at most `limit` bytes.
     pub fn new(limit: usize) -> Self {
-        let blocks =
-            Blocks { limit, held: HashMap::new(), clock: 0, counters: PrefixCounters::default() };
+        let blocks = Blocks {
+            limit,
+            held: HashMap::new(),
+            folder: None,
+            clock: 0,
+            counters: PrefixCounters::default(),
+        };
         Self { blocks: Arc::new(Mutex::new(blocks)), salt: "".into() }
+    }
+
+    /// Keeps blocks in a folder, too, in files of at most `limit` bytes together: for longer than there is
+    /// memory for them, and than the process lives. Other processes may use the same folder. It is made
+    /// where it is not there; all clones of this handle use it from then on.
+    ///
+    /// Each block is a file of its own with a checksum, named by its key. A file that is not what its name
+    /// says is removed, and its block is read anew; files with names of another kind are left alone. **The
+    /// files hold the texts' tokens**, and can be read by whom the folder lets.
+    ///
+    /// ```
+    /// use mlxgk_kv_cache::PrefixStore;
+    ///
+    /// let folder = tempfile::tempdir()?;
+    /// let store = PrefixStore::new(64 << 20).with_folder(folder.path(), 1 << 30)?;
+    /// assert_eq!(store.counters().loaded, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When the folder cannot be made or written to.
+    pub fn with_folder(self, folder: impl Into<PathBuf>, limit: u64) -> Result<Self> {
+        self.lock().folder = Some(PrefixFolder::open(folder.into(), limit)?);
+        Ok(self)
     }
 
     /// A handle on the same blocks whose texts share nothing with those under other salts.
@@ -222,24 +272,25 @@ impl PrefixStore {
         effects: &[Effect],
     ) -> Result<Option<KvCache>> {
         let mut blocks = self.lock();
-        let keys = scope.keys(columns, effects);
-        let same = |(key, columns, effects): &(Key, &[Column], &[Effect])| {
-            let block = blocks.held.get(key)?;
-            (block.columns == *columns && block.effects == *effects).then_some(*key)
-        };
-        let chain: Vec<Key> = keys.map_while(|it| same(&it)).collect();
+        let (mut path, mut chain) = (Vec::new(), Vec::new());
+        for (key, text) in scope.keys(columns, effects) {
+            let Some(kept) = blocks.get(scope, &path, key, text) else { break };
+            path.push(key);
+            chain.push(kept);
+        }
         blocks.counters.asked += columns.len() as u64;
         blocks.counters.found += (chain.len() * BLOCK) as u64;
-        blocks.touch(&chain);
-        if chain.is_empty() {
-            return Ok(None);
+        blocks.touch(&path);
+        if let Some(folder) = &mut blocks.folder {
+            folder.touch(&path);
         }
-        blocks.cache(scope, &chain, &columns[..chain.len() * BLOCK]).map(Some)
+        let Some(last) = chain.last() else { return Ok(None) };
+        together(scope, &chain, last, &columns[..chain.len() * BLOCK]).map(Some)
     }
 
     /// Takes in the last block of a cache that holds a whole number of them, `effects` being what was done
-    /// to each of its tokens. Returns whether the block is there now: it has to follow one that is, and to
-    /// find room once those that were used least recently, and that none follows, have left.
+    /// to each of its tokens. Returns whether the block is in memory now: it has to follow one that is, and
+    /// to find room once those that were used least recently, and that none follows, have left.
     ///
     /// # Errors
     /// When the cache has not one row without padding, or does not end where a block does, or MLX fails.
@@ -261,35 +312,30 @@ impl PrefixStore {
         }
         let mut blocks = self.lock();
         let keys: Vec<_> = scope.keys(&row.columns, effects).collect();
-        let Some((&(key, columns, effects), before)) = keys.split_last() else { return Ok(false) };
+        let Some((&(key, text), before)) = keys.split_last() else { return Ok(false) };
         let path: Vec<Key> = before.iter().map(|it| it.0).collect();
-        if path.iter().any(|it| !blocks.held.contains_key(it)) {
-            return Ok(false);
+        let follows = path.iter().all(|it| blocks.held.contains_key(it));
+        if follows {
+            blocks.touch(&path);
         }
-        blocks.touch(&path);
-        if blocks.held.contains_key(&key) {
-            blocks.touch(&[key]);
-            return Ok(true);
+        let is_wanted = follows && !blocks.held.contains_key(&key);
+        let is_unwritten = blocks.folder.as_ref().is_some_and(|it| !it.contains(&key));
+        if is_wanted || is_unwritten {
+            let kept = pieces(cache)?;
+            if let Some(folder) = blocks.folder.as_mut().filter(|_| is_unwritten)
+                && folder.write(&key, text, &kept).is_err()
+            {
+                blocks.counters.unwritten += 1;
+            }
+            if is_wanted && !blocks.insert(scope, &path, (key, text), kept) {
+                blocks.counters.refused += 1;
+            }
         }
-        let kept = pieces(cache)?;
-        let arrays = kept.iter().flat_map(|it| &it.arrays).map(Array::nbytes).sum::<usize>();
-        let names = effects.iter().flatten().map(|it| it.len()).max().unwrap_or(0);
-        let bytes = arrays + names + BLOCK * (size_of::<Column>() + size_of::<Effect>());
-        if !blocks.make_room(bytes, &path) {
-            blocks.counters.refused += 1;
-            return Ok(false);
-        }
-        let parent = path.last().copied().unwrap_or(scope.root);
-        if let Some(parent) = blocks.held.get_mut(&parent) {
-            parent.children += 1;
-        }
-        let (columns, effects) = (columns.to_vec(), effects.to_vec());
-        let block = Block { parent, children: 0, columns, effects, kept, bytes, used: 0 };
-        blocks.held.insert(key, block);
         blocks.touch(&[key]);
-        blocks.counters.bytes += bytes;
-        blocks.counters.blocks += 1;
-        Ok(true)
+        if let Some(folder) = &mut blocks.folder {
+            folder.touch(&keys.iter().map(|it| it.0).collect::<Vec<Key>>());
+        }
+        Ok(blocks.held.contains_key(&key))
     }
 
     /// What it holds and did.
@@ -302,9 +348,12 @@ impl PrefixStore {
         self.lock().limit
     }
 
-    /// Forgets every block.
+    /// Forgets every block, in memory and in the folder.
     pub fn clear(&self) {
         let mut blocks = self.lock();
+        if let Some(folder) = &blocks.folder {
+            folder.clear();
+        }
         blocks.held.clear();
         (blocks.counters.blocks, blocks.counters.bytes) = (0, 0);
     }
@@ -316,6 +365,61 @@ impl PrefixStore {
 }
 
 impl Blocks {
+    /// What the layers keep of a block that follows those of `path`, from memory or the folder.
+    fn get(
+        &mut self,
+        scope: &PrefixScope,
+        path: &[Key],
+        key: Key,
+        text: Text<'_>,
+    ) -> Option<Vec<Piece>> {
+        if let Some(block) = self.held.get(&key) {
+            let is_same = block.columns == text.columns && block.effects == text.effects;
+            return is_same.then(|| block.kept.clone());
+        }
+        match self.folder.as_ref()?.read(scope, &key, text) {
+            Stored::Absent => None,
+            Stored::Damaged => {
+                self.counters.damaged += 1;
+                None
+            }
+            Stored::Block(kept) => {
+                self.counters.loaded += 1;
+                if path.iter().all(|it| self.held.contains_key(it)) {
+                    self.insert(scope, path, (key, text), kept.clone());
+                }
+                Some(kept)
+            }
+        }
+    }
+
+    /// Holds a block after those of `path`, where there is room or can be made.
+    fn insert(
+        &mut self,
+        scope: &PrefixScope,
+        path: &[Key],
+        (key, text): (Key, Text<'_>),
+        kept: Vec<Piece>,
+    ) -> bool {
+        let Text { columns, effects, .. } = text;
+        let arrays = kept.iter().flat_map(|it| &it.arrays).map(Array::nbytes).sum::<usize>();
+        let names = effects.iter().flatten().map(|it| it.len()).max().unwrap_or(0);
+        let bytes = arrays + names + BLOCK * (size_of::<Column>() + size_of::<Effect>());
+        if !self.make_room(bytes, path) {
+            return false;
+        }
+        let parent = path.last().copied().unwrap_or(scope.root);
+        if let Some(parent) = self.held.get_mut(&parent) {
+            parent.children += 1;
+        }
+        let (columns, effects) = (columns.to_vec(), effects.to_vec());
+        let block = Block { parent, children: 0, columns, effects, kept, bytes, used: 0 };
+        self.held.insert(key, block);
+        self.counters.bytes += bytes;
+        self.counters.blocks += 1;
+        true
+    }
+
     /// Notes that a text was used, the end of it before its beginning: what others may begin with, too,
     /// leaves last.
     fn touch(&mut self, path: &[Key]) {
@@ -352,76 +456,77 @@ impl Blocks {
         self.counters.bytes -= block.bytes;
         self.counters.blocks -= 1;
     }
+}
 
-    /// A cache of the blocks of a text.
-    fn cache(&self, scope: &PrefixScope, chain: &[Key], columns: &[Column]) -> Result<KvCache> {
-        let failed = |e: Exception| Error::mlx("putting blocks together", &e);
-        let mut described = Vec::new();
-        let mut state = std::collections::BTreeMap::new();
-        let blocks: Vec<&Block> = chain.iter().filter_map(|it| self.held.get(it)).collect();
-        let Some(last) = blocks.last() else {
-            return Err(Error::dropped("the blocks of the text are gone"));
+/// A cache of the blocks of a text, the last of which is `last`.
+fn together(
+    scope: &PrefixScope,
+    chain: &[Vec<Piece>],
+    last: &[Piece],
+    columns: &[Column],
+) -> Result<KvCache> {
+    let failed = |e: Exception| Error::mlx("putting blocks together", &e);
+    let mut described = Vec::new();
+    let mut state = BTreeMap::new();
+    let format = scope.options.quantization.map_or(Format::Dense, Format::Quantized);
+    let mut bounded = Vec::new();
+    for (index, &spec) in scope.layers.iter().enumerate() {
+        let mut layer = LayerDescription { spec, first: 0, quantization: None, states: 0 };
+        let sight = scope.options.sight(spec);
+        let kept = &last[index];
+        let mut put = |names: &[String], arrays: Vec<Array>| {
+            for (name, array) in names.iter().zip(arrays) {
+                state.insert(format!("layers.{index}.{name}"), array);
+            }
         };
-        let format = scope.options.quantization.map_or(Format::Dense, Format::Quantized);
-        let mut bounded = Vec::new();
-        for (index, &spec) in scope.layers.iter().enumerate() {
-            let mut layer = LayerDescription { spec, first: 0, quantization: None, states: 0 };
-            let sight = scope.options.sight(spec);
-            let kept = &last.kept[index];
-            let mut put = |names: &[String], arrays: Vec<Array>| {
-                for (name, array) in names.iter().zip(arrays) {
-                    state.insert(format!("layers.{index}.{name}"), array);
-                }
-            };
-            let names: Vec<String> = format.names().iter().map(|it| (*it).to_owned()).collect();
-            if sight.has_columns() {
-                layer.quantization = scope.options.quantization;
-            }
-            match sight {
-                LayerSpec::Shared { .. } | LayerSpec::Nothing => {}
-                LayerSpec::State => {
-                    layer.states = kept.arrays.len();
-                    let names: Vec<String> =
-                        (0..layer.states).map(|it| format!("state.{it}")).collect();
-                    put(&names, kept.arrays.clone());
-                }
-                LayerSpec::Full => {
-                    let whole = |part: usize| {
-                        let parts: Vec<&Array> =
-                            blocks.iter().map(|it| &it.kept[index].arrays[part]).collect();
-                        concatenate(&parts, 2)
-                    };
-                    let whole = (0..kept.arrays.len()).map(whole).collect::<Result<_, _>>();
-                    put(&names, whole.map_err(failed)?);
-                }
-                LayerSpec::Sliding { .. } | LayerSpec::Chunked { .. } => {
-                    let placed = placed(kept.arrays.clone(), columns.len(), 0);
-                    let (first, arrays) = placed.map_err(failed)?;
-                    layer.first = first;
-                    put(&names, arrays);
-                }
-                LayerSpec::Bounded { sinks, .. } => {
-                    layer.first = kept.first;
-                    let held = (sinks + columns.len() - kept.first) as i32;
-                    let used = |it: &Array| it.try_index((.., .., ..held, ..));
-                    let used = kept.arrays.iter().map(used).collect::<Result<_, _>>();
-                    put(&names, used.map_err(failed)?);
-                    let arrays = kept.arrays.clone();
-                    bounded.push((index, Buffer::holding(arrays, format, sinks, kept.first)));
-                }
-            }
-            described.push(layer);
+        let names: Vec<String> = format.names().iter().map(|it| (*it).to_owned()).collect();
+        if sight.has_columns() {
+            layer.quantization = scope.options.quantization;
         }
-        let mut row = RowState::new(RowId::new(0), 0);
-        row.columns = columns.to_vec();
-        row.filled = Filled::Any;
-        let description = CacheDescription::of_row(described, scope.options.clone(), row, 0);
-        let mut cache = KvCache::from_state(&CacheState { arrays: state, description })?;
-        for (index, buffer) in bounded {
-            cache.layers[index].kept = Kept::Columns(buffer);
+        match sight {
+            LayerSpec::Shared { .. } | LayerSpec::Nothing => {}
+            LayerSpec::State => {
+                layer.states = kept.arrays.len();
+                let names: Vec<String> =
+                    (0..layer.states).map(|it| format!("state.{it}")).collect();
+                put(&names, kept.arrays.clone());
+            }
+            LayerSpec::Full => {
+                let whole = |part: usize| {
+                    let parts: Vec<&Array> =
+                        chain.iter().map(|it| &it[index].arrays[part]).collect();
+                    concatenate(&parts, 2)
+                };
+                let whole = (0..kept.arrays.len()).map(whole).collect::<Result<_, _>>();
+                put(&names, whole.map_err(failed)?);
+            }
+            LayerSpec::Sliding { .. } | LayerSpec::Chunked { .. } => {
+                let placed = placed(kept.arrays.clone(), columns.len(), 0);
+                let (first, arrays) = placed.map_err(failed)?;
+                layer.first = first;
+                put(&names, arrays);
+            }
+            LayerSpec::Bounded { sinks, .. } => {
+                layer.first = kept.first;
+                let held = (sinks + columns.len() - kept.first) as i32;
+                let used = |it: &Array| it.try_index((.., .., ..held, ..));
+                let used = kept.arrays.iter().map(used).collect::<Result<_, _>>();
+                put(&names, used.map_err(failed)?);
+                let arrays = kept.arrays.clone();
+                bounded.push((index, Buffer::holding(arrays, format, sinks, kept.first)));
+            }
         }
-        Ok(cache)
+        described.push(layer);
     }
+    let mut row = RowState::new(RowId::new(0), 0);
+    row.columns = columns.to_vec();
+    row.filled = Filled::Any;
+    let description = CacheDescription::of_row(described, scope.options.clone(), row, 0);
+    let mut cache = KvCache::from_state(&CacheState { arrays: state, description })?;
+    for (index, buffer) in bounded {
+        cache.layers[index].kept = Kept::Columns(buffer);
+    }
+    Ok(cache)
 }
 
 /// What a block keeps of a cache that ends with it, evaluated, in arrays of its own: a handle on the

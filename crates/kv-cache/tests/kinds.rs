@@ -4,19 +4,21 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
 
 use mlx_rs::{
-    Array,
-    ops::{broadcast_to, indexing::TryIndexOp},
+    Array, Dtype,
+    ops::{broadcast_to, indexing::TryIndexOp, zeros_dtype},
 };
 use mlxgk_kv_cache::{
     CacheOptions, Column, Columns, ErrorKind, KvCache, LayerSpec, Mask, Quantization, RowId, Seen,
 };
 
-const LAYERS: [LayerSpec; 5] = [
+const LAYERS: [LayerSpec; 7] = [
     LayerSpec::Full,
     LayerSpec::Sliding { window: 5 },
     LayerSpec::Bounded { sinks: 3, size: 9 },
     LayerSpec::Shared { owner: 1 },
     LayerSpec::State,
+    LayerSpec::Chunked { size: 7 },
+    LayerSpec::Nothing,
 ];
 /// Numbers per head: one group.
 const WIDTH: usize = 32;
@@ -65,6 +67,7 @@ impl Batch {
         for (layer, spec) in specs.iter().enumerate() {
             let seen = match spec {
                 LayerSpec::Shared { .. } => pass.shared(layer).unwrap().clone(),
+                LayerSpec::Nothing => continue,
                 LayerSpec::State => {
                     // The count and the sum of the tokens so far.
                     let before = pass.state(layer).unwrap().map(|it| it[0].clone());
@@ -174,6 +177,7 @@ fn check(
             let positions: Vec<usize> = match spec {
                 LayerSpec::Sliding { window } => (newest(window)..=position).collect(),
                 LayerSpec::Shared { .. } => (newest(5)..=position).collect(),
+                LayerSpec::Chunked { size } => (position - position % size..=position).collect(),
                 LayerSpec::Bounded { sinks, size } => {
                     (0..=position).filter(|it| *it < sinks || *it >= newest(size - sinks)).collect()
                 }
@@ -295,7 +299,9 @@ fn a_query_sees_what_its_layer_may_whatever_happened_to_its_batch() {
 #[test]
 fn columns_are_trimmed_without_a_mark() {
     for options in ways() {
-        let mut batch = Batch::new(&[1, 2], &[9, 4], &LAYERS[..4], &options);
+        // All but the state.
+        let layers = [&LAYERS[..4], &LAYERS[5..]].concat();
+        let mut batch = Batch::new(&[1, 2], &[9, 4], &layers, &options);
         let mut draw = Draw(5);
         batch.feed(9);
         for _ in 0..150 {
@@ -380,6 +386,7 @@ fn a_pass_that_is_dropped_changed_nothing() {
             pass.append(1, &new, &wide).unwrap();
             pass.append(2, &new, &wide).unwrap();
             pass.set_state(4, vec![Array::from_slice(&[7.0_f32; 4], &[2, 2])]).unwrap();
+            pass.append(5, &new, &wide).unwrap();
             drop(pass);
             // One that commits without having written every layer is refused.
             let mut pass = batch.cache.begin_tokens(&[&vec![7; count][..]; 2], &[]).unwrap();
@@ -471,7 +478,7 @@ fn a_bound_of_the_cache_bounds_full_layers() {
 #[test]
 fn bytes_are_those_of_the_arrays() {
     let options = CacheOptions::new().quantized(Quantization::new(32, 4).unwrap());
-    let mut batch = Batch::new(&[1], &[10], &LAYERS, &options);
+    let mut batch = Batch::new(&[1], &[10], &LAYERS[..5], &options);
     batch.feed(10);
     // Half a byte a number, and a scale and a bias of four bytes for 32 of them; keys and values are
     // of unlike width.
@@ -479,6 +486,24 @@ fn bytes_are_those_of_the_arrays() {
     let state = 2 * 4;
     assert_eq!(batch.cache.live_bytes(), (10 + 4 + (3 + 5)) * column + state);
     assert_eq!(batch.cache.allocated_bytes(), (256 + 256 + 259) * column + state);
+}
+
+#[test]
+fn columns_in_4_bits_take_at_most_three_tenths_of_half_precision() {
+    let new = zeros_dtype(&[1, 2, 300, 128], Dtype::Float16).unwrap();
+    let bytes =
+        [CacheOptions::new(), CacheOptions::new().quantized(Quantization::new(64, 4).unwrap())]
+            .map(|options| {
+                let mut cache = KvCache::with_options(&[LayerSpec::Full], &[0], &options).unwrap();
+                let mut pass = cache.begin_tokens(&[&[1; 300]], &[]).unwrap();
+                pass.append(0, &new, &new).unwrap();
+                pass.commit().unwrap();
+                [cache.live_bytes(), cache.allocated_bytes()]
+            });
+    for at in 0..2 {
+        let share = bytes[1][at] as f64 / bytes[0][at] as f64;
+        assert!(share <= 0.3, "{share}");
+    }
 }
 
 #[test]
@@ -509,9 +534,12 @@ fn what_a_cache_cannot_do_is_said() {
     let kind = |it: Result<KvCache, mlxgk_kv_cache::Error>| it.unwrap_err().to_string();
     let with = |layers: &[LayerSpec]| KvCache::with_options(layers, &[0], &CacheOptions::new());
     assert!(kind(with(&[LayerSpec::Sliding { window: 0 }])).contains("window of 0"));
+    assert!(kind(with(&[LayerSpec::Chunked { size: 0 }])).contains("pieces of 0"));
     assert!(kind(with(&[LayerSpec::Bounded { sinks: 4, size: 4 }])).contains("4 sinks"));
     assert!(kind(with(&[LayerSpec::Shared { owner: 0 }])).contains("shares layer 0"));
-    assert!(kind(with(&[LayerSpec::State, LayerSpec::Shared { owner: 0 }])).contains("earlier"));
+    for without in [LayerSpec::State, LayerSpec::Nothing] {
+        assert!(kind(with(&[without, LayerSpec::Shared { owner: 0 }])).contains("earlier"));
+    }
     // Without options a wrong layer is refused by the first pass.
     let mut wrong = KvCache::new(&[LayerSpec::Sliding { window: 0 }], 1);
     assert!(wrong.begin_tokens(&[&[1]], &[]).is_err());
@@ -530,11 +558,14 @@ fn what_a_cache_cannot_do_is_said() {
     assert!(cache.begin_tokens(&[&[]], &[]).is_err());
     assert!(cache.begin_tokens(&[&[1], &[2]], &[]).is_err());
     let mut pass = cache.begin_tokens(&[&[1]], &[]).unwrap();
-    assert!(pass.append(4, &narrow, &narrow).unwrap_err().to_string().contains("no columns"));
+    for without in [4, 6] {
+        let error = pass.append(without, &narrow, &narrow).unwrap_err().to_string();
+        assert!(error.contains("no columns"), "{error}");
+    }
     assert!(pass.append(3, &narrow, &narrow).is_err());
     assert!(pass.append(9, &narrow, &narrow).unwrap_err().to_string().contains("layer 9"));
     assert!(pass.shared(3).unwrap_err().to_string().contains("has not appended"));
-    assert!(pass.shared(0).is_err() && pass.state(0).is_err());
+    assert!(pass.shared(0).is_err() && pass.state(0).is_err() && pass.state(6).is_err());
     pass.append(0, &narrow, &narrow).unwrap();
     assert!(pass.append(0, &narrow, &narrow).unwrap_err().to_string().contains("already"));
     let three = Array::from_slice(&[0.0_f32; 3], &[3]);

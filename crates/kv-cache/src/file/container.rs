@@ -11,9 +11,9 @@ use crate::{Error, Result};
 
 /// The tensors and the metadata of a file.
 #[derive(Debug, Default)]
-pub(super) struct Container {
-    pub(super) tensors: BTreeMap<String, Array>,
-    pub(super) metadata: BTreeMap<String, String>,
+pub(crate) struct Container {
+    pub(crate) tensors: BTreeMap<String, Array>,
+    pub(crate) metadata: BTreeMap<String, String>,
 }
 
 impl Container {
@@ -29,7 +29,7 @@ impl Container {
     }
 
     /// An error is the end of a sentence about the file.
-    fn parse(bytes: &[u8]) -> Result<Self, String> {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
         let header = bytes.first_chunk::<8>().map(|it| u64::from_le_bytes(*it));
         let rest = bytes.len().saturating_sub(8) as u64;
         if header.is_none_or(|it| it > rest) {
@@ -71,7 +71,7 @@ impl Container {
     }
 
     /// The bytes: equal containers give equal ones.
-    pub(super) fn to_bytes(&self) -> Result<Vec<u8>> {
+    pub(crate) fn to_bytes(&self) -> Result<Vec<u8>> {
         // By hand: `safetensors::serialize` takes a hash map, whose order differs from run to run.
         let mut header = Map::new();
         header.insert("__metadata__".to_owned(), json!(self.metadata));

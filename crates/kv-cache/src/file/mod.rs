@@ -7,17 +7,17 @@
 mod container;
 mod layout;
 
-pub(crate) use self::layout::{placed, seen};
+pub(crate) use self::{
+    container::Container,
+    layout::{placed, seen},
+};
 
 use std::{collections::BTreeMap, fmt::Write, path::Path};
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use self::{
-    container::Container,
-    layout::{FileLayer, Version},
-};
+use self::layout::{FileLayer, Version};
 use crate::{
     CacheOptions, CacheState, Column, Error, KvCache, LayerSpec, Result, RowId, row::RowState,
     saved::CacheDescription,
