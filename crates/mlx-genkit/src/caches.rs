@@ -1,5 +1,7 @@
 //! From the fields about the cache to the options of one for this model.
 
+use std::collections::BTreeSet;
+
 use mlxgk_generation_config::{CacheChoice, CacheQuantization};
 use mlxgk_kv_cache::{CacheOptions, KvCache, Quantization};
 
@@ -49,19 +51,50 @@ fn described(options: &CacheOptions) -> String {
 }
 
 fn quantization(how: &CacheQuantization, model: &Model) -> Result<Quantization> {
-    let decoder = model.decoder();
-    let fits = |size: i32| decoder.head_dims().flatten().all(|dim| dim % size as usize == 0);
-    let group_size = how.group_size.unwrap_or(if fits(64) { 64 } else { 32 });
-    if !fits(group_size) {
-        let dim = decoder.head_dims().flatten().find(|dim| dim % group_size as usize != 0);
-        let dim = dim.unwrap_or_default();
-        let (field, value) = match how.group_size {
-            Some(size) => ("kv_group_size", format!("is {size}, which does not divide")),
-            None => ("kv_bits", "needs groups of 32 or 64 numbers, which do not divide".to_owned()),
-        };
-        let what =
-            format!("`{field}` {value} the {dim} numbers that a head of {} has", model.name());
-        return Err(Error::of_field(field, what));
+    let heads: Vec<_> = model.decoder().head_dims().collect();
+    let group_size = how.group_size.unwrap_or(if misfit(&heads, 64).is_none() { 64 } else { 32 });
+    let Some((layer, of, dim)) = misfit(&heads, group_size) else {
+        return Ok(Quantization::new(group_size, how.bits)?.starting_at(how.start));
+    };
+    let (field, value) = match how.group_size {
+        Some(size) => ("kv_group_size", format!("is {size}, which does not divide")),
+        None => ("kv_bits", "needs groups of 32 or 64 numbers, which do not divide".to_owned()),
+    };
+    let sizes: BTreeSet<usize> = heads.into_iter().flatten().flatten().collect();
+    let sizes: Vec<String> = sizes.iter().map(usize::to_string).collect();
+    let (name, all) = (model.name(), sizes.join(", "));
+    let whose = match sizes.len() {
+        1 => format!("the {dim} numbers that a head of {name} has"),
+        _ => format!(
+            "the {dim} numbers of a head's {of} in layer {layer} of {name}, whose layers keep {all} \
+             numbers per head"
+        ),
+    };
+    Err(Error::of_field(field, format!("`{field}` {value} {whose}")))
+}
+
+/// The first layer whose keys or values have heads that groups of so many numbers do not divide, which of
+/// the two it is, and how many numbers those have.
+fn misfit(heads: &[Option<[usize; 2]>], group_size: i32) -> Option<(usize, &'static str, usize)> {
+    let layers = heads.iter().enumerate().filter_map(|(layer, it)| Some((layer, (*it)?)));
+    let dims = layers
+        .flat_map(|(layer, [keys, values])| [(layer, "keys", keys), (layer, "values", values)]);
+    let mut misfits = dims.filter(|(_, _, dim)| !dim.is_multiple_of(group_size as usize));
+    misfits.next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_have_to_divide_the_heads_of_every_layer() {
+        // A layer without columns, and one with latents.
+        let heads = [Some([64; 2]), None, Some([512, 64]), Some([96; 2]), Some([64, 32])];
+        assert_eq!(misfit(&heads, 32), None);
+        assert_eq!(misfit(&heads, 64), Some((3, "keys", 96)));
+        assert_eq!(misfit(&heads[..3], 64), None);
+        assert_eq!(misfit(&heads[..3], 128), Some((0, "keys", 64)));
+        assert_eq!(misfit(&heads[4..], 64), Some((0, "values", 32)));
     }
-    Ok(Quantization::new(group_size, how.bits)?.starting_at(how.start))
 }

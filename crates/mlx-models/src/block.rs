@@ -61,6 +61,12 @@ pub(crate) trait Block: Debug + Send + Visit {
     fn attention(&self) -> Option<&SelfAttention> {
         None
     }
+
+    /// Numbers per head of the keys and of the values that the layer's cache keeps; `None` where it keeps
+    /// none, or the block does not say.
+    fn head_dims(&self) -> Option<[usize; 2]> {
+        self.attention().map(|it| [it.head_dim(); 2])
+    }
 }
 
 /// A token mixer and a feed-forward layer, each after a norm: all of the Llama-like families.
@@ -122,6 +128,10 @@ impl Block for TransformerBlock {
             Mixer::Attention { attention } => Some(attention),
             _ => None,
         }
+    }
+
+    fn head_dims(&self) -> Option<[usize; 2]> {
+        self.mixer.head_dims()
     }
 }
 
@@ -250,6 +260,14 @@ impl Mixer {
             Self::Attention { attention } => attention.cached_per_token(),
             Self::Latent { latent } => latent.cached_per_token(),
             _ => 0,
+        }
+    }
+
+    pub(crate) fn head_dims(&self) -> Option<[usize; 2]> {
+        match self {
+            Self::Attention { attention } => Some([attention.head_dim(); 2]),
+            Self::Latent { latent } => Some(latent.head_dims()),
+            _ => None,
         }
     }
 }

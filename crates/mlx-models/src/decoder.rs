@@ -17,7 +17,6 @@ use crate::{
     parameters::visit,
     pass::{BlockPass, Wanted},
     per_layer::PerLayerInputs,
-    self_attention::SelfAttention,
     streams::Streams,
 };
 
@@ -360,10 +359,11 @@ impl Decoder {
         self.blocks.iter().map(|it| it.cached_per_token()).sum::<usize>() * item
     }
 
-    /// Numbers per head of the keys and values that the layers keep, by layer; `None` for a layer that is
-    /// not of the common kind, and does not say. What a cache is quantized by has to divide them.
-    pub fn head_dims(&self) -> impl Iterator<Item = Option<usize>> + '_ {
-        self.blocks.iter().map(|it| it.attention().map(SelfAttention::head_dim))
+    /// Numbers per head of the keys and of the values that the layers keep, by layer; `None` for a layer
+    /// that keeps none, or is a [block of one's own](crate::CustomBlock). The groups of a quantized cache
+    /// have to divide them.
+    pub fn head_dims(&self) -> impl Iterator<Item = Option<[usize; 2]>> + '_ {
+        self.blocks.iter().map(|it| it.head_dims())
     }
 
     /// The parts that steering, training and `info` address.

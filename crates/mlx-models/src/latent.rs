@@ -224,6 +224,11 @@ impl LatentAttention {
     pub(crate) fn cached_per_token(&self) -> usize {
         self.options.rank + self.options.rotary
     }
+
+    /// The latent is kept as the one key, the rotary key as its value.
+    pub(crate) fn head_dims(&self) -> [usize; 2] {
+        [self.options.rank, self.options.rotary]
+    }
 }
 
 impl Expansion {

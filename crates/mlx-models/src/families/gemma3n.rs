@@ -308,4 +308,8 @@ impl Block for Gemma3nBlock {
     fn cached_per_token(&self) -> usize {
         self.attention.cached_per_token()
     }
+
+    fn head_dims(&self) -> Option<[usize; 2]> {
+        self.attention.head_dims()
+    }
 }

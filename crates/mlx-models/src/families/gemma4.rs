@@ -310,6 +310,10 @@ impl Block for Gemma4Block {
     fn cached_per_token(&self) -> usize {
         self.attention.cached_per_token()
     }
+
+    fn head_dims(&self) -> Option<[usize; 2]> {
+        self.attention.head_dims()
+    }
 }
 
 /// What a layer makes of its own input and the stream.

@@ -232,4 +232,11 @@ impl Block for NemotronBlock {
             _ => None,
         }
     }
+
+    fn head_dims(&self) -> Option<[usize; 2]> {
+        match &self.part {
+            Part::Mixer { mixer } => mixer.head_dims(),
+            _ => None,
+        }
+    }
 }

@@ -117,4 +117,8 @@ impl Attention {
         let heads = self.layer.heads;
         self.own.as_ref().map_or(0, |_| 2 * heads.kv * heads.dim)
     }
+
+    pub(in crate::families) fn head_dims(&self) -> Option<[usize; 2]> {
+        self.own.as_ref().map(|_| [self.layer.heads.dim; 2])
+    }
 }
