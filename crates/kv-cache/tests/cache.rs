@@ -100,14 +100,19 @@ fn a_trimmed_cache_equals_one_that_never_went_forward() {
 
 #[test]
 fn a_trim_beyond_what_a_window_holds_is_refused_and_changes_nothing() {
-    let mut cache = KvCache::new(&[WINDOW], 1);
-    for _ in 0..1000 {
-        feed(&mut cache, 1);
+    let rotated = LayerSpec::Bounded { sinks: 2, size: 7 };
+    for spec in [WINDOW, rotated, LayerSpec::Chunked { size: 5 }] {
+        let mut cache = KvCache::new(&[spec], 1);
+        for _ in 0..1000 {
+            feed(&mut cache, 1);
+        }
+        let before = cache.state_hash().unwrap();
+        let error = cache.trim(900).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Dropped, "{spec:?}");
+        assert_eq!(cache.len(), 1000);
+        assert_eq!(cache.state_hash().unwrap(), before);
+        assert_eq!(cache.trim(1001).unwrap_err().kind(), ErrorKind::Argument);
     }
-    let error = cache.trim(900).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Dropped);
-    assert_eq!(cache.len(), 1000);
-    assert_eq!(cache.trim(1001).unwrap_err().kind(), ErrorKind::Argument);
 }
 
 #[test]

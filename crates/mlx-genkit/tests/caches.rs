@@ -239,7 +239,7 @@ fn a_cache_that_cannot_be_is_refused_by_field() {
         let config = GenerationConfig { kv_bits: Some(4), ..GenerationConfig::default() };
         let model = tiny(name);
         let error = model.plan(Request::new(vec![3, 5]).config(config)).unwrap_err();
-        let expected = expected.replace("{model}", &model.name().to_string());
+        let expected = expected.replace("{model}", model.name());
         let refused = "`kv_bits` needs groups of 32 or 64 numbers, which do not divide ";
         assert_eq!(error.field(), Some("kv_bits"));
         assert_eq!(error.to_string(), format!("{refused}{expected}"));
