@@ -67,6 +67,7 @@ def record(out: pathlib.Path) -> None:
     made_by = _fixture.made_by("torch", "transformers")
     for name, cases in [
         ("warpers", warper_cases()),
+        ("ties", tie_cases()),
         ("draws", draw_cases()),
         ("several", several_cases()),
         ("generator", generator_cases()),
@@ -78,7 +79,8 @@ def make_scores(seed: int, rows: int, vocab: int, shape: str, scale: float, bann
     """Scores of a given shape; a sum of four uniform numbers is close to a normal one."""
     draws = torch.rand(5, rows, vocab, generator=torch.Generator().manual_seed(seed))
     bell = draws[0] + draws[1] + draws[2] + draws[3] - 2.0
-    scores = (bell if shape == "bell" else bell * bell * bell) * scale
+    shaped = {"bell": bell, "heavy": bell * bell * bell, "steps": torch.floor(bell * 4.0)}[shape]
+    scores = shaped * scale
     return scores.masked_fill(draws[4] < banned, -torch.inf)
 
 
@@ -109,7 +111,7 @@ def digest(keys: numpy.ndarray, values: numpy.ndarray) -> str:
 
 
 def tied(before: torch.Tensor, after: torch.Tensor) -> bool:
-    """Whether equal scores fell on both sides of a cut, where torch's choice is arbitrary."""
+    """Whether equal scores fell on both sides of a cut, where the order of torch's sort decides."""
     for old, new in zip(before, after):
         survives = new > -torch.inf
         if numpy.isin(old[survives].numpy(), old[~survives & (old > -torch.inf)].numpy()).any():
@@ -135,6 +137,31 @@ def warper_cases():
                 if not tied(before, after):
                     break
             yield {"warpers": warpers, "keep": keep, "scores": scores, "kept": [kept(row) for row in after]}
+
+
+def tie_cases():
+    """Cuts through equal scores: which of them are kept is the order in which torch's sort leaves them."""
+    seeds = itertools.count(5001)
+    chains = [
+        {"top_p": 0.3},
+        {"top_p": 0.9},
+        {"typical_p": 0.5},
+        {"top_h": 0.4},
+        {"top_h": 0.9},
+        {"temperature": 0.7, "top_k": 50, "top_p": 0.8},
+        {"top_p": 0.7, "typical_p": 0.9},
+    ]
+    for vocab, warpers, (scale, banned) in itertools.product(VOCABS, chains, [(0.1, 0.0), (0.7, 0.3), (0.0, 0.0)]):
+        for keep in (1, 3):
+            for _ in range(50):
+                scores = spec(next(seeds), 1, vocab, ("steps", scale, banned))
+                before = make_scores(**scores)
+                if (before == -torch.inf).all(-1).any():
+                    continue
+                after = warp(warpers, keep, before)
+                if tied(before, after):
+                    yield {"warpers": warpers, "keep": keep, "scores": scores, "kept": [kept(row) for row in after]}
+                    break
 
 
 def draw_cases():

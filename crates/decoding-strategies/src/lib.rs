@@ -78,7 +78,6 @@ mod score;
 mod session;
 mod soft_prompt;
 mod token_loop;
-mod top_k;
 
 pub use self::assisted::{
     Acceptance, AssistantOptions, AssistedLoop, CandidateGenerator, Candidates, DraftContext,

@@ -161,10 +161,11 @@ impl Case {
     #[track_caller]
     fn near(&self, found: &[f32], expected: &[f32], what: &str) {
         let worst = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        // Within 1e-5; where log-probabilities reach beyond -16 (those of the tiny Gemmas do), within
-        // five units in the last place of the largest, which all are differences with.
+        // Within 1e-5; where log-probabilities reach beyond -10 (those of the tiny Gemmas do), within a
+        // millionth of the largest, some eight units in its last place: kernels that sum in another
+        // order differ by that much, and by other amounts on processors with other vectors.
         let largest = expected.iter().map(|it| it.abs()).fold(0.0, f32::max);
-        let allowed = 1e-5 * (largest / 16.0).max(1.0);
+        let allowed = 1e-6 * largest.max(10.0);
         assert!(worst < allowed, "{}: {what}: {worst} of {largest}", self.label);
         let best = |it: &[f32]| (0..it.len()).max_by(|a, b| it[*a].total_cmp(&it[*b]));
         assert_eq!(best(found), best(expected), "{}: {what}", self.label);

@@ -19,7 +19,7 @@ pub(crate) fn cases(folder: &Path) -> Vec<Case> {
     files::suites(folder, |path, suite| {
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         match &*stem {
-            "warpers" => {
+            "warpers" | "ties" => {
                 let cases: Vec<Warped> = files::read_cases(path)?;
                 Ok(cases.into_iter().flat_map(|it| it.cases(suite)).collect())
             }
@@ -38,7 +38,9 @@ pub(crate) fn cases(folder: &Path) -> Vec<Case> {
                 };
                 Ok(files::read_cases(path)?.into_iter().map(case).collect())
             }
-            other => Err(format!("{other}.json is none of warpers, draws, several, generator")),
+            other => {
+                Err(format!("{other}.json is none of warpers, ties, draws, several, generator"))
+            }
         }
     })
 }
@@ -121,7 +123,11 @@ impl Scores {
             let score = |at: usize| {
                 let draw = |which: usize| draws[which * n + row * self.vocab + at];
                 let bell = draw(0) + draw(1) + draw(2) + draw(3) - 2.0;
-                let shaped = if self.shape == "bell" { bell } else { bell * bell * bell };
+                let shaped = match self.shape.as_str() {
+                    "steps" => (bell * 4.0).floor(),
+                    "heavy" => bell * bell * bell,
+                    _ => bell,
+                };
                 if draw(4) < self.banned { f32::NEG_INFINITY } else { shaped * self.scale }
             };
             (0..self.vocab).map(score).collect()

@@ -8,7 +8,7 @@ use std::mem;
 
 use mlxgk_logits_processors::{Error, ErrorKind, Result};
 use mlxgk_torch::vector::{self, room};
-use mlxgk_torch::{Places, SparseRow, exp_each};
+use mlxgk_torch::{Places, SparseRow, TopK, exp_each, sort};
 
 use crate::crossing::{Crossing, Ordered, Work};
 use crate::select::{Blocks, Keyed, highest_block, least_with_quotient};
@@ -197,6 +197,15 @@ impl Candidates {
         self.ranked.sort_unstable();
     }
 
+    /// Sorts the `n` highest candidates, and all that equal the lowest of them, the highest first.
+    pub(crate) fn rank_highest(&mut self, n: usize) {
+        let least = self.kth_highest(n).max(f32::MIN);
+        let highest = self.scores[..self.len].iter().zip(0..).filter(|it| *it.0 >= least);
+        self.ranked.clear();
+        self.ranked.extend(highest.map(|(score, at)| Keyed::new(-score, at)));
+        self.ranked.sort_unstable();
+    }
+
     /// The first candidate, by ascending key, at which the sum of torch's probabilities in that
     /// order reaches `mark`; see [`Ordered`]. [`weigh`](Self::weigh) must have run.
     pub(crate) fn crossing(
@@ -217,10 +226,50 @@ impl Candidates {
         self.sweep();
     }
 
-    /// Keeps the candidates above a score, and those with this score from a place on.
-    pub(crate) fn keep_from(&mut self, score: f32, place: usize) {
-        self.mark(0..place, move |it, _| it > score);
-        self.mark(place..self.len, move |it, _| it >= score);
+    /// Keeps the candidates from a rank on, counted by ascending score from the first banned token on;
+    /// `score` is the one of that rank. Where it is also that of candidates before the rank, torch's sort
+    /// decides which of them are kept.
+    pub(crate) fn keep_sorted_from(&mut self, rank: usize, score: f32) {
+        let kept = self.scores().iter().filter(|&&it| it >= score).count();
+        if self.vocab - rank == kept {
+            return self.keep(move |it, _| it >= score);
+        }
+        let row = self.sorted_row(|score| score);
+        self.keep_tokens(&row[rank..]);
+    }
+
+    /// The places of the whole row in the order of `torch.sort` by a key of the score, ascending.
+    fn sorted_row(&self, key: impl Fn(f32) -> f32) -> Vec<usize> {
+        let mut row = vec![f32::NEG_INFINITY; self.vocab];
+        self.write(&mut row);
+        let mut row: Vec<(f32, usize)> = row.into_iter().map(key).zip(0..).collect();
+        sort(&mut row, |a, b| a.0 < b.0);
+        row.into_iter().map(|it| it.1).collect()
+    }
+
+    /// Keeps the `kept` highest scores, the lowest of which is `score`. Where more candidates have that
+    /// score, those are kept that come first in torch's top `considered`.
+    pub(crate) fn keep_top(&mut self, kept: usize, score: f32, considered: usize) {
+        if self.scores().iter().filter(|&&it| it >= score).count() == kept {
+            return self.keep(move |it, _| it >= score);
+        }
+        let mut row = vec![f32::NEG_INFINITY; self.vocab];
+        self.write(&mut row);
+        let mut best = TopK::new(considered, self.vocab);
+        best.offer(&row, 0.0);
+        let best: Vec<usize> = best.finish().into_iter().map(|it| it.place).take(kept).collect();
+        self.keep_tokens(&best);
+    }
+
+    /// Keeps the candidates among some tokens.
+    fn keep_tokens(&mut self, tokens: &[usize]) {
+        let mut wanted = vec![false; self.vocab];
+        tokens.iter().for_each(|&it| wanted[it] = true);
+        self.mark(0..self.len, |_, _| true);
+        for place in 0..self.len {
+            let token = if self.whole { place } else { self.ids[place] as usize };
+            self.marks[place] &= u8::from(wanted[token]);
+        }
         self.sweep();
     }
 
@@ -231,14 +280,16 @@ impl Candidates {
         self.keep(move |score, prob| (prob >= least) | (score >= kth));
     }
 
-    /// Keeps the `n` candidates with the lowest keys.
+    /// Keeps the `n` candidates with the lowest keys, of equals those that `torch.sort` puts first.
     pub(crate) fn keep_first(&mut self, n: usize, key: impl Fn(f32) -> f32 + Copy) {
         let keys = room(&mut self.terms, self.len);
         vector::map(&self.scores[..self.len], keys, move |&score| -key(score));
         let least = self.blocks.kth_highest(keys, n);
+        if keys.iter().filter(|&&it| it >= least).count() > n {
+            let row = self.sorted_row(key);
+            return self.keep_tokens(&row[..n.min(row.len())]);
+        }
         self.keep(move |score, _| -key(score) >= least);
-        self.rank(key);
-        self.keep_ranked(|rank, _| rank < n);
     }
 
     /// Keeps the candidates whose rank and token the test accepts; [`rank`](Self::rank) must have

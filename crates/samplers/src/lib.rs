@@ -37,8 +37,8 @@
 //! # What is equal to what
 //!
 //! The kept tokens and their scores are those of transformers 5.23 to the last bit: sums run in
-//! torch's order, comparisons in its precision. Where scores tie at a cut, torch's sort decides at
-//! will; here it is by id. The tokens drawn with [`TorchRng`] are those of torch 2.15 on the CPU.
+//! torch's order, comparisons in its precision. Where scores tie at a cut of [`TopP`] or [`TopH`],
+//! torch's sort decides which are kept, so its steps are repeated. The tokens drawn with [`TorchRng`] are those of torch 2.15 on the CPU.
 //! CUDA and MPS have other generators.
 
 mod candidates;

@@ -6,7 +6,7 @@ use crate::candidates::Candidates;
 use crate::chain::{SamplerChain, Warper};
 use crate::distribution::Distribution;
 use crate::generator::Generator;
-use crate::warpers::{Mirostat, TopH, Warp};
+use crate::warpers::{Mirostat, Warp};
 
 /// What a chain remembers of one sequence; a new one remembers nothing.
 ///
@@ -187,7 +187,6 @@ impl Sampler {
         };
         match rest.first() {
             Some(Warper::TopK(top_k)) => candidates.load_top(scores, temperature, top_k.k())?,
-            Some(Warper::TopH(_)) => candidates.load_top(scores, temperature, TopH::CONSIDERED)?,
             _ => candidates.load(scores, temperature)?,
         }
         for warper in rest {

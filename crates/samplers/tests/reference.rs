@@ -2,8 +2,8 @@
 //! of up to 20,000 scores, with ties, bans and odd bit patterns.
 //!
 //! The arithmetic of single sums is `mlxgk-torch`'s, which the goldens compare with torch; how
-//! candidates are found, cut and listed is what is checked here. Where scores tie at a cut, torch's
-//! sort decides as it likes; the rule here, as there, is written at each warper.
+//! candidates are found, cut and listed is what is checked here. So is the order in which torch sorts
+//! equals; what a cut through them keeps is written at each warper.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
 
@@ -75,9 +75,16 @@ fn top_k(row: &[f32], k: usize) -> Vec<f32> {
     cut(row, |at| row[at] < kth)
 }
 
-/// Among equals, the higher ids stay.
+/// The places of a row in the order of `torch.sort` by a key.
+fn torch_sorted(row: &[f32], key: impl Fn(f32) -> f32) -> Vec<usize> {
+    let mut places: Vec<usize> = (0..row.len()).collect();
+    mlxgk_torch::sort(&mut places, |&a, &b| key(row[a]) < key(row[b]));
+    places
+}
+
+/// Among equals, those stay that torch sorts last.
 fn top_p(row: &[f32], p: f64, keep: usize) -> Vec<f32> {
-    let order = sorted(row, |it| it);
+    let order = torch_sorted(row, |it| it);
     let probs = softmax(&order.iter().map(|&at| row[at]).collect::<Vec<_>>());
     let sums = cumsum(probs.into_iter());
     let first = sums.iter().position(|it| *it > (1.0 - p) as f32).unwrap_or(row.len());
@@ -106,7 +113,7 @@ fn eta(row: &[f32], epsilon: f64, keep: usize) -> Vec<f32> {
     probable(row, eta, keep)
 }
 
-/// All that are as typical as the last stay; where they are too few, the most typical, by id.
+/// All that are as typical as the last stay; where they are too few, those that torch sorts first.
 fn typical(row: &[f32], mass: f64, keep: usize) -> Vec<f32> {
     let max = highest(row);
     let terms: Vec<f32> = row.iter().map(|it| exp(it - max)).collect();
@@ -115,7 +122,7 @@ fn typical(row: &[f32], mass: f64, keep: usize) -> Vec<f32> {
     let log_prob = |it: f32| (it - max) - log_sum;
     let entropy = whole.entropy(row, log_prob, &mut vec![0.0; row.len()]);
     let strange = |it: f32| (-log_prob(it) - entropy).abs();
-    let order = sorted(row, strange);
+    let order = torch_sorted(row, strange);
     let probs = softmax(&order.iter().map(|&at| row[at]).collect::<Vec<_>>());
     let last = cumsum(probs.into_iter()).iter().filter(|it| **it < mass as f32).count();
     let limit = strange(row[order[last.min(row.len() - 1)]]);
@@ -123,10 +130,12 @@ fn typical(row: &[f32], mass: f64, keep: usize) -> Vec<f32> {
     cut(row, |at| strange(row[at]) > limit && !always.contains(&at))
 }
 
-/// Among equals, the lower ids stay.
+/// Among equals, those stay that come first in torch's top.
 fn top_h(row: &[f32], h: f64) -> Vec<f32> {
-    let order = sorted(row, |it| -it);
     let considered = row.len().min(TopH::CONSIDERED);
+    let mut best = mlxgk_torch::TopK::new(considered, row.len());
+    best.offer(row, 0.0);
+    let order: Vec<usize> = best.finish().into_iter().map(|it| it.place).collect();
     let logits: Vec<f32> =
         order[..considered].iter().map(|&at| row[at]).filter(|it| *it > OUT).collect();
     let n = logits.len();

@@ -2,12 +2,13 @@
 //!
 //! Two programs agree on a seed only if they agree on every bit before the draw: on the generator,
 //! on how its outputs become numbers, and on the order in which a softmax over 150,000 scores is
-//! summed. This crate has all three as torch 2.15 has them on the CPU:
+//! summed, and where scores are equal, on which of them a cut keeps. This crate has these as torch 2.15 has them on the CPU:
 //!
 //! - [`TorchRng`] is `torch.Generator(device="cpu")` after `torch.manual_seed`: `rand`, `randint`,
 //!   `randperm`, `exponential_`.
 //! - [`softmax`], [`sum_of_exp`] and [`RowSum`] (`torch.sum`) add in torch's order; [`SparseRow`]
 //!   does so for rows of which most terms are zero, without visiting those.
+//! - [`sort`] and [`TopK`] (`torch.topk`) leave equal values in torch's order.
 //! - [`vector`] runs loops over rows with the widest vectors that the processor has.
 //!
 //! ```
@@ -32,15 +33,19 @@
 //! the results are the same and the loops many times slower.
 
 mod math;
+mod order;
 mod rng;
 mod sparse;
 mod split_mix;
+mod top_k;
 pub mod vector;
 
 pub use self::math::{GROUP, LANES, RowSum, exp, exp_each, fold, ln, max, softmax, sum_of_exp};
+pub use self::order::sort;
 pub use self::rng::TorchRng;
 pub use self::sparse::{Places, SparseRow};
 pub use self::split_mix::{SplitMix64, random_seed};
+pub use self::top_k::{Ranked, TopK};
 
 /// The code of the README, which the doc tests compile.
 #[cfg(doctest)]

@@ -5,6 +5,7 @@
 //! in which each prompt or group keeps a heap of finished sequences and stops for itself.
 
 use mlxgk_logits_processors::{Context, ProcessorList, Stage};
+use mlxgk_torch::TopK;
 
 use super::{
     BeamOptions,
@@ -16,7 +17,7 @@ use super::{
 };
 use crate::{
     Error, ErrorKind, FinishReason, LeftPadded, Limits, LoopOutput, Reorder, Result, RowEvent,
-    RowGroup, RowId, RowOutput, TokenLoop, top_k::TopK,
+    RowGroup, RowId, RowOutput, TokenLoop,
 };
 
 /// What sets a search apart.
@@ -220,7 +221,8 @@ impl<M: Reorder> HeapBeamSearch<M> {
         self.log_probs.process(first_row, &contexts, &self.processors[1])?;
 
         let vocab = self.model.vocab_size();
-        let mut best = TopK::new((1 + self.limits.eos.len()).max(2) * beams.len());
+        let count = (1 + self.limits.eos.len()).max(2) * beams.len();
+        let mut best = TopK::new(count, beams.len() * vocab);
         for (beam, row) in beams.iter().zip(rows) {
             best.offer(self.log_probs.row(row), beam.score);
         }

@@ -2,6 +2,7 @@
 //! the likeliest tokens and for beams that draw.
 
 use mlxgk_logits_processors::Context;
+use mlxgk_torch::TopK;
 
 use super::{
     BeamOptions, EarlyStopping,
@@ -10,7 +11,7 @@ use super::{
 };
 use crate::{
     Chooser, Error, ErrorKind, FinishReason, LeftPadded, Limits, LoopOutput, Reorder, Result,
-    RowEvent, RowGroup, RowId, RowOutput, TokenLoop, top_k::TopK,
+    RowEvent, RowGroup, RowId, RowOutput, TokenLoop,
 };
 
 /// A beam search under way, for a batch of prompts.
@@ -193,7 +194,7 @@ impl<M: Reorder> BeamSearch<M> {
         let rows = running.beams().iter().zip(first_row..);
         let mut candidates: Vec<Candidate> = match &mut self.group.rules.chooser {
             Chooser::Greedy => {
-                let mut best = TopK::new(count);
+                let mut best = TopK::new(count, beams * vocab);
                 rows.for_each(|(beam, row)| best.offer(self.log_probs.row(row), beam.score));
                 best.finish().into_iter().map(|it| candidate(it.place)).collect()
             }
@@ -225,7 +226,7 @@ fn filled_up(drawn: &[u32], count: usize, len: usize) -> Vec<usize> {
     for (rank, &place) in drawn.iter().rev().enumerate() {
         ranks[place as usize] = (rank + 1) as f32;
     }
-    let mut best = TopK::new(count);
+    let mut best = TopK::new(count, len);
     best.offer(&ranks, 0.0);
     best.finish().into_iter().map(|it| it.place).collect()
 }
@@ -257,9 +258,11 @@ impl Search {
             }
         }
         let score = |it: &Candidate| if it.end.is_some() { it.score + OUT } else { it.score };
-        let mut go_on = candidates.to_vec();
-        go_on.sort_by(|a, b| score(b).total_cmp(&score(a)));
-        go_on.truncate(options.num_beams);
+        let scores: Vec<f32> = candidates.iter().map(score).collect();
+        let mut best = TopK::new(options.num_beams, scores.len());
+        best.offer(&scores, 0.0);
+        let go_on: Vec<Candidate> =
+            best.finish().into_iter().map(|it| candidates[it.place]).collect();
         self.running.advance(&go_on, first_row, score);
         go_on
     }

@@ -2,11 +2,11 @@
 
 use mlxgk_logits_processors::{Error, ErrorKind, LogitsProcessor, Result as Processed};
 use mlxgk_samplers::greedy;
+use mlxgk_torch::TopK;
 
 use super::Lookahead;
 use crate::{
     LeftPadded, LoopOutput, Result, RowEvent, RowGroup, RowId, RowOutput, TokenLoop, rows::Rows,
-    top_k::TopK,
 };
 
 /// How likelihood and novelty are weighed.
@@ -155,7 +155,7 @@ fn likeliest(scores: &[f32], count: usize) -> Processed<Vec<(u32, f32)>> {
         let what = "no token can be chosen: a score is infinitely high";
         return Err(Error::new(ErrorKind::NoTokenAllowed, what));
     }
-    let mut best = TopK::new(count);
+    let mut best = TopK::new(count, scores.len());
     best.offer(scores, 0.0);
     let probability = |score: f32| mlxgk_torch::exp(score - max) * (1.0 / sum);
     Ok(best.finish().into_iter().map(|it| (it.place as u32, probability(it.score))).collect())

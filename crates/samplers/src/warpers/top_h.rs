@@ -42,15 +42,12 @@ impl TopH {
 
 impl Warp for TopH {
     fn warp(&self, candidates: &mut Candidates) {
-        let kth = candidates.kth_highest(Self::CONSIDERED);
-        candidates.keep(move |score, _| score >= kth);
-        // Negated keys put the highest score first, and the lower id before its equals.
-        candidates.rank(|score| -score);
         let considered = Self::CONSIDERED.min(candidates.vocab());
-        let n = considered.min(candidates.len());
-        let mut logits = [0.0; Self::CONSIDERED];
-        for (logit, score) in logits.iter_mut().zip(candidates.ranked_scores()).take(n) {
+        candidates.rank_highest(considered);
+        let (mut logits, mut n) = ([0.0; Self::CONSIDERED], 0);
+        for (logit, score) in logits.iter_mut().zip(candidates.ranked_scores()) {
             *logit = score;
+            n += 1;
         }
         let (mut probs, mut terms) = ([0.0; Self::CONSIDERED], [0.0; Self::CONSIDERED]);
         let row = SparseRow { len: considered, places: Places::From(0) };
@@ -62,7 +59,7 @@ impl Warp for TopH {
             spent as f32 <= budget
         });
         let kept = affordable.count().max(1);
-        candidates.keep_ranked(|rank, _| rank < kept);
+        candidates.keep_top(kept, logits[kept - 1], considered);
     }
 }
 

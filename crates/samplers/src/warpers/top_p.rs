@@ -10,7 +10,7 @@ use crate::candidates::Candidates;
 ///
 /// HF adds up the probabilities from the least likely on and removes tokens while the sum is at
 /// most `1 - p`; the softmax runs over the sorted scores, the running sum in fp64, the comparison
-/// in fp32. Among equal scores the higher id survives.
+/// in fp32. Among equal scores those survive that `torch.sort` puts last.
 ///
 /// ```
 /// use mlxgk_samplers::{Context, LogitsProcessor, TopP};
@@ -56,14 +56,13 @@ impl Warp for TopP {
         let crossing = candidates.crossing(|score| score, (max - RANGE, max), true, mark);
         match crossing {
             Some(it) if candidates.len() - it.rank >= self.min_tokens_to_keep => {
-                candidates.keep_from(it.key, it.place);
+                let banned = candidates.vocab() - candidates.len();
+                candidates.keep_sorted_from(banned + it.rank, it.key);
             }
             _ => {
                 let kth = candidates.kth_highest(self.min_tokens_to_keep);
-                candidates.keep(move |score, _| score >= kth);
-                candidates.rank(|score| score);
-                let first = candidates.len().saturating_sub(self.min_tokens_to_keep);
-                candidates.keep_ranked(|rank, _| rank >= first);
+                let first = candidates.vocab().saturating_sub(self.min_tokens_to_keep);
+                candidates.keep_sorted_from(first, kth);
             }
         }
     }
