@@ -17,6 +17,7 @@ from tokenizers import models as tokenizer_models
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import _fixture
+import _mtp
 import _tiny
 import models
 from _cases import GREEDY, SAMPLE, ended, ends_of, record_models, settled, until_settled
@@ -136,6 +137,7 @@ def record(out: pathlib.Path) -> None:
     record_models(out, lambda model, name: recorded(model, name, out, CASES))
     record_models(out, lambda model, name: recorded(model, name, out, MORE), prefix="more-")
     record_universal(out)
+    _mtp.record(out, generate)
 
 
 def record_universal(out: pathlib.Path) -> None:

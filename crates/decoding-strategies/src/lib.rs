@@ -81,7 +81,7 @@ mod token_loop;
 
 pub use self::assisted::{
     Acceptance, AssistantOptions, AssistedLoop, CandidateGenerator, Candidates, DraftContext,
-    DraftModel, Guide, PromptLookup, Schedule, Speculative,
+    DraftModel, FinalStates, Guide, MtpDraft, PromptLookup, Schedule, Speculative,
 };
 pub use self::beam::{
     BeamOptions, BeamPath, BeamSearch, Constraint, EarlyStopping, HeapBeamSearch, Variant,

@@ -13,7 +13,6 @@ type Refusal = (&'static str, fn(&GenerationConfig) -> bool, &'static str);
 
 const NOT_YET: &[Refusal] = &[
     ("constraints", |it| it.constraints.is_none(), "a constraint other than `force_words_ids`"),
-    ("use_mtp", |it| off(it.use_mtp), "assisted generation"),
     ("is_assistant", |it| off(it.is_assistant), "assisted generation"),
     ("speculation_type", |it| it.speculation_type.is_none(), "assisted generation"),
     (
@@ -44,10 +43,10 @@ impl GenerationConfig {
     /// ```
     /// use mlxgk_generation_config::GenerationConfig;
     ///
-    /// let config = GenerationConfig { use_mtp: Some(true), ..Default::default() };
+    /// let config = GenerationConfig { is_assistant: Some(true), ..Default::default() };
     /// assert_eq!(
     ///     config.refuse_unsupported().unwrap_err().to_string(),
-    ///     "`use_mtp` is true, but assisted generation is not implemented yet",
+    ///     "`is_assistant` is true, but assisted generation is not implemented yet",
     /// );
     /// ```
     pub fn refuse_unsupported(&self) -> Result<()> {

@@ -22,7 +22,7 @@ pub enum Ability {
     Uncached,
     /// A cache that keeps a part of the text (`max_kv_size`).
     BoundedCache,
-    /// A draft model or prompt lookup.
+    /// A draft model, prompt lookup or the model's own heads (`use_mtp`).
     Assistant,
     /// `guidance_scale`.
     Guidance,
@@ -116,7 +116,7 @@ impl fmt::Display for Ability {
             ResumesCache => "a cache to resume",
             Uncached => "`use_cache` = false",
             BoundedCache => "a cache bounded by `max_kv_size`",
-            Assistant => "a draft model or prompt lookup",
+            Assistant => "a draft model, prompt lookup or `use_mtp`",
             Guidance => "`guidance_scale`",
             DolaLayers => "`dola_layers`",
             Processors => "a processor",

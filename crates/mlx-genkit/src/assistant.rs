@@ -88,7 +88,14 @@ impl<'a> From<&'a Model> for Assistant<'a> {
     }
 }
 
-/// What guesses for a request in assisted mode: the model's own first layers or prompt lookup where those are
+/// Whether the model's own heads guess: as in HF, where no other helper but a draft model is asked for.
+pub(crate) fn guesses_by_heads(config: &GenerationConfig) -> bool {
+    config.use_mtp == Some(true)
+        && config.assistant_early_exit.is_none()
+        && config.prompt_lookup_num_tokens.is_none()
+}
+
+/// What else guesses for a request in assisted mode: the model's own first layers or prompt lookup where those are
 /// asked for, as in HF. A draft's cache keeps its columns as `cache` says.
 pub(crate) fn generator<'a>(
     resolved: &Resolved,
@@ -115,7 +122,7 @@ pub(crate) fn generator<'a>(
         translation = assistant.translation(model)?;
         (assistant, cache.clone())
     } else {
-        let what = "assisted generation needs a draft model, `prompt_lookup_num_tokens` or \
+        let what = "assisted generation needs a draft model, `prompt_lookup_num_tokens`, `use_mtp` or \
                     `assistant_early_exit`";
         return Err(Error::new(ErrorKind::Request, what));
     };

@@ -1,9 +1,12 @@
 //! A model ready to use: decoder, tokenizer, chat template and generation defaults.
 
-use std::{path::Path, sync::OnceLock};
+use std::{
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
 
 use mlxgk_generation_config::{Error as FieldError, GenerationConfig, OneOrMany, read_json};
-use mlxgk_mlx_models::{ComputeDtype, Decoder};
+use mlxgk_mlx_models::{ComputeDtype, Decoder, MtpHeads};
 use mlxgk_sampling::Text;
 use mlxgk_tokenizer_bridge::{
     ChatTemplate, Error as TemplateError, ErrorKind as TemplateErrorKind, Files, SpecialIds,
@@ -24,6 +27,11 @@ pub struct Model {
     name: String,
     /// Made for the first that asks.
     fingerprint: OnceLock<String>,
+    /// Where the weights are, and whether they stay there until they are computed with; `None` for those of
+    /// the library itself.
+    weights: Option<(PathBuf, bool)>,
+    /// Loaded for the first that asks; `None` where there are none.
+    heads: OnceLock<Option<MtpHeads>>,
 }
 
 impl Model {
@@ -38,7 +46,8 @@ impl Model {
         let folder = folder.as_ref();
         let decoder = Decoder::load(folder, dtype)?;
         let files = Files::from_folder(folder)?;
-        Self::assemble(folder.display().to_string(), decoder, &files)
+        let model = Self::assemble(folder.display().to_string(), decoder, &files)?;
+        Ok(Self { weights: Some((folder.to_owned(), false)), ..model })
     }
 
     /// As [`load`](Self::load), but weights are read from the files when they are first needed: for
@@ -50,7 +59,8 @@ impl Model {
         let folder = folder.as_ref();
         let decoder = Decoder::load_lazily(folder, dtype)?;
         let files = Files::from_folder(folder)?;
-        Self::assemble(folder.display().to_string(), decoder, &files)
+        let model = Self::assemble(folder.display().to_string(), decoder, &files)?;
+        Ok(Self { weights: Some((folder.to_owned(), true)), ..model })
     }
 
     /// The small model inside the library: Qwen3-shaped, about 3 million parameters, taught to
@@ -108,6 +118,8 @@ impl Model {
             generation_config,
             name,
             fingerprint: OnceLock::new(),
+            weights: None,
+            heads: OnceLock::new(),
         })
     }
 
@@ -137,8 +149,8 @@ impl Model {
             );
             return Err(Error::new(ErrorKind::Model, what));
         }
-        let (decoder, own) = (self.decoder, self.generation_config);
-        let mut model = Self::assemble(self.name, decoder, &files)?;
+        let (decoder, own, weights) = (self.decoder, self.generation_config, self.weights);
+        let mut model = Self { weights, ..Self::assemble(self.name, decoder, &files)? };
         let ids = std::mem::replace(&mut model.generation_config, own);
         let own = &mut model.generation_config;
         own.eos_token_id = own.eos_token_id.take().or(ids.eos_token_id);
@@ -153,8 +165,9 @@ impl Model {
 
     /// The graph and its weights, to be trained or adapted.
     pub fn decoder_mut(&mut self) -> &mut Decoder {
-        // It may be another model from here on.
+        // It may be another model from here on, whose ends the heads share.
         self.fingerprint.take();
+        self.heads.take();
         &mut self.decoder
     }
 
@@ -254,6 +267,29 @@ impl Model {
         }
         let fingerprint = self.decoder.fingerprint()?;
         Ok(self.fingerprint.get_or_init(|| fingerprint))
+    }
+
+    /// The heads that guess further tokens (`use_mtp`), which are loaded for the first that asks.
+    pub(crate) fn mtp_heads(&self) -> Result<&MtpHeads> {
+        let heads = match self.heads.get() {
+            Some(heads) => heads,
+            None => {
+                let loaded = match &self.weights {
+                    None => None,
+                    Some((folder, true)) => MtpHeads::load_lazily(folder, &self.decoder)?,
+                    Some((folder, false)) => MtpHeads::load(folder, &self.decoder)?,
+                };
+                self.heads.get_or_init(|| loaded)
+            }
+        };
+        heads.as_ref().ok_or_else(|| {
+            let what = format!(
+                "`use_mtp` is true, but {} has no multi-token-prediction heads: few models are published \
+                 with them, and conversions leave them out",
+                self.name
+            );
+            Error::of_field("use_mtp", what)
+        })
     }
 
     /// The folder it was loaded from.

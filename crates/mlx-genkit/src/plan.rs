@@ -9,12 +9,13 @@ use mlxgk_generation_config::{
 };
 use mlxgk_kv_cache::{CacheOptions, KvCache, PrefixScope, PrefixStore, RowId};
 use mlxgk_logits_processors::LogitsProcessor;
-use mlxgk_mlx_models::{NoHook, ResidualHook};
+use mlxgk_mlx_models::{MtpHeads, NoHook, ResidualHook};
 use mlxgk_tokenizer_bridge::Message;
 
 use crate::{
     Abilities, Ability, Assistant, AssistedRequest, Error, ErrorKind, Generation, Model, Prompt,
     Result, Seed, TokenStream,
+    assistant::guesses_by_heads,
     attentions::AttentionRecorder,
     caches::{cache_options, check_resumed},
     healing::Healing,
@@ -59,6 +60,8 @@ pub struct Plan<'a> {
     pub(crate) hook: Box<dyn ResidualHook + 'a>,
     pub(crate) is_hooked: bool,
     pub(crate) assistant: Option<Assistant<'a>>,
+    /// The model's own heads, where those guess.
+    pub(crate) heads: Option<&'a MtpHeads>,
     pub(crate) cache: Option<KvCache>,
     pub(crate) soft_prompt: Option<Array>,
     /// How a new cache keeps its columns.
@@ -143,9 +146,10 @@ impl<'a> Plan<'a> {
             || request.steering.is_some()
             || hidden.is_some()
             || attentions.is_some();
-        // A hook without a name looks on, and has to see every token.
+        // A hook without a name looks on, and has to see every token, and so have heads.
         let looks_on = hidden.is_some()
             || attentions.is_some()
+            || guesses_by_heads(&resolved.config)
             || request.hook.as_ref().is_some_and(|it| {
                 request.steering.is_some() || it.name(RowId::default()).is_none()
             });
@@ -177,6 +181,7 @@ impl<'a> Plan<'a> {
             (resolved.num_return_sequences > 1, Ability::SeveralSequences),
             (
                 assistant.is_some()
+                    || resolved.config.use_mtp == Some(true)
                     || resolved.config.prompt_lookup_num_tokens.is_some()
                     || resolved.config.assistant_early_exit.is_some(),
                 Ability::Assistant,
@@ -197,6 +202,8 @@ impl<'a> Plan<'a> {
         let wanted: Vec<Ability> =
             wanted.into_iter().filter(|(is_wanted, _)| *is_wanted).map(|(_, it)| it).collect();
         Abilities::of(resolved.mode).check(&wanted)?;
+        let by_heads = guesses_by_heads(&resolved.config);
+        let heads = by_heads.then(|| model.mtp_heads()).transpose()?;
         let cache_options = cache_options(&resolved.cache, model)?;
         if let Some(cache) = &request.cache {
             check_resumed(cache, &cache_options)?;
@@ -251,6 +258,7 @@ impl<'a> Plan<'a> {
             hook,
             is_hooked,
             assistant,
+            heads,
             begun,
             resolved,
         })

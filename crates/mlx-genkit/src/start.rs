@@ -3,10 +3,10 @@
 use std::sync::{Arc, Mutex};
 
 use mlxgk_decoding_strategies::{
-    AssistedLoop, BeamOptions, BeamSearch, Constraint, ContinuousBatch, ContrastiveLoop,
-    ContrastiveOptions, ContrastiveSession, DEFAULT_PREFILL_CHUNK, DecoderSession, DolaLayers,
-    EarlyStopping, Guide, HeapBeamSearch, LeftPadded, Prefill, RowGroup, RowId, SampleLoop,
-    TokenLoop, Variant,
+    AssistedLoop, BeamOptions, BeamSearch, CandidateGenerator, Constraint, ContinuousBatch,
+    ContrastiveLoop, ContrastiveOptions, ContrastiveSession, DEFAULT_PREFILL_CHUNK, DecoderSession,
+    DolaLayers, EarlyStopping, FinalStates, Guide, HeapBeamSearch, LeftPadded, MtpDraft, Prefill,
+    RowGroup, RowId, SampleLoop, TokenLoop, Variant,
 };
 use mlxgk_generation_config::{self as fields, GenerationMode, Resolved};
 use mlxgk_kv_cache::KvCache;
@@ -128,6 +128,12 @@ fn begin<'a>(mut plan: Plan<'a>, answer: &mut Answer<'_>) -> Result<Box<dyn Toke
     let assistant = plan.assistant.take();
     let is_assisted = resolved.mode == GenerationMode::AssistedGeneration;
     let guide = if is_assisted { guide(&mut plan)? } else { None };
+    // What heads read is what the model leaves of this text, with all that hooks make of it.
+    let heads = plan.heads.map(|it| (it, FinalStates::default()));
+    if let Some((_, states)) = &heads {
+        let own = std::mem::replace(&mut plan.hook, Box::new(NoHook));
+        plan.hook = Box::new((own, states.clone()));
+    }
     let prompts = LeftPadded::new(&plan.prompts, plan.pad)?;
     let (mut prefill, copies, mut group) = fed(plan, RowId::new(0))?;
     answer.note_cached(prefill.cached());
@@ -138,7 +144,13 @@ fn begin<'a>(mut plan: Plan<'a>, answer: &mut Answer<'_>) -> Result<Box<dyn Toke
     Ok(match resolved.mode {
         GenerationMode::AssistedGeneration => {
             let prompt = &prompts.rows()[0];
-            let generator = generator(&resolved, model, assistant, prompt, &drafts_cache)?;
+            let chunk = resolved.prefill_chunk_size.unwrap_or(DEFAULT_PREFILL_CHUNK);
+            let generator: Box<dyn CandidateGenerator + 'a> = match heads {
+                Some((heads, states)) => {
+                    Box::new(MtpDraft::new(heads, states, prompt.len()).chunk(chunk))
+                }
+                None => generator(&resolved, model, assistant, prompt, &drafts_cache)?,
+            };
             let weight = resolved.config.assistant_ensemble_weight;
             let it = AssistedLoop::new(session(prefill)?, generator, prompt, group);
             Box::new(it.ensemble_weight(weight).guide(guide))

@@ -244,9 +244,13 @@ fn what_does_not_go_together_is_refused() {
     check_refused(
         &same,
         request(beams.clone()).assistant(&same),
-        "a draft model or prompt lookup is not",
+        "a draft model, prompt lookup or `use_mtp` is not",
     );
-    check_refused(&same, request(lookup(beams.clone())), "a draft model or prompt lookup is not");
+    check_refused(
+        &same,
+        request(lookup(beams.clone())),
+        "a draft model, prompt lookup or `use_mtp` is not",
+    );
     let weight = GenerationConfig { assistant_ensemble_weight: Some(0.5), ..greedy(4) };
     check_refused(&same, request(lookup(weight)), "`assistant_ensemble_weight`");
     let guided = GenerationConfig { guidance_scale: Some(2.0), ..greedy(4) };
@@ -263,7 +267,11 @@ fn what_does_not_go_together_is_refused() {
         request(early(1, guided.clone())),
         "`assistant_early_exit` is not available",
     );
-    check_refused(&same, request(early(1, beams.clone())), "a draft model or prompt lookup is not");
+    check_refused(
+        &same,
+        request(early(1, beams.clone())),
+        "a draft model, prompt lookup or `use_mtp` is not",
+    );
     check_refused(
         &same,
         request(guided).cache(same.decoder().new_cache(1)),

@@ -144,6 +144,17 @@ impl Naming {
         })
     }
 
+    /// Heads for predicting further tokens that are beside the language model, as a plain text model has them:
+    /// under `mtp.`. They lie beside its body or, in mlx-vlm's layout, beside it in the same part.
+    pub(crate) fn heads(self, tensors: &Tensors) -> Tensors {
+        let plain = |name: &str| {
+            let inner = name.strip_prefix("language_model.").unwrap_or(name);
+            inner.starts_with("mtp.").then(|| inner.to_owned())
+        };
+        let found = tensors.iter().filter(|(name, _)| self.plain(name).is_none());
+        found.filter_map(|(name, it)| Some((plain(name)?, it.clone()))).collect()
+    }
+
     /// The tensors under the names of a plain text model. Of a multimodal checkpoint the rest is left
     /// out and named; in any other it stays under its own names, for the loader to refuse.
     pub(crate) fn language_model(

@@ -183,6 +183,17 @@ impl Config {
         self
     }
 
+    /// The same object with other values of fields of the language model, which a wrapper has in its
+    /// `text_config`.
+    pub(crate) fn with_text_fields<const N: usize>(mut self, fields: [(&str, Value); N]) -> Self {
+        let of_text = match self.fields.get_mut("text_config") {
+            Some(Value::Object(text)) => text,
+            _ => &mut self.fields,
+        };
+        of_text.extend(fields.map(|(key, value)| (key.to_owned(), value)));
+        self
+    }
+
     /// An object without fields, for a dictionary that may be left out.
     pub(crate) fn empty(&self, key: &str) -> Self {
         let name = format!("{}: `{key}`", self.name);

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// A token table, and what is done to its rows.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Embedding {
     table: Linear,
     /// In the compute dtype: HF rounds the factor to the weights' dtype before multiplying.

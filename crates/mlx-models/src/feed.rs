@@ -313,12 +313,20 @@ impl Decoder {
             let what = "a batch needs rows of one length, with at least one token each";
             return Err(Error::new(ErrorKind::Tokens, what));
         }
-        let vocab = self.dims.vocab;
-        if let Some(id) = rows.iter().flat_map(|row| *row).find(|&&id| id as usize >= vocab) {
-            let what = format!("token id {id} is outside the vocabulary of {vocab}");
-            return Err(Error::new(ErrorKind::Tokens, what));
-        }
+        rows.iter().try_for_each(|row| self.check_ids(row))?;
         Ok(rows.iter().map(|row| row.iter().copied().map(Column::Token).collect()).collect())
+    }
+
+    /// Refuses ids outside the vocabulary, which MLX does not check.
+    pub(crate) fn check_ids(&self, tokens: &[u32]) -> Result<()> {
+        let vocab = self.dims.vocab;
+        match tokens.iter().find(|&&id| id as usize >= vocab) {
+            None => Ok(()),
+            Some(id) => {
+                let what = format!("token id {id} is outside the vocabulary of {vocab}");
+                Err(Error::new(ErrorKind::Tokens, what))
+            }
+        }
     }
 }
 

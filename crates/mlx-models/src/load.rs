@@ -87,12 +87,17 @@ pub(crate) fn assemble(
     blocks: Vec<Box<dyn Block>>,
     options: DecoderOptions,
 ) -> Result<Decoder> {
-    let table = weights.linear("model.embed_tokens", dims.vocab, dims.hidden, false)?;
-    let head = weights.head(&dims, &table)?;
     let dtype = weights.dtype();
-    let embedding_norm = options.embedding_norm.then(|| weights.unit_norm(dims.hidden, dims.eps));
-    let embedding =
-        Embedding::new(table, options.embedding_scale, dtype)?.normed(embedding_norm.transpose()?);
+    let (embedding, head) = match weights.shared_ends() {
+        Some(shared) => shared,
+        None => {
+            let table = weights.linear("model.embed_tokens", dims.vocab, dims.hidden, false)?;
+            let head = weights.head(&dims, &table)?;
+            let norm = options.embedding_norm.then(|| weights.unit_norm(dims.hidden, dims.eps));
+            let embedding = Embedding::new(table, options.embedding_scale, dtype)?;
+            (embedding.normed(norm.transpose()?), head)
+        }
+    };
     let skipped = weights.finish()?;
     Ok(Decoder {
         model_type: model_type.to_owned(),

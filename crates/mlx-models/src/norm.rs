@@ -54,6 +54,11 @@ impl RmsNorm {
         Ok(Self { path: format!("{path}.weight"), stored, bias, form, eps, backend, computed })
     }
 
+    /// What the checkpoint stores as its weight.
+    pub(crate) fn form(&self) -> NormWeight {
+        self.form
+    }
+
     pub(crate) fn forward(&self, x: &Array) -> MlxResult<Array> {
         if !matches!(self.form, NormWeight::Centred | NormWeight::CentredBias) {
             return self.computed.forward(x);

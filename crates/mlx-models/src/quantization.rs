@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The `quantization` of a config, or its copy in `quantization_config`.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Scheme(Option<(&'static str, Config)>);
 
 const KEYS: [&str; 2] = ["quantization", "quantization_config"];

@@ -14,6 +14,7 @@ use crate::{
     backend::Backend,
     checkpoint::{Naming, Skipped, Tensors},
     config::{Config, Dims},
+    embedding::Embedding,
     experts::{Experts, Layout},
     foreign,
     input::quoted,
@@ -27,7 +28,7 @@ use crate::{
 };
 
 /// A checkpoint being taken apart.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Weights {
     /// What errors call the checkpoint.
     name: String,
@@ -42,6 +43,21 @@ pub(crate) struct Weights {
     backend: Backend,
     /// Whether weights stay in their files until they are computed with.
     is_lazy: bool,
+    of_head: Option<OfHead>,
+}
+
+/// That weights are those of a head for predicting further tokens: a model of one layer, which shares what is
+/// around the layers with the model it belongs to.
+#[derive(Debug, Clone)]
+pub(crate) struct OfHead {
+    /// Stands for `model.layers.0`.
+    pub(crate) block: String,
+    /// Stands for `model.norm`.
+    pub(crate) norm: String,
+    pub(crate) embedding: Embedding,
+    pub(crate) head: Option<Linear>,
+    /// How the checkpoint stores the weights of norms.
+    pub(crate) form: NormWeight,
 }
 
 impl Weights {
@@ -52,10 +68,33 @@ impl Weights {
         config: &Config,
         dtype: Option<Dtype>,
     ) -> Result<Self> {
+        Self::of_parts(name, tensors, config, dtype, false)
+    }
+
+    /// As [`new`](Self::new), but of what a multimodal checkpoint has beside the language model, heads for
+    /// predicting further tokens are not left out.
+    pub(crate) fn with_heads(
+        name: String,
+        tensors: Tensors,
+        config: &Config,
+        dtype: Option<Dtype>,
+    ) -> Result<Self> {
+        Self::of_parts(name, tensors, config, dtype, true)
+    }
+
+    fn of_parts(
+        name: String,
+        tensors: Tensors,
+        config: &Config,
+        dtype: Option<Dtype>,
+        with_heads: bool,
+    ) -> Result<Self> {
         let tensors = foreign::adopt(&name, config, tensors)?;
         let scheme = Scheme::read(config)?;
         let naming = Naming::of(&tensors);
-        let (tensors, skipped) = naming.language_model(tensors, config.has("text_config"));
+        let heads = if with_heads { naming.heads(&tensors) } else { Tensors::new() };
+        let (mut tensors, skipped) = naming.language_model(tensors, config.has("text_config"));
+        tensors.extend(heads);
         let stored = || {
             // Of packed weights the scales are in it, but for modes that keep those as u8.
             let names =
@@ -65,12 +104,56 @@ impl Weights {
         };
         let dtype = dtype.unwrap_or_else(stored);
         let backend = Backend::new(dtype)?;
-        Ok(Self { name, tensors, naming, skipped, scheme, dtype, backend, is_lazy: false })
+        let (is_lazy, of_head) = (false, None);
+        Ok(Self { name, tensors, naming, skipped, scheme, dtype, backend, is_lazy, of_head })
     }
 
     /// Leaves weights in their files until they are computed with.
     pub(crate) fn lazy(self, is_lazy: bool) -> Self {
         Self { is_lazy, ..self }
+    }
+
+    /// The tensors of one part alone, by the beginning of their names.
+    pub(crate) fn only(&self, part: &str) -> Self {
+        let mut alone = self.clone();
+        alone.tensors.retain(|name, _| is_inside(name, part));
+        alone
+    }
+
+    /// Makes of the weights of a head those of a model of one layer.
+    pub(crate) fn of_head(self, of: OfHead) -> Self {
+        Self { of_head: Some(of), ..self }
+    }
+
+    /// Whether a part has tensors.
+    pub(crate) fn has_part(&self, part: &str) -> bool {
+        self.tensors.keys().any(|name| is_inside(name, part))
+    }
+
+    /// What errors call the checkpoint.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where the block of a layer is: `model.layers.3`.
+    pub(crate) fn block(&self, layer: usize) -> String {
+        let of_head = self.of_head.as_ref().map(|it| it.block.clone());
+        of_head.unwrap_or_else(|| format!("model.layers.{layer}"))
+    }
+
+    /// Where the norm behind the blocks is, which the family has at `usual`.
+    pub(crate) fn last_norm(&self, usual: &str) -> String {
+        self.of_head.as_ref().map_or_else(|| usual.to_owned(), |it| it.norm.clone())
+    }
+
+    /// Of a head's weights, how the model that it belongs to stores those of its norms.
+    pub(crate) fn form_of_model(&self) -> Option<NormWeight> {
+        self.of_head.as_ref().map(|it| it.form)
+    }
+
+    /// Of a head's weights, the embedding and the head of the model that it belongs to.
+    pub(crate) fn shared_ends(&self) -> Option<(Embedding, Option<Linear>)> {
+        self.of_head.as_ref().map(|it| (it.embedding.clone(), it.head.clone()))
     }
 
     /// The dtype that floats are converted to.
@@ -381,11 +464,13 @@ impl Weights {
     }
 
     /// Leaves out the tensors of a part that the graph does without, such as `model.layers.61`, and names
-    /// it among those that were skipped.
+    /// it among those that were skipped. Of a head's weights nothing is left out: other parts are gone.
     pub(crate) fn leave_out(&mut self, part: &str) {
+        if self.of_head.is_some() {
+            return;
+        }
         let before = self.tensors.len();
-        let inside = |name: &str| name.strip_prefix(part).is_some_and(|it| it.starts_with('.'));
-        self.tensors.retain(|name, _| !inside(name));
+        self.tensors.retain(|name, _| !is_inside(name, part));
         match before - self.tensors.len() {
             0 => {}
             tensors => self.skipped.push(Skipped { part: part.to_owned(), tensors }),
@@ -451,4 +536,9 @@ impl Weights {
             }
         }
     }
+}
+
+/// Whether a tensor belongs to a part: `mtp.norm.weight` to `mtp`.
+fn is_inside(tensor: &str, part: &str) -> bool {
+    tensor.strip_prefix(part).is_some_and(|it| it.starts_with('.'))
 }

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use mlx_genkit::{Assistant, GenerationConfig, Model, Sequence};
+use mlx_genkit::{Assistant, Generation, GenerationConfig, Model, Sequence};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -54,6 +54,8 @@ struct Case {
     transition_scores: Vec<Vec<Option<f64>>>,
     normalized_scores: Vec<Vec<Option<f64>>>,
     logits: Vec<Vec<Option<f64>>>,
+    /// How many passes of the model it took, where the model's own heads guess.
+    passes: Option<usize>,
 }
 
 impl Case {
@@ -70,13 +72,22 @@ impl Case {
             }
         };
         let guided = config.guidance_scale.is_some();
-        let helped = helper.is_some() || config.prompt_lookup_num_tokens.is_some();
-        let ours = self.run(model, config.clone(), helper)?;
+        let helped = helper.is_some()
+            || config.prompt_lookup_num_tokens.is_some()
+            || config.use_mtp == Some(true);
+        let weighed = config.assistant_ensemble_weight.is_some();
+        let Generation { sequences: ours, acceptance, .. } =
+            self.run(model, config.clone(), helper)?;
         self.asked.compare(&ours)?;
-        if helped && !guided && self.asked.seed.is_none() {
+        let passes = acceptance.map(|it| it.turns);
+        if self.passes.is_some_and(|theirs| passes != Some(theirs)) {
+            return Err(format!("{passes:?} passes instead of {:?}", self.passes));
+        }
+        if helped && !guided && !weighed && self.asked.seed.is_none() {
             config.prompt_lookup_num_tokens = None;
             config.assistant_early_exit = None;
-            let alone = self.run(model, config, None)?;
+            config.use_mtp = None;
+            let alone = self.run(model, config, None)?.sequences;
             self.asked.compare(&alone).map_err(|what| format!("without help, {what}"))?;
         }
         self.compare_scores(&ours, guided)
@@ -87,14 +98,14 @@ impl Case {
         model: &Model,
         config: GenerationConfig,
         helper: Option<Assistant<'_>>,
-    ) -> Result<Vec<Sequence>, String> {
+    ) -> Result<Generation, String> {
         let negative = self.negative_prompts.iter().flatten().cloned();
         let request = self.asked.request(config).negative_prompts(negative);
         let generation = match helper {
             Some(helper) => model.generate(request.assistant(helper)),
             None => model.generate(request),
         };
-        Ok(generation.map_err(|e| e.to_string())?.sequences)
+        generation.map_err(|e| e.to_string())
     }
 
     fn compare_scores(&self, ours: &[Sequence], guided: bool) -> Outcome {

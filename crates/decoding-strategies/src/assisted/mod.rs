@@ -1,8 +1,9 @@
 //! Assisted decoding: something cheap guesses several tokens ahead, the model checks them in one pass.
 //!
 //! The pieces: a [`CandidateGenerator`] guesses, [`PromptLookup`] by finding the last words earlier
-//! in the text, [`DraftModel`] by asking a smaller model; [`AssistedLoop`] checks; a [`Speculative`]
-//! model is one that can take several tokens at once and take them back.
+//! in the text, [`DraftModel`] by asking a smaller model, [`MtpDraft`] by the model's own heads for
+//! further tokens; [`AssistedLoop`] checks; a [`Speculative`] model is one that can take several
+//! tokens at once and take them back.
 //!
 //! The outcome is the model's own. Greedily, a guess is accepted as long as it is what the model would
 //! have chosen. Drawn from a draft model's distribution `q`, it is accepted with probability
@@ -13,7 +14,9 @@
 mod assisted_loop;
 mod candidates;
 mod draft_model;
+mod final_states;
 mod guide;
+mod mtp_draft;
 mod prompt_lookup;
 mod speculative_sampler;
 
@@ -24,7 +27,9 @@ use crate::{LanguageModel, Result};
 pub use self::assisted_loop::{Acceptance, AssistedLoop};
 pub use self::candidates::{CandidateGenerator, Candidates, DraftContext};
 pub use self::draft_model::{AssistantOptions, DraftModel, Schedule};
+pub use self::final_states::FinalStates;
 pub use self::guide::Guide;
+pub use self::mtp_draft::MtpDraft;
 pub use self::prompt_lookup::PromptLookup;
 
 /// A model with one row that takes several tokens at once, and takes them back.

@@ -56,6 +56,7 @@ use crate::{
     input::shortened,
     load,
     mlp::{GatedMlp, MlpOptions},
+    mtp::HeadPlace,
     norm::NormWeight,
     rope::{Rope, RopeParameters},
     self_attention::{AttentionOptions, SelfAttention},
@@ -131,6 +132,22 @@ const FAMILIES: &[(&str, Build, &str)] = &[
     ("starcoder2", starcoder2::build, HF),
 ];
 
+/// Where checkpoints of these have heads for predicting further tokens, if they do.
+const HEADS: &[(&str, HeadPlace)] = &[
+    ("deepseek_v3", HeadPlace::Behind),
+    ("glm4_moe", HeadPlace::Behind),
+    ("glm4_moe_lite", HeadPlace::Behind),
+    ("kimi_k2", HeadPlace::Behind),
+    ("mellum", HeadPlace::Apart { attention: "sliding_attention" }),
+    ("qwen3_5", QWEN_HEAD),
+    ("qwen3_5_moe", QWEN_HEAD),
+    ("qwen3_5_moe_text", QWEN_HEAD),
+    ("qwen3_5_text", QWEN_HEAD),
+    ("qwen3_next", QWEN_HEAD),
+];
+
+const QWEN_HEAD: HeadPlace = HeadPlace::Apart { attention: "full_attention" };
+
 /// An architecture that can be loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -178,6 +195,12 @@ fn find(config: &Config) -> Result<Build> {
             ),
         )
     })
+}
+
+/// Where checkpoints of the config's `model_type` have heads for predicting further tokens.
+pub(crate) fn head_place(config: &Config) -> Result<Option<HeadPlace>> {
+    let model_type = config.str("model_type")?;
+    Ok(HEADS.iter().find(|(name, _)| Some(*name) == model_type).map(|(_, place)| *place))
 }
 
 /// Refuses an unknown `model_type`.
@@ -231,9 +254,13 @@ fn assemble_before(
     mut block: impl FnMut(&mut Weights, &str, usize) -> Result<Box<dyn Block>>,
 ) -> Result<Decoder> {
     let blocks = (0..dims.layers)
-        .map(|layer| block(&mut weights, &format!("model.layers.{layer}"), layer))
+        .map(|layer| {
+            let at = weights.block(layer);
+            block(&mut weights, &at, layer)
+        })
         .collect::<Result<Vec<_>>>()?;
-    let norm = weights.norm(norm, dims.hidden, dims.eps, form)?;
+    let norm = weights.last_norm(norm);
+    let norm = weights.norm(&norm, dims.hidden, dims.eps, form)?;
     load::assemble(model_type, dims, weights, norm, blocks, options)
 }
 

@@ -168,6 +168,9 @@ fn delta_heads(config: &Config, fused: bool) -> Result<DeltaHeads> {
 
 /// How the file keeps the weights of its norms, which its convolutions tell.
 fn norm_weights(weights: &Weights, is_linear: &[bool]) -> NormWeight {
+    if let Some(form) = weights.form_of_model() {
+        return form;
+    }
     let convolution = is_linear.iter().position(|it| *it).and_then(|layer| {
         weights.shape(&format!("model.layers.{layer}.linear_attn.conv1d.weight"))
     });

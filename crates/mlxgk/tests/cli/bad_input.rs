@@ -385,7 +385,8 @@ fn generation_configs() {
         (r#"{"bad_words_ids": [[999]]}"#, vec!["`bad_words_ids` names token 999"]),
         (r#"{"sequence_bias": [[[999], 1.0]]}"#, vec!["`sequence_bias` names token 999"]),
         (r#"{"prefill_chunk_size": 0}"#, vec!["`prefill_chunk_size` must be at least 1"]),
-        (r#"{"use_mtp": true}"#, vec!["`use_mtp`", "not implemented yet"]),
+        (r#"{"use_mtp": true}"#, vec!["`use_mtp` is true", "no multi-token-prediction heads"]),
+        (r#"{"is_assistant": true}"#, vec!["`is_assistant`", "not implemented yet"]),
         (r#"{"force_words_ids": [[5]]}"#, vec!["`force_words_ids`", "set --num-beams"]),
         (
             r#"{"force_words_ids": [[[5, 6], [5]]], "num_beams": 2}"#,
