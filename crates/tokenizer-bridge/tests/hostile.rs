@@ -96,6 +96,51 @@ fn templates_that_make_too_much() {
     refused(&format!("{{% for i in range(90000) %}}{spaces}{{% endfor %}}"));
 }
 
+/// One instruction may look at a long value, and be run again and again.
+#[test]
+fn templates_that_look_at_much() {
+    let lists = "{% set l = range(50000) | list %}{% set m = range(50000) | list %}";
+    let texts = "{% set s = 'a ' * 5000000 %}{% set t = 'a ' * 5000000 %}";
+    let loops = |values: &str, looks: &str| {
+        format!("{values}{{% for i in range(90000) %}}{{{{ {looks} }}}}{{% endfor %}}")
+    };
+    for looks in [
+        "l | reverse | first",
+        "l[::-1] | length",
+        "(l)[::-1] | length",
+        "l | sum",
+        "l.index(49999)",
+        "l.count(3)",
+        "l is eq m",
+        "l == m",
+        "50001 in l",
+        "50001 is in(l)",
+    ] {
+        refused(&loops(lists, looks));
+    }
+    for looks in [
+        "s | length",
+        "s | upper | length",
+        "s | trim | length",
+        "s[1:] | length",
+        "s.count('b')",
+        "s.find('b')",
+        "s | int",
+        "s | e | length",
+        "s | safe | length",
+        "s is lower",
+        "s.split('b') | length",
+        "s.partition('b') | length",
+        "s == t",
+        "i == s == t",
+        "'b' not in s",
+        "[s][0] == t",
+        "{s: 1} | length",
+    ] {
+        refused(&loops(texts, looks));
+    }
+}
+
 #[test]
 fn sources_that_nest_too_deep() {
     let deep = |open: &str, inner: &str, close: &str| {
@@ -148,6 +193,12 @@ fn operators_are_those_of_python() {
     for (source, expected) in [
         ("{{ 'a' ~ 1.0 ~ 1e20 ~ none ~ [1, 'x'] }}", "a1.01e+20None[1, 'x']"),
         ("{{ ('a' ~ 'b') ~ ('c' ~ ('d')) }}", "abcd"),
+        ("{{ (messages)[1:][0]['content'][::-1] | upper | lower }}", "oh"),
+        (
+            "{{ (messages[0].role == messages[(1)].role, 'o' in (messages[1].content)) }}",
+            "(False, True)",
+        ),
+        ("{{ 'H' not in messages[0].content or messages is eq(messages) }}", "True"),
         ("{{ 1 + 2 * 3 + (4 * (5 + 1)) }}", "31"),
         ("{{ true + 1 }} {{ 1 + 0.5 }} {{ 2 * 1.5 }}", "2 1.5 3.0"),
         ("{{ 'ab' * 2 + 3 * 'c' }}", "ababccc"),

@@ -13,46 +13,72 @@ use super::python::{Str, as_float};
 const TEXT: usize = 32 << 20;
 /// Items of lists that a rendering may make or look at, in all.
 const ITEMS: usize = 4 << 20;
+/// Bytes of texts and lists that filters, comparisons and methods may look at, in all, beside 128 times
+/// what it is given.
+const SEEN: usize = 128 << 20;
+/// What an item of a list counts as, in bytes.
+const ITEM: usize = 16;
 /// Instructions that a rendering may run.
 pub(super) const FUEL: u64 = 3_000_000;
 /// How deep what a namespace keeps may be nested.
 const DEEPEST: usize = 64;
 
+/// What is left of an account.
+#[derive(Clone, Copy)]
+struct Left {
+    text: usize,
+    items: usize,
+    seen: usize,
+}
+
 thread_local! {
-    static LEFT: Cell<(usize, usize)> = const { Cell::new((usize::MAX, usize::MAX)) };
+    static LEFT: Cell<Left> =
+        const { Cell::new(Left { text: usize::MAX, items: usize::MAX, seen: usize::MAX }) };
 }
 
 /// Runs a rendering under an account of its own; `given` are the bytes of its variables.
 pub(super) fn within<T>(given: usize, work: impl FnOnce() -> T) -> T {
-    struct Restore((usize, usize));
+    struct Restore(Left);
     impl Drop for Restore {
         fn drop(&mut self) {
             LEFT.set(self.0);
         }
     }
-    let outer = LEFT.replace((TEXT.saturating_add(given.saturating_mul(8)), ITEMS));
-    let _restore = Restore(outer);
+    let beside = |least: usize, times: usize| least.saturating_add(given.saturating_mul(times));
+    let left = Left { text: beside(TEXT, 8), items: ITEMS, seen: beside(SEEN, 128) };
+    let _restore = Restore(LEFT.replace(left));
     work()
+}
+
+/// Takes so much from one part of the account.
+fn take(
+    part: impl FnOnce(&mut Left) -> &mut usize,
+    count: usize,
+    beyond: &'static str,
+) -> Result<(), Error> {
+    let mut left = LEFT.get();
+    let part = part(&mut left);
+    *part =
+        part.checked_sub(count).ok_or_else(|| Error::new(ErrorKind::InvalidOperation, beyond))?;
+    LEFT.set(left);
+    Ok(())
 }
 
 /// Takes bytes of text from the account.
 pub(super) fn text(bytes: usize) -> Result<(), Error> {
-    let (texts, items) = LEFT.get();
-    let left = texts.checked_sub(bytes).ok_or_else(|| {
-        Error::new(ErrorKind::InvalidOperation, "the template makes too much text")
-    })?;
-    LEFT.set((left, items));
-    Ok(())
+    take(|it| &mut it.text, bytes, "the template makes too much text")
 }
 
 /// Takes items of lists from the account.
 pub(super) fn items(count: usize) -> Result<(), Error> {
-    let (texts, items) = LEFT.get();
-    let left = items.checked_sub(count).ok_or_else(|| {
-        Error::new(ErrorKind::InvalidOperation, "the template makes lists that are too long")
-    })?;
-    LEFT.set((texts, left));
-    Ok(())
+    take(|it| &mut it.items, count, "the template makes lists that are too long")
+}
+
+/// Takes a value that is looked at from the account.
+pub(super) fn seen(it: &Value) -> Result<(), Error> {
+    let bytes = it.as_str().map(str::len);
+    let bytes = bytes.or_else(|| it.len().map(|it| it.saturating_mul(ITEM))).unwrap_or(0);
+    take(|it| &mut it.seen, bytes, "the template looks at long texts or lists too often")
 }
 
 /// A value as `str()` writes it, counted while it is written: a small value may print as a long text.
@@ -85,8 +111,11 @@ pub(super) fn add_to(environment: &mut minijinja::Environment<'_>) {
         if it.is_none() {
             return Err(invalid("'NoneType' object is not iterable"));
         }
+        seen(it)?;
         Ok(it.clone())
     });
+    environment.add_function("__mlxgk_seen", looked_at);
+    environment.add_filter("__mlxgk_seen", looked_at);
     environment.add_function("__mlxgk_keep", |it: &Value| {
         keep(it, 0)?;
         Ok::<_, Error>(it.clone())
@@ -95,6 +124,11 @@ pub(super) fn add_to(environment: &mut minijinja::Environment<'_>) {
         text(bytes)?;
         Ok::<_, Error>("")
     });
+}
+
+fn looked_at(it: &Value) -> Result<Value, Error> {
+    seen(it)?;
+    Ok(it.clone())
 }
 
 fn invalid(what: impl Into<String>) -> Error {

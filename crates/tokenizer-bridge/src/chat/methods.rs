@@ -19,6 +19,7 @@ pub(super) fn call(
     method: &str,
     args: &[Value],
 ) -> Result<Value, Error> {
+    args.iter().chain([value]).try_for_each(budget::seen)?;
     let made = match (value.kind(), value.as_str()) {
         (_, Some(text)) if value.is_safe() => safe_method(text, method, args),
         (_, Some(text)) => string_method(text, method, args),

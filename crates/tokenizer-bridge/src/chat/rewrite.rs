@@ -10,6 +10,8 @@
 //! | `a ~ b`, `a + b`, `a * b` | `__mlxgk_join(a , b)`, `__mlxgk_add(a , b)`, `__mlxgk_multiply(a , b)` |
 //! | `{% for x in items %}` | `{% for x in __mlxgk_items(items) %}` |
 //! | `{% set ns.x = value %}` | `{% set ns.x = __mlxgk_keep(value) %}` |
+//! | `a\|filter` | `a\|__mlxgk_seen\|filter` |
+//! | `a == b`, `a in b`, `a[2:]` | `__mlxgk_seen(a) == __mlxgk_seen(b)`, `a in __mlxgk_seen(b)`, `__mlxgk_seen(a)[2:]` |
 //! | a long text | the same with `{{ __mlxgk_count(length) }}` in its middle |
 //!
 //! No line is added, so errors name the lines of the source. Before anything is parsed the source is
@@ -238,6 +240,7 @@ impl Edits<'_> {
         match it {
             Expr::Var(_) | Expr::Const(_) => {}
             Expr::Slice(it) => {
+                self.seen(&it.expr);
                 self.expression(&it.expr);
                 [&it.start, &it.stop, &it.step].into_iter().flatten().for_each(|it| {
                     self.expression(it);
@@ -246,28 +249,48 @@ impl Edits<'_> {
             Expr::UnaryOp(it) => self.expression(&it.expr),
             Expr::BinOp(binary) => {
                 self.operator(binary, it.span());
+                self.compared(binary);
                 self.expression(&binary.left);
                 self.expression(&binary.right);
             }
             Expr::Compare(it) => {
-                self.expression(&it.expr);
-                it.ops.iter().for_each(|it| self.expression(&it.expr));
+                for side in std::iter::once(&it.expr).chain(it.ops.iter().map(|it| &it.expr)) {
+                    self.seen(side);
+                    self.expression(side);
+                }
             }
             Expr::IfExpr(it) => {
                 self.expression(&it.test_expr);
                 self.expression(&it.true_expr);
                 it.false_expr.iter().for_each(|it| self.expression(it));
             }
-            Expr::Filter(it) => {
-                it.expr.iter().for_each(|it| self.expression(it));
-                self.arguments(&it.args);
+            Expr::Filter(filter) => {
+                if let Some(operand) = &filter.expr {
+                    // The span begins at the filter's name.
+                    let name = it.span().start_offset as usize;
+                    self.list.push((name, 0, format!("{PREFIX}_seen|")));
+                    self.expression(operand);
+                }
+                self.arguments(&filter.args);
             }
             Expr::Test(it) => {
+                // Others look at the kind of a value alone.
+                if !it.args.is_empty() || matches!(it.name, "lower" | "upper") {
+                    self.seen(&it.expr);
+                }
+                for arg in &it.args {
+                    if let ast::CallArg::Pos(arg) = arg {
+                        self.seen(arg);
+                    }
+                }
                 self.expression(&it.expr);
                 self.arguments(&it.args);
             }
             Expr::GetAttr(it) => self.expression(&it.expr),
             Expr::GetItem(it) => {
+                if !is_text(&it.subscript_expr) {
+                    self.seen(&it.expr);
+                }
                 self.expression(&it.expr);
                 self.expression(&it.subscript_expr);
             }
@@ -277,7 +300,10 @@ impl Edits<'_> {
             }
             Expr::List(it) => it.items.iter().for_each(|it| self.expression(it)),
             Expr::Tuple(it) => it.items.iter().for_each(|it| self.expression(it)),
-            Expr::Map(it) => it.keys.iter().chain(&it.values).for_each(|it| self.expression(it)),
+            Expr::Map(it) => {
+                it.keys.iter().for_each(|it| self.seen(it));
+                it.keys.iter().chain(&it.values).for_each(|it| self.expression(it));
+            }
         }
     }
 
@@ -294,6 +320,30 @@ impl Edits<'_> {
         let Some(operator) = operator.filter(|it| it.kind == kind) else { return };
         self.list.push((operator.start, operator.end - operator.start, ",".to_owned()));
         self.call(name, span.start_offset as usize, span.end_offset as usize);
+    }
+
+    /// What a comparison looks at. One with a text of the template takes no longer than that is.
+    fn compared(&mut self, it: &ast::BinOp<'_>) {
+        use ast::BinOpKind::{Eq, Gt, Gte, In, Lt, Lte, Ne};
+        match it.op {
+            In => self.seen(&it.right),
+            Eq | Ne | Lt | Lte | Gt | Gte if ![&it.left, &it.right].into_iter().any(is_text) => {
+                self.seen(&it.left);
+                self.seen(&it.right);
+            }
+            _ => {}
+        }
+    }
+
+    /// Counts what an operation looks at, where that is a variable or a part of one; whatever else a
+    /// template makes has been counted by then.
+    fn seen(&mut self, it: &ast::Expr<'_>) {
+        let Some(start) = beginning(it) else { return };
+        let end = it.span().end_offset as usize;
+        let within = &self.tokens[self.token(start)..self.token(end)];
+        if within.iter().map(bracket).sum::<i32>() == 0 {
+            self.call("seen", start, end);
+        }
     }
 
     /// What a loop goes through.
@@ -334,6 +384,24 @@ impl Edits<'_> {
             self.list.push((start + at, 0, call));
         }
     }
+}
+
+/// Where a variable and what is looked up in it begin.
+fn beginning(it: &ast::Expr<'_>) -> Option<usize> {
+    use ast::Expr;
+    match it {
+        Expr::Var(it) => Some(it.span().start_offset as usize),
+        Expr::GetAttr(it) => beginning(&it.expr),
+        Expr::GetItem(it) => beginning(&it.expr),
+        Expr::Slice(it) => beginning(&it.expr),
+        Expr::Call(it) => beginning(&it.expr),
+        _ => None,
+    }
+}
+
+/// Whether an expression is a text that stands in the template.
+fn is_text(it: &ast::Expr<'_>) -> bool {
+    matches!(it, ast::Expr::Const(it) if it.value.as_str().is_some())
 }
 
 fn bracket(it: &Lexeme) -> i32 {
