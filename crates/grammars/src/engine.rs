@@ -161,6 +161,30 @@ pub(crate) fn sentence(message: &str) -> String {
     if has("NoExtensionBias") || has("no tokens allowed") {
         return "no token of the vocabulary continues it".to_owned();
     }
+    if has("number too large to fit") {
+        return "a number in it is too large".to_owned();
+    }
+    if has("lookarounds not supported") {
+        return "`^`, `$`, `\\b` and their like are supported only as `^` at the beginning and `$` at the \
+                end of an expression"
+            .to_owned();
+    }
+    if let Some((_, rest)) = line.split_once("Resource '")
+        && let Some((name, _)) = rest.split_once("' is not present")
+    {
+        let name = shortened(name);
+        return format!(
+            "`$ref` leads to {name:?}, and only references within the schema are followed"
+        );
+    }
+    if let Some((_, rest)) = line.split_once("Invalid URI reference '")
+        && let Some((name, _)) = rest.split_once("': ")
+    {
+        return format!("`$ref` {:?} is not a reference", shortened(name));
+    }
+    if has("Unsatisfiable schema: Regex is empty") {
+        return "no value can satisfy it: what it asks of a text excludes itself".to_owned();
+    }
     let large =
         ["too big", "too large", "fuel", "precomputation", "TooComplex", "too complex", "too many"];
     if large.iter().any(|it| has(it)) || has("lexer states") || has("Too many") {

@@ -188,6 +188,20 @@ fn places_are_named() {
         schema(&json!({"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 3}]})),
         &["`oneOf`", "`anyOf`"],
     );
+    refused(
+        schema(&json!({"type": "array", "items": {"$ref": "http://example.com/a.json"}})),
+        &["`/items`", "`$ref`", "\"http://example.com/a.json\"", "within the schema"],
+    );
+    refused(schema(&json!({"$ref": "#/%ZZ"})), &["`$ref` \"#/%ZZ\" is not a reference"]);
+    refused(
+        schema(&json!({"type": "string", "format": "uuid", "maxLength": 3})),
+        &["no value can satisfy it", "excludes itself"],
+    );
+    refused(schema(&json!(false)), &["no value can satisfy it"]);
+    for anchored in ["a^b", r"\bfoo\b", "(?m)^a$"] {
+        refused(compile(Grammar::regex(anchored)), &["`^`", "at the beginning"]);
+    }
+    refused(compile(Grammar::lark("start: <[999999999999]>")), &["a number in it is too large"]);
     refused(compile(Grammar::lark("start: \"a\" missing")), &["grammar"]);
     refused(compile(Grammar::regex("(a")), &["regular expression"]);
 }

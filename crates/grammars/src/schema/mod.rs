@@ -38,9 +38,8 @@ pub(crate) struct Prepared {
 pub(crate) fn prepare(schema: &Value) -> Result<Prepared, String> {
     let mut schema = match schema {
         Value::Object(_) => schema.clone(),
-        // The two trivial schemas: everything, and nothing.
         Value::Bool(true) => json!({}),
-        Value::Bool(false) => json!({"not": {}}),
+        Value::Bool(false) => return Err("no value can satisfy it: it is `false`".to_owned()),
         _ => return Err("it must be an object or a boolean".to_owned()),
     };
     check_depth(&schema, 0)?;
