@@ -185,8 +185,13 @@ fn wrong_type(field: &str, mismatch: &Mismatch) -> Error {
 }
 
 fn read_object(path: &Path) -> Result<Value> {
-    let bytes = std::fs::read(path)
-        .map_err(|it| Error::new(ErrorKind::File, format!("cannot be read ({it})")))?;
+    let failed = |it: std::io::Error| Error::new(ErrorKind::File, format!("cannot be read ({it})"));
+    let kind = std::fs::metadata(path).map_err(failed)?;
+    // Opening a pipe would wait for a writer.
+    if !kind.is_file() && !kind.is_dir() {
+        return Err(failed(std::io::Error::other("it is a device or a pipe, not a file")));
+    }
+    let bytes = std::fs::read(path).map_err(failed)?;
     read_json(&bytes)
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use mlx_genkit::{Error, ErrorKind, Result};
+use mlx_genkit::{Error, ErrorKind, Result, steering::read_file};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -119,8 +119,9 @@ impl Example {
     /// When the file cannot be read, or [`from_json`](Self::from_json) refuses it; the sentence names the file.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let name = path.as_ref().display();
+        let bytes = read_file(&path).map_err(|e| refused(format!("cannot read {name}: {e}")))?;
         let text =
-            fs::read_to_string(&path).map_err(|e| refused(format!("cannot read {name}: {e}")))?;
+            String::from_utf8(bytes).map_err(|e| refused(format!("{name} is not UTF-8: {e}")))?;
         Self::from_json(&text).map_err(|e| refused(format!("{name}: {e}")))
     }
 

@@ -3,9 +3,9 @@
 //!
 //! A file that cannot be read is a wrong command line, whichever flag named it: exit status 2.
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
 
-use mlx_genkit::steering::write_file;
+use mlx_genkit::steering::{read_file, write_file};
 use serde::de::DeserializeOwned;
 
 use crate::failure::{Failure, Result};
@@ -14,7 +14,7 @@ use crate::failure::{Failure, Result};
 pub(crate) fn read_text(path: &Path) -> Result<String> {
     let name = path.display();
     let bytes =
-        fs::read(path).map_err(|e| Failure::usage(format_args!("cannot read {name}: {e}")))?;
+        read_file(path).map_err(|e| Failure::usage(format_args!("cannot read {name}: {e}")))?;
     utf8(bytes, &name.to_string())
 }
 

@@ -46,8 +46,17 @@ fn shortened(message: &str) -> std::borrow::Cow<'_, str> {
     format!("{}...{}", &message[..at(head)], &message[at(count - tail)..]).into()
 }
 
+/// A message on one line, without what a terminal would take for a command: a chat template may refuse
+/// with any text.
+fn one_line(message: &str) -> String {
+    let lines: Vec<&str> = message.lines().map(str::trim).filter(|it| !it.is_empty()).collect();
+    let shown = |it: char| if it.is_control() { char::REPLACEMENT_CHARACTER } else { it };
+    lines.join(" ").chars().map(shown).collect()
+}
+
 fn label(label: &str, colour: AnsiColor, message: &str) {
-    let (style, message) = (colour.on_default().bold(), shortened(message));
+    let message = one_line(message);
+    let (style, message) = (colour.on_default().bold(), shortened(&message));
     styled(format_args!("{style}{label}:{style:#} {message}"));
 }
 

@@ -1,12 +1,12 @@
 //! The steering file: safetensors with one f32 tensor per hook point.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
 use mlxgk_mlx_models::HookPoint;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Map, Value, json};
 
-use crate::{Error, ErrorKind, Result, SteeringVectors, write_file};
+use crate::{Error, ErrorKind, Result, SteeringVectors, read_file, write_file};
 
 const FORMAT: &str = "mlxgk-steering";
 const VERSION: &str = "1";
@@ -115,7 +115,7 @@ impl SteeringVectors {
 
 /// Reads a whole file.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path)
+    read_file(path)
         .map_err(|e| Error::new(ErrorKind::File, format!("cannot read {}: {e}", path.display())))
 }
 
@@ -160,7 +160,7 @@ pub(crate) fn floats(bytes: &[u8]) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
+    use std::{collections::HashMap, fs};
 
     use safetensors::serialize;
 

@@ -1,4 +1,4 @@
-//! Files that are whole or not there, whenever the process ends.
+//! Files that are read only if they are files, and that are whole or not there, whenever the process ends.
 
 use std::{
     fs::{self, File},
@@ -12,6 +12,24 @@ const SUFFIX: &str = ".tmp";
 
 /// A file younger than this may be one that is just being made and not locked yet.
 const YOUNG: Duration = Duration::from_secs(1);
+
+/// The content of a file that a user has named. A device or a named pipe is refused, since reading it might
+/// never end; the pipe of a shell's `<(command)` is read.
+///
+/// # Errors
+/// When it cannot be read, or is no file.
+pub fn read_file(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+    let path = path.as_ref();
+    let kind = fs::metadata(path)?;
+    if kind.is_dir() {
+        return Err(io::Error::other("it is a folder, not a file"));
+    }
+    // No path leads to a pipe without a name.
+    if !kind.is_file() && fs::canonicalize(path).is_ok() {
+        return Err(io::Error::other("it is a device or a pipe, not a file"));
+    }
+    fs::read(path)
+}
 
 /// Writes a file by way of a temporary one beside it that nothing else has the name of, so that it is
 /// whole or not there, after a loss of power too. What runs that were killed left in the folder is

@@ -4,8 +4,9 @@
 //! completion, the completion; of a conversation, what the assistant says, up to and including the token
 //! that ends a turn, as the chat template writes it.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
+use mlxgk_steering::read_file;
 use mlxgk_tokenizer_bridge::{ChatTemplate, Message, RenderOptions, Tokenizer};
 use serde_json::{Map, Value};
 
@@ -55,8 +56,9 @@ impl Encoder<'_> {
     pub fn read(&self, path: impl AsRef<Path>) -> Result<Vec<Row>> {
         let path = path.as_ref();
         let name = path.display();
-        let text = fs::read_to_string(path)
-            .map_err(|e| Error::new(ErrorKind::File, format!("{name}: cannot be read: {e}")))?;
+        let wrong = |what: String| Error::new(ErrorKind::File, format!("{name}: {what}"));
+        let bytes = read_file(path).map_err(|e| wrong(format!("cannot be read: {e}")))?;
+        let text = String::from_utf8(bytes).map_err(|e| wrong(format!("is not UTF-8: {e}")))?;
         let mut rows = Vec::new();
         for (number, line) in text.lines().enumerate().filter(|(_, it)| !it.trim().is_empty()) {
             let about = |what: String| Error::data(format!("{name}:{}: {what}", number + 1));

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs,
     path::Path,
 };
 
@@ -24,7 +23,8 @@ pub(crate) fn failed(path: &Path, why: impl std::fmt::Display) -> Error {
 
 /// Reads a file of float tensors; they come out in fp32.
 pub(crate) fn read(path: &Path) -> Result<Tensors> {
-    let bytes = fs::read(path).map_err(|e| failed(path, format_args!("cannot be read: {e}")))?;
+    let bytes = mlxgk_steering::read_file(path)
+        .map_err(|e| failed(path, format_args!("cannot be read: {e}")))?;
     let damaged = |e: safetensors::SafeTensorError| failed(path, format_args!("is damaged: {e}"));
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(damaged)?;
     let metadata = header.metadata().clone().unwrap_or_default();

@@ -139,7 +139,9 @@ fn width(config: &Config) -> Result<usize> {
     if multiple == 0 {
         return Err(config.error("block_multiple_of", "must be above 0"));
     }
-    Ok(((factor * width as f64) as usize).next_multiple_of(multiple))
+    let width = ((factor * width as f64) as usize).checked_next_multiple_of(multiple);
+    let width = width.filter(|it| *it <= i32::MAX as usize);
+    width.ok_or_else(|| config.error(key, format_args!("is {factor}, which makes layers too wide")))
 }
 
 fn mixture(config: &Config) -> Result<MixtureOptions> {

@@ -208,6 +208,7 @@ fn configs() {
         ("llama", "rope_parameters", json!("none"), "must be an object, found \"none\""),
         ("llama", "tie_word_embeddings", json!("no"), "must be true or false"),
         ("qwen3-moe", "num_experts_per_tok", json!(0), "`num_experts_per_tok` is 0"),
+        ("lfm2", "block_ffn_dim_multiplier", json!(1e300), "makes layers too wide"),
     ] {
         let folder = copy(model);
         set(&folder.path().join("config.json"), field, value);
@@ -271,6 +272,31 @@ fn prompts() {
         check(&["generate", args[0], args[1]], stdin, 2, &[words]);
     }
     check(&["score", "--text", ""], b"", 2, &[empty]);
+}
+
+/// Reading a pipe would wait for a writer, and a device might never end.
+#[cfg(unix)]
+#[test]
+fn files_that_are_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let pipe = pipe.to_str().unwrap();
+    for (file, words) in [
+        (pipe, "a device or a pipe, not a file"),
+        ("/dev/zero", "a device or a pipe, not a file"),
+        (folder.path().to_str().unwrap(), "is a folder, not a file"),
+    ] {
+        for flag in ["--json-schema", "--grammar", "--tools"] {
+            check(&[&TEXT[..], &[flag, file]].concat(), b"", 2, &[file, words]);
+        }
+        check(&["generate", "--prompts-file", file], b"", 2, &[file, words]);
+        check(&["steer", "show", file], b"", 1, &[file, words]);
+        check(&[&TEXT[..], &["--steer", &format!("{file}:1")]].concat(), b"", 1, &[file, words]);
+        if file != folder.path().to_str().unwrap() {
+            check(&[&TEXT[..], &["--soft-prompt", file]].concat(), b"", 1, &[file, words]);
+        }
+    }
 }
 
 #[cfg(unix)]
@@ -439,6 +465,12 @@ fn tokenizers_and_templates() {
     let refusing = bundled();
     write(refusing.path(), "chat_template.jinja", "{{ raise_exception('roles must alternate') }}");
     check_folder(&TEXT, refusing.path(), 2, &["roles must alternate"]);
+    write(
+        refusing.path(),
+        "chat_template.jinja",
+        r"{{ raise_exception('roles\r\n\n must \x1b[2J') }}",
+    );
+    check_folder(&TEXT, refusing.path(), 2, &["roles must \u{fffd}[2J"]);
 
     let none = bundled();
     fs::remove_file(none.path().join("chat_template.jinja")).unwrap();

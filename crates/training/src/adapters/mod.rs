@@ -155,7 +155,8 @@ const CONFIG: &str = "adapter_config.json";
 
 pub(crate) fn read_config(folder: &Path) -> Result<Value> {
     let path = folder.join(CONFIG);
-    let bytes = fs::read(&path).map_err(|e| failed(&path, format_args!("cannot be read: {e}")))?;
+    let bytes = mlxgk_steering::read_file(&path)
+        .map_err(|e| failed(&path, format_args!("cannot be read: {e}")))?;
     serde_json::from_slice(&bytes)
         .map_err(|e| failed(&path, format_args!("is not valid JSON: {e}")))
 }
