@@ -256,9 +256,11 @@ fn megabytes(bytes: &Value) -> Value {
 fn write_report(results: &Results, bench: &Bench, machine: &Machine) -> Result<()> {
     let docs = workspace::root().join("docs");
     let curves = growth::measure(bench)?;
+    let before = fs::read_to_string(docs.join("benchmarks.md")).unwrap_or_default();
+    let page = report::page(results, bench, machine) + &report::by_hand(&before);
     for (name, text) in [
         ("growth.svg", growth::draw(&curves)),
-        ("benchmarks.md", report::page(results, bench, machine)),
+        ("benchmarks.md", page),
         ("benchmarks.svg", chart::draw(results, bench.systems())),
     ] {
         let path = docs.join(name);

@@ -78,7 +78,15 @@ pub(super) fn markdown(rows: &[Vec<String>]) -> String {
     text
 }
 
-/// docs/benchmarks.md.
+/// What begins the part of docs/benchmarks.md that other commands' figures are put into.
+const BY_HAND: &str = "\n## Measured one by one\n";
+
+/// That part of a page, which stays as it is.
+pub(super) fn by_hand(page: &str) -> String {
+    page.find(BY_HAND).map_or_else(String::new, |at| page[at..].to_owned())
+}
+
+/// docs/benchmarks.md, up to the figures of other commands.
 pub(super) fn page(results: &Results, bench: &Bench, machine: &Machine) -> String {
     let table = table(results, bench.systems());
     let versions: Vec<String> =
@@ -155,6 +163,15 @@ mod tests {
         assert!(line.contains("9.00") && line.contains("1.50 × (1.3)"), "{line}");
         let widths: Vec<usize> = table.lines().map(|line| line.chars().count()).collect();
         assert!(widths.iter().all(|it| *it == widths[0]), "{table}");
+    }
+
+    #[test]
+    fn figures_of_other_commands_stay() {
+        assert_eq!(by_hand("# Benchmarks\n"), "");
+        assert_eq!(
+            by_hand("a\n\n## Measured one by one\n\nb\n"),
+            "\n## Measured one by one\n\nb\n"
+        );
     }
 
     #[test]
