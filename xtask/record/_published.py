@@ -22,8 +22,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: E402
 # The kind of model that a tokenizer was published with, by which transformers chooses its class. The packages do not
 # hold it. Without one it is a tokenizer for its file alone.
 MODELS = {
-    "deepseek_v3": "deepseek_v3", "gemini": "gemma2", "gemma3": "gemma3_text", "gptoss": "gpt_oss", "llama2": "llama", "llama3": "llama",
-    "llama3_1": "llama", "qwen3": "qwen3",
+    "aya_expanse": "cohere", "command_r_plus": "cohere", "deepseek_v3": "deepseek_v3", "gemini": "gemma2", "gemma2": "gemma2",
+    "gemma3": "gemma3_text", "gpt2": "gpt2", "gptoss": "gpt_oss", "llama2": "llama", "llama3": "llama", "llama3_1": "llama",
+    "llama3_2": "llama", "mistral_nemo": "mistral", "qwen2_5": "qwen2", "qwen3": "qwen3", "yi": "llama",
 }  # fmt: skip
 # Token sequences in which stop strings are looked for: transformers compares each token of the vocabulary with them in
 # Python.

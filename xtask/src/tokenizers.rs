@@ -26,18 +26,27 @@ Examples:
   cargo xtask tokenizers qwen3 gptoss";
 
 /// One or more of each kind: SentencePiece's, byte-level, a byte-level one with many added tokens.
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 20] = [
+    "aya_expanse",
     "claude",
+    "command_r_plus",
     "deepseek_v3",
     "gemini",
+    "gemma2",
     "gemma3",
+    "gpt2",
     "gpt35turbo",
     "gpt4o",
     "gptoss",
+    "internlm2",
     "llama2",
     "llama3",
     "llama3_1",
+    "llama3_2",
+    "mistral_nemo",
+    "qwen2_5",
     "qwen3",
+    "yi",
 ];
 
 /// The subcommand.
