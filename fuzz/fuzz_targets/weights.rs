@@ -23,7 +23,7 @@ fuzz_target!(|data: &[u8]| {
     let name = ["model.safetensors", "model.safetensors.index.json"][usize::from(which % 2)];
     let path = FOLDER.join(name);
     fs::write(&path, bytes).unwrap();
-    let loaded = Decoder::load(&FOLDER, ComputeDtype::Float32);
+    let loaded = Decoder::load(&*FOLDER, ComputeDtype::Float32);
     fs::remove_file(&path).unwrap();
     if let Err(e) = loaded {
         assert_eq!(e.to_string().lines().count(), 1, "{e}");
