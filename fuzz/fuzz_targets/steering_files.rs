@@ -28,7 +28,7 @@ fn read(format: u8, bytes: &[u8]) -> Result<SteeringVectors> {
         return SteeringVectors::from_bytes(bytes);
     };
     fs::write(&*FILE, bytes).unwrap();
-    format.parse::<Format>()?.import(&FILE)
+    format.parse::<Format>()?.import(&*FILE)
 }
 
 fn check(vectors: &SteeringVectors) {

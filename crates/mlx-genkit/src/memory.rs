@@ -5,14 +5,19 @@ use std::fs;
 
 use crate::{Error, ErrorKind, Model, Result};
 
-/// Refuses rows whose columns and scores cannot be held when the first token is chosen. What later
-/// tokens take is not known, because texts end when they like.
+/// Numbers per token and unit of the hidden size that a layer holds at once while prompts are read: the
+/// stream, and what attention and the feed-forward half make of it.
+const READING: usize = 8;
+
+/// Refuses rows whose columns and scores cannot be held when the first token is chosen, with `read` tokens
+/// of prompts read at once. What later tokens take is not known, because texts end when they like.
 ///
 /// `field` is what makes the rows many, where it is one.
 pub(crate) fn check(
     model: &Model,
     rows: usize,
     prompt_len: usize,
+    read: usize,
     field: Option<&str>,
 ) -> Result<()> {
     let Some(available) = available() else { return Ok(()) };
@@ -20,7 +25,8 @@ pub(crate) fn check(
     // While rows are moved there are two of each, and a step has several copies of its scores.
     let columns = 2 * prompt_len.saturating_add(1).saturating_mul(decoder.kv_bytes_per_token());
     let scores = 6 * decoder.vocab_size() * size_of::<f32>();
-    let needed = rows.saturating_mul(columns.saturating_add(scores));
+    let reading = read.saturating_mul(READING * decoder.hidden_size() * size_of::<f32>());
+    let needed = rows.saturating_mul(columns.saturating_add(scores)).saturating_add(reading);
     if needed <= available {
         return Ok(());
     }

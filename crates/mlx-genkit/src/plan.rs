@@ -3,7 +3,9 @@
 use std::time::Instant;
 
 use mlx_rs::Array;
-use mlxgk_decoding_strategies::{Record, RowGroup, Rules, StoppingCriterion};
+use mlxgk_decoding_strategies::{
+    DEFAULT_PREFILL_CHUNK, Record, RowGroup, Rules, StoppingCriterion,
+};
 use mlxgk_generation_config::{
     Chat, GenerationMode, RequestFields, Resolved, Sources, Warning, WarningKind,
 };
@@ -139,7 +141,9 @@ impl<'a> Plan<'a> {
             _ => (1, (copies > 1).then_some(field)),
         };
         let held = resolved.cache.bound.map_or(width, |it| width.min(it.size));
-        memory::check(model, rows.saturating_mul(side).saturating_mul(tried), held, many)?;
+        let chunk = resolved.prefill_chunk_size.unwrap_or(DEFAULT_PREFILL_CHUNK);
+        let read = width.min(chunk).saturating_mul(prompts.len() * side);
+        memory::check(model, rows.saturating_mul(side).saturating_mul(tried), held, read, many)?;
         let hidden = HiddenRecorder::new(request.hidden_states, &resolved, model.decoder())?;
         let attentions = AttentionRecorder::new(request.attentions, &resolved, model.decoder())?;
         let is_hooked = request.hook.is_some()
