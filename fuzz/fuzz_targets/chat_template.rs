@@ -10,7 +10,7 @@ fuzz_target!(|data: &[u8]| {
     let Ok(source) = std::str::from_utf8(data) else { return };
     let template = match ChatTemplate::new(source) {
         Ok(template) => template,
-        Err(error) => return in_a_sentence(&error.to_string()),
+        Err(error) => return in_a_sentence(source, &error.to_string()),
     };
     let messages = [
         Message::new("system", "Be brief."),
@@ -22,11 +22,12 @@ fuzz_target!(|data: &[u8]| {
         .tools([serde_json::json!({"type": "function", "function": {"name": "f"}})]);
     match template.render(&messages, &options) {
         Ok(text) => assert!(text.len() <= 64 << 20, "{} bytes", text.len()),
-        Err(error) => in_a_sentence(&error.to_string()),
+        Err(error) => in_a_sentence(source, &error.to_string()),
     }
 });
 
-fn in_a_sentence(error: &str) {
+fn in_a_sentence(source: &str, error: &str) {
     assert!(!error.is_empty());
-    assert!(!error.contains("__mlxgk"), "{error}");
+    // Names of our own are not the template's affair, unless it holds one.
+    assert!(source.contains("__mlxgk") || !error.contains("__mlxgk"), "{error}");
 }

@@ -20,7 +20,7 @@ static TOKENIZERS: LazyLock<Vec<Tokenizer>> = LazyLock::new(|| {
     let replace = json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "});
     let fallback = json!({"type": "ByteFallback"});
     let fuse = json!({"type": "Fuse"});
-    let strip = json!({"type": "Strip", "content": " ", "start": 1, "stop": 1});
+    let strip = json!({"type": "Strip", "content": " ", "start": 1, "stop": 0});
     let metaspace =
         json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true});
     let byte_level = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});

@@ -19,6 +19,15 @@ const GEMMA_TOKENS: [(&str, &str); 5] = [
     ("pad_token", "<pad>"),
     ("mask_token", "<mask>"),
 ];
+/// Those of `CohereTokenizer`, but for the unknown token, which the published files set to none.
+const COHERE_TOKENS: [(&str, &str); 6] = [
+    ("bos_token", "<BOS_TOKEN>"),
+    ("eos_token", "<|END_OF_TURN_TOKEN|>"),
+    ("pad_token", "<PAD>"),
+    ("cls_token", "<CLS>"),
+    ("sep_token", "<SEP>"),
+    ("mask_token", "<MASK_TOKEN>"),
+];
 /// Those of `LlamaTokenizer`.
 const LLAMA_TOKENS: [(&str, &str); 3] =
     [("unk_token", "<unk>"), ("bos_token", "<s>"), ("eos_token", "</s>")];
@@ -37,6 +46,11 @@ pub(crate) fn apply(
     match class {
         Some("GemmaTokenizer") => {
             for (name, text) in GEMMA_TOKENS {
+                config.special.set_default(name, text);
+            }
+        }
+        Some("CohereTokenizer") => {
+            for (name, text) in COHERE_TOKENS {
                 config.special.set_default(name, text);
             }
         }
