@@ -22,16 +22,15 @@ pub(crate) struct Softmax<'a> {
 
 /// Softmax attention with grouped key/value heads.
 ///
-/// `queries` is `[batch, heads, tokens, dim]`; keys and values are those that the cache showed, and
-/// are unpacked first where it keeps them quantized. Returns `[batch, heads, tokens, dim of values]`.
+/// `queries` is `[batch, heads, tokens, dim]`; keys and values are those that the cache showed. Returns
+/// `[batch, heads, tokens, dim of values]`.
 pub(crate) fn attention(
     queries: &Array,
     seen: &Seen,
     softmax: Softmax<'_>,
     backend: Backend,
 ) -> Result<Array> {
-    let (keys, values) = (seen.keys.dense()?, seen.values.dense()?);
-    Ok(backend.attention(queries, &keys, &values, &seen.mask, softmax)?)
+    backend.attention(queries, seen, softmax)
 }
 
 /// As [`attention`], put together from MLX's operations, with the weights that each query gives to

@@ -7,13 +7,13 @@ use mlx_rs::{
     fast::{ScaledDotProductAttentionMask, rms_norm, scaled_dot_product_attention},
     ops::rsqrt,
 };
-use mlxgk_kv_cache::Mask;
+use mlxgk_kv_cache::{Columns, Mask, Seen};
 
 use crate::{
     Error, Result,
     activation::Activation,
     attention::{self, Softmax},
-    native::{Native, Packed},
+    native::{Native, Packed, Quantization},
     rope,
 };
 
@@ -52,30 +52,35 @@ impl Backend {
     }
 
     /// Softmax attention with grouped key/value heads, as [`attention`](attention::attention) describes
-    /// it. MLX's kernel has no soft cap, the native operation no sinks.
+    /// it. MLX's kernel has no soft cap and takes no packed columns, the native operations have no sinks.
     pub(crate) fn attention(
         self,
         queries: &Array,
-        keys: &Array,
-        values: &Array,
-        mask: &Mask,
+        seen: &Seen,
         softmax: Softmax<'_>,
-    ) -> MlxResult<Array> {
+    ) -> Result<Array> {
         let Softmax { scale, soft_cap, sinks } = softmax;
-        let of_mlx = || match mask {
+        let mask = || match &seen.mask {
             Mask::None => None,
             Mask::Causal => Some(ScaledDotProductAttentionMask::Causal),
             Mask::Array(it) => Some(ScaledDotProductAttentionMask::Array(it)),
         };
-        match self.0 {
+        if let (Kind::Native(native), None) = (self.0, sinks)
+            && let (Some(keys), Some(values)) = (packed(&seen.keys)?, packed(&seen.values)?)
+        {
+            let (mask, cap) = (mask(), soft_cap);
+            return Ok(native.packed_attention(queries, &keys, &values, scale, mask, cap)?);
+        }
+        let (keys, values) = (seen.keys.dense()?, seen.values.dense()?);
+        Ok(match self.0 {
             Kind::Native(native) if sinks.is_none() => {
-                native.attention(queries, keys, values, scale, of_mlx(), soft_cap)
+                native.attention(queries, &keys, &values, scale, mask(), soft_cap)?
             }
             Kind::Gpu if soft_cap.is_none() => {
-                scaled_dot_product_attention(queries, keys, values, scale, of_mlx(), sinks)
+                scaled_dot_product_attention(queries, &keys, &values, scale, mask(), sinks)?
             }
-            _ => Ok(attention::composed(queries, keys, values, mask, softmax)?.0),
-        }
+            _ => attention::composed(queries, &keys, &values, &seen.mask, softmax)?.0,
+        })
     }
 
     /// What [`Norm::forward`] computes with, for a weight of `[size]`.
@@ -130,6 +135,14 @@ impl Backend {
             Kind::Gpu | Kind::Composed => weight.gathered_product(x, chosen),
         }
     }
+}
+
+/// Columns as the native operation takes them; `None` where they are not packed.
+fn packed(columns: &Columns) -> MlxResult<Option<Packed>> {
+    let Columns::Quantized(it) = columns else { return Ok(None) };
+    let Some(how) = Quantization::affine(it.group_size, it.bits) else { return Ok(None) };
+    let [words, scales, biases] = [&it.packed, &it.scales, &it.biases].map(Array::clone);
+    Packed::new(words, scales, Some(biases), how).map(Some)
 }
 
 /// How an RMS norm is computed, with the weight that takes.

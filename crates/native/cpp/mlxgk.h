@@ -25,6 +25,15 @@ const char* mlxgk_attention(mlx_array* result, mlx_array queries, mlx_array keys
                             mlx_array seen, float scale, bool causal, float soft_cap,
                             mlx_stream stream);
 
+// The same on packed keys and values in MLX's affine mode, both packed alike: u32 `keys` and `values`
+// are [batch, groups, columns, dim · bits / 32], scales and biases fp32, fp16 or bf16 [batch, groups,
+// columns, dim / group_size]. `group_size` is a multiple of 16.
+const char* mlxgk_packed_attention(mlx_array* result, mlx_array queries, mlx_array keys,
+                                   mlx_array key_scales, mlx_array key_biases, mlx_array values,
+                                   mlx_array value_scales, mlx_array value_biases, mlx_array seen,
+                                   int group_size, int bits, float scale, bool causal,
+                                   float soft_cap, mlx_stream stream);
+
 // x / sqrt(mean(x²) + eps) · weight over the last axis of `x`. `weight` is [that axis].
 const char* mlxgk_rms_norm(mlx_array* result, mlx_array x, mlx_array weight, float eps,
                            mlx_stream stream);

@@ -27,6 +27,8 @@ fn fits(operation: &str, expected: &str, arrays: &[(&str, &Array)], it_does: boo
     Err(Exception::custom(format!("{operation}: {} do not fit: {expected}", found.join(", "))))
 }
 
+const ATTENTION: &str = "attention";
+
 /// Attention's arrays; returns the mask in four axes.
 pub(crate) fn attention(
     queries: &Array,
@@ -35,37 +37,88 @@ pub(crate) fn attention(
     mask: Option<&Mask<'_>>,
     soft_cap: Option<f32>,
 ) -> Result<Option<Array>> {
-    const NAME: &str = "attention";
-    let arrays = [("queries", queries), ("keys", keys), ("values", values)];
-    for (name, array) in arrays {
-        dtype(NAME, name, array, Dtype::Float32)?;
+    for (name, array) in [("queries", queries), ("keys", keys), ("values", values)] {
+        dtype(ATTENTION, name, array, Dtype::Float32)?;
     }
-    let (q, k) = (queries.shape(), keys.shape());
-    fits(
-        NAME,
-        "queries are [batch, heads, tokens, dim], keys and values [batch, groups, columns, dim], \
-         and groups divide heads",
-        &arrays,
-        q.len() == 4
-            && k.len() == 4
-            && k == values.shape()
-            && (q[0], q[3]) == (k[0], k[3])
-            && k[1] > 0
-            && q[1] % k[1] == 0,
-    )?;
+    heads(queries.shape(), keys.shape(), values.shape())?;
+    softmax(queries, keys.shape(), mask, soft_cap)
+}
+
+/// The same for packed keys and values.
+pub(crate) fn packed_attention(
+    queries: &Array,
+    keys: &Packed,
+    values: &Packed,
+    mask: Option<&Mask<'_>>,
+    soft_cap: Option<f32>,
+) -> Result<Option<Array>> {
+    dtype(ATTENTION, "queries", queries, Dtype::Float32)?;
+    for (name, packed) in [("keys", keys), ("values", values)] {
+        if packed.quantization() != keys.quantization() || keys.quantization().mode != Mode::Affine
+        {
+            let (found, of_keys) = (packed.quantization(), keys.quantization());
+            return Err(Exception::custom(format!(
+                "{ATTENTION}: `{name}` are packed as {found:?} and `keys` as {of_keys:?}, expected one \
+                 affine mode for both"
+            )));
+        }
+        for array in [Some(packed.scales()), packed.biases()].into_iter().flatten() {
+            let found = array.dtype();
+            if ![Dtype::Float32, Dtype::Float16, Dtype::Bfloat16].contains(&found) {
+                return Err(Exception::custom(format!(
+                    "{ATTENTION}: the scales of `{name}` are {found:?}, expected Float32, Float16 or \
+                     Bfloat16"
+                )));
+            }
+        }
+    }
+    heads(queries.shape(), &keys.shape(), &values.shape())?;
+    softmax(queries, &keys.shape(), mask, soft_cap)
+}
+
+/// That there are keys and values for every query.
+fn heads(q: &[i32], k: &[i32], v: &[i32]) -> Result<()> {
+    let fitting = q.len() == 4
+        && k.len() == 4
+        && k == v
+        && (q[0], q[3]) == (k[0], k[3])
+        && k[1] > 0
+        && q[1] % k[1] == 0;
+    if fitting {
+        return Ok(());
+    }
+    Err(Exception::custom(format!(
+        "{ATTENTION}: `queries` {q:?}, `keys` {k:?}, `values` {v:?} do not fit: queries are [batch, \
+         heads, tokens, dim], keys and values [batch, groups, columns, dim], and groups divide heads"
+    )))
+}
+
+/// That a cap and a mask fit queries and keys that fit each other; returns the mask in four axes.
+fn softmax(
+    queries: &Array,
+    keys: &[i32],
+    mask: Option<&Mask<'_>>,
+    soft_cap: Option<f32>,
+) -> Result<Option<Array>> {
+    let q = queries.shape();
     if let Some(cap) = soft_cap.filter(|&cap| cap.is_nan() || cap <= 0.0) {
-        return Err(Exception::custom(format!("{NAME}: the soft cap is {cap}, must be positive")));
+        let what = format!("{ATTENTION}: the soft cap is {cap}, must be positive");
+        return Err(Exception::custom(what));
     }
     match mask {
         None => Ok(None),
         Some(Mask::Causal) => {
-            let each_has_a_column = q[2] <= k[2];
-            fits(NAME, "a causal mask needs a column per token", &arrays[..2], each_has_a_column)?;
-            Ok(None)
+            if q[2] <= keys[2] {
+                return Ok(None);
+            }
+            Err(Exception::custom(format!(
+                "{ATTENTION}: `queries` {q:?}, `keys` {keys:?} do not fit: a causal mask needs a column \
+                 per token"
+            )))
         }
         Some(Mask::Array(seen)) => {
-            dtype(NAME, "mask", seen, Dtype::Bool)?;
-            let full = [q[0], q[1], q[2], k[2]];
+            dtype(ATTENTION, "mask", seen, Dtype::Bool)?;
+            let full = [q[0], q[1], q[2], keys[2]];
             let shape = seen.shape();
             let fitting = shape.len() <= 4
                 && shape
@@ -73,8 +126,12 @@ pub(crate) fn attention(
                     .rev()
                     .zip(full.iter().rev())
                     .all(|(&it, &all)| it == 1 || it == all);
-            let arrays = [("queries", queries), ("keys", keys), ("mask", *seen)];
-            fits(NAME, "a mask broadcasts to [batch, heads, tokens, columns]", &arrays, fitting)?;
+            if !fitting {
+                return Err(Exception::custom(format!(
+                    "{ATTENTION}: `queries` {q:?}, `keys` {keys:?}, `mask` {shape:?} do not fit: a mask \
+                     broadcasts to [batch, heads, tokens, columns]"
+                )));
+            }
             let leading = vec![1; 4 - shape.len()];
             if leading.is_empty() {
                 return Ok(Some((*seen).clone()));
@@ -157,14 +214,14 @@ pub(crate) fn natively(x: &Array, weight: &Packed) -> Result<()> {
     Ok(())
 }
 
-/// The arrays of packed weights, and that there is such a quantization.
+/// The arrays of packed numbers, and that there is such a quantization.
 pub(crate) fn packed(
     words: &Array,
     scales: &Array,
     biases: Option<&Array>,
     quantization: Quantization,
 ) -> Result<()> {
-    const NAME: &str = "packed weights";
+    const NAME: &str = "packed numbers";
     let Quantization { mode, group_size, bits } = quantization;
     let known = match mode {
         Mode::Affine => Quantization::affine(group_size, bits).is_some(),
@@ -194,7 +251,7 @@ pub(crate) fn packed(
     let (w, s) = (words.shape(), scales.shape());
     let fitting = biases.is_some() == (mode == Mode::Affine)
         && biases.is_none_or(|it| it.shape() == s)
-        && [2, 3].contains(&w.len())
+        && (2..=4).contains(&w.len())
         && w.len() == s.len()
         && w[..w.len() - 1] == s[..w.len() - 1]
         && i64::from(w[w.len() - 1]) * 32

@@ -162,6 +162,45 @@ impl Native {
         )
     }
 
+    /// The same on packed keys and values of `[batch, groups, columns, dim]`, which are unpacked as they
+    /// are read. Both are packed alike, in the affine mode; scales and biases are fp32, fp16 or bf16.
+    ///
+    /// # Errors
+    /// As [`attention`](Self::attention).
+    #[allow(clippy::needless_pass_by_value, reason = "as for `attention`")]
+    pub fn packed_attention(
+        self,
+        queries: &Array,
+        keys: &Packed,
+        values: &Packed,
+        scale: f32,
+        mask: Option<ScaledDotProductAttentionMask<'_>>,
+        soft_cap: Option<f32>,
+    ) -> Result<Array> {
+        let seen = check::packed_attention(queries, keys, values, mask.as_ref(), soft_cap)?;
+        let causal = matches!(mask, Some(ScaledDotProductAttentionMask::Causal));
+        let Quantization { group_size, bits, .. } = keys.quantization();
+        let biases = |it: &Packed| it.biases().map_or(EMPTY, Array::as_ptr);
+        call!(
+            self,
+            mlxgk_packed_attention(
+                queries.as_ptr(),
+                keys.words().as_ptr(),
+                keys.scales().as_ptr(),
+                biases(keys),
+                values.words().as_ptr(),
+                values.scales().as_ptr(),
+                biases(values),
+                seen.as_ref().map_or(EMPTY, Array::as_ptr),
+                group_size,
+                bits,
+                scale,
+                causal,
+                soft_cap.unwrap_or(0.0)
+            )
+        )
+    }
+
     /// `x / sqrt(mean(x²) + eps) · weight` over the last axis of `x`; `weight` is `[that axis]`.
     ///
     /// # Errors

@@ -90,7 +90,8 @@ impl Quantization {
     }
 }
 
-/// A packed matrix of `[out, in]`, or one per expert, `[experts, out, in]`.
+/// A packed matrix of `[out, in]`, or one per expert, `[experts, out, in]`; or packed keys or values,
+/// `[batch, heads, columns, dim]`.
 ///
 /// ```
 /// use mlx_rs::{Array, ops::quantize};

@@ -111,26 +111,27 @@ class Flat : public Input<T> {
 
 // An array of four axes. The last is dense, and the distance between places of the third is no less
 // than its length.
-class Heads : public Input<float> {
+template <typename T>
+class Heads : public Input<T> {
  public:
-  explicit Heads(const mlx::core::array& from) : Input<float>(from) {
-    const long length = shape(3);
-    for (int axis = 0; axis < 3; ++axis) steps_[axis] = stride(axis);
-    if (shape(2) == 1) steps_[2] = length;
-    if ((length == 1 || stride(3) == 1) && is_distance(steps_[2], length)) return;
-    copy();
+  explicit Heads(const mlx::core::array& from) : Input<T>(from) {
+    const long length = this->shape(3);
+    for (int axis = 0; axis < 3; ++axis) steps_[axis] = this->stride(axis);
+    if (this->shape(2) == 1) steps_[2] = length;
+    if ((length == 1 || this->stride(3) == 1) && this->is_distance(steps_[2], length)) return;
+    this->copy();
     steps_[2] = length;
-    steps_[1] = steps_[2] * shape(2);
-    steps_[0] = steps_[1] * shape(1);
+    steps_[1] = steps_[2] * this->shape(2);
+    steps_[0] = steps_[1] * this->shape(1);
   }
 
-  using Input<float>::shape;
+  using Input<T>::shape;
 
   // From one place of the third axis to the next.
   int row() const { return static_cast<int>(steps_[2]); }
 
-  const float* at(long first, long second, long third = 0) const {
-    return data() + first * steps_[0] + second * steps_[1] + third * steps_[2];
+  const T* at(long first, long second, long third = 0) const {
+    return this->data() + first * steps_[0] + second * steps_[1] + third * steps_[2];
   }
 
  private:

@@ -262,17 +262,34 @@ INLINE void rows(int m, const float* x, long x_row, const packed::Rows& w, int n
   }
 }
 
+// Whole groups become floats.
+template <typename Code>
+INLINE void unpack_groups(const std::uint8_t* from, int groups, int group, const float* scales,
+                          const float* biases, float* to) {
+  for (int g = 0; g < groups; ++g)
+    for (int i = g * group; i < (g + 1) * group; i += kLanes)
+      store(to + i, weights_at<Code>(bytes_of<Code>(from, i), scales[g], biases[g]));
+}
+
 template <typename Code>
 INLINE void unpack(const packed::Rows& w, float* to) {
   for (int first = 0; first < w.groups; first += packed::kSegment) {
     const int count = std::min(packed::kSegment, w.groups - first);
     float scales[packed::kSegment], biases[packed::kSegment];
     w.widen(0, first, count, scales, biases);
-    for (int g = 0; g < count; ++g) {
-      const int begin = (first + g) * w.group;
-      for (int i = begin; i < begin + w.group; i += kLanes)
-        store(to + i, weights_at<Code>(bytes_of<Code>(w.words, i), scales[g], biases[g]));
-    }
+    const int begin = first * w.group;
+    unpack_groups<Code>(bytes_of<Code>(w.words, begin), count, w.group, scales, biases, to + begin);
+  }
+}
+
+template <typename Code>
+INLINE void unpack_all(const packed::FloatRows& w, int count, float* to) {
+  for (long n = 0; n < count; ++n, to += w.groups * w.group) {
+    const std::uint8_t* from = w.words + n * w.words_row;
+    // What is asked for next.
+    prefetch<Code>(from + count * w.words_row, w.groups * w.group);
+    unpack_groups<Code>(from, w.groups, w.group, w.scales + n * w.scales_row,
+                        w.biases + n * w.biases_row, to);
   }
 }
 
@@ -294,6 +311,19 @@ FOR_CODE(6, Whole<6>)
 FOR_CODE(8, Whole<8>)
 FOR_CODE(e2m1, E2m1)
 FOR_CODE(e4m3, E4m3)
+
+#define FOR_BITS(B)                                                       \
+  FOR_EACH_PROCESSOR                                                      \
+  void unpack_all_##B(const packed::FloatRows& w, int count, float* to) { \
+    unpack_all<Whole<B>>(w, count, to);                                   \
+  }
+
+FOR_BITS(2)
+FOR_BITS(3)
+FOR_BITS(4)
+FOR_BITS(5)
+FOR_BITS(6)
+FOR_BITS(8)
 
 // What is done for one code.
 struct Kernels {
@@ -412,6 +442,18 @@ class OfPacked : public matrix::Matrix {
 };
 
 }  // namespace
+
+packed::Unpack packed::unpacking(int bits) {
+  if (const Unpack quicker = unpacking_on_avx512(bits)) return quicker;
+  switch (bits) {
+    case 2: return unpack_all_2;
+    case 3: return unpack_all_3;
+    case 4: return unpack_all_4;
+    case 5: return unpack_all_5;
+    case 6: return unpack_all_6;
+  }
+  return unpack_all_8;
+}
 
 std::unique_ptr<matrix::Matrix> matrix::of_packed(const op::Arrays& arrays,
                                                   const Packing& packing) {

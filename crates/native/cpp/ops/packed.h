@@ -44,6 +44,21 @@ struct Rows {
   }
 };
 
+// Such rows whose scales and biases are floats.
+struct FloatRows {
+  const std::uint8_t* words;
+  long words_row;  // in bytes
+  const float *scales, *biases;
+  long scales_row, biases_row;
+  int groups, group;
+};
+
+// `count` rows become floats, one behind another.
+using Unpack = void (*)(const FloatRows& w, int count, float* to);
+
+// How whole numbers of so many bits do on this processor.
+Unpack unpacking(int bits);
+
 // How a few rows of inputs meet packed weights, and in what order they do.
 struct Meeting {
   void (*multiply)(int m, const float* x, long x_row, const Rows& w, int n, float* y, long y_row);
@@ -52,7 +67,8 @@ struct Meeting {
 
 inline void as_they_are(const float* x, int length, float* to) { std::copy_n(x, length, to); }
 
-// The way of AVX-512, where the processor knows it; else none.
+// The ways of AVX-512, where the processor knows it; else none.
 Meeting on_avx512(Code code, int bits, int group);
+Unpack unpacking_on_avx512(int bits);
 
 }  // namespace packed

@@ -145,7 +145,9 @@ AVX512_INLINE __m512i codes_of(const std::uint8_t* from) {
   }
   // No byte beyond them is read, and nothing is put together in memory: a load waits for stores that
   // are narrower than itself.
-  const __m128i raw = _mm_maskz_loadu_epi8(static_cast<__mmask16>((1 << 2 * B) - 1), from);
+  __m128i raw;
+  if constexpr (B == 4) raw = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+  else raw = _mm_maskz_loadu_epi8(static_cast<__mmask16>((1 << 2 * B) - 1), from);
   const __m512i words =
       _mm512_permutexvar_epi16(_mm512_load_si512(halves), _mm512_castsi128_si512(raw));
   return _mm512_srlv_epi32(words, _mm512_load_si512(shifts));
@@ -153,7 +155,7 @@ AVX512_INLINE __m512i codes_of(const std::uint8_t* from) {
 
 // Weights of a group, sixteen at a time.
 //
-// Of two or three bits: what each code stands for, as often as it fits into a register.
+// Of up to four bits: what each code stands for, as often as it fits into a register.
 template <int B>
 struct InOne {
   static constexpr int kWidth = B;
@@ -318,6 +320,22 @@ AVX512 void multiply_e2m1(int m, const float* x, long x_row, const packed::Rows&
   rows<Group>(kE2m1, m, x, x_row, w, n, y, y_row);
 }
 
+// Whole rows, in their own order.
+template <typename Group>
+AVX512 void unpack(const packed::FloatRows& w, int count, float* to) {
+  for (long n = 0; n < count; ++n) {
+    const std::uint8_t* from = w.words + n * w.words_row;
+    for (int g = 0; g < w.groups; ++g) {
+      const Group group(w.scales[n * w.scales_row + g], w.biases[n * w.biases_row + g]);
+      // What `count` rows further on will be asked for next.
+      for (int at = 0; at < w.group / 8 * Group::kWidth; at += 64)
+        __builtin_prefetch(from + at + count * w.words_row);
+      for (int i = 0; i < w.group; i += 16, from += 2 * Group::kWidth, to += 16)
+        _mm512_storeu_ps(to, group.weights(from));
+    }
+  }
+}
+
 // Where the numbers of each register are in the row.
 template <int Group>
 void arrange(const float* x, int length, float* to) {
@@ -328,12 +346,15 @@ void arrange(const float* x, int length, float* to) {
         *to++ = x[begin + lane % kWords * 8 + lane / kWords * (Group / 16) + j];
 }
 
+bool is_known() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
 }  // namespace
 
 packed::Meeting packed::on_avx512(Code code, int bits, int group) {
-  const bool known = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (!known) return {};
+  if (!is_known()) return {};
   if (code == Code::kE4m3) return {multiply_decoded<Scaled<E4m3>>, as_they_are};
   if (code == Code::kE2m1) {
     if (group == 16) return {multiply_e2m1<16>, arrange<16>};
@@ -353,8 +374,22 @@ packed::Meeting packed::on_avx512(Code code, int bits, int group) {
   return {};
 }
 
+packed::Unpack packed::unpacking_on_avx512(int bits) {
+  if (!is_known()) return nullptr;
+  switch (bits) {
+    case 2: return unpack<InOne<2>>;
+    case 3: return unpack<InOne<3>>;
+    case 4: return unpack<InOne<4>>;
+    case 5: return unpack<InTwo>;
+    case 6: return unpack<Scaled<SixBits>>;
+    case 8: return unpack<Scaled<EightBits>>;
+  }
+  return nullptr;
+}
+
 #else
 
 packed::Meeting packed::on_avx512(Code, int, int) { return {}; }
+packed::Unpack packed::unpacking_on_avx512(int) { return nullptr; }
 
 #endif

@@ -56,7 +56,7 @@ class Task {
   }
 
  private:
-  layout::Heads x_;
+  layout::Heads<float> x_;
   layout::Rows<float> cos_, sin_;
   bool table_per_row_;
   float* to_;

@@ -1,4 +1,4 @@
-// The scales of packed weights become floats a vector at a time.
+// The scales of packed numbers become floats a vector at a time.
 
 #include "ops/scales.h"
 
@@ -30,6 +30,10 @@ void scales::widen(Kind kind, const std::uint8_t* from, int count, float* to) {
     case Kind::kBf16:
       widen_all(reinterpret_cast<const Bf16*>(from), count, to,
                 [](const Bf16* it) { return load_to<Halves>(it); });
+      break;
+    case Kind::kF16:
+      widen_all(reinterpret_cast<const std::uint16_t*>(from), count, to,
+                [](const std::uint16_t* it) { return of_f16(it); });
       break;
     case Kind::kE8m0:
       widen_all(from, count, to,

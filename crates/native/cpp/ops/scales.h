@@ -1,4 +1,4 @@
-// The scales of packed weights.
+// The scales of packed numbers.
 
 #pragma once
 
@@ -17,11 +17,24 @@ INLINE Unsigned widened(const Bytes& bytes) {
   return __builtin_convertvector(__builtin_convertvector(bytes, Halves), Unsigned);
 }
 
-// How scales are stored: as floats, as bf16, as powers of two, as e4m3 numbers.
-enum class Kind { kFloat, kBf16, kE8m0, kE4m3 };
+// How scales are stored: as floats, as bf16, as fp16, as powers of two, as e4m3 numbers.
+enum class Kind { kFloat, kBf16, kF16, kE8m0, kE4m3 };
 
 inline int bytes_of(Kind kind) {
-  return kind == Kind::kFloat ? 4 : kind == Kind::kBf16 ? 2 : 1;
+  return kind == Kind::kFloat ? 4 : kind == Kind::kBf16 || kind == Kind::kF16 ? 2 : 1;
+}
+
+// A sign, five bits of exponent and ten of mantissa.
+INLINE Lanes of_f16(const std::uint16_t* from) {
+  using Halves = std::uint16_t __attribute__((vector_size(2 * kLanes)));
+  const Unsigned wide = __builtin_convertvector(load_as<Halves>(from), Unsigned);
+  const Unsigned exponent = wide & 0x7c00, rest = wide & 0x7fff;
+  // Infinity and NaN keep the largest exponent; subnormal numbers are multiples of 2^-24.
+  const Unsigned large = (rest << 13) + (exponent == 0x7c00 ? Unsigned{} + (224u << 23)
+                                                            : Unsigned{} + (112u << 23));
+  const Lanes small = __builtin_convertvector(same_bits<Words>(rest), Lanes) * 0x1p-24f;
+  const Unsigned value = exponent == 0 ? same_bits<Unsigned>(small) : large;
+  return same_bits<Lanes>(value | (wide & 0x8000) << 16);
 }
 
 // 2^(bits - 127).
