@@ -13,6 +13,7 @@ import sys
 import numpy
 import torch
 import torch.nn.functional as F
+import transformers
 from transformers import get_scheduler, get_wsd_schedule
 
 import _fixture
@@ -219,7 +220,7 @@ STEPS = 20
 def optimizers() -> dict:
     """Twenty steps of each optimizer on drawn gradients, with schedules, clipping and averages."""
     generator = torch.Generator().manual_seed(20)
-    shapes = ((3, 4), (5,))
+    shapes = ((3, 4), (7, 2), (5,))
     start = [torch.randn(*shape, generator=generator) for shape in shapes]
     # Gradients of very different sizes, some of them exactly 0.
     size = lambda step: 10.0 ** (step % 5 - 3)
@@ -235,6 +236,20 @@ def optimizers() -> dict:
         ("sgd", {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}, {"name": "linear", "warmup": 3}, None),
         ("sgd", {"momentum": 0.9, "nesterov": False, "weight_decay": 0.01}, {"name": "constant", "warmup": 5}, 1.0),
         ("sgd", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.0}, {"name": "wsd", "warmup": 2, "decay": 6}, 1.0),
+        ("adafactor", {"eps": [1e-30, 1e-3], "clip_threshold": 1.0, "decay_rate": -0.8, "beta1": None,
+                       "weight_decay": 0.0, "scale_parameter": True}, {"name": "constant", "warmup": 0}, None),
+        ("adafactor", {"eps": [1e-12, 1e-2], "clip_threshold": 0.7, "decay_rate": -0.6, "beta1": 0.9,
+                       "weight_decay": 0.1, "scale_parameter": False}, {"name": "cosine", "warmup": 4}, 0.5),
+        ("torch_adafactor", {"beta2_decay": -0.8, "eps": [None, 1e-3], "d": 1.0, "weight_decay": 0.0},
+         {"name": "constant", "warmup": 0}, None),
+        ("torch_adafactor", {"beta2_decay": -0.5, "eps": [1e-4, 1e-2], "d": 2.0, "weight_decay": 0.1},
+         {"name": "linear", "warmup": 3}, 1.0),
+        ("muon", {"momentum": 0.95, "nesterov": True, "weight_decay": 0.1, "adjust_lr_fn": "original"},
+         {"name": "constant", "warmup": 0}, None),
+        ("muon", {"momentum": 0.8, "nesterov": False, "weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw"},
+         {"name": "cosine", "warmup": 4}, 1.0),
+        ("muon", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01, "adjust_lr_fn": "spectral_unclamped"},
+         {"name": "constant", "warmup": 0}, None),
     ):
         cases.append(steps(start, gradients, name, optimizer, schedule, clip))
     return {"start": [numbers(it) for it in start], "gradients": [[numbers(it) for it in step] for step in gradients],
@@ -245,8 +260,12 @@ def steps(start, gradients, name: str, options: dict, schedule: dict, clip: floa
     """One run: learning rates, norms before clipping, and the parameters and averages after some steps."""
     rate, decay = 0.05, 0.9
     parameters = [it.clone().requires_grad_() for it in start]
-    kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[name]
-    optimizer = kind(parameters, lr=rate, **options)
+    kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD, "muon": torch.optim.Muon,
+            "torch_adafactor": torch.optim.Adafactor, "adafactor": transformers.Adafactor}[name]  # fmt: skip
+    # transformers' own default is a rate that follows from the step; Muon is for matrices alone.
+    further = {"relative_step": False} if name == "adafactor" else {}
+    trained = [it for it in parameters if it.ndim == 2] if name == "muon" else parameters
+    optimizer = kind(trained, lr=rate, **options, **further)
     named = "constant_with_warmup" if schedule["name"] == "constant" else schedule["name"]
     if named == "wsd":
         stable = STEPS - schedule["warmup"] - schedule["decay"]

@@ -44,8 +44,8 @@ impl Prefixes {
 }
 
 /// What a hook does to each token of a prompt before anything is generated: its name, or nothing where all
-/// it does is to add vectors, and it adds none to that token. So steering that begins with the answer
-/// shares its prompts with every other.
+/// it does is to add vectors, and it adds none to that token; an adapter changes every token. So steering
+/// that begins with the answer shares its prompts with every other.
 pub(crate) fn effects(
     model: &Decoder,
     hook: &dyn ResidualHook,
@@ -53,6 +53,9 @@ pub(crate) fn effects(
     prompt: &[u32],
 ) -> Result<Vec<Effect>> {
     let Some(name) = hook.name(row) else { return Ok(vec![None; prompt.len()]) };
+    if !hook.adapters(row).is_none() {
+        return Ok(vec![Some(name); prompt.len()]);
+    }
     let mut cache = model.new_cache_with(&[0], &CacheOptions::new())?;
     cache.set_row_ids(&[row])?;
     cache.set_prompt_end(prompt.len());

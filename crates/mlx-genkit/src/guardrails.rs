@@ -174,6 +174,12 @@ impl<'a> Parts<'a> {
             seed: self.seed,
             hook: self.hook.clone().map(|it| Box::new(it) as _),
             steering: it.steering.clone(),
+            adapters: match prompts {
+                Some(prompts) if it.adapters.len() == it.prompts.len() => {
+                    prompts.iter().map(|&at| it.adapters[at].clone()).collect()
+                }
+                _ => it.adapters.clone(),
+            },
             criteria: self.criteria.iter().map(criterion).collect(),
             negative_prompts: chosen(&it.negative_prompts),
             cache: it.cache.as_ref().map(KvCache::fork),

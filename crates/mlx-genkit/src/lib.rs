@@ -21,6 +21,7 @@ mod passes;
 mod plan;
 mod prompt;
 mod request;
+mod row_adapters;
 mod score;
 mod start;
 mod stream;
@@ -43,7 +44,9 @@ pub use mlxgk_training as training;
 
 pub use mlxgk_decoding_strategies::{Acceptance, FinishReason, StoppingCriterion};
 pub use mlxgk_generation_config::GenerationConfig;
-pub use mlxgk_mlx_models::{Capture, ComputeDtype, HookPoint, NoHook, Recording, ResidualHook};
+pub use mlxgk_mlx_models::{
+    AdapterChoice, Capture, ComputeDtype, HookPoint, NoHook, Recording, ResidualHook,
+};
 pub use mlxgk_samplers::Seed;
 pub use mlxgk_tokenizer_bridge::Message;
 

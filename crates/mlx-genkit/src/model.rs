@@ -197,6 +197,17 @@ impl Model {
         Ok(mlxgk_training::add_adapter(self.decoder_mut(), folder)?)
     }
 
+    /// Loads a LoRA adapter beside others, for requests that [choose](crate::Request::adapter) it by
+    /// `name`. Returns how many products it is for.
+    ///
+    /// # Errors
+    /// As [`load_adapter`](Self::load_adapter), and when the name is taken, or the adapter is DoRA or for
+    /// a product outside the blocks.
+    pub fn load_named_adapter(&mut self, name: &str, folder: impl AsRef<Path>) -> Result<usize> {
+        // Caches know by name and contents what their rows were filled under; the model stays itself.
+        Ok(mlxgk_training::load_named_adapter(&mut self.decoder, name, folder)?)
+    }
+
     /// What makes tokens of training data for this model.
     ///
     /// # Errors

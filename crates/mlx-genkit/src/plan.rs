@@ -23,6 +23,7 @@ use crate::{
     healing::Healing,
     hidden::HiddenRecorder,
     memory,
+    row_adapters::RowAdapters,
 };
 
 /// Far more than any machine runs at once; beyond it lies nothing but a typing error and its
@@ -61,6 +62,8 @@ pub struct Plan<'a> {
     pub(crate) attentions: Option<AttentionRecorder>,
     pub(crate) hook: Box<dyn ResidualHook + 'a>,
     pub(crate) is_hooked: bool,
+    /// The adapters of its rows, where it chooses any.
+    pub(crate) adapters: Option<RowAdapters>,
     pub(crate) assistant: Option<Assistant<'a>>,
     /// The model's own heads, where those guess.
     pub(crate) heads: Option<&'a MtpHeads>,
@@ -149,7 +152,8 @@ impl<'a> Plan<'a> {
         let is_hooked = request.hook.is_some()
             || request.steering.is_some()
             || hidden.is_some()
-            || attentions.is_some();
+            || attentions.is_some()
+            || !request.adapters.is_empty();
         // A hook without a name looks on, and has to see every token, and so have heads.
         let looks_on = hidden.is_some()
             || attentions.is_some()
@@ -170,6 +174,12 @@ impl<'a> Plan<'a> {
         }
         if let Some(attentions) = &attentions {
             hook = Box::new((hook, attentions.clone()));
+        }
+        let beams = !resolved.mode.streams();
+        let of_rows = [prompts.len(), if beams { 1 } else { copies }];
+        let adapters = RowAdapters::new(request.adapters, of_rows, model)?;
+        if let Some(adapters) = &adapters {
+            hook = Box::new((hook, adapters.clone()));
         }
         let record = Record {
             scores: resolved.config.output_scores == Some(true),
@@ -261,6 +271,7 @@ impl<'a> Plan<'a> {
             attentions,
             hook,
             is_hooked,
+            adapters,
             assistant,
             heads,
             begun,

@@ -7,7 +7,7 @@ use mlxgk_decoding_strategies::StoppingCriterion;
 use mlxgk_generation_config::{GenerationConfig, Kwargs};
 use mlxgk_kv_cache::{KvCache, PrefixStore};
 use mlxgk_logits_processors::LogitsProcessor;
-use mlxgk_mlx_models::ResidualHook;
+use mlxgk_mlx_models::{AdapterChoice, ResidualHook};
 use mlxgk_samplers::Seed;
 use mlxgk_steering::Steering;
 use mlxgk_training::SoftPrompt;
@@ -26,6 +26,7 @@ pub struct Request<'a> {
     pub(crate) seed: Seed,
     pub(crate) hook: Option<Box<dyn ResidualHook + 'a>>,
     pub(crate) steering: Option<Arc<Steering>>,
+    pub(crate) adapters: Vec<AdapterChoice>,
     pub(crate) criteria: Vec<Box<dyn StoppingCriterion>>,
     pub(crate) negative_prompts: Vec<Prompt>,
     pub(crate) cache: Option<KvCache>,
@@ -54,6 +55,7 @@ impl<'a> Request<'a> {
             seed: Seed::random(),
             hook: None,
             steering: None,
+            adapters: Vec::new(),
             criteria: Vec::new(),
             negative_prompts: Vec::new(),
             cache: None,
@@ -152,6 +154,40 @@ impl<'a> Request<'a> {
     #[must_use]
     pub fn steering(self, steering: impl Into<Arc<Steering>>) -> Self {
         Self { steering: Some(steering.into()), ..self }
+    }
+
+    /// Runs the prompts under an adapter that the model has [by name](crate::Model::load_named_adapter), or
+    /// the sum of several.
+    ///
+    /// ```no_run
+    /// use mlx_genkit::{AdapterChoice, ComputeDtype, Model, Request};
+    ///
+    /// let mut model = Model::load("./qwen3", ComputeDtype::Auto)?;
+    /// model.load_named_adapter("pirate", "./pirate")?;
+    /// model.load_named_adapter("robot", "./robot")?;
+    /// let both = AdapterChoice::from("pirate").and("robot", 0.5);
+    /// println!("{}", model.generate(Request::new("How is the sea?").adapter(both))?.sequences[0].text);
+    /// # Ok::<(), mlx_genkit::Error>(())
+    /// ```
+    #[must_use]
+    pub fn adapter(self, choice: impl Into<AdapterChoice>) -> Self {
+        self.adapters([choice])
+    }
+
+    /// As [`adapter`](Self::adapter), each prompt under its own (PEFT's `adapter_names`), all in one batch;
+    /// one alone is for all prompts.
+    ///
+    /// ```no_run
+    /// use mlx_genkit::{ComputeDtype, Model, Request};
+    ///
+    /// # let mut model = Model::load("./qwen3", ComputeDtype::Auto)?;
+    /// let request = Request::batch(["How is the sea?", "How is the sea?"]);
+    /// model.generate(request.adapters([Some("pirate"), None]))?;
+    /// # Ok::<(), mlx_genkit::Error>(())
+    /// ```
+    #[must_use]
+    pub fn adapters(self, choices: impl IntoIterator<Item = impl Into<AdapterChoice>>) -> Self {
+        Self { adapters: choices.into_iter().map(Into::into).collect(), ..self }
     }
 
     /// A draft model that guesses ahead (HF's `assistant_model`), for one prompt at a time. Called last:

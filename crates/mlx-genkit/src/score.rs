@@ -3,7 +3,7 @@
 use mlxgk_decoding_strategies::TokenLogprobs;
 use mlxgk_mlx_models::{NoHook, ResidualHook};
 
-use crate::{Error, ErrorKind, Model, Request, Result};
+use crate::{Error, ErrorKind, Model, Request, Result, row_adapters::RowAdapters};
 
 /// Log-probabilities of a given text.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,7 +33,7 @@ impl Scored {
 
 impl Model {
     /// Scores the request's prompt: the log-probability of each token given those before it. Of the
-    /// request, the hook, the steering and [`logprobs`](Request::logprobs) count.
+    /// request, the hook, the steering, the adapter and [`logprobs`](Request::logprobs) count.
     ///
     /// ```
     /// use mlx_genkit::{ComputeDtype, Model, Request};
@@ -57,6 +57,9 @@ impl Model {
         let mut hook: Box<dyn ResidualHook + '_> = request.hook.unwrap_or(Box::new(NoHook));
         if let Some(steering) = request.steering {
             hook = Box::new((steering.hook(self.decoder())?, hook));
+        }
+        if let Some(adapters) = RowAdapters::new(request.adapters, [1, 1], self)? {
+            hook = Box::new((hook, adapters));
         }
         let top = request.logprobs.unwrap_or(0);
         let found = mlxgk_decoding_strategies::score(self.decoder(), &tokens, top, &mut hook)?;

@@ -46,6 +46,9 @@ pub(crate) fn join<'a>(
     let sides = if plan.group.is_guided() { 2 } else { 1 };
     let count = plan.prompts.len() * plan.copies * sides;
     let first = batch.reserve(count);
+    if let Some(adapters) = &plan.adapters {
+        adapters.begin_at(first);
+    }
     let own = std::mem::replace(&mut plan.hook, Box::new(batch.hook()));
     if plan.is_hooked {
         batch.register(first, count, own);

@@ -17,6 +17,7 @@ use crate::{
     parameters::visit,
     pass::{BlockPass, Wanted},
     per_layer::PerLayerInputs,
+    row_adapters::NamedAdapters,
     streams::Streams,
 };
 
@@ -76,6 +77,7 @@ pub struct Decoder {
     pub(crate) options: DecoderOptions,
     pub(crate) dtype: Dtype,
     pub(crate) skipped: Vec<Skipped>,
+    pub(crate) adapters: NamedAdapters,
 }
 
 visit!(struct Decoder { embedding, per_layer, streams, blocks, norm, head });
@@ -183,6 +185,7 @@ impl Decoder {
         pass: &mut BlockPass<'_>,
         hook: &mut dyn ResidualHook,
     ) -> Result<Array> {
+        self.choose_adapters(pass.step().rows(), hook)?;
         pass.per_layer = match (&self.per_layer, pass.step().tokens()) {
             (None, _) => None,
             (Some(inputs), Some(tokens)) if layers.start == 0 => {

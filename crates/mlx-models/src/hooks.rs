@@ -11,7 +11,7 @@ use std::{
 use mlx_rs::Array;
 use mlxgk_kv_cache::{RowId, Step};
 
-use crate::{Addition, Result};
+use crate::{AdapterChoice, Addition, Result};
 
 /// A place in the decoder where the residual stream can be read or rewritten, named as
 /// TransformerLens names it (`blocks.{layer}.hook_resid_pre` and so on). Layers count from 0.
@@ -119,6 +119,14 @@ pub trait ResidualHook: Send {
         let _ = (point, step, row);
         Ok(None)
     }
+
+    /// Which of the model's [named adapters](crate::Decoder::add_named_adapter) a row runs under. They are
+    /// part of what the hook does to the row, so its [`name`](Self::name) has to say them, as
+    /// [`Decoder::name_of_choice`](crate::Decoder::name_of_choice) does.
+    fn adapters(&self, row: RowId) -> AdapterChoice {
+        let _ = row;
+        AdapterChoice::none()
+    }
 }
 
 impl<H: ResidualHook + ?Sized> ResidualHook for &mut H {
@@ -149,6 +157,10 @@ impl<H: ResidualHook + ?Sized> ResidualHook for &mut H {
         row: usize,
     ) -> Result<Option<Vec<Addition>>> {
         (**self).additions(point, step, row)
+    }
+
+    fn adapters(&self, row: RowId) -> AdapterChoice {
+        (**self).adapters(row)
     }
 }
 
@@ -181,6 +193,10 @@ impl<H: ResidualHook + ?Sized> ResidualHook for Box<H> {
     ) -> Result<Option<Vec<Addition>>> {
         (**self).additions(point, step, row)
     }
+
+    fn adapters(&self, row: RowId) -> AdapterChoice {
+        (**self).adapters(row)
+    }
 }
 
 /// A hook that its owner looks into while something else drives it.
@@ -212,6 +228,10 @@ impl<H: ResidualHook + ?Sized> ResidualHook for Arc<Mutex<H>> {
         row: usize,
     ) -> Result<Option<Vec<Addition>>> {
         locked(self).additions(point, step, row)
+    }
+
+    fn adapters(&self, row: RowId) -> AdapterChoice {
+        locked(self).adapters(row)
     }
 }
 
@@ -264,6 +284,10 @@ impl<A: ResidualHook, B: ResidualHook> ResidualHook for (A, B) {
         let (first, second) =
             (self.0.additions(point, step, row)?, self.1.additions(point, step, row)?);
         Ok(first.zip(second).map(|(first, second)| [first, second].concat()))
+    }
+
+    fn adapters(&self, row: RowId) -> AdapterChoice {
+        self.0.adapters(row).plus(&self.1.adapters(row))
     }
 }
 

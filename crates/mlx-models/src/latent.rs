@@ -5,7 +5,7 @@
 //! are applied to the head's query and to what it has mixed instead ("absorbed"): no column is expanded.
 //! For many new tokens that would cost more than expanding the columns does.
 
-use mlx_rs::{Array, error::Result as MlxResult, ops::indexing::TryIndexOp};
+use mlx_rs::{Array, ops::indexing::TryIndexOp};
 use mlxgk_kv_cache::LayerSpec;
 
 use crate::{
@@ -233,10 +233,10 @@ impl LatentAttention {
 
 impl Expansion {
     /// The matrices to keys, `[heads, key, latent]`, and to values, `[heads, value, latent]`.
-    fn matrices(&self, heads: i32, plain: i32, value: i32) -> MlxResult<(Array, Array)> {
+    fn matrices(&self, heads: i32, plain: i32, value: i32) -> Result<(Array, Array)> {
         match self {
             Self::Joint { both } => {
-                let both = both.weight().dequantized()?;
+                let both = both.matrix()?;
                 let both = both.reshape(&[heads, plain + value, both.dim(-1)])?;
                 Ok((both.try_index((.., ..plain, ..))?, both.try_index((.., plain.., ..))?))
             }

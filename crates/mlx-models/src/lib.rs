@@ -18,6 +18,7 @@
 //! ```
 
 mod activation;
+mod adapter_dropout;
 mod attention;
 mod attentions;
 mod backend;
@@ -57,6 +58,7 @@ mod recurrence;
 mod rope;
 mod routed_experts;
 mod routing;
+mod row_adapters;
 mod row_hooks;
 mod self_attention;
 mod short_convolution;
@@ -67,6 +69,7 @@ mod weights;
 
 use mlxgk_native as native;
 
+pub use self::adapter_dropout::AdapterDropout;
 pub use self::attentions::AttentionRecorder;
 pub use self::checkpoint::Skipped;
 pub use self::custom::CustomBlock;
@@ -79,4 +82,5 @@ pub use self::mtp::MtpHeads;
 pub use self::parameters::{Footprint, Parameter, ParameterKind};
 pub use self::pass::BlockPass;
 pub use self::recording::Recording;
+pub use self::row_adapters::AdapterChoice;
 pub use self::row_hooks::{Addition, RowHooks, SharedHook};

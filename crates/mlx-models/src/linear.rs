@@ -16,7 +16,9 @@ use mlx_rs::{
 
 use crate::{
     Error, ErrorKind, Result,
+    adapter_dropout::AdapterDropout,
     parameters::{Parameter, ParameterKind, Replace},
+    row_adapters::Stack,
     weight::Weight,
 };
 
@@ -32,11 +34,23 @@ pub struct Linear {
     /// Of an adapter with magnitudes: by what each row of the adapted matrix is multiplied, `[out]`.
     /// Computed again whenever matrix or adapter change.
     stretch: Option<Array>,
+    /// The adapters that rows choose by name.
+    stack: Option<Stack>,
+    /// What the adapter does not see, while it is trained.
+    dropout: Option<AdapterDropout>,
 }
 
 impl Linear {
     pub(crate) fn new(path: impl Into<Arc<str>>, weight: Weight, bias: Option<Array>) -> Self {
-        Self { path: path.into(), weight, bias, adapter: None, stretch: None }
+        Self {
+            path: path.into(),
+            weight,
+            bias,
+            adapter: None,
+            stretch: None,
+            stack: None,
+            dropout: None,
+        }
     }
 
     /// The name without an ending: `model.layers.0.self_attn.q_proj`.
@@ -84,6 +98,11 @@ impl Linear {
                 format!("the adapter for `{path}` is for {found:?}, but its shape is {fits:?}"),
             ));
         }
+        if adapter.magnitude.is_some() && self.stack.is_some() {
+            let what =
+                format!("`{}` has named adapters, beside which DoRA is not defined", self.path);
+            return Err(Error::new(ErrorKind::Weights, what));
+        }
         self.adapter = Some(adapter);
         self.renew_stretch()?;
         if let Some(stretch) = &self.stretch {
@@ -129,15 +148,60 @@ impl Linear {
         Ok(())
     }
 
+    /// Puts the named adapters in place, or takes them off.
+    pub(crate) fn set_stack(&mut self, stack: Option<Stack>) {
+        self.stack = stack;
+    }
+
+    /// The matrix with the adapter in it, in the dtype that the model computes in: for those who compute
+    /// with the matrix and not with its products. Refuses where rows run under adapters of their own.
+    pub(crate) fn matrix(&self) -> Result<Array> {
+        if self.stack.as_ref().is_some_and(Stack::is_chosen) {
+            let what = format!(
+                "`{}` is computed with as a matrix, in which rows cannot have adapters of their own",
+                self.path
+            );
+            return Err(Error::new(ErrorKind::Weights, what));
+        }
+        let matrix = self.weight.dequantized()?;
+        match &self.adapter {
+            None => Ok(matrix),
+            Some(_) => Ok(self.merged()?.as_dtype(matrix.dtype())?),
+        }
+    }
+
     pub(crate) fn weight(&self) -> &Weight {
         &self.weight
+    }
+
+    /// Drops numbers that the adapter is given from here on, or does not any more.
+    pub(crate) fn set_dropout(&mut self, dropout: Option<AdapterDropout>) {
+        self.dropout = dropout.filter(|it| it.rate > 0.0);
+    }
+
+    /// What the adapter is given of `x`.
+    fn seen_by_adapter(&self, x: &Array) -> MlxResult<Array> {
+        match &self.dropout {
+            None => Ok(x.clone()),
+            Some(dropout) => dropout.apply(&self.path, x),
+        }
     }
 
     /// `x Wᵀ + b` for `x` of `[.., in]`.
     pub(crate) fn forward(&self, x: &Array) -> MlxResult<Array> {
         if let (Some(adapter), Some(stretch)) = (&self.adapter, &self.stretch) {
             let y = self.weight.product(x)?;
-            let y = y.add(adapter.product(x)?.as_dtype(y.dtype())?)?.multiply(stretch)?;
+            let y = match &self.dropout {
+                None => y.add(adapter.product(x)?.as_dtype(y.dtype())?)?.multiply(stretch)?,
+                Some(_) => {
+                    // PEFT drops what the matrix is given, too, in what the magnitudes change.
+                    let x = self.seen_by_adapter(x)?;
+                    let own = adapter.product(&x)?.as_dtype(y.dtype())?.multiply(stretch)?;
+                    let one = Array::from_f32(1.0).as_dtype(stretch.dtype())?;
+                    let changed = self.weight.product(&x)?.multiply(stretch.subtract(one)?)?;
+                    y.add(changed)?.add(own)?
+                }
+            };
             return match &self.bias {
                 None => Ok(y),
                 Some(bias) => y.add(bias),
@@ -148,9 +212,16 @@ impl Linear {
             (weight, Some(bias)) => weight.product(x)?.add(bias)?,
             (weight, None) => weight.product(x)?,
         };
-        match &self.adapter {
+        let y = match &self.adapter {
+            None => y,
+            Some(adapter) => {
+                let x = self.seen_by_adapter(x)?;
+                y.add(adapter.product(&x)?.as_dtype(y.dtype())?)?
+            }
+        };
+        match self.stack.as_ref().map(|it| it.product(&self.path, x)).transpose()?.flatten() {
             None => Ok(y),
-            Some(adapter) => y.add(adapter.product(x)?.as_dtype(y.dtype())?),
+            Some(of_rows) => y.add(of_rows.as_dtype(y.dtype())?),
         }
     }
 

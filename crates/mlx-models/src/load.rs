@@ -13,6 +13,7 @@ use crate::{
     embedding::Embedding,
     families, foreign,
     norm::RmsNorm,
+    row_adapters::NamedAdapters,
     weights::Weights,
 };
 
@@ -114,5 +115,6 @@ pub(crate) fn assemble(
         options,
         dtype,
         skipped,
+        adapters: NamedAdapters::default(),
     })
 }

@@ -12,7 +12,7 @@ use std::{
 use mlx_rs::{Array, ops::concatenate};
 use mlxgk_kv_cache::{RowId, Step};
 
-use crate::{Error, ErrorKind, HookPoint, ResidualHook, Result, hooks::locked};
+use crate::{AdapterChoice, Error, ErrorKind, HookPoint, ResidualHook, Result, hooks::locked};
 
 /// A hook that several rows may share.
 pub type SharedHook<'a> = Arc<Mutex<dyn ResidualHook + 'a>>;
@@ -143,6 +143,10 @@ impl ResidualHook for RowHooks<'_> {
             Some(hook) => locked(hook).additions(point, step, row),
             None => Ok(Some(Vec::new())),
         }
+    }
+
+    fn adapters(&self, row: RowId) -> AdapterChoice {
+        self.hooks.get(&row).map(|it| locked(it).adapters(row)).unwrap_or_default()
     }
 }
 

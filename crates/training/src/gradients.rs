@@ -13,7 +13,7 @@ use mlx_rs::{
     transforms::{eval, fallible_vjp, value_and_grad_with_argnums},
 };
 use mlxgk_kv_cache::Column;
-use mlxgk_mlx_models::ResidualHook;
+use mlxgk_mlx_models::{AdapterDropout, ResidualHook};
 
 use crate::{
     Batch, Objective, Result, Trainee,
@@ -33,12 +33,14 @@ pub struct GradientOptions<'o> {
     pub checkpoint_layers: Option<usize>,
     /// Predicted tokens whose logits are held at a time; `None` for as many as take 128 MiB.
     pub logits_chunk: Option<usize>,
+    /// What adapters do not see of what they are given.
+    pub dropout: Option<AdapterDropout>,
 }
 
 impl Default for GradientOptions<'_> {
     fn default() -> Self {
         let objective = Objective::CrossEntropy { smoothing: 0.0 };
-        Self { objective, scale: 1.0, checkpoint_layers: None, logits_chunk: None }
+        Self { objective, scale: 1.0, checkpoint_layers: None, logits_chunk: None, dropout: None }
     }
 }
 
@@ -91,10 +93,12 @@ impl<'m> Trainee<'m> {
         let columns = self.columns(batch);
         let sums = vec![None; computed.len()];
         let mut descent = Descent { trainee: self, columns, computed, sums };
+        descent.trainee.decoder.set_adapter_dropout(options.dropout)?;
         let outcome = descent.run(batch, options, hook);
         let Descent { computed, sums, .. } = descent;
         // The model must not keep arrays of the graphs that the gradients were taken through.
         self.restore()?;
+        self.decoder.set_adapter_dropout(None)?;
         let loss = outcome?;
         let or_zeros = |(sum, it): (Option<Array>, &Array)| match sum {
             Some(sum) => Ok(sum),

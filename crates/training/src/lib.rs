@@ -23,7 +23,7 @@ mod trainer;
 
 pub use self::adapters::{
     AdapterFormat, LoraConfig, Merged, add_adapter, attach_lora, clear_adapters, load_adapter,
-    merge_adapters, merge_folder, save_adapter,
+    load_named_adapter, merge_adapters, merge_folder, save_adapter,
 };
 pub use self::average::{Ema, ema_update};
 pub use self::batch::{Batch, Example, IGNORE_INDEX, build_action_mask};
@@ -33,7 +33,7 @@ pub use self::error::{Error, ErrorKind, Result};
 pub use self::gradients::{GradientOptions, Gradients};
 pub use self::head::Objective;
 pub use self::losses::{KlEstimator, stable_softmax, xent_loss};
-pub use self::optimizer::{Optimizer, OptimizerKind};
+pub use self::optimizer::{Adafactor, AdjustLr, Muon, Optimizer, OptimizerKind, TorchAdafactor};
 pub use self::order::Order;
 pub use self::plot::loss_plot;
 pub use self::scaling::LossScaler;

@@ -4,6 +4,15 @@ use mlx_rs::{Array, error::Result as MlxResult, transforms::eval};
 
 use crate::{Error, Result};
 
+mod adafactor;
+mod muon;
+
+pub use self::adafactor::{Adafactor, TorchAdafactor};
+pub use self::muon::{AdjustLr, Muon};
+
+/// A parameter after a step, and what is kept for the next.
+type After = (Array, Vec<Array>);
+
 /// Which optimizer, with the names and defaults of torch's.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
@@ -26,6 +35,12 @@ pub enum OptimizerKind {
         /// Times the parameter, added to its gradient.
         weight_decay: f64,
     },
+    /// Adafactor as transformers has it.
+    Adafactor(Adafactor),
+    /// Adafactor as torch has it.
+    TorchAdafactor(TorchAdafactor),
+    /// Muon.
+    Muon(Muon),
 }
 
 impl Default for OptimizerKind {
@@ -33,6 +48,21 @@ impl Default for OptimizerKind {
     fn default() -> Self {
         Self::AdamW { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0 }
     }
+}
+
+/// Refuses what both kinds of Adafactor do.
+fn check_adafactor(eps: [f64; 2], clip: f64, decay: f64) -> Result<()> {
+    let refuse = |what: String| Err(Error::config(what));
+    if let Some(it) = eps.iter().find(|it| it.is_nan() || **it < 0.0) {
+        return refuse(format!("eps is {it}, must be at least 0"));
+    }
+    if clip.is_nan() || clip <= 0.0 {
+        return refuse(format!("the bound on updates is {clip}, must be above 0"));
+    }
+    if decay.is_nan() || decay > 0.0 {
+        return refuse(format!("the decay of averages is {decay}, must be at most 0"));
+    }
+    Ok(())
 }
 
 impl OptimizerKind {
@@ -54,6 +84,30 @@ impl OptimizerKind {
                 }
                 (weight_decay, vec![momentum])
             }
+            Self::Adafactor(Adafactor {
+                eps,
+                clip_threshold,
+                decay_rate,
+                beta1,
+                weight_decay,
+                ..
+            }) => {
+                check_adafactor(eps, clip_threshold, decay_rate)?;
+                (weight_decay, beta1.into_iter().collect())
+            }
+            Self::TorchAdafactor(TorchAdafactor { eps, d, beta2_decay, weight_decay }) => {
+                check_adafactor(eps, d, beta2_decay)?;
+                (weight_decay, Vec::new())
+            }
+            Self::Muon(Muon { momentum, eps, ns_steps, weight_decay, .. }) => {
+                if eps.is_nan() || eps < 0.0 {
+                    return refuse("eps", eps, "at least 0");
+                }
+                if ns_steps >= 100 {
+                    return refuse("the number of iterations", ns_steps as f64, "below 100");
+                }
+                (weight_decay, vec![momentum])
+            }
         };
         if let Some(&it) = momenta.iter().find(|it| !(0.0..1.0).contains(*it)) {
             return refuse("a beta or momentum", it, "at least 0 and below 1");
@@ -64,11 +118,29 @@ impl OptimizerKind {
         Ok(())
     }
 
-    /// Arrays kept per parameter.
-    pub(crate) fn kept(&self) -> usize {
+    /// Refuses a parameter that it cannot train, by name.
+    pub(crate) fn check_parameter(&self, name: &str, parameter: &Array) -> Result<()> {
+        let shape = parameter.shape();
+        if matches!(self, Self::Muon(_)) && shape.len() != 2 {
+            let what = format!("Muon trains matrices, but `{name}` is {shape:?}");
+            return Err(Error::config(what));
+        }
+        Ok(())
+    }
+
+    /// The shapes of what is kept of a parameter.
+    pub(crate) fn kept(&self, shape: &[i32]) -> Vec<Vec<i32>> {
+        let whole = |count| vec![shape.to_vec(); count];
         match self {
-            Self::AdamW { .. } => 2,
-            Self::Sgd { momentum, .. } => usize::from(*momentum != 0.0),
+            Self::AdamW { .. } => whole(2),
+            Self::Sgd { momentum, .. } => whole(usize::from(*momentum != 0.0)),
+            Self::Adafactor(it) => {
+                let mut kept = adafactor::kept(shape);
+                kept.extend(whole(usize::from(it.beta1.is_some())));
+                kept
+            }
+            Self::TorchAdafactor(_) => adafactor::kept(shape),
+            Self::Muon(_) => whole(1),
         }
     }
 }
@@ -142,7 +214,6 @@ impl Optimizer {
 }
 
 impl OptimizerKind {
-    /// A parameter after a step, and what is kept for the next.
     fn step(
         &self,
         parameter: &Array,
@@ -150,7 +221,7 @@ impl OptimizerKind {
         before: Option<&[Array]>,
         steps: u64,
         learning_rate: f64,
-    ) -> MlxResult<(Array, Vec<Array>)> {
+    ) -> MlxResult<After> {
         match *self {
             Self::AdamW { betas: [first, second], eps, weight_decay } => {
                 let zeros = || gradient.multiply(number(0.0));
@@ -188,6 +259,9 @@ impl OptimizerKind {
                 };
                 Ok((after, vec![average]))
             }
+            Self::Adafactor(it) => it.step(parameter, gradient, before, steps, learning_rate),
+            Self::TorchAdafactor(it) => it.step(parameter, gradient, before, steps, learning_rate),
+            Self::Muon(it) => it.step(parameter, gradient, before, learning_rate),
         }
     }
 }

@@ -15,8 +15,8 @@ use mlx_rs::{
     ops::{broadcast_to, concatenate},
     transforms::eval,
 };
-use mlxgk_kv_cache::{Column, Step};
-use mlxgk_mlx_models::{Decoder, HookPoint, ParameterKind, ResidualHook};
+use mlxgk_kv_cache::{Column, RowId, Step};
+use mlxgk_mlx_models::{AdapterChoice, Decoder, HookPoint, ParameterKind, ResidualHook};
 use regex::RegexSet;
 
 use crate::{
@@ -337,5 +337,9 @@ impl ResidualHook for WithVectors<'_> {
             },
             _ => Ok(hidden),
         }
+    }
+
+    fn adapters(&self, row: RowId) -> AdapterChoice {
+        self.hook.adapters(row)
     }
 }

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, path::Path};
 
 use mlx_rs::{Array, Dtype, error::Result as MlxResult, transforms::eval};
-use mlxgk_mlx_models::ResidualHook;
+use mlxgk_mlx_models::{AdapterDropout, ResidualHook};
 use serde_json::{Value, json};
 
 use crate::{
@@ -35,6 +35,10 @@ pub struct TrainingConfig {
     pub checkpoint_layers: Option<usize>,
     /// Predicted tokens whose logits are held at a time; `None` for as many as take 128 MiB.
     pub logits_chunk: Option<usize>,
+    /// PEFT's `lora_dropout`: how likely an adapter does not see a number that it is given; 0 for none.
+    pub lora_dropout: f32,
+    /// What dropout is drawn from. A step's draws follow from it and the step's number alone.
+    pub seed: u64,
 }
 
 impl TrainingConfig {
@@ -50,6 +54,8 @@ impl TrainingConfig {
             ema_decay: None,
             checkpoint_layers: None,
             logits_chunk: None,
+            lora_dropout: 0.0,
+            seed: 0,
         }
     }
 }
@@ -101,7 +107,16 @@ impl<'m> Trainer<'m> {
         if let Some(most) = config.max_grad_norm.filter(|it| it.is_nan() || *it <= 0.0) {
             return Err(Error::config(format!("the bound on norms is {most}, must be above 0")));
         }
+        if !(0.0..1.0).contains(&config.lora_dropout) {
+            let rate = config.lora_dropout;
+            return Err(Error::config(format!(
+                "lora_dropout is {rate}, must be at least 0 and below 1"
+            )));
+        }
         config.schedule.check(config.steps)?;
+        for (name, master) in trainee.names().iter().zip(trainee.masters()) {
+            config.optimizer.check_parameter(name, master)?;
+        }
         let optimizer = Optimizer::new(config.optimizer)?;
         let average = |decay| Ema::new(trainee.masters(), decay, true);
         let ema = config.ema_decay.map(average).transpose()?;
@@ -154,12 +169,13 @@ impl<'m> Trainer<'m> {
     ) -> Result<StepReport> {
         let scale = self.config.scaler.scale();
         let (mut loss, mut tokens, mut sums) = (0.0, 0, Vec::new());
-        for &(batch, objective) in parts {
+        for (number, &(batch, objective)) in parts.iter().enumerate() {
             let options = GradientOptions {
                 objective,
                 scale: scale * weight,
                 checkpoint_layers: self.config.checkpoint_layers,
                 logits_chunk: self.config.logits_chunk,
+                dropout: self.dropout(number as u64),
             };
             let found = self.trainee.gradients(batch, options, hook)?;
             loss += found.loss * f64::from(weight);
@@ -189,6 +205,17 @@ impl<'m> Trainer<'m> {
         }
         self.step += 1;
         Ok(StepReport { step: self.step, loss, tokens, learning_rate, grad_norm, scale, skipped })
+    }
+
+    /// What adapters do not see in a micro-batch of the step to come.
+    fn dropout(&self, number: u64) -> Option<AdapterDropout> {
+        let rate = self.config.lora_dropout;
+        // Odd factors, so that neighbours share no seed.
+        let seed = (self.config.seed)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .wrapping_add(self.step.wrapping_mul(0xbf58_476d_1ce4_e5b9))
+            .wrapping_add(number.wrapping_mul(0x94d0_49bb_1331_11eb));
+        (rate > 0.0).then_some(AdapterDropout { rate, seed })
     }
 
     /// Says what was not finite.
@@ -307,22 +334,27 @@ impl<'m> Trainer<'m> {
             state[name].as_u64().ok_or_else(|| failed(path, format_args!("lacks {name}")))
         };
         let steps = number("optimizer_steps")?;
-        let mut take = |name: String, like: &Array| match arrays.remove(&name) {
-            Some(array) if array.shape() == like.shape() => Ok(array),
+        let mut take = |name: String, wanted: &[i32]| match arrays.remove(&name) {
+            Some(array) if array.shape() == wanted => Ok(array),
             Some(array) => {
-                let (found, wanted) = (array.shape(), like.shape());
+                let found = array.shape();
                 Err(failed(path, format_args!("`{name}` is {found:?}, expected {wanted:?}")))
             }
             None => Err(failed(path, format_args!("lacks `{name}`"))),
         };
         let (mut masters, mut kept, mut averages) = (Vec::new(), Vec::new(), Vec::new());
         for (name, master) in self.trainee.names().iter().zip(self.trainee.masters()) {
-            masters.push(take(format!("master.{name}"), master)?);
-            let places = if steps > 0 { self.config.optimizer.kept() } else { 0 };
-            let own = |place| take(format!("optimizer.{place}.{name}"), master);
-            kept.push((0..places).map(own).collect::<Result<Vec<_>>>()?);
+            masters.push(take(format!("master.{name}"), master.shape())?);
+            let mut own = Vec::new();
+            if steps > 0 {
+                for (place, shape) in self.config.optimizer.kept(master.shape()).iter().enumerate()
+                {
+                    own.push(take(format!("optimizer.{place}.{name}"), shape)?);
+                }
+            }
+            kept.push(own);
             if self.ema.is_some() {
-                averages.push(take(format!("average.{name}"), master)?);
+                averages.push(take(format!("average.{name}"), master.shape())?);
             }
         }
         let step = number("step")?;
@@ -349,6 +381,8 @@ impl<'m> Trainer<'m> {
             "optimizer": format!("{:?}", config.optimizer),
             "max_grad_norm": config.max_grad_norm,
             "ema_decay": config.ema_decay,
+            "lora_dropout": config.lora_dropout,
+            "seed": config.seed,
             "dtype": format!("{:?}", self.trainee.decoder().dtype()),
             "parameters": self.trainee.count(),
         })

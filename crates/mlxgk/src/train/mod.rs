@@ -9,8 +9,8 @@ use clap::{Args, ValueEnum};
 use mlx_genkit::{
     Model,
     training::{
-        AdapterFormat, Decay, LoraConfig, LossScaler, OptimizerKind, Schedule, SoftPrompt, Trainee,
-        TrainingConfig, attach_lora,
+        Adafactor, AdapterFormat, Decay, LoraConfig, LossScaler, Muon, OptimizerKind, Schedule,
+        SoftPrompt, TorchAdafactor, Trainee, TrainingConfig, attach_lora,
     },
 };
 use mlx_rs::Dtype;
@@ -96,7 +96,14 @@ struct OptimizerArgs {
     /// Warm-up steps, in which the learning rate grows from 0
     #[arg(long, value_name = "N", default_value = "0")]
     warmup: u64,
-    /// Weight decay (AdamW)
+    /// Optimizer, with torch's settings; adafactor is that of transformers, with a learning rate that is
+    /// not relative
+    #[arg(long, value_enum, default_value = "adamw")]
+    optimizer: OptimizerArg,
+    /// Momentum of sgd and muon; 0 and 0.95 by default
+    #[arg(long, value_name = "X")]
+    momentum: Option<f64>,
+    /// Weight decay
     #[arg(long, value_name = "X", default_value = "0")]
     weight_decay: f64,
     /// Gradient clipping: the largest norm of all gradients together; 0 for none
@@ -117,6 +124,46 @@ struct OptimizerArgs {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OptimizerArg {
+    Adamw,
+    Sgd,
+    Adafactor,
+    TorchAdafactor,
+    Muon,
+}
+
+impl OptimizerArgs {
+    fn kind(&self) -> Result<OptimizerKind> {
+        let weight_decay = self.weight_decay;
+        let takes_momentum = matches!(self.optimizer, OptimizerArg::Sgd | OptimizerArg::Muon);
+        if self.momentum.is_some() && !takes_momentum {
+            return Err(Failure::usage("--momentum needs --optimizer sgd or muon"));
+        }
+        Ok(match self.optimizer {
+            OptimizerArg::Adamw => {
+                OptimizerKind::AdamW { betas: [0.9, 0.999], eps: 1e-8, weight_decay }
+            }
+            OptimizerArg::Sgd => {
+                let momentum = self.momentum.unwrap_or(0.0);
+                OptimizerKind::Sgd { momentum, nesterov: false, weight_decay }
+            }
+            OptimizerArg::Adafactor => {
+                OptimizerKind::Adafactor(Adafactor { weight_decay, ..Adafactor::default() })
+            }
+            OptimizerArg::TorchAdafactor => {
+                let settings = TorchAdafactor { weight_decay, ..TorchAdafactor::default() };
+                OptimizerKind::TorchAdafactor(settings)
+            }
+            OptimizerArg::Muon => {
+                let settings = Muon::default();
+                let momentum = self.momentum.unwrap_or(settings.momentum);
+                OptimizerKind::Muon(Muon { momentum, weight_decay, ..settings })
+            }
+        })
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum ScheduleArg {
     Constant,
     Linear,
@@ -132,6 +179,9 @@ struct AdapterArgs {
     /// LoRA alpha; adapters are scaled by alpha / rank
     #[arg(long, value_name = "X", default_value = "16")]
     alpha: f32,
+    /// LoRA dropout: how likely an adapter does not see a number that it is given, while it is trained
+    #[arg(long, value_name = "X", default_value = "0")]
+    lora_dropout: f32,
     /// Scale by alpha / √rank instead (rsLoRA)
     #[arg(long)]
     rank_stabilized: bool,
@@ -203,11 +253,9 @@ impl TrainArgs {
         };
         let mut config = TrainingConfig::new(steps, given.learning_rate);
         config.schedule = Schedule { warmup: given.warmup, decay };
-        config.optimizer = OptimizerKind::AdamW {
-            betas: [0.9, 0.999],
-            eps: 1e-8,
-            weight_decay: given.weight_decay,
-        };
+        config.optimizer = given.kind()?;
+        config.lora_dropout = self.adapter.lora_dropout;
+        config.seed = self.seed;
         config.max_grad_norm = Some(given.max_grad_norm).filter(|it| *it != 0.0);
         config.ema_decay = given.ema;
         config.checkpoint_layers = given.checkpoint_layers;
@@ -275,6 +323,9 @@ impl TrainArgs {
             && !(self.adapter.train.is_empty() && self.adapter.freeze.is_empty())
         {
             return Err(Failure::usage("--train and --freeze need --method full"));
+        }
+        if self.adapter.lora_dropout != 0.0 && !matches!(self.method, Method::Lora | Method::Dora) {
+            return Err(Failure::usage("--lora-dropout needs --method lora or dora"));
         }
         if self.method == Method::Full && !self.model.adapter.is_empty() {
             let what = "--method full cannot train under an adapter: merge it first with `mlxgk \

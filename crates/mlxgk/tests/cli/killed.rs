@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use crate::shared::write;
 
 /// How often each command is killed; `MLXGK_KILLS=50` takes a minute and a half.
-fn kills() -> u32 {
+pub(crate) fn kills() -> u32 {
     std::env::var("MLXGK_KILLS").ok().and_then(|it| it.parse().ok()).unwrap_or(6)
 }
 

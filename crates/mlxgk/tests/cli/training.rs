@@ -100,6 +100,188 @@ fn a_run_is_continued() {
     assert!(refused(&["--out", &at("new"), "--patience", "2"]).contains("--valid"));
 }
 
+/// The step that a checkpoint stands at.
+fn step_of(checkpoint: &Path) -> u64 {
+    let bytes = fs::read(checkpoint).unwrap();
+    let len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + len]).unwrap();
+    let state = header["__metadata__"]["state"].as_str().unwrap();
+    serde_json::from_str::<Value>(state).unwrap()["step"].as_u64().unwrap()
+}
+
+/// A run that is killed over and over while it writes checkpoints, and continued each time, loses no step
+/// that was written, and ends as the run that was not.
+#[test]
+fn a_run_that_is_killed_again_and_again_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = write(folder.path(), "data.jsonl", DATA);
+    let kills = crate::killed::kills();
+    let steps = (4 * kills).to_string();
+    let common = [
+        "train",
+        "--data",
+        &data,
+        "--rank",
+        "2",
+        "--layers",
+        "4",
+        "--batch-size",
+        "2",
+        "--steps",
+        &steps,
+        "--save-every",
+        "1",
+    ];
+    let out = |name: &str| text(&folder.path().join(name));
+    let (whole, killed) = (out("whole"), out("killed"));
+    let found = mlxgk(&[&common[..], &["--out", &whole]].concat());
+    assert_eq!(found.status, Some(0), "{}", found.stderr);
+    let checkpoint = folder.path().join("killed/checkpoint.safetensors");
+    let mut reached = 0;
+    for round in 0..kills {
+        let mut args = [&common[..], &["--out", &killed]].concat();
+        if checkpoint.exists() {
+            args.push("--resume");
+        }
+        let mut child = Command::new(env!("CARGO_BIN_EXE_mlxgk"))
+            .args(args)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stood = reached;
+        while (!checkpoint.exists() || step_of(&checkpoint) == stood)
+            && child.try_wait().unwrap().is_none()
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // At another place of a step and its checkpoint each time.
+        std::thread::sleep(Duration::from_micros(u64::from(round * 37 % 61) * 700));
+        let _ = child.kill();
+        let ended = child.wait_with_output().unwrap();
+        let ended = String::from_utf8(ended.stderr).unwrap();
+        assert!(!ended.contains("error"), "{ended}");
+        let step = step_of(&checkpoint);
+        assert!(step > stood || step.to_string() == steps, "{stood}, then {step}");
+        reached = step;
+    }
+    let found = mlxgk(&[&common[..], &["--out", &killed, "--resume"]].concat());
+    assert_eq!(found.status, Some(0), "{}", found.stderr);
+    let weights = |name: &str| fs::read(folder.path().join(name).join("adapter_model.safetensors"));
+    assert!(weights("whole").unwrap() == weights("killed").unwrap());
+}
+
+/// Where the disk is full, the checkpoint before stays, and the run continues from it once there is room.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_leaves_the_checkpoint_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = write(folder.path(), "data.jsonl", DATA);
+    let out = text(&folder.path().join("out"));
+    let args = [
+        "train",
+        "--data",
+        &data,
+        "--out",
+        &out,
+        "--rank",
+        "2",
+        "--layers",
+        "4",
+        "--batch-size",
+        "2",
+        "--steps",
+        "12",
+        "--save-every",
+        "1",
+    ];
+    let checkpoint = folder.path().join("out/checkpoint.safetensors");
+    let mut child =
+        Command::new(env!("CARGO_BIN_EXE_mlxgk")).args(args).stdout(Stdio::null()).spawn().unwrap();
+    while !checkpoint.exists() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let _ = child.kill();
+    child.wait().unwrap();
+    let (before, names) = (fs::read(&checkpoint).unwrap(), names(&checkpoint));
+    assert!(step_of(&checkpoint) < 12);
+    // No file may grow beyond 16 KiB; what would, fails as a full disk fails.
+    let limited = "trap '' XFSZ; ulimit -f 32; exec \"$@\"";
+    let found = Command::new("sh")
+        .args(["-c", limited, "sh", env!("CARGO_BIN_EXE_mlxgk")])
+        .args(args)
+        .arg("--resume")
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(found.stderr).unwrap();
+    assert_eq!(found.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("checkpoint.safetensors: cannot be written: "), "{stderr}");
+    assert!(fs::read(&checkpoint).unwrap() == before, "the checkpoint has changed");
+    assert_eq!(self::names(&checkpoint), names);
+    let found = mlxgk(&[&args[..], &["--resume"]].concat());
+    assert_eq!(found.status, Some(0), "{}", found.stderr);
+    assert_eq!(step_of(&checkpoint), 12);
+}
+
+/// What lies beside a file, what a killed process may have been writing left out.
+fn names(file: &Path) -> Vec<String> {
+    let entries = fs::read_dir(file.parent().unwrap()).unwrap();
+    let names = entries.map(|it| it.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.filter(|it| !it.starts_with(".mlxgk-")).collect();
+    names.sort();
+    names
+}
+
+/// Every optimizer lowers the loss, and says what it does not take.
+#[test]
+fn optimizers_are_chosen_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = write(folder.path(), "data.jsonl", DATA);
+    let train = |name: &str, rest: &[&str]| {
+        let out = text(&folder.path().join(name));
+        let common = [
+            "train",
+            "--data",
+            &data,
+            "--out",
+            &out,
+            "--batch-size",
+            "3",
+            "--schedule",
+            "constant",
+        ];
+        let steps = ["--steps", "8", "--rank", "4", "--format", "json"];
+        let chosen = ["--optimizer", name];
+        mlxgk(&[&common[..], &steps, &chosen, rest].concat())
+    };
+    for (name, rest) in [
+        ("adamw", &["--lr", "1e-2", "--lora-dropout", "0.1"][..]),
+        ("sgd", &["--lr", "0.5", "--momentum", "0.9"]),
+        ("adafactor", &["--lr", "1"]),
+        ("torch-adafactor", &["--lr", "1"]),
+        ("muon", &["--lr", "2e-2", "--momentum", "0.9"]),
+    ] {
+        let found = train(name, rest);
+        assert_eq!(found.status, Some(0), "{name}: {}", found.stderr);
+        let metrics = fs::read_to_string(folder.path().join(name).join("metrics.jsonl")).unwrap();
+        let losses: Vec<f64> = metrics
+            .lines()
+            .filter_map(|it| serde_json::from_str::<Value>(it).unwrap()["loss"].as_f64())
+            .collect();
+        assert!(losses[losses.len() - 1] < losses[0], "{name}: {losses:?}");
+    }
+    let found = train("adafactor", &["--momentum", "0.5"]);
+    assert_eq!(found.status, Some(2));
+    assert!(found.stderr.contains("--momentum needs --optimizer sgd or muon"), "{}", found.stderr);
+    let found = train("adamw", &["--method", "vector", "--lora-dropout", "0.1"]);
+    assert_eq!(found.status, Some(2));
+    assert!(
+        found.stderr.contains("--lora-dropout needs --method lora or dora"),
+        "{}",
+        found.stderr
+    );
+}
+
 #[test]
 fn bad_data_is_named_by_file_and_line() {
     let folder = tempfile::tempdir().unwrap();

@@ -18,7 +18,7 @@ pub struct LoraConfig {
     /// Learns the lengths of the rows apart from their directions (DoRA, Liu et al., 2024).
     pub dora: bool,
     /// Products by the end of their names, as PEFT's `target_modules` in a list: `q_proj`. Empty for all
-    /// products of the blocks, routers of mixtures excepted.
+    /// products of the blocks, routers and experts of mixtures excepted.
     pub targets: Vec<String>,
     /// The blocks to adapt, from 0; empty for all.
     pub layers: Vec<usize>,
@@ -58,7 +58,17 @@ pub fn attach_lora(decoder: &mut Decoder, config: &LoraConfig) -> Result<Vec<Str
         decoder.linears().iter().map(|it| (it.path().to_owned(), it.shape())).collect();
     for target in &config.targets {
         if !products.iter().any(|(path, _)| ends(path, target)) {
-            return Err(Error::config(format!("no product of the model ends in `{target}`")));
+            let mut of_experts = false;
+            decoder.visit_parameters(|it| {
+                let path = it.path.strip_suffix(".weight").unwrap_or(it.path);
+                let is_expert = path.contains(".switch_mlp.") || path.contains(".experts.");
+                of_experts |= is_expert && ends(path, target);
+            });
+            let why = match of_experts {
+                true => format!("`{target}` are a mixture's experts, which cannot be adapted"),
+                false => format!("no product of the model ends in `{target}`"),
+            };
+            return Err(Error::config(why));
         }
     }
     let is_chosen = |path: &str| {

@@ -34,6 +34,10 @@ pub(super) fn read(folder: &Path, config: &Value) -> Result<Vec<(String, Adapter
         let Some((path, part)) = name.rsplit_once('.') else {
             return Err(failed(&file, format_args!("`{name}` does not belong to an adapter")));
         };
+        if path.contains(".switch_mlp.") {
+            let what = format!("`{name}` adapts a mixture's experts, which is not supported");
+            return Err(failed(&file, what));
+        }
         let parts = parts.entry(path.to_owned()).or_default();
         match part {
             "lora_a" => parts.a = Some(transposed(&file, &name, &array)?),

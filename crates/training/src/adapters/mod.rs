@@ -68,6 +68,23 @@ pub fn add_adapter(decoder: &mut Decoder, folder: impl AsRef<Path>) -> Result<us
     set(decoder, adapters)
 }
 
+/// Loads the adapter in a folder beside others, for rows that choose it by `name`
+/// ([`Decoder::add_named_adapter`]). Returns how many products it is for.
+///
+/// # Errors
+/// As [`load_adapter`], and when the name is taken, or the adapter is DoRA or for a product outside the
+/// blocks.
+pub fn load_named_adapter(
+    decoder: &mut Decoder,
+    name: &str,
+    folder: impl AsRef<Path>,
+) -> Result<usize> {
+    let adapters = read_fitting(decoder, folder.as_ref())?;
+    let count = adapters.len();
+    decoder.add_named_adapter(name, adapters)?;
+    Ok(count)
+}
+
 /// The adapters in a folder, all of which fit products of the model.
 fn read_fitting(decoder: &Decoder, folder: &Path) -> Result<Vec<(String, Adapter)>> {
     let config = read_config(folder)?;

@@ -261,6 +261,19 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
     let mut decoder = model("llama");
     let unknown = LoraConfig { targets: vec!["wide_proj".into()], ..everywhere(false) };
     assert!(attach_lora(&mut decoder, &unknown).unwrap_err().to_string().contains("`wide_proj`"));
+    let experts = LoraConfig { targets: vec!["switch_mlp.up_proj".into()], ..everywhere(false) };
+    let error = attach_lora(&mut model("qwen3-moe"), &experts).unwrap_err().to_string();
+    assert!(error.contains("`switch_mlp.up_proj` are a mixture's experts"), "{error}");
+    let name = "model.layers.0.mlp.switch_mlp.up_proj.lora_a";
+    let header =
+        json!({ name: { "dtype": "F32", "shape": [1], "data_offsets": [0, 4] } }).to_string();
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 4]].concat();
+    let switch = tempfile::tempdir().unwrap();
+    fs::write(switch.path().join("adapters.safetensors"), bytes).unwrap();
+    let config = json!({ "fine_tune_type": "lora", "lora_parameters": { "scale": 1.0 } });
+    fs::write(switch.path().join("adapter_config.json"), config.to_string()).unwrap();
+    let error = refused(&mut model("qwen3-moe"), switch.path());
+    assert!(error.contains("adapts a mixture's experts, which is not supported"), "{error}");
     let first = LoraConfig { layers: vec![0], ..everywhere(false) };
     attach_lora(&mut decoder, &first).unwrap();
     let error =

@@ -4,8 +4,9 @@ use mlx_rs::{Array, error::Exception};
 use mlxgk_kv_cache::Step;
 use mlxgk_mlx_models::{ComputeDtype, HookPoint, NoHook, ResidualHook};
 use mlxgk_training::{
-    Batch, Decay, Ema, ErrorKind, Example, LossScaler, Optimizer, OptimizerKind, Schedule, Trainee,
-    Trainer, TrainingConfig, clip_global_norm, loss_forward,
+    Adafactor, AdjustLr, Batch, Decay, Ema, ErrorKind, Example, LoraConfig, LossScaler, Muon,
+    Optimizer, OptimizerKind, Schedule, TorchAdafactor, Trainee, Trainer, TrainingConfig,
+    attach_lora, clip_global_norm, loss_forward,
 };
 use serde_json::{Value, json};
 
@@ -15,11 +16,37 @@ fn optimizer(case: &Value) -> OptimizerKind {
     let it = &case["optimizer"];
     let number = |name: &str| it[name].as_f64().unwrap();
     let weight_decay = number("weight_decay");
+    let eps = |or: f64| [0, 1].map(|at| it["eps"][at].as_f64().unwrap_or(or));
     match it["name"].as_str().unwrap() {
         "adamw" => {
             let betas = [0, 1].map(|at| it["betas"][at].as_f64().unwrap());
             OptimizerKind::AdamW { betas, eps: number("eps"), weight_decay }
         }
+        "adafactor" => OptimizerKind::Adafactor(Adafactor {
+            eps: eps(f64::NAN),
+            clip_threshold: number("clip_threshold"),
+            decay_rate: number("decay_rate"),
+            beta1: it["beta1"].as_f64(),
+            weight_decay,
+            scale_parameter: it["scale_parameter"].as_bool().unwrap(),
+        }),
+        "torch_adafactor" => OptimizerKind::TorchAdafactor(TorchAdafactor {
+            beta2_decay: number("beta2_decay"),
+            eps: eps(TorchAdafactor::default().eps[0]),
+            d: number("d"),
+            weight_decay,
+        }),
+        "muon" => OptimizerKind::Muon(Muon {
+            momentum: number("momentum"),
+            nesterov: it["nesterov"].as_bool().unwrap(),
+            weight_decay,
+            adjust_lr: match it["adjust_lr_fn"].as_str().unwrap() {
+                "original" => AdjustLr::Original,
+                "match_rms_adamw" => AdjustLr::MatchRmsAdamw,
+                _ => AdjustLr::SpectralUnclamped,
+            },
+            ..Muon::default()
+        }),
         _ => OptimizerKind::Sgd {
             momentum: number("momentum"),
             nesterov: it["nesterov"].as_bool().unwrap(),
@@ -62,7 +89,16 @@ fn twenty_steps_are_those_of_torch() {
                 1e-6,
                 &what,
             );
-            parameters = optimizer.step(&parameters, &clipped, rate).unwrap();
+            // Muon is for matrices alone, and leaves the others.
+            let is_muon = case["optimizer"]["name"] == "muon";
+            let chosen: Vec<usize> = (0..parameters.len())
+                .filter(|&it| !is_muon || parameters[it].ndim() == 2)
+                .collect();
+            let of = |all: &[Array]| chosen.iter().map(|&it| all[it].clone()).collect::<Vec<_>>();
+            let after = optimizer.step(&of(&parameters), &of(&clipped), rate).unwrap();
+            for (&at, after) in chosen.iter().zip(after) {
+                parameters[at] = after;
+            }
             ema.update(&parameters).unwrap();
             let Some(after) = case["after"].get((step + 1).to_string()) else { continue };
             for (name, found) in [("parameters", &parameters[..]), ("averages", ema.averages())] {
@@ -226,9 +262,18 @@ fn run(trainer: &mut Trainer<'_>, steps: u64) -> Vec<f64> {
 fn a_run_continues_to_the_bit() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("checkpoint.safetensors");
-    for kind in [
-        OptimizerKind::default(),
-        OptimizerKind::Sgd { momentum: 0.9, nesterov: true, weight_decay: 0.01 },
+    for (kind, trained) in [
+        (OptimizerKind::default(), ["self_attn", "norm"]),
+        (
+            OptimizerKind::Sgd { momentum: 0.9, nesterov: true, weight_decay: 0.01 },
+            ["self_attn", "norm"],
+        ),
+        (
+            OptimizerKind::Adafactor(Adafactor { beta1: Some(0.9), ..Adafactor::default() }),
+            ["self_attn", "norm"],
+        ),
+        (OptimizerKind::TorchAdafactor(TorchAdafactor::default()), ["self_attn", "norm"]),
+        (OptimizerKind::Muon(Muon::default()), ["q_proj", "up_proj"]),
     ] {
         let mut config = TrainingConfig::new(6, 0.01);
         config.optimizer = kind;
@@ -236,14 +281,14 @@ fn a_run_continues_to_the_bit() {
         config.scaler = LossScaler::dynamic().starting_at(8.0).unwrap().growing_after(4);
         config.ema_decay = Some(0.99);
         let mut decoder = model("gemma2");
-        let trainee = Trainee::new(&mut decoder).weights(&["self_attn", "norm"], &[]).unwrap();
+        let trainee = Trainee::new(&mut decoder).weights(&trained, &[]).unwrap();
         let mut whole = Trainer::new(trainee, config.clone()).unwrap();
         run(&mut whole, 3);
         whole.save(&path, &json!({ "epoch": 2, "place": 17 })).unwrap();
         let losses = run(&mut whole, 3);
 
         let mut decoder = model("gemma2");
-        let trainee = Trainee::new(&mut decoder).weights(&["self_attn", "norm"], &[]).unwrap();
+        let trainee = Trainee::new(&mut decoder).weights(&trained, &[]).unwrap();
         let mut resumed = Trainer::new(trainee, config.clone()).unwrap();
         assert_eq!(resumed.resume(&path).unwrap(), json!({ "epoch": 2, "place": 17 }));
         assert_eq!(run(&mut resumed, 3), losses);
@@ -278,6 +323,62 @@ fn a_run_continues_to_the_bit() {
                 .to_string()
                 .contains("cannot be written")
         );
+    }
+}
+
+/// Dropout before adapters is drawn anew in each step and micro-batch, the same again for a pass that is
+/// computed again and for a run that is continued, and is off wherever nothing is learned.
+#[test]
+fn dropout_follows_seed_and_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("checkpoint.safetensors");
+    let adapted = |dora: bool| {
+        let mut decoder = model("qwen3");
+        let lora = LoraConfig { rank: 3, dora, ..LoraConfig::default() };
+        attach_lora(&mut decoder, &lora).unwrap();
+        decoder
+    };
+    for dora in [false, true] {
+        let config = |rate: f32, seed: u64| {
+            let mut config = TrainingConfig::new(6, 0.02);
+            (config.lora_dropout, config.seed) = (rate, seed);
+            config
+        };
+        let learned = |config: TrainingConfig| {
+            let mut decoder = adapted(dora);
+            let trainee = Trainee::new(&mut decoder).adapters().unwrap();
+            let mut trainer = Trainer::new(trainee, config).unwrap();
+            run(&mut trainer, 6);
+            values(trainer.trainee())
+        };
+        let whole = learned(config(0.4, 7));
+        assert!(whole == learned(config(0.4, 7)));
+        assert!(whole != learned(config(0.4, 8)) && whole != learned(config(0.0, 7)));
+        assert!(learned(config(0.0, 7)) == learned(TrainingConfig::new(6, 0.02)));
+        let mut pieces = config(0.4, 7);
+        pieces.checkpoint_layers = Some(1);
+        for (found, expected) in learned(pieces).iter().zip(&whole) {
+            assert_close(found, expected, 1e-5, "computed again");
+        }
+
+        let mut decoder = adapted(dora);
+        let trainee = Trainee::new(&mut decoder).adapters().unwrap();
+        let mut half = Trainer::new(trainee, config(0.4, 7)).unwrap();
+        run(&mut half, 3);
+        half.save(&path, &Value::Null).unwrap();
+        // What the model says is without dropout, while it is trained and after.
+        let said = half.trainee().logprobs(&batches()[0], &mut NoHook).unwrap();
+        assert_eq!(said, half.trainee().logprobs(&batches()[0], &mut NoHook).unwrap());
+        let decoder = half.finish();
+        assert_eq!(said, decoder.logprobs(&batches()[0], &mut NoHook).unwrap());
+        let mut decoder = adapted(dora);
+        let trainee = Trainee::new(&mut decoder).adapters().unwrap();
+        let mut resumed = Trainer::new(trainee, config(0.4, 7)).unwrap();
+        resumed.resume(&path).unwrap();
+        run(&mut resumed, 3);
+        assert!(values(resumed.trainee()) == whole);
+        let mut other = Trainer::new(resumed.finish(), config(0.3, 7)).unwrap();
+        assert!(other.resume(&path).unwrap_err().to_string().contains("other settings"));
     }
 }
 
@@ -331,6 +432,10 @@ fn wrong_settings_are_refused() {
     assert!(refused(with(&|it| it.ema_decay = Some(2.0))).contains("decay of an average is 2"));
     let sgd = OptimizerKind::Sgd { momentum: 0.0, nesterov: true, weight_decay: 0.0 };
     assert!(refused(with(&|it| it.optimizer = sgd)).contains("Nesterov"));
+    let muon = OptimizerKind::Muon(Muon::default());
+    let refusal = refused(with(&|it| it.optimizer = muon));
+    assert!(refusal.contains("Muon trains matrices, but `resid_post.0` is [32]"), "{refusal}");
+    assert!(refused(with(&|it| it.lora_dropout = 1.0)).contains("lora_dropout is 1"));
     assert!(
         LossScaler::fixed(0.0).is_err() && LossScaler::dynamic().starting_at(f32::NAN).is_err()
     );
