@@ -90,7 +90,9 @@ fn walk(shape: &Shape, processor: &GrammarProcessor, random: &mut TorchRng) -> V
         };
         let ending: Vec<u32> =
             allowed.iter().copied().filter(|id| made > LONG && ends(id)).collect();
-        let choice = if ending.is_empty() { allowed } else { ending };
+        // Not always: what goes on with a 0 may need something else to end.
+        let ends_now = !ending.is_empty() && random.uniform_f32() < 0.7;
+        let choice = if ends_now { ending } else { allowed };
         let any = (random.uniform_f32() * choice.len() as f32) as usize;
         let token = choice[any.min(choice.len() - 1)];
         if token == shape.end {
