@@ -1,8 +1,8 @@
 //! Blocks of a prefix store as files of a folder, which processes may share.
 //!
 //! A file is the SHA-256 of all that follows, and a safetensors file. It is written under a temporary name
-//! and renamed, so that whoever opens it finds all of it or nothing. A file's time of modification is when
-//! its block was last used. Whoever adds one holds the lock of the folder, so that the files together never
+//! and renamed, so that a reader finds all of it or nothing. A file's time of modification is when
+//! its block was last used. A writer holds the lock of the folder, so that the files together never
 //! exceed the limit, however many processes there are.
 
 use std::{

@@ -229,7 +229,7 @@ impl PrefixStore {
     /// where it is not there; all clones of this handle use it from then on.
     ///
     /// Each block is a file of its own with a checksum, named by its key. A file that is not what its name
-    /// says is removed, and its block is read anew; files with names of another kind are left alone. **The
+    /// says is removed, and its block is read again; files with names of another kind are left alone. **The
     /// files hold the texts' tokens**, and can be read by whom the folder lets.
     ///
     /// ```

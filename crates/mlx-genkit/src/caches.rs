@@ -82,19 +82,3 @@ fn misfit(heads: &[Option<[usize; 2]>], group_size: i32) -> Option<(usize, &'sta
     let mut misfits = dims.filter(|(_, _, dim)| !dim.is_multiple_of(group_size as usize));
     misfits.next()
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn groups_have_to_divide_the_heads_of_every_layer() {
-        // A layer without columns, and one with latents.
-        let heads = [Some([64; 2]), None, Some([512, 64]), Some([96; 2]), Some([64, 32])];
-        assert_eq!(misfit(&heads, 32), None);
-        assert_eq!(misfit(&heads, 64), Some((3, "keys", 96)));
-        assert_eq!(misfit(&heads[..3], 64), None);
-        assert_eq!(misfit(&heads[..3], 128), Some((0, "keys", 64)));
-        assert_eq!(misfit(&heads[4..], 64), Some((0, "values", 32)));
-    }
-}

@@ -101,9 +101,17 @@ impl std::fmt::Display for AdapterChoice {
 /// The adapters that a decoder has by name.
 #[derive(Debug, Default)]
 pub(crate) struct NamedAdapters {
-    /// By name: each product's, and a hash of all their numbers.
-    loaded: BTreeMap<Arc<str>, (Vec<(String, Adapter)>, String)>,
+    loaded: BTreeMap<Arc<str>, Loaded>,
     rows: Arc<Mutex<Rows>>,
+}
+
+/// One adapter.
+#[derive(Debug)]
+struct Loaded {
+    /// What it adds to each product, by the product's path.
+    products: Vec<(String, Adapter)>,
+    /// Of all its numbers.
+    hash: String,
 }
 
 /// What the rows of the pass under way run under: shared by all products.
@@ -249,7 +257,7 @@ impl Decoder {
             }
         }
         let hash = hash(&adapters)?;
-        self.adapters.loaded.insert(Arc::from(name), (adapters, hash));
+        self.adapters.loaded.insert(Arc::from(name), Loaded { products: adapters, hash });
         self.restack()
     }
 
@@ -279,9 +287,9 @@ impl Decoder {
         }
         let mut text = String::from("adapters");
         for (name, factor) in choice.0.iter() {
-            let (_, hash) = self.adapters.loaded.get(name).ok_or_else(|| self.no_adapter(name))?;
+            let loaded = self.adapters.loaded.get(name).ok_or_else(|| self.no_adapter(name))?;
             // A string takes whatever is written to it.
-            _ = write!(text, " {name} × {factor} ({})", &hash[..16]);
+            _ = write!(text, " {name} × {factor} ({})", &loaded.hash[..16]);
         }
         Ok(Some(text.into()))
     }
@@ -323,8 +331,8 @@ impl Decoder {
         for path in paths {
             let loaded = self.adapters.loaded.iter();
             let parts: Vec<(Arc<str>, &Adapter)> = loaded
-                .flat_map(|(name, (all, _))| {
-                    let of_path = all.iter().filter(|it| it.0 == path);
+                .flat_map(|(name, it)| {
+                    let of_path = it.products.iter().filter(|it| it.0 == path);
                     of_path.map(|it| (Arc::clone(name), &it.1))
                 })
                 .collect();

@@ -17,7 +17,7 @@ const YOUNG: Duration = Duration::from_secs(1);
 /// never end; the pipe of a shell's `<(command)` is read.
 ///
 /// # Errors
-/// When it cannot be read, or is no file.
+/// When it cannot be read, or is not a file.
 pub fn read_file(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
     let path = path.as_ref();
     let kind = fs::metadata(path)?;

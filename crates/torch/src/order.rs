@@ -19,7 +19,7 @@ const SHORT: usize = 16;
 /// let places: Vec<u32> = places.into_iter().map(|it| it.1).collect();
 /// assert_eq!(
 ///     places,
-///     [10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 11, 12, 13, 14, 15, 16, 17, 18, 19]
+///     [10, 19, 18, 17, 16, 15, 14, 13, 12, 11, 0, 9, 8, 7, 6, 5, 4, 3, 2, 1]
 /// );
 /// ```
 pub fn sort<T: Copy>(items: &mut [T], precedes: impl Fn(&T, &T) -> bool + Copy) {

@@ -381,8 +381,8 @@ impl<'m> Trainer<'m> {
             "optimizer": format!("{:?}", config.optimizer),
             "max_grad_norm": config.max_grad_norm,
             "ema_decay": config.ema_decay,
-            "lora_dropout": config.lora_dropout,
-            "seed": config.seed,
+            // The seed is for that alone.
+            "lora_dropout": (config.lora_dropout > 0.0).then_some((config.lora_dropout, config.seed)),
             "dtype": format!("{:?}", self.trainee.decoder().dtype()),
             "parameters": self.trainee.count(),
         })

@@ -63,7 +63,8 @@ impl Recipe {
         library(&home).is_file() && written.is_ok_and(|text| text == self.config(&home))
     }
 
-    /// The text of cargo's configuration: an override of mlx-sys's build script (the Cargo book,
+    /// The text of cargo's configuration: overrides of the build scripts of mlx-sys, which would compile
+    /// MLX, and of mlxgk-native-config, which would say that this text is missing (the Cargo book,
     /// "Overriding build scripts").
     pub(super) fn config(&self, home: &Path) -> String {
         let library = library(home);
@@ -74,11 +75,14 @@ impl Recipe {
              rustc-link-search = [{}]\n\
              rustc-link-lib = [\"dylib=mlxc\"]\n\
              rustc-env = {{ OUT_DIR = {} }}\n\
-             native_ops = {}\n",
+             native_ops = {}\n\
+             # So that mlxgk-native-config does not complain.\n\
+             [target.{}.mlxgk_native_config]\n",
             self.triple,
             quote(&format!("native={}", search.display())),
             quote(&home.display().to_string()),
             quote(&home.join(bindings::OF_OURS).display().to_string()),
+            self.triple,
         )
     }
 }
@@ -185,6 +189,7 @@ mod tests {
         let recipe = Recipe { name: "n".into(), triple: "aarch64-unknown-linux-gnu" };
         let text = recipe.config(Path::new("/a \"b\"/c\\d"));
         assert!(text.contains("[target.aarch64-unknown-linux-gnu.mlx]"));
+        assert!(text.contains("[target.aarch64-unknown-linux-gnu.mlxgk_native_config]"));
         assert!(text.contains(r#"["native=/a \"b\"/c\\d/lib"]"#), "{text}");
         assert!(text.contains(r#"OUT_DIR = "/a \"b\"/c\\d""#), "{text}");
         assert!(text.contains(r#"native_ops = "/a \"b\"/c\\d/native_ops.rs""#), "{text}");

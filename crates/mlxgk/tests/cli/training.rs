@@ -257,8 +257,8 @@ fn optimizers_are_chosen_by_name() {
     for (name, rest) in [
         ("adamw", &["--lr", "1e-2", "--lora-dropout", "0.1"][..]),
         ("sgd", &["--lr", "0.5", "--momentum", "0.9"]),
-        ("adafactor", &["--lr", "1"]),
-        ("torch-adafactor", &["--lr", "1"]),
+        ("adafactor", &["--lr", "0.1"]),
+        ("torch-adafactor", &["--lr", "0.1"]),
         ("muon", &["--lr", "2e-2", "--momentum", "0.9"]),
     ] {
         let found = train(name, rest);

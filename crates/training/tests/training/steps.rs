@@ -326,7 +326,7 @@ fn a_run_continues_to_the_bit() {
     }
 }
 
-/// Dropout before adapters is drawn anew in each step and micro-batch, the same again for a pass that is
+/// Dropout before adapters is drawn for each step and micro-batch, the same again for a pass that is
 /// computed again and for a run that is continued, and is off wherever nothing is learned.
 #[test]
 fn dropout_follows_seed_and_step() {
