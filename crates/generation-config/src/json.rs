@@ -187,8 +187,8 @@ fn wrong_type(field: &str, mismatch: &Mismatch) -> Error {
 fn read_object(path: &Path) -> Result<Value> {
     let failed = |it: std::io::Error| Error::new(ErrorKind::File, format!("cannot be read ({it})"));
     let kind = std::fs::metadata(path).map_err(failed)?;
-    // Opening a pipe would wait for a writer.
-    if !kind.is_file() && !kind.is_dir() {
+    // Opening a named pipe would wait for a writer. To the pipe of a shell's `<(command)` no path leads.
+    if !kind.is_file() && !kind.is_dir() && std::fs::canonicalize(path).is_ok() {
         return Err(failed(std::io::Error::other("it is a device or a pipe, not a file")));
     }
     let bytes = std::fs::read(path).map_err(failed)?;

@@ -174,7 +174,7 @@ fn behind(config: &Config, weights: &Weights, model: &Decoder) -> Result<Vec<Hea
         names.load(&alone, weights, model)
     };
     // A conversion may have left them out.
-    (layers..layers + count).take_while(|&it| weights.has_part(&place(it))).map(load).collect()
+    (layers..).take(count).take_while(|&it| weights.has_part(&place(it))).map(load).collect()
 }
 
 /// That of Mellum and Qwen.

@@ -174,6 +174,14 @@ fn what_is_wrong_with_a_head_is_said_by_tensor() {
 }
 
 #[test]
+fn a_config_that_promises_more_heads_than_there_are_gets_those_that_are() {
+    let other = edited("mtp-glm4-moe", str::to_owned, |it| {
+        it["num_nextn_predict_layers"] = json!(i32::MAX);
+    });
+    assert_eq!(load(other.path()).1.len(), 2);
+}
+
+#[test]
 fn shapes_and_tokens_that_do_not_fit_are_refused() {
     let (model, heads) = load(&fixture("mtp-mellum"));
     let states = model.hidden(&[&TEXT], &mut model.new_cache(1), &mut NoHook).unwrap();

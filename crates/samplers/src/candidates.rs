@@ -226,16 +226,20 @@ impl Candidates {
         self.sweep();
     }
 
-    /// Keeps the candidates from a rank on, counted by ascending score from the first banned token on;
-    /// `score` is the one of that rank. Where it is also that of candidates before the rank, torch's sort
-    /// decides which of them are kept.
-    pub(crate) fn keep_sorted_from(&mut self, rank: usize, score: f32) {
-        let kept = self.scores().iter().filter(|&&it| it >= score).count();
-        if self.vocab - rank == kept {
-            return self.keep(move |it, _| it >= score);
-        }
+    /// Keeps the candidates from a rank on, counted by ascending score from the first banned token on, in
+    /// the order in which `torch.sort` leaves equals.
+    pub(crate) fn keep_sorted_from(&mut self, rank: usize) {
         let row = self.sorted_row(|score| score);
         self.keep_tokens(&row[rank..]);
+    }
+
+    /// Keeps the `n` highest scores, of equals those that `torch.sort` puts last.
+    pub(crate) fn keep_highest(&mut self, n: usize) {
+        let least = self.kth_highest(n);
+        if self.scores().iter().filter(|&&it| it >= least).count() > n {
+            return self.keep_sorted_from(self.vocab - n);
+        }
+        self.keep(move |score, _| score >= least);
     }
 
     /// The places of the whole row in the order of `torch.sort` by a key of the score, ascending.
@@ -247,12 +251,8 @@ impl Candidates {
         row.into_iter().map(|it| it.1).collect()
     }
 
-    /// Keeps the `kept` highest scores, the lowest of which is `score`. Where more candidates have that
-    /// score, those are kept that come first in torch's top `considered`.
-    pub(crate) fn keep_top(&mut self, kept: usize, score: f32, considered: usize) {
-        if self.scores().iter().filter(|&&it| it >= score).count() == kept {
-            return self.keep(move |it, _| it >= score);
-        }
+    /// Keeps the first `kept` of torch's top `considered`.
+    pub(crate) fn keep_top(&mut self, kept: usize, considered: usize) {
         let mut row = vec![f32::NEG_INFINITY; self.vocab];
         self.write(&mut row);
         let mut best = TopK::new(considered, self.vocab);

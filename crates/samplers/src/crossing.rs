@@ -48,8 +48,8 @@ pub(crate) struct Crossing {
     pub(crate) rank: usize,
     /// Its key.
     pub(crate) key: f32,
-    /// Its place in the list; candidates with the same key come in the order of theirs.
-    pub(crate) place: usize,
+    /// Whether a candidate that precedes it has the same key.
+    pub(crate) is_tied: bool,
 }
 
 impl<K: Fn(f32) -> f32 + Copy> Ordered<'_, K> {
@@ -78,9 +78,7 @@ impl<K: Fn(f32) -> f32 + Copy> Ordered<'_, K> {
             mass as f32 >= mark
         })?;
         let key = keyed[rank].key();
-        let equals_before = rank - keyed.partition_point(|it| it.key() < key);
-        let mut places = (0..self.scores.len()).filter(|&at| (self.key)(self.scores[at]) == key);
-        Some(Crossing { rank, key, place: places.nth(equals_before)? })
+        Some(Crossing { rank, key, is_tied: rank > 0 && keyed[rank - 1].key() == key })
     }
 
     /// The crossing by the histogram; `None` where rounding might move it.
@@ -106,14 +104,16 @@ impl<K: Fn(f32) -> f32 + Copy> Ordered<'_, K> {
         work.keyed.clear();
         work.keyed.extend(places.map(|at| Keyed::new((self.key)(self.scores[at]), at as u32)));
         work.keyed.sort_unstable();
+        let mut last = None;
         for it in &work.keyed {
-            let (place, before) = (it.value() as usize, mass);
-            mass += f64::from(self.weights[place]);
+            let (key, before) = (it.key(), mass);
+            mass += f64::from(self.weights[it.value() as usize]);
             if mass >= least {
                 let clear = mass - least > doubt && least - before > doubt;
-                return clear.then_some(Crossing { rank, key: it.key(), place });
+                // Equal keys share a bucket.
+                return clear.then_some(Crossing { rank, key, is_tied: last == Some(key) });
             }
-            rank += 1;
+            (last, rank) = (Some(key), rank + 1);
         }
         None
     }

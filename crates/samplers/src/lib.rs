@@ -37,9 +37,9 @@
 //! # What is equal to what
 //!
 //! The kept tokens and their scores are those of transformers 5.23 to the last bit: sums run in
-//! torch's order, comparisons in its precision. Where scores tie at a cut of [`TopP`] or [`TopH`],
-//! torch's sort decides which are kept, so its steps are repeated. The tokens drawn with [`TorchRng`] are those of torch 2.15 on the CPU.
-//! CUDA and MPS have other generators.
+//! torch's order, comparisons in its precision. Where a cut of [`TopP`], [`TopH`] or [`Typical`] goes
+//! through equal scores, those are kept that torch's sort keeps. The tokens drawn with [`TorchRng`] are
+//! those of torch 2.15 on the CPU. CUDA and MPS have other generators.
 
 mod candidates;
 mod chain;

@@ -1,8 +1,9 @@
 //! torch's numbers in pure Rust, bit for bit.
 //!
 //! Two programs agree on a seed only if they agree on every bit before the draw: on the generator,
-//! on how its outputs become numbers, and on the order in which a softmax over 150,000 scores is
-//! summed, and where scores are equal, on which of them a cut keeps. This crate has these as torch 2.15 has them on the CPU:
+//! on how its outputs become numbers, on the order in which a softmax over 150,000 scores is summed,
+//! and on which of several equal scores a cut keeps. This crate has these as torch 2.15 has them on
+//! the CPU:
 //!
 //! - [`TorchRng`] is `torch.Generator(device="cpu")` after `torch.manual_seed`: `rand`, `randint`,
 //!   `randperm`, `exponential_`.

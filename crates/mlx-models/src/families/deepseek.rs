@@ -177,8 +177,13 @@ impl Halves {
 /// Leaves out the heads for predicting further tokens, which follow the layers.
 pub(super) fn skip_heads(config: &Config, dims: &Dims, weights: &mut Weights) -> Result<()> {
     let heads = config.usize("num_nextn_predict_layers")?.unwrap_or(1);
-    for layer in dims.layers..dims.layers + heads {
-        weights.leave_out(&format!("model.layers.{layer}"));
+    // A config may promise any number of them.
+    for layer in (dims.layers..).take(heads) {
+        let part = format!("model.layers.{layer}");
+        if !weights.has_part(&part) {
+            break;
+        }
+        weights.leave_out(&part);
     }
     Ok(())
 }

@@ -274,6 +274,16 @@ fn prompts() {
     check(&["score", "--text", ""], b"", 2, &[empty]);
 }
 
+/// What a shell's `<(command)` is: a pipe that has no name.
+#[cfg(unix)]
+#[test]
+fn pipes_without_a_name_are_read() {
+    let args = [&TEXT[..], &["--generation-config", "/dev/stdin"]].concat();
+    let run = mlxgk_with(&args, br#"{"do_sample": false}"#);
+    assert_eq!(run.status, Some(0), "{}", run.stderr);
+    check(&args, br#"{"top_p": "much"}"#, 2, &["/dev/stdin", "`top_p`"]);
+}
+
 /// Reading a pipe would wait for a writer, and a device might never end.
 #[cfg(unix)]
 #[test]
@@ -294,6 +304,8 @@ fn files_that_are_none() {
         check(&["steer", "show", file], b"", 1, &[file, words]);
         check(&[&TEXT[..], &["--steer", &format!("{file}:1")]].concat(), b"", 1, &[file, words]);
         if file != folder.path().to_str().unwrap() {
+            let config = [&TEXT[..], &["--generation-config", file]].concat();
+            check(&config, b"", 2, &[file, "a device or a pipe, not a file"]);
             check(&[&TEXT[..], &["--soft-prompt", file]].concat(), b"", 1, &[file, words]);
         }
     }

@@ -59,7 +59,12 @@ impl Warp for TopH {
             spent as f32 <= budget
         });
         let kept = affordable.count().max(1);
-        candidates.keep_top(kept, logits[kept - 1], considered);
+        let cut = logits[kept - 1];
+        if candidates.ranked_scores().nth(kept) == Some(cut) {
+            candidates.keep_top(kept, considered);
+        } else {
+            candidates.keep(move |score, _| score >= cut);
+        }
     }
 }
 

@@ -56,14 +56,14 @@ impl Warp for TopP {
         let crossing = candidates.crossing(|score| score, (max - RANGE, max), true, mark);
         match crossing {
             Some(it) if candidates.len() - it.rank >= self.min_tokens_to_keep => {
-                let banned = candidates.vocab() - candidates.len();
-                candidates.keep_sorted_from(banned + it.rank, it.key);
+                if it.is_tied {
+                    let banned = candidates.vocab() - candidates.len();
+                    candidates.keep_sorted_from(banned + it.rank);
+                } else {
+                    candidates.keep(move |score, _| score >= it.key);
+                }
             }
-            _ => {
-                let kth = candidates.kth_highest(self.min_tokens_to_keep);
-                let first = candidates.vocab().saturating_sub(self.min_tokens_to_keep);
-                candidates.keep_sorted_from(first, kth);
-            }
+            _ => candidates.keep_highest(self.min_tokens_to_keep),
         }
     }
 }
