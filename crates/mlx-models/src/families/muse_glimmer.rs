@@ -24,7 +24,8 @@ const GATE: OutputGate =
 
 /// The language model; [`Weights`] has left the rest out.
 pub(super) fn build_multimodal(config: &Config, weights: Weights) -> Result<Decoder> {
-    let text = config.require("text_config", Config::object)?;
+    // mlx-lm's community has the text model's fields at the top.
+    let Some(text) = config.object("text_config")? else { return build(config, weights) };
     if let Some(other) = text.str("model_type")?.filter(|it| *it != "muse_glimmer_text") {
         let what = format_args!("is {other:?}; known is muse_glimmer_text");
         return Err(text.error("model_type", what));

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::{
     checkpoint::{Checkpoint, Element, Object, Stored},
+    derived::Change,
     families::{self, Family},
     float::Float,
     settings::{Layout, Mode, Scheme},
@@ -20,17 +21,17 @@ pub(super) struct Tensor {
     pub(super) parts: Vec<Stored>,
     pub(super) element: Element,
     pub(super) shape: Vec<usize>,
-    /// What is added to each number, in the dtype it is stored in.
-    pub(super) plus: f32,
 }
 
 impl Tensor {
     pub(super) fn whole(stored: Stored) -> Self {
-        Self {
-            element: stored.element,
-            shape: stored.shape.clone(),
-            parts: vec![stored],
-            plus: 0.0,
+        Self { element: stored.element, shape: stored.shape.clone(), parts: vec![stored] }
+    }
+
+    /// The numbers changed.
+    pub(super) fn change(&mut self, change: &Change) {
+        for part in &mut self.parts {
+            *part = part.changed(change.clone());
         }
     }
 
@@ -43,10 +44,7 @@ impl Tensor {
     }
 
     pub(super) fn float(&self) -> Option<Float> {
-        match self.element {
-            Element::Float(it) => Some(it),
-            _ => None,
-        }
+        self.element.float()
     }
 }
 
@@ -138,14 +136,19 @@ fn packed(
             .iter()
             .chain(&["gate_proj", "up_proj", "gate_up_proj", "mlp.gate"])
             .any(|it| path.ends_with(it));
-        let scheme = families::packed_scheme(
-            quantization,
-            &format!("{}{path}", family.prefix),
-            checkpoint.size("hidden_size").filter(|_| takes_hidden),
-            words.columns(),
-            scales.columns(),
-            has_biases,
-        );
+        let in_file = scales.parts[0].name.strip_suffix(".scales");
+        let adopted = in_file.and_then(|it| checkpoint.adopted.get(it)).copied();
+        let said = || {
+            families::packed_scheme(
+                quantization,
+                &family.naming.path(path),
+                checkpoint.size("hidden_size").filter(|_| takes_hidden),
+                words.columns(),
+                scales.columns(),
+                has_biases,
+            )
+        };
+        let scheme = adopted.or_else(said);
         let fits = |scheme: &Scheme| {
             let is_affine = scheme.mode() == Mode::Affine;
             words.element == Element::U32

@@ -7,13 +7,14 @@ use std::{
     fs::{self, File},
     io::Read,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use mlxgk_generation_config::read_json;
 use safetensors::{Dtype, tensor::Metadata};
 use serde_json::{Map, Value};
 
-use super::float::Float;
+use super::{derived::Derived, float::Float, settings::Scheme};
 use crate::{
     Error, ErrorKind, Result,
     files::{INDEX, WHOLE},
@@ -31,8 +32,14 @@ pub(super) enum Element {
     Float(Float),
     /// Words that packed weights fill.
     U32,
-    /// Scales of the modes that have a byte per group.
+    /// Scales of the modes that have a byte per group, and other programs' codes.
     U8,
+    /// Other programs' floats of eight bits.
+    E4m3,
+    /// Other programs' words, and the order of their inputs.
+    I32,
+    /// The shapes that other programs keep beside what they packed.
+    I64,
 }
 
 impl Element {
@@ -44,32 +51,45 @@ impl Element {
             Self::Float(Float::Bfloat16) => "BF16",
             Self::U32 => "U32",
             Self::U8 => "U8",
+            Self::E4m3 => "F8_E4M3",
+            Self::I32 => "I32",
+            Self::I64 => "I64",
+        }
+    }
+
+    pub(super) fn float(self) -> Option<Float> {
+        match self {
+            Self::Float(it) => Some(it),
+            _ => None,
         }
     }
 
     pub(super) fn size(self) -> usize {
         match self {
             Self::Float(it) => it.size(),
-            Self::U32 => 4,
-            Self::U8 => 1,
+            Self::U32 | Self::I32 => 4,
+            Self::U8 | Self::E4m3 => 1,
+            Self::I64 => 8,
         }
     }
 }
 
-/// A tensor, or some of its leading rows, in a file.
+/// A tensor, or a part of it, in a file.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Stored {
     /// The name in the file, for errors.
     pub(super) name: String,
     /// Which of [`Checkpoint::files`].
     pub(super) file: usize,
-    /// The first byte.
+    /// The first byte: in the file, or of what is derived.
     pub(super) at: u64,
     pub(super) element: Element,
     pub(super) shape: Vec<usize>,
     /// Of a part whose numbers are not side by side: how far it is to the next row and to the next
     /// column of its two axes.
     pub(super) steps: Option<[usize; 2]>,
+    /// Where the numbers come from, if the file does not hold them as they are.
+    pub(super) derived: Option<Arc<Derived>>,
 }
 
 impl Stored {
@@ -91,6 +111,8 @@ pub(super) struct Checkpoint {
     pub(super) config: Object,
     /// By their names in the file.
     pub(super) tensors: BTreeMap<String, Stored>,
+    /// How modules are packed that another program than MLX packed, by their names in the file.
+    pub(super) adopted: BTreeMap<String, Scheme>,
 }
 
 impl Checkpoint {
@@ -105,7 +127,8 @@ impl Checkpoint {
             let what = format!("lists {name:?} in {file:?}, which does not hold it");
             return Err(damaged(&folder.join(INDEX), what));
         }
-        Ok(Self { folder: folder.to_owned(), files, config, tensors })
+        let adopted = BTreeMap::new();
+        Ok(Self { folder: folder.to_owned(), files, config, tensors, adopted })
     }
 
     /// A size of the language model.
@@ -223,21 +246,35 @@ fn header(path: &Path, file: usize) -> Result<Vec<Stored>> {
             Dtype::BF16 => Element::Float(Float::Bfloat16),
             Dtype::U32 => Element::U32,
             Dtype::U8 => Element::U8,
+            Dtype::F8_E4M3 => Element::E4m3,
+            Dtype::I32 => Element::I32,
+            Dtype::I64 => Element::I64,
             other => {
-                let what = format!(
-                    "holds {name:?} as {other:?}, which is not converted; expected one of F32, F16, \
-                     BF16, and U32 and U8 in a folder that MLX quantized"
-                );
-                return Err(Error::new(
-                    ErrorKind::Unsupported,
-                    format!("{} {what}", path.display()),
-                ));
+                return Err(unknown_dtype(path, &name, &format!("{other:?}")));
             }
         };
         let at = begin + info.data_offsets.0 as u64;
-        Ok(Stored { name, file, at, element, shape: info.shape.clone(), steps: None })
+        Ok(Stored {
+            name,
+            file,
+            at,
+            element,
+            shape: info.shape.clone(),
+            steps: None,
+            derived: None,
+        })
     });
     tensors.collect()
+}
+
+/// The error about a tensor of a dtype that no model's weights have.
+pub(super) fn unknown_dtype(path: &Path, name: &str, dtype: &str) -> Error {
+    let what = format!(
+        "{} holds {name:?} as {dtype}, which is not converted; expected one of F32, F16, BF16, and what \
+         a quantization that config.json names keeps beside them",
+        path.display()
+    );
+    Error::new(ErrorKind::Unsupported, what)
 }
 
 pub(super) fn damaged(path: &Path, what: impl std::fmt::Display) -> Error {

@@ -10,12 +10,82 @@ use super::{
 };
 use crate::{Error, ErrorKind, Result};
 
+/// What stands in a folder's names for `model.`, `lm_head.` and `embed_tokens` of a plain text model.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Naming {
+    body: &'static str,
+    head: &'static str,
+    table: &'static str,
+}
+
+const USUAL: Naming = Naming { body: "model.", head: "lm_head.", table: "embed_tokens" };
+
+/// A multimodal model's text model as mlx-lm has it, and as transformers 5 does.
+const WRAPPED: Naming =
+    Naming { body: "language_model.model.", head: "language_model.lm_head.", ..USUAL };
+const WRAPPED_IN_MODEL: Naming = Naming { body: "model.language_model.", ..USUAL };
+
+/// Nemotron-H's.
+const BACKBONE: Naming = Naming { body: "backbone.", table: "embeddings", ..USUAL };
+
+/// How names may begin, which is told by the token table.
+const NAMINGS: [Naming; 7] = [
+    USUAL,
+    WRAPPED,
+    WRAPPED_IN_MODEL,
+    Naming { body: "language_model.", ..USUAL },
+    BACKBONE,
+    Naming { body: "model.", ..BACKBONE },
+    Naming { body: "", ..USUAL },
+];
+
+impl Naming {
+    /// As transformers has a family: like mlx-lm, but for the text models of multimodal ones.
+    pub(super) fn of_transformers(family: &Family, is_multimodal: bool) -> Self {
+        match (is_multimodal, family.naming.body) {
+            (true, _) => WRAPPED_IN_MODEL,
+            (false, "backbone.") => BACKBONE,
+            (false, _) => USUAL,
+        }
+    }
+
+    /// A plain text model's tensor or module under this name.
+    pub(super) fn path(self, plain: &str) -> String {
+        let Self { body, head, table } = self;
+        match (plain.strip_prefix("model.embed_tokens"), plain.strip_prefix("model.")) {
+            (Some(rest), _) if rest.is_empty() || rest.starts_with('.') => {
+                format!("{body}{table}{rest}")
+            }
+            (_, Some(rest)) => format!("{body}{rest}"),
+            (_, None) => match plain.strip_prefix("lm_head") {
+                Some(rest) => format!("{}{rest}", head.trim_end_matches('.')),
+                None => plain.to_owned(),
+            },
+        }
+    }
+
+    /// A tensor of a folder under the name that a plain text model has for it.
+    fn plain(self, name: &str) -> Option<String> {
+        if let Some(rest) = name.strip_prefix(self.head) {
+            return Some(format!("lm_head.{rest}"));
+        }
+        let inner = name.strip_prefix(self.body)?;
+        let of_table = inner.strip_prefix(self.table).filter(|it| it.starts_with('.'));
+        Some(of_table.map_or(format!("model.{inner}"), |it| format!("model.embed_tokens{it}")))
+    }
+
+    /// What the token table is called.
+    fn table(self) -> String {
+        format!("{}{}.weight", self.body, self.table)
+    }
+}
+
 /// A `model_type` and what is particular to it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Family {
     model_type: &'static str,
-    /// Stands before the names of a plain text model, in a folder that mlx-lm wrote.
-    pub(super) prefix: &'static str,
+    /// What a folder that mlx-lm wrote calls the parts of a plain text model.
+    pub(super) naming: Naming,
     /// The `model_type` of the result, where mlx-lm knows the architecture under another name.
     pub(super) written_as: Option<&'static str>,
     /// From HF's tensors to MLX's, in this order; back in the opposite one.
@@ -24,6 +94,8 @@ pub(super) struct Family {
     unused: &'static [(&'static str, &'static str)],
     /// Behind the last layer stand others, which guess further tokens.
     has_further_layers: bool,
+    /// mlx-lm keeps the keys and values of layers that share those of others.
+    keeps_shared: bool,
     /// Parts of names whose floats keep their width: mlx-lm's `cast_predicate`.
     uncast: &'static [&'static str],
     /// Ends of paths that get 8 bits in groups of 64 whatever the rest gets: mlx-lm's
@@ -37,11 +109,12 @@ pub(super) struct Family {
 
 const PLAIN: Family = Family {
     model_type: "",
-    prefix: "",
+    naming: USUAL,
     written_as: None,
     steps: &[],
     unused: &[],
     has_further_layers: false,
+    keeps_shared: false,
     uncast: &[],
     eight_bits: &[],
     unquantized: &[],
@@ -80,7 +153,7 @@ const MTP: (&str, &str) = ("mtp.", "mtp");
 
 const QWEN3_5: Family = Family {
     model_type: "qwen3_5",
-    prefix: "language_model.",
+    naming: WRAPPED,
     steps: &[DELTA],
     unused: &[MTP],
     uncast: &["A_log"],
@@ -116,7 +189,7 @@ const GEMMA4_TEXT: Family = Family {
     ..PLAIN
 };
 
-const GEMMA4: Family = Family { model_type: "gemma4", prefix: "language_model.", ..GEMMA4_TEXT };
+const GEMMA4: Family = Family { model_type: "gemma4", naming: WRAPPED, ..GEMMA4_TEXT };
 
 /// The correction of a router's choice.
 const CORRECTION: &[&str] = &["e_score_correction_bias"];
@@ -132,7 +205,80 @@ const DEEPSEEK_V3: Family = Family {
     ..DEEPSEEK_V2
 };
 
-const FAMILIES: [Family; 45] = [
+const KIMI_LINEAR: Family = Family {
+    model_type: "kimi_linear",
+    steps: &[
+        Step::Stack { from: ".block_sparse_moe.experts.", to: ".mlp.switch_mlp.", names: W_NAMES },
+        Step::Move { from: ".block_sparse_moe.shared_experts.", to: ".mlp.shared_experts." },
+        Step::Move {
+            from: ".block_sparse_moe.gate.e_score_correction_bias",
+            to: ".mlp.e_score_correction_bias",
+        },
+        Step::Move { from: ".block_sparse_moe.gate.", to: ".mlp.gate." },
+        // transformers saves dense layers under the mixtures' name, and reads both.
+        Step::Accept { from: ".block_sparse_moe.", to: ".mlp." },
+        Step::Move { from: ".q_conv1d.", to: ".q_conv.conv." },
+        Step::Move { from: ".k_conv1d.", to: ".k_conv.conv." },
+        Step::Move { from: ".v_conv1d.", to: ".v_conv.conv." },
+        Step::Convolution { end: "_conv.conv.weight", plus_one: &[] },
+        Step::Latent,
+    ],
+    unused: &[("model.mtp", "mtp")],
+    uncast: &["e_score_correction_bias", "A_log", "dt_bias"],
+    eight_bits: &["mlp.gate"],
+    ..PLAIN
+};
+
+const LAGUNA: Family = Family {
+    model_type: "laguna",
+    steps: &[
+        STACK,
+        Step::Rename { from: ".mlp.gate.weight", to: ".mlp.gate.proj.weight" },
+        Step::Rename {
+            from: ".mlp.experts.e_score_correction_bias",
+            to: ".mlp.gate.e_score_correction_bias",
+        },
+        // transformers' files have the singular, its modules the plural.
+        Step::Accept { from: ".mlp.shared_experts.", to: ".mlp.shared_expert." },
+    ],
+    uncast: CORRECTION,
+    eight_bits: &["mlp.gate.proj"],
+    ..PLAIN
+};
+
+const LLAMA4_TEXT: Family = Family {
+    model_type: "llama4_text",
+    steps: &[
+        Step::Stack {
+            from: ".feed_forward.experts.",
+            to: ".feed_forward.experts.",
+            names: SAME_NAMES,
+        },
+        Step::Turned,
+    ],
+    ..PLAIN
+};
+
+const NEMOTRON_H: Family = Family {
+    model_type: "nemotron_h",
+    naming: BACKBONE,
+    steps: &[
+        Step::Convolution { end: ".conv1d.weight", plus_one: &[] },
+        Step::Rename { from: ".mixer.experts.up_proj", to: ".mixer.switch_mlp.fc1.weight" },
+        Step::Rename { from: ".mixer.experts.down_proj", to: ".mixer.switch_mlp.fc2.weight" },
+        Step::Stack {
+            from: ".mixer.experts.",
+            to: ".mixer.switch_mlp.",
+            names: &[("up_proj", "fc1"), ("down_proj", "fc2")],
+        },
+    ],
+    unused: &[MTP],
+    uncast: &["e_score_correction_bias", "A_log"],
+    unquantized: &["mixer.gate"],
+    ..PLAIN
+};
+
+const FAMILIES: [Family; 57] = [
     Family { model_type: "cohere2", ..PLAIN },
     DEEPSEEK_V2,
     DEEPSEEK_V3,
@@ -149,10 +295,13 @@ const FAMILIES: [Family; 45] = [
         ..PLAIN
     },
     Family { model_type: "exaone4", ..PLAIN },
+    Family { model_type: "falcon_h1", steps: &[Step::Factors], ..PLAIN },
     Family { model_type: "gemma", ..PLAIN },
     Family { model_type: "gemma2", ..PLAIN },
-    Family { model_type: "gemma3", prefix: "language_model.", ..PLAIN },
+    Family { model_type: "gemma3", naming: WRAPPED, ..PLAIN },
     Family { model_type: "gemma3_text", ..PLAIN },
+    Family { model_type: "gemma3n", naming: WRAPPED_IN_MODEL, keeps_shared: true, ..PLAIN },
+    Family { model_type: "gemma3n_text", keeps_shared: true, ..PLAIN },
     GEMMA4,
     GEMMA4_TEXT,
     Family { model_type: "gemma4_unified", ..GEMMA4 },
@@ -206,6 +355,8 @@ const FAMILIES: [Family; 45] = [
     },
     Family { model_type: "hunyuan_v1_dense", ..PLAIN },
     Family { model_type: "kimi_k2", ..DEEPSEEK_V3 },
+    KIMI_LINEAR,
+    LAGUNA,
     Family {
         model_type: "lfm2",
         steps: &[Step::Convolution { end: ".conv.conv.weight", plus_one: &[] }],
@@ -228,7 +379,17 @@ const FAMILIES: [Family; 45] = [
         eight_bits: &["feed_forward.gate"],
         ..PLAIN
     },
+    Family { model_type: "lfm3", ..PLAIN },
     Family { model_type: "llama", ..PLAIN },
+    Family { model_type: "llama4", naming: WRAPPED, ..LLAMA4_TEXT },
+    LLAMA4_TEXT,
+    Family {
+        model_type: "mellum",
+        steps: &[HALVE, NAME_DOWN, STACK],
+        unused: &[MTP],
+        eight_bits: &["mlp.gate"],
+        ..PLAIN
+    },
     Family {
         model_type: "minimax_m2",
         steps: &[STACK_BLOCK_SPARSE],
@@ -240,6 +401,9 @@ const FAMILIES: [Family; 45] = [
     Family { model_type: "mistral", ..PLAIN },
     Family { model_type: "mistral4", steps: &[STACK, HALVE, NAME_DOWN, Step::Latent], ..PLAIN },
     Family { model_type: "mixtral", steps: &[STACK_BLOCK_SPARSE], ..PLAIN },
+    Family { model_type: "muse_glimmer", ..PLAIN },
+    Family { model_type: "muse_glimmer_text", written_as: Some("muse_glimmer"), ..PLAIN },
+    NEMOTRON_H,
     Family { model_type: "olmo2", ..PLAIN },
     Family { model_type: "olmo3", ..PLAIN },
     Family { model_type: "phi3", ..PLAIN },
@@ -287,7 +451,7 @@ impl Family {
                 family.filter(|it| ["ministral3", "mistral", "mistral4"].contains(&it.model_type));
             let family =
                 known.ok_or_else(|| checkpoint.config_error("text_config.model_type", what()))?;
-            return Ok(Self { prefix: "language_model.", ..*family });
+            return Ok(Self { naming: WRAPPED, ..*family });
         }
         FAMILIES.iter().find(|it| it.model_type == name).copied().ok_or_else(|| {
             let known: Vec<&str> = FAMILIES.iter().map(|it| it.model_type).collect();
@@ -336,19 +500,10 @@ impl Family {
             .iter()
             .any(|it| rest.strip_prefix("self_attn.").is_some_and(|rest| rest.starts_with(it)));
         let sharing = checkpoint.size("num_kv_shared_layers").unwrap_or(0);
-        let is_shared = is_of_keys && index + sharing >= layers;
+        let is_shared = is_of_keys && index + sharing >= layers && !self.keeps_shared;
         is_shared.then_some("keys and values of layers that share others'")
     }
 }
-
-/// How a folder's names begin: with what stands for `model.` and for `lm_head.` in a plain text model.
-const NAMINGS: [(&str, &str); 5] = [
-    ("model.", "lm_head."),
-    ("language_model.model.", "language_model.lm_head."),
-    ("model.language_model.", "lm_head."),
-    ("language_model.", "lm_head."),
-    ("", "lm_head."),
-];
 
 /// The tensors under the names of a plain text model, and the parts of a multimodal model that were
 /// left out, with the number of their tensors.
@@ -356,13 +511,12 @@ pub(super) fn plain_names(
     checkpoint: &Checkpoint,
     family: &Family,
 ) -> Result<(BTreeMap<String, Stored>, BTreeMap<String, usize>)> {
-    let table = |body: &str| format!("{body}embed_tokens.weight");
-    let naming = NAMINGS.iter().find(|it| checkpoint.tensors.contains_key(&table(it.0)));
-    let Some((body, head)) = naming else {
+    let naming = NAMINGS.iter().find(|it| checkpoint.tensors.contains_key(&it.table()));
+    let Some(naming) = naming else {
         let what = format!(
             "{} holds no {}, so it is not a language model that can be converted",
             checkpoint.folder.display(),
-            table("model.")
+            USUAL.table()
         );
         return Err(Error::new(ErrorKind::Unsupported, what));
     };
@@ -373,11 +527,7 @@ pub(super) fn plain_names(
         if name.ends_with("rotary_emb.inv_freq") {
             continue;
         }
-        let plain = match (name.strip_prefix(head), name.strip_prefix(body)) {
-            (Some(rest), _) => Some(format!("lm_head.{rest}")),
-            (None, Some(rest)) => Some(format!("model.{rest}")),
-            (None, None) => None,
-        };
+        let plain = naming.plain(name);
         let inner = name.strip_prefix("model.").unwrap_or(name);
         let part = match (family.unused(checkpoint, plain.as_ref().unwrap_or(name)), plain) {
             (Some(part), _) => part,

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     checkpoint::{Checkpoint, read_object},
+    foreign::SETTINGS_FILE,
     settings::{Conversion, Numbers},
     write::json_file,
 };
@@ -27,6 +28,8 @@ pub(super) fn record(checkpoint: &Checkpoint, conversion: &Conversion) -> Result
     let mut sources = carried(&checkpoint.folder)?;
     sources.extend(checkpoint.files.iter().cloned());
     sources.push(checkpoint.folder.join("config.json"));
+    let settings = checkpoint.folder.join(SETTINGS_FILE);
+    sources.extend(settings.exists().then_some(settings));
     for path in sources {
         let failed = |e| Error::file("reading", &path, e);
         let about = fs::metadata(&path).map_err(failed)?;
@@ -190,7 +193,8 @@ pub(super) fn carry_over(from: &Path, to: &Path) -> Result<()> {
 fn carried(folder: &Path) -> Result<Vec<PathBuf>> {
     const ENDINGS: [&str; 7] = ["jinja", "json", "jsonl", "model", "py", "tiktoken", "txt"];
     let is_carried = |name: &str| {
-        let own = ["config.json", INDEX, RECORD].contains(&name) || name.ends_with(".index.json");
+        let own = ["config.json", INDEX, RECORD, SETTINGS_FILE].contains(&name)
+            || name.ends_with(".index.json");
         let ending = Path::new(name).extension().and_then(|it| it.to_str()).unwrap_or_default();
         let licence = name.starts_with("LICENSE") || name.starts_with("NOTICE");
         !own && (licence || ENDINGS.contains(&ending))

@@ -7,9 +7,12 @@
 
 mod arrange;
 mod checkpoint;
+mod derived;
+mod factors;
 mod families;
 mod float;
 mod folder;
+mod foreign;
 mod plan;
 mod quantize;
 mod settings;
@@ -84,7 +87,8 @@ pub fn convert(
     conversion: &Conversion,
     progress: &mut dyn Progress,
 ) -> Result<Converted> {
-    let checkpoint = Checkpoint::open(model)?;
+    let mut checkpoint = Checkpoint::open(model)?;
+    foreign::adopt(&mut checkpoint)?;
     let plan = Plan::new(&checkpoint, conversion)?;
     let converted = |was_there, bytes| Converted {
         folder: out.to_owned(),

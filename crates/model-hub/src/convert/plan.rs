@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{
     arrange::{Arranged, Tensor},
     checkpoint::{Checkpoint, Element, Object},
-    families::{self, Family},
+    families::{self, Family, Naming},
     float::Float,
     settings::{Conversion, Layout, Mode, Numbers, Recipe, Rule, Scheme},
 };
@@ -72,15 +72,19 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn new(checkpoint: &Checkpoint, conversion: &Conversion) -> Result<Self> {
         let family = Family::of(checkpoint)?;
-        let quantization = quantization(checkpoint, &family)?;
+        let mut quantization = quantization(checkpoint, &family)?;
         check(checkpoint, &family, conversion, quantization.as_ref())?;
         let Arranged { tensors, packed, is_tied, left_out } =
             Arranged::new(checkpoint, &family, quantization.as_ref(), conversion.layout)?;
+        let naming = naming(checkpoint, &family, conversion.layout);
+        if let (Some(all), false) = (&mut quantization, checkpoint.adopted.is_empty()) {
+            name_others(all, &packed, naming);
+        }
         let mut planner = Planner {
             family,
-            before: prefixes(checkpoint, &family, conversion.layout),
+            naming,
             dtype: dtype(checkpoint, conversion),
-            layers: layers(checkpoint)?,
+            layers: layers(&tensors),
             packed,
             plan: Self {
                 jobs: Vec::new(),
@@ -122,15 +126,23 @@ fn quantization(checkpoint: &Checkpoint, family: &Family) -> Result<Option<Objec
                 return Ok(Some(entry(Scheme::new(Mode::Mxfp4, None, None)?, true)));
             }
             Some(method) => {
-                let what = format!(
-                    "names the method {method}, which is not converted; take the model before it \
-                     was quantized"
-                );
+                let what = format!("names the method {method}, which this family does not have");
                 return Err(checkpoint.config_error(key, what));
             }
         }
     }
     Ok(None)
+}
+
+/// Lists the modules that differ from what is said of all.
+fn name_others(all: &mut Object, packed: &BTreeMap<String, Scheme>, naming: Naming) {
+    let size = |key: &str| all.get(key).and_then(Value::as_u64).map(|it| it as usize);
+    let usual = (size("bits"), size("group_size"));
+    for (path, scheme) in packed {
+        if (Some(scheme.bits()), Some(scheme.group_size())) != usual {
+            all.insert(naming.path(path), Value::Object(entry(*scheme, true)));
+        }
+    }
 }
 
 /// Refuses what the folder and the settings do not allow together.
@@ -163,17 +175,13 @@ fn already_quantized(checkpoint: &Checkpoint) -> String {
     format!("{} is quantized already; dequantize it first", checkpoint.folder.display())
 }
 
-/// What stands for `model.` and for `lm_head` in the result.
-///
-/// transformers keeps the text model of a multimodal one under `model.language_model.`.
-fn prefixes(checkpoint: &Checkpoint, family: &Family, layout: Layout) -> [String; 2] {
-    let is_multimodal = checkpoint.config.contains_key("text_config");
+/// How the result's names begin.
+fn naming(checkpoint: &Checkpoint, family: &Family, layout: Layout) -> Naming {
     match layout {
-        Layout::Mlx => [format!("{}model.", family.prefix), format!("{}lm_head", family.prefix)],
-        Layout::HuggingFace if is_multimodal => {
-            ["model.language_model.", "lm_head"].map(str::to_owned)
+        Layout::Mlx => family.naming,
+        Layout::HuggingFace => {
+            Naming::of_transformers(family, checkpoint.config.contains_key("text_config"))
         }
-        Layout::HuggingFace => ["model.", "lm_head"].map(str::to_owned),
     }
 }
 
@@ -199,17 +207,19 @@ fn dtype(checkpoint: &Checkpoint, conversion: &Conversion) -> Option<Float> {
     conversion.dtype.or_else(|| named()?.parse().ok())
 }
 
-fn layers(checkpoint: &Checkpoint) -> Result<usize> {
-    let count = checkpoint.size("num_hidden_layers");
-    count.ok_or_else(|| checkpoint.config_error("num_hidden_layers", "is missing, or no number"))
+/// How many layers there are.
+fn layers(tensors: &BTreeMap<String, Tensor>) -> usize {
+    let index = |name: &String| {
+        name.strip_prefix("model.layers.")?.split_once('.')?.0.parse::<usize>().ok()
+    };
+    tensors.keys().filter_map(index).max().map_or(0, |it| it + 1)
 }
 
 /// A plan being made.
 #[derive(Debug)]
 struct Planner {
     family: Family,
-    /// What stands for `model.` and for `lm_head` in the result.
-    before: [String; 2],
+    naming: Naming,
     dtype: Option<Float>,
     layers: usize,
     packed: BTreeMap<String, Scheme>,
@@ -219,12 +229,7 @@ struct Planner {
 impl Planner {
     /// The path in the result.
     fn path(&self, plain: &str) -> String {
-        let [body, head] = &self.before;
-        match (plain.strip_prefix("model."), plain.strip_prefix("lm_head")) {
-            (Some(rest), _) => format!("{body}{rest}"),
-            (None, Some(rest)) => format!("{head}{rest}"),
-            (None, None) => plain.to_owned(),
-        }
+        self.naming.path(plain)
     }
 
     fn keep(&mut self, tensors: BTreeMap<String, Tensor>) {
@@ -409,7 +414,7 @@ fn check_rule(rule: &Rule, tensor: &Tensor) -> Result<()> {
 /// of a layer or the heads of latent attention together.
 fn is_product(name: &str, tensor: &Tensor) -> bool {
     const TOGETHER: [&str; 4] = [".switch_mlp.", ".switch_glu.", ".embed_q.", ".unembed_out."];
-    let is_packed = name.contains(".mlp.experts.");
+    let is_packed = [".mlp.experts.", ".feed_forward.experts."].iter().any(|it| name.contains(it));
     let axes = if is_packed || TOGETHER.iter().any(|it| name.contains(it)) { 3 } else { 2 };
     name.ends_with(".weight") && tensor.shape.len() == axes
 }

@@ -10,7 +10,7 @@ use super::{
 };
 
 /// The e2m1 numbers by their four bits.
-const E2M1: [f32; 16] =
+pub(super) const E2M1: [f32; 16] =
     [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
 /// What a run of groups is packed into, in the order of the file.
@@ -153,7 +153,7 @@ fn to_e4m3(x: f32) -> u8 {
 }
 
 /// The number of an e4m3 byte.
-fn e4m3(bits: u8) -> f32 {
+pub(super) fn e4m3(bits: u8) -> f32 {
     let exponent = i32::from(bits >> 3 & 15);
     let fraction = f32::from(bits & 7);
     let magnitude = match exponent {

@@ -7,12 +7,14 @@ use std::collections::BTreeMap;
 use super::{
     arrange::Tensor,
     checkpoint::{Checkpoint, Element, Stored},
+    derived::Change,
+    factors,
     settings::Scheme,
 };
 use crate::{Error, ErrorKind, Result};
 
 /// Tensors by the names of a plain text model.
-type Tensors = BTreeMap<String, Tensor>;
+pub(super) type Tensors = BTreeMap<String, Tensor>;
 
 /// One thing in which mlx-lm's layout differs from that of Hugging Face.
 #[derive(Debug)]
@@ -24,10 +26,17 @@ pub(super) enum Step {
     Halve { fused: &'static str, halves: [&'static str; 2] },
     /// A tensor that ends so ends otherwise.
     Rename { from: &'static str, to: &'static str },
+    /// A module has another name, with all that it holds.
+    Move { from: &'static str, to: &'static str },
+    /// What some programs call a module that has the other name in both layouts.
+    Accept { from: &'static str, to: &'static str },
     /// Convolutions, which end so, are `[channels, width, 1]` instead of `[channels, 1, width]`, and
     /// tensors with the other ends have 1 added. The convolutions' shape says which layout a folder
     /// has.
     Convolution { end: &'static str, plus_one: &'static [&'static str] },
+    /// Falcon-H1's factors are in the matrices, and its convolutions are turned as by
+    /// [`Step::Convolution`], whose shape says here, too, which layout a folder has.
+    Factors,
     /// The products from the latent of all heads to keys and values, `kv_b_proj` of
     /// `[heads * (nope + value), rank]`, are `embed_q` of `[heads, rank, nope]`, which meets the query
     /// instead, and `unembed_out` of `[heads, value, rank]`.
@@ -35,6 +44,8 @@ pub(super) enum Step {
     /// gpt-oss's experts: rows of gate and up in turn. Packed ones have their blocks as words; dense
     /// ones have their two last axes exchanged.
     OpenAi,
+    /// Llama 4's experts: inputs before outputs, gate and up side by side.
+    Turned,
     /// Other steps, in a model without tensors whose names have this part.
     Without { part: &'static str, steps: &'static [Self] },
 }
@@ -51,16 +62,24 @@ impl Step {
                 }
                 Ok(())
             }
-            Self::Convolution { end, plus_one } => {
-                let is_mlx =
-                    |(name, it): (&String, &Tensor)| name.ends_with(end) && it.columns() == 1;
-                if tensors.iter().any(is_mlx) {
-                    return Ok(());
-                }
-                convolution(checkpoint, tensors, end, (plus_one, 1.0))
+            Self::Move { from, to } | Self::Accept { from, to } => {
+                replace(tensors, from, to);
+                Ok(())
             }
+            Self::Convolution { end, plus_one } => match is_turned(tensors, end) {
+                true => Ok(()),
+                false => convolution(checkpoint, tensors, end, (plus_one, 1.0)),
+            },
+            Self::Factors => match is_turned(tensors, MAMBA) {
+                true => Ok(()),
+                false => {
+                    factors::put(checkpoint, tensors, Change::Times)?;
+                    convolution(checkpoint, tensors, MAMBA, (&[], 1.0))
+                }
+            },
             Self::Latent => latent(checkpoint, tensors),
             Self::OpenAi => open_ai(checkpoint, tensors),
+            Self::Turned => turned(checkpoint, tensors),
             Self::Without { part, steps } => {
                 if tensors.keys().any(|it| it.contains(part)) {
                     return Ok(());
@@ -98,22 +117,26 @@ impl Step {
                     }
                 }
             }
+            Self::Move { from, to } => {
+                replace(tensors, to, from);
+                let moved = std::mem::take(packed).into_iter();
+                packed.extend(moved.map(|(path, it)| (replaced(&path, to, from), it)));
+            }
+            Self::Accept { .. } => {}
             Self::Convolution { end, plus_one } => {
-                let is_hf =
-                    |(name, it): (&String, &Tensor)| name.ends_with(end) && it.columns() != 1;
-                if !tensors.iter().any(is_hf) {
+                if is_turned(tensors, end) {
                     convolution(checkpoint, tensors, end, (plus_one, -1.0))?;
                 }
             }
-            Self::Latent => expand(checkpoint, tensors)?,
-            Self::OpenAi => {
-                let is_there = tensors.keys().any(|it| it.contains(".mlp.experts.gate_proj."));
-                if is_there {
-                    let what = "gpt-oss is converted to MLX's layout only; transformers reads the \
-                                folder that it was published as";
-                    return Err(Error::new(ErrorKind::Settings, what));
+            Self::Factors => {
+                if is_turned(tensors, MAMBA) {
+                    factors::put(checkpoint, tensors, Change::Over)?;
+                    convolution(checkpoint, tensors, MAMBA, (&[], -1.0))?;
                 }
             }
+            Self::Latent => expand(checkpoint, tensors)?,
+            Self::OpenAi => only_to_mlx(tensors, ".mlp.experts.gate_proj.", "gpt-oss")?,
+            Self::Turned => only_to_mlx(tensors, &format!("{TURNED}gate_proj."), "Llama 4")?,
             Self::Without { part, steps } => {
                 if !tensors.keys().any(|it| it.contains(part)) {
                     for step in steps.iter().rev() {
@@ -141,6 +164,42 @@ fn rename(tensors: &mut Tensors, name: &str, from: &str, to: &str) {
         };
         tensors.insert(new, tensor);
     }
+}
+
+/// A name with another part in place of one, which is a whole module or several: without the dots around
+/// it, it may be all of the name's end.
+fn replaced(name: &str, from: &str, to: &str) -> String {
+    let (from_end, to_end) = (from.trim_end_matches('.'), to.trim_end_matches('.'));
+    match name.strip_suffix(from_end) {
+        Some(at) => format!("{at}{to_end}"),
+        None => name.replacen(from, to, 1),
+    }
+}
+
+/// Changes a part of all names that have it.
+fn replace(tensors: &mut Tensors, from: &str, to: &str) {
+    let named = std::mem::take(tensors).into_iter();
+    tensors.extend(named.map(|(name, it)| (replaced(&name, from, to), it)));
+}
+
+/// Where Falcon-H1's layers have their convolution.
+const MAMBA: &str = ".mamba.conv1d.weight";
+
+/// Whether convolutions, which end so, are in MLX's layout.
+fn is_turned(tensors: &Tensors, end: &str) -> bool {
+    tensors.iter().any(|(name, it)| name.ends_with(end) && it.columns() == 1)
+}
+
+/// Refuses to take apart what a family's experts are in MLX's layout.
+fn only_to_mlx(tensors: &Tensors, part: &str, family: &str) -> Result<()> {
+    if !tensors.keys().any(|it| it.contains(part)) {
+        return Ok(());
+    }
+    let what = format!(
+        "{family} is converted to MLX's layout only; transformers reads the folder that it was \
+         published as"
+    );
+    Err(Error::new(ErrorKind::Settings, what))
 }
 
 fn is_float(tensor: &Tensor) -> bool {
@@ -200,16 +259,11 @@ fn stack(
                 let what = format!("which does not fit the other {count} experts");
                 return Err(checkpoint.error(&expert.parts[0], what));
             }
-            if !is_float(&expert) {
-                let what =
-                    format!("which is packed expert by expert; expected them stacked as {to}");
-                return Err(checkpoint.error(&expert.parts[0], what));
-            }
             parts.extend(expert.parts);
         }
         if let Some(Tensor { element, shape, .. }) = first {
             let shape = [vec![parts.len()], shape].concat();
-            tensors.insert(name, Tensor { parts, element, shape, plus: 0.0 });
+            tensors.insert(name, Tensor { parts, element, shape });
         }
     }
     Ok(())
@@ -279,7 +333,7 @@ fn halve(
             let mut shape = both.shape.clone();
             let axis = shape.len() - 2;
             shape[axis] = rows / 2;
-            let half = Tensor { parts, element: both.element, shape, plus: 0.0 };
+            let half = Tensor { parts, element: both.element, shape };
             tensors.insert(format!("{at}{end}"), half);
         }
     }
@@ -313,7 +367,7 @@ fn fuse(
         let mut shape = upper.shape.clone();
         let axis = shape.len() - 2;
         shape[axis] = 2 * rows;
-        let both = Tensor { parts, element: upper.element, shape, plus: 0.0 };
+        let both = Tensor { parts, element: upper.element, shape };
         tensors.insert(format!("{at}{fused}"), both);
     }
     Ok(())
@@ -338,7 +392,7 @@ fn convolution(
                 }
             };
         } else if plus_one.iter().any(|it| name.ends_with(it)) {
-            tensor.plus = plus;
+            tensor.change(&Change::Plus(plus));
         }
     }
     Ok(())
@@ -384,7 +438,7 @@ fn latent(checkpoint: &Checkpoint, tensors: &mut Tensors) -> Result<()> {
         for (end, parts, shape) in
             [(EMBED, embed, [heads, rank, nope]), (UNEMBED, unembed, [heads, value, rank])]
         {
-            let tensor = Tensor { parts, element: both.element, shape: shape.to_vec(), plus: 0.0 };
+            let tensor = Tensor { parts, element: both.element, shape: shape.to_vec() };
             tensors.insert(format!("{at}{end}"), tensor);
         }
     }
@@ -416,7 +470,7 @@ fn expand(checkpoint: &Checkpoint, tensors: &mut Tensors) -> Result<()> {
             })
             .collect();
         let shape = vec![heads * (nope + value), rank];
-        let both = Tensor { parts, element: embed.element, shape, plus: 0.0 };
+        let both = Tensor { parts, element: embed.element, shape };
         tensors.insert(format!("{at}{LATENT}"), both);
     }
     Ok(())
@@ -438,7 +492,7 @@ fn open_ai(checkpoint: &Checkpoint, tensors: &mut Tensors) -> Result<()> {
             let at = name.strip_suffix(kind).unwrap_or(&name).to_owned();
             let tensor = match kind {
                 "_blocks" => words(checkpoint, &tensor)?,
-                "" => exchanged(checkpoint, &tensor, 1, 0)?,
+                "" => exchanged(checkpoint, &tensor, Outputs::All)?,
                 _ => tensor,
             };
             tensors.insert(format!("{at}.{new}"), tensor);
@@ -449,7 +503,7 @@ fn open_ai(checkpoint: &Checkpoint, tensors: &mut Tensors) -> Result<()> {
             let tensor = if kind == "_blocks" { words(checkpoint, &tensor)? } else { tensor };
             for (which, module) in ["gate_proj", "up_proj"].into_iter().enumerate() {
                 let half = match (kind, &tensor.shape[..]) {
-                    ("", _) => exchanged(checkpoint, &tensor, 2, which)?,
+                    ("", _) => exchanged(checkpoint, &tensor, Outputs::EveryOther(which))?,
                     ("_bias", &[count, rows]) if rows % 2 == 0 => {
                         every_other(&tensor, vec![count, rows / 2], 1, which)
                     }
@@ -487,27 +541,58 @@ fn every_other(tensor: &Tensor, shape: Vec<usize>, columns: usize, which: usize)
     let rows = shape.iter().product::<usize>() / columns.max(1);
     let steps = Some([2 * columns, 1]);
     let parts = vec![part(&tensor.parts[0], which * columns, [rows, columns], steps)];
-    Tensor { parts, element: tensor.element, shape, plus: 0.0 }
+    Tensor { parts, element: tensor.element, shape }
 }
 
-/// Of dense experts, `[experts, in, out]`, every `step`-th output from the `first` on, with inputs last.
-fn exchanged(
-    checkpoint: &Checkpoint,
-    tensor: &Tensor,
-    step: usize,
-    first: usize,
-) -> Result<Tensor> {
+/// Where Llama 4's layers have their experts.
+const TURNED: &str = ".feed_forward.experts.";
+
+/// Puts the inputs of Llama 4's experts last, and takes gate and up apart.
+fn turned(checkpoint: &Checkpoint, tensors: &mut Tensors) -> Result<()> {
+    for name in ending(tensors, &format!("{TURNED}gate_up_proj")) {
+        let Some(both) = tensors.remove(&name) else { continue };
+        let at = name.strip_suffix("gate_up_proj").unwrap_or_default();
+        for (which, module) in ["gate_proj", "up_proj"].into_iter().enumerate() {
+            let half = exchanged(checkpoint, &both, Outputs::Half(which))?;
+            tensors.insert(format!("{at}{module}.weight"), half);
+        }
+    }
+    for name in ending(tensors, &format!("{TURNED}down_proj")) {
+        let Some(down) = tensors.remove(&name) else { continue };
+        tensors.insert(format!("{name}.weight"), exchanged(checkpoint, &down, Outputs::All)?);
+    }
+    Ok(())
+}
+
+/// Some of a product's outputs.
+#[derive(Debug, Clone, Copy)]
+enum Outputs {
+    All,
+    /// The first half, or the second.
+    Half(usize),
+    /// Every other one, from the first or the second on.
+    EveryOther(usize),
+}
+
+/// Some outputs of dense experts, `[experts, in, out]`, with inputs last.
+fn exchanged(checkpoint: &Checkpoint, tensor: &Tensor, which: Outputs) -> Result<Tensor> {
     let whole = &tensor.parts[0];
     let &[experts, inputs, outputs] = &tensor.shape[..] else {
         return Err(checkpoint.error(whole, "which has not three axes"));
     };
-    if outputs % step != 0 {
-        return Err(checkpoint.error(whole, "which has an odd number of outputs"));
+    let (first, step, count) = match which {
+        Outputs::All => (0, 1, outputs),
+        Outputs::Half(which) => (which * (outputs / 2), 1, outputs / 2),
+        Outputs::EveryOther(which) => (which, 2, outputs / 2),
+    };
+    if !is_float(tensor) || (outputs % 2 != 0 && !matches!(which, Outputs::All)) {
+        let what = "which cannot be taken apart: expected floats, and an even number of outputs";
+        return Err(checkpoint.error(whole, what));
     }
-    let shape = [outputs / step, inputs];
+    let shape = [count, inputs];
     let parts = (0..experts)
         .map(|it| part(whole, it * inputs * outputs + first, shape, Some([step, outputs])))
         .collect();
-    let shape = vec![experts, outputs / step, inputs];
-    Ok(Tensor { parts, element: tensor.element, shape, plus: 0.0 })
+    let shape = vec![experts, count, inputs];
+    Ok(Tensor { parts, element: tensor.element, shape })
 }

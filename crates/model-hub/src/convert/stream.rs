@@ -5,7 +5,9 @@ use std::{
     io::{Read, Seek, SeekFrom},
     num::NonZero,
     ops::Range,
-    panic, thread,
+    panic,
+    sync::Arc,
+    thread,
 };
 
 use super::{
@@ -21,6 +23,10 @@ use crate::{Error, Result};
 /// Numbers that are read at a time: 4 MB of bfloat16.
 const CHUNK: usize = 1 << 21;
 
+/// Parts that are kept whole at a time, since they are not read in the order of their bytes: the words,
+/// scales and zeros of a weight.
+const BLOCKS: usize = 3;
+
 /// What takes the results: the number of the job's output, and the bytes that follow there.
 pub(super) type Sink<'a> = dyn FnMut(usize, &[u8]) -> Result<()> + 'a;
 
@@ -29,20 +35,20 @@ pub(super) type Sink<'a> = dyn FnMut(usize, &[u8]) -> Result<()> + 'a;
 pub(super) struct Reader<'a> {
     checkpoint: &'a Checkpoint,
     open: Option<(usize, File)>,
-    /// The part that is read column by column, with all bytes from its first to its last.
-    block: Option<(Stored, Vec<u8>)>,
+    /// The parts that were read last as a whole, with all bytes from their first to their last.
+    blocks: Vec<(Stored, Arc<Vec<u8>>)>,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(checkpoint: &'a Checkpoint) -> Self {
-        Self { checkpoint, open: None, block: None }
+        Self { checkpoint, open: None, blocks: Vec::new() }
     }
 
     /// Carries out a job.
     pub(super) fn run(&mut self, job: &Job, sink: &mut Sink<'_>) -> Result<()> {
         match &job.work {
             Work::Copy { tensor } => match (tensor.element, job.outputs[0].element) {
-                (Element::Float(from), Element::Float(to)) if from != to || tensor.plus != 0.0 => {
+                (Element::Float(from), Element::Float(to)) if from != to => {
                     self.cast(tensor, from, to, sink)
                 }
                 _ => self.copy(tensor, sink),
@@ -57,7 +63,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The elements of a tensor from `range.start` to `range.end`, as bytes.
-    fn read(&mut self, stored: &Stored, range: Range<usize>) -> Result<Vec<u8>> {
+    pub(super) fn read(&mut self, stored: &Stored, range: Range<usize>) -> Result<Vec<u8>> {
         let (Some([down, across]), &[_, columns]) = (stored.steps, &stored.shape[..]) else {
             return self.span(stored, range);
         };
@@ -75,21 +81,36 @@ impl<'a> Reader<'a> {
             pick(&self.span(stored, begin..last * down + columns)?, begin);
         } else {
             // What is side by side here is far apart there.
-            let block = match self.block.take() {
-                Some((part, bytes)) if part == *stored => bytes,
-                _ => {
-                    let end = (stored.shape[0] - 1) * down + (columns - 1) * across + 1;
-                    self.span(stored, 0..end)?
-                }
-            };
-            pick(&block, 0);
-            self.block = Some((stored.clone(), block));
+            pick(&self.whole(stored)?, 0);
         }
         Ok(picked)
     }
 
+    /// All bytes from a part's first to its last.
+    pub(super) fn whole(&mut self, stored: &Stored) -> Result<Arc<Vec<u8>>> {
+        if let Some((_, bytes)) = self.blocks.iter().find(|it| it.0 == *stored) {
+            return Ok(Arc::clone(bytes));
+        }
+        let end = match (stored.steps, &stored.shape[..]) {
+            (Some([down, across]), &[rows, columns]) if stored.count() > 0 => {
+                (rows - 1) * down + (columns - 1) * across + 1
+            }
+            _ => stored.count(),
+        };
+        if self.blocks.len() == BLOCKS {
+            self.blocks.remove(0);
+        }
+        let bytes = Arc::new(self.span(stored, 0..end)?);
+        self.blocks.push((stored.clone(), Arc::clone(&bytes)));
+        Ok(bytes)
+    }
+
     /// Elements that are side by side, counted from a tensor's first.
     fn span(&mut self, stored: &Stored, range: Range<usize>) -> Result<Vec<u8>> {
+        if let Some(derived) = &stored.derived {
+            let first = stored.at as usize / stored.element.size();
+            return self.derive(derived, first + range.start..first + range.end);
+        }
         let path = &self.checkpoint.files[stored.file];
         let failed = |e| Error::file("reading", path, e);
         let file = match &mut self.open {
@@ -121,9 +142,6 @@ impl<'a> Reader<'a> {
                 let casts = in_parallel(bytes.len() / size, |range| {
                     let mut numbers = Vec::with_capacity(range.len());
                     from.read(&bytes[range.start * size..range.end * size], &mut numbers);
-                    if tensor.plus != 0.0 {
-                        numbers.iter_mut().for_each(|it| *it = from.round(*it + tensor.plus));
-                    }
                     written(&numbers, to)
                 });
                 for bytes in casts {
@@ -189,17 +207,32 @@ impl<'a> Reader<'a> {
         (dtype, scheme): (Float, Scheme),
         sink: &mut Sink<'_>,
     ) -> Result<()> {
+        for (index, words) in words.parts.iter().enumerate() {
+            let scales = &scales.parts[index];
+            let biases = biases.map(|it| &it.parts[index]);
+            self.dequantize_part(words, scales, biases, (dtype, scheme), sink)?;
+        }
+        Ok(())
+    }
+
+    fn dequantize_part(
+        &mut self,
+        words: &Stored,
+        scales: &Stored,
+        biases: Option<&Stored>,
+        (dtype, scheme): (Float, Scheme),
+        sink: &mut Sink<'_>,
+    ) -> Result<()> {
         let words_per_group = scheme.group_size() * scheme.bits() / 32;
-        let words_part = &words.parts[0];
-        let groups = words_part.count() / words_per_group;
+        let groups = words.count() / words_per_group;
         let step = (CHUNK / scheme.group_size()).max(1);
         for start in (0..groups).step_by(step) {
             let run = start..(start + step).min(groups);
             let in_words = run.start * words_per_group..run.end * words_per_group;
-            let bytes = self.read(words_part, in_words)?;
-            let factors = self.factors(&scales.parts[0], run.clone(), dtype, scheme)?;
+            let bytes = self.read(words, in_words)?;
+            let factors = self.factors(scales, run.clone(), dtype, scheme)?;
             let offsets = match biases {
-                Some(biases) => self.factors(&biases.parts[0], run, dtype, scheme)?,
+                Some(biases) => self.factors(biases, run, dtype, scheme)?,
                 None => Vec::new(),
             };
             let size = words_per_group * 4;
@@ -209,7 +242,7 @@ impl<'a> Reader<'a> {
                 written(&quantize::dequantize(words, &factors[it], offsets, dtype, scheme), dtype)
             });
             for bytes in numbers {
-                sink(0, &bytes.ok_or_else(|| self.beyond(words_part, dtype))?)?;
+                sink(0, &bytes.ok_or_else(|| self.beyond(words, dtype))?)?;
             }
         }
         Ok(())
@@ -267,7 +300,7 @@ fn chunks(count: usize, unit: usize) -> impl Iterator<Item = Range<usize>> {
 }
 
 /// Runs pieces of `0..count` on all processors and gives the results in order.
-fn in_parallel<T: Send>(count: usize, run: impl Fn(Range<usize>) -> T + Sync) -> Vec<T> {
+pub(super) fn in_parallel<T: Send>(count: usize, run: impl Fn(Range<usize>) -> T + Sync) -> Vec<T> {
     let threads = thread::available_parallelism().map_or(1, NonZero::get);
     let step = count.div_ceil(threads).max(1);
     let pieces = (0..count).step_by(step).map(|start| start..(start + step).min(count));

@@ -149,11 +149,15 @@ fn each_family_comes_back_as_it_was() {
         "glm4-moe-lite",
         "granite-hybrid",
         "granite-hybrid-dense",
+        "laguna",
+        "laguna-elements",
         "lfm2",
         "lfm2-moe",
+        "mellum",
         "minimax-m2",
         "mistral4",
         "mixtral",
+        "nemotron-h",
         "gpt-oss-mxfp4",
     ] {
         let work = tempfile::tempdir().unwrap();
@@ -173,6 +177,200 @@ fn each_family_comes_back_as_it_was() {
         run(&mlx, &back, &to_hf).unwrap();
         assert_eq!(tensors(&back), tensors(&source), "{name}");
     }
+}
+
+#[test]
+fn folders_that_mlx_lm_saved_are_what_becomes_of_their_sources() {
+    for name in [
+        "deepseek-v3",
+        "falcon-h1",
+        "granite-hybrid",
+        "kimi-linear",
+        "laguna",
+        "lfm2-moe",
+        "nemotron-h",
+        "qwen3_5",
+    ] {
+        let work = tempfile::tempdir().unwrap();
+        let (mlx, again) = (work.path().join("mlx"), work.path().join("again"));
+        let saved = fixture("models").join(format!("{name}-mlx"));
+        run(&fixture("models").join(name), &mlx, &Conversion::new()).unwrap();
+        assert_eq!(tensors(&mlx), tensors(&saved), "{name}");
+        run(&saved, &again, &Conversion::new()).unwrap();
+        assert_eq!(tensors(&again), tensors(&saved), "{name}");
+    }
+}
+
+/// The numbers of a folder's tensors, converted to float32.
+fn numbers(folder: &Path) -> BTreeMap<String, Vec<f32>> {
+    let work = tempfile::tempdir().unwrap();
+    let out = work.path().join("floats");
+    run(folder, &out, &Conversion::new().dtype("float32".parse().unwrap())).unwrap();
+    let bytes = fs::read(out.join("model.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let floats =
+        |data: &[u8]| data.as_chunks().0.iter().map(|it| f32::from_le_bytes(*it)).collect();
+    file.tensors().into_iter().map(|(name, view)| (name, floats(view.data()))).collect()
+}
+
+#[test]
+fn factors_of_falcon_come_out_of_the_matrices_again() {
+    let work = tempfile::tempdir().unwrap();
+    let source = fixture("models/falcon-h1");
+    let (mlx, back) = (work.path().join("mlx"), work.path().join("back"));
+    run(&source, &mlx, &Conversion::new()).unwrap();
+    run(&mlx, &back, &Conversion::new().layout(Layout::HuggingFace)).unwrap();
+    let (before, after) = (numbers(&source), numbers(&back));
+    assert!(before.keys().eq(after.keys()));
+    for (name, before) in before {
+        let far = before.iter().zip(&after[&name]).map(|(a, b)| (a - b).abs() / a.abs().max(1e-9));
+        assert!(far.fold(0.0, f32::max) < 1e-6, "{name}");
+    }
+    let quantized = work.path().join("q");
+    let scheme = Scheme::new(Mode::Affine, Some(4), Some(32)).unwrap();
+    run(&source, &quantized, &Conversion::new().quantize(scheme)).unwrap();
+    let biased = copy("falcon-h1");
+    set(biased.path(), &json!({"mlp_bias": true}));
+    let error = run(biased.path(), &work.path().join("out"), &Conversion::new()).unwrap_err();
+    assert!(error.to_string().contains("config.json: `mlp_bias` is true"), "{error}");
+}
+
+#[test]
+fn a_layer_is_dense_under_either_of_kimis_names() {
+    let work = tempfile::tempdir().unwrap();
+    let source = fixture("models/kimi-linear");
+    let (mlx, back, again) =
+        (work.path().join("mlx"), work.path().join("back"), work.path().join("again"));
+    run(&source, &mlx, &Conversion::new()).unwrap();
+    run(&mlx, &back, &Conversion::new().layout(Layout::HuggingFace)).unwrap();
+    let dense = |name: &str| name.replace("block_sparse_moe.gate_proj", "mlp.gate_proj");
+    let dense = |name: &str| dense(name).replace("block_sparse_moe.up_proj", "mlp.up_proj");
+    let dense = |name: &str| dense(name).replace("block_sparse_moe.down_proj", "mlp.down_proj");
+    let expected: BTreeMap<String, Value> =
+        tensors(&source).into_iter().map(|(name, it)| (dense(&name), it)).collect();
+    assert_eq!(tensors(&back), expected);
+    run(&back, &again, &Conversion::new()).unwrap();
+    assert_eq!(tensors(&again), tensors(&mlx));
+}
+
+#[test]
+fn what_other_programs_quantized_becomes_what_mlx_has() {
+    for (name, packed) in [
+        ("llama-awq", Some((4, 64))),
+        ("llama-compressed", Some((4, 64))),
+        ("llama-fp8", None),
+        ("llama-gptq", Some((4, 64))),
+        ("llama-modelopt-fp8", None),
+        ("llama-modelopt-nvfp4", None),
+    ] {
+        let work = tempfile::tempdir().unwrap();
+        let source = copy(name);
+        let (out, again) = (work.path().join("out"), work.path().join("again"));
+        run(source.path(), &out, &Conversion::new()).unwrap();
+        let config = read_json(&out.join("config.json"));
+        let said = packed.map(|(bits, group)| (json!(bits), json!(group)));
+        let entry = config.get("quantization");
+        assert_eq!(entry.map(|it| (it["bits"].clone(), it["group_size"].clone())), said, "{name}");
+        assert_eq!(config.get("quantization_config"), entry, "{name}");
+        assert!(!out.join("hf_quant_config.json").exists(), "{name}");
+        // What was packed stays so, and what became floats can be packed.
+        let more = if packed.is_some() { Conversion::new().dequantize() } else { four_bits() };
+        run(&out, &again, &more).unwrap();
+        if packed.is_some() {
+            let error = run(source.path(), &work.path().join("q"), &four_bits()).unwrap_err();
+            assert!(error.to_string().contains("is quantized already"), "{error}");
+        }
+    }
+}
+
+/// Every module says what it is, since its groups differ.
+#[test]
+fn groups_that_differ_are_listed() {
+    let work = tempfile::tempdir().unwrap();
+    let (out, again) = (work.path().join("out"), work.path().join("again"));
+    run(&fixture("models/llama-gptq-8bit"), &out, &Conversion::new()).unwrap();
+    let config = read_json(&out.join("config.json"));
+    let entries = config["quantization"].as_object().unwrap();
+    assert!(entries.len() > 2, "{entries:?}");
+    run(&out, &again, &Conversion::new().dequantize()).unwrap();
+}
+
+#[test]
+fn what_is_wrong_with_other_programs_folders_is_named() {
+    let work = tempfile::tempdir().unwrap();
+    let refused = |name: &str, change: &dyn Fn(&Path), words: &[&str]| {
+        let source = copy(name);
+        change(source.path());
+        let error = run(source.path(), &work.path().join("out"), &Conversion::new()).unwrap_err();
+        let error = error.to_string();
+        assert!(words.iter().all(|it| error.contains(it)), "{name}: {error}");
+    };
+    let says = |field: &'static str, value: Value| {
+        move |folder: &Path| {
+            let path = folder.join("config.json");
+            let mut config = read_json(&path);
+            config["quantization_config"][field] = value.clone();
+            fs::write(path, config.to_string()).unwrap();
+        }
+    };
+    let lacks = |end: &'static str| {
+        move |folder: &Path| rename(folder, |it| it.replace(end, ".other"), &[])
+    };
+    let at = "quantization_config.";
+    refused(
+        "llama-awq",
+        &says("bits", json!(3)),
+        &[at, "`quantization_config.bits` is 3; of awq 4"],
+    );
+    refused("llama-awq", &says("version", json!("gemv")), &["version` is \"gemv\"", "gemm"]);
+    refused("llama-awq", &lacks(".qzeros"), &["qweight\", but no", ".qzeros\" beside it"]);
+    refused("llama-gptq", &says("bits", json!(3)), &["is 3; of gptq 4 and 8 bits"]);
+    refused("llama-gptq", &says("bits", json!(8)), &[".qweight", "zeros of 8 bits"]);
+    refused(
+        "llama-gptq",
+        &says("checkpoint_format", json!("marlin")),
+        &["is \"marlin\"", "gptq_v2"],
+    );
+    refused("llama-gptq", &lacks(".scales"), &[".qweight\", but no", ".scales\" beside it"]);
+    refused(
+        "llama-fp8",
+        &says("weight_block_size", json!([64, 64])),
+        &["a factor per block of 64 by 64"],
+    );
+    refused("llama-fp8", &says("weight_block_size", json!(64)), &["is not a list of two sizes"]);
+    refused(
+        "llama-fp8",
+        &says("weight_block_size", json!(null)),
+        &["a factor for all, or one per row"],
+    );
+    refused(
+        "llama-fp8",
+        &lacks(".weight_scale_inv"),
+        &[".weight\" as F8_E4M3, which is not converted"],
+    );
+    refused("llama-compressed", &says("format", json!("int-quantized")), &["is \"int-quantized\""]);
+    refused("llama-compressed", &lacks(".weight_scale"), &[".weight_packed\", but no"]);
+    refused(
+        "llama-modelopt-fp8",
+        &says("quant_algo", json!("W4A8_AWQ")),
+        &["\"W4A8_AWQ\"", "FP8 and NVFP4"],
+    );
+    refused("llama-gptq", &says("quant_method", json!(7)), &["quant_method` is not text"]);
+    // An order of its own.
+    let shuffled = |folder: &Path| {
+        let path = folder.join("model.safetensors");
+        let mut bytes = fs::read(&path).unwrap();
+        let (start, end) = {
+            let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+            let about: Value = serde_json::from_slice(&bytes[8..header]).unwrap();
+            let about = &about["model.layers.0.mlp.down_proj.g_idx"]["data_offsets"];
+            let offset = |index: usize| header + about[index].as_u64().unwrap() as usize;
+            (offset(0), offset(1))
+        };
+        bytes[start..end].reverse();
+        fs::write(&path, bytes).unwrap();
+    };
+    refused("llama-gptq", &shuffled, &["down_proj.g_idx", "desc_act"]);
 }
 
 #[test]
@@ -522,9 +720,13 @@ fn what_cannot_be_converted_is_named() {
         &["model.safetensors holds \"other.weight\", which no text model has"],
     );
     refused(
-        &|folder| set(folder, &json!({"quantization_config": {"quant_method": "gptq"}})),
+        &|folder| set(folder, &json!({"quantization_config": {"quant_method": "hqq"}})),
         &plain,
-        &["`quantization_config` names the method \"gptq\""],
+        &[
+            "config.json: `quantization_config.quant_method` is \"hqq\"",
+            "awq",
+            "before it was quantized",
+        ],
     );
     refused(&|_| {}, &Conversion::new().dequantize(), &["is not quantized"]);
     let to_hf = four_bits().layout(Layout::HuggingFace);
