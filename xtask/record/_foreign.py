@@ -110,9 +110,9 @@ def modelopt_nvfp4(at: str, weight: numpy.ndarray) -> tuple[dict, numpy.ndarray]
     return tensors, undone.to(torch.bfloat16).float().numpy()
 
 
-def compressed(at: str, weight: numpy.ndarray) -> tuple[dict, numpy.ndarray]:
+def compressed(at: str, weight: numpy.ndarray, group: int = GROUP) -> tuple[dict, numpy.ndarray]:
     """compressed-tensors' pack-quantized: w = s (q - 8), eight neighbours of a row in a word."""
-    grouped = groups_of(weight)
+    grouped = weight.reshape(weight.shape[0], -1, group)
     scales = torch.from_numpy(numpy.abs(grouped).max(-1) / 7.5).to(torch.bfloat16)
     wide = scales.float().numpy()
     codes = numpy.clip(numpy.round(grouped / wide[..., None]) + 8, 0, 15)
@@ -126,12 +126,12 @@ def compressed(at: str, weight: numpy.ndarray) -> tuple[dict, numpy.ndarray]:
     return tensors, ((codes - 8) * wide[..., None]).reshape(weight.shape)
 
 
-def fp8(at: str, weight: numpy.ndarray) -> tuple[dict, numpy.ndarray]:
-    """DeepSeek's and Qwen's fp8: e4m3 with a factor per block, here of 48 x 40, which divides no matrix."""
-    rows, columns = -(-weight.shape[0] // 48), -(-weight.shape[1] // 40)
-    whole = numpy.zeros((rows * 48, columns * 40), numpy.float32)
+def fp8(at: str, weight: numpy.ndarray, high: int = 48, wide: int = 40) -> tuple[dict, numpy.ndarray]:
+    """DeepSeek's and Qwen's fp8: e4m3 with a factor per block, here of a size which divides no matrix."""
+    rows, columns = -(-weight.shape[0] // high), -(-weight.shape[1] // wide)
+    whole = numpy.zeros((rows * high, columns * wide), numpy.float32)
     whole[: weight.shape[0], : weight.shape[1]] = weight
-    blocks = torch.from_numpy(whole.reshape(rows, 48, columns, 40))
+    blocks = torch.from_numpy(whole.reshape(rows, high, columns, wide))
     factors = blocks.abs().amax((1, 3)) / 448
     codes = (blocks / factors[:, None, :, None]).to(torch.float8_e4m3fn)
     undone = (codes.float() * factors[:, None, :, None]).reshape(whole.shape)
