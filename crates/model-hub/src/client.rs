@@ -131,10 +131,31 @@ impl Client {
         if let Some(from) = from {
             request = request.header("Range", format!("bytes={from}-"));
         }
-        request.call().map_err(|e| {
-            let what = format!("{} cannot be reached: {e}", self.endpoint);
-            passing(Error::new(ErrorKind::Network, what).caused_by(e))
+        request.call().map_err(|e| match e {
+            // Which request this is does not change, so neither would the answer.
+            ureq::Error::BadUri(_) | ureq::Error::Http(_) => {
+                Failure::Final(self.unsendable().caused_by(e))
+            }
+            e => {
+                let what = format!("{} cannot be reached: {e}", self.endpoint);
+                passing(Error::new(ErrorKind::Network, what).caused_by(e))
+            }
         })
+    }
+
+    /// Why no request can be made of address and token.
+    fn unsendable(&self) -> Error {
+        let is_token = |it: &String| it.bytes().all(|it| it.is_ascii_graphic());
+        let what = if self.token.as_ref().is_none_or(is_token) {
+            format!(
+                "{:?} is not the address of a hub: HF_ENDPOINT begins with https:// or http://",
+                self.endpoint
+            )
+        } else {
+            "the token has characters that no token has: check HF_TOKEN, or the token file"
+                .to_owned()
+        };
+        Error::new(ErrorKind::Access, what)
     }
 
     /// Turns a status that is not a success into a failure.
@@ -180,7 +201,12 @@ impl Client {
             )),
             (403, _) => Failure::Final(Error::new(
                 ErrorKind::Access,
-                format!("{endpoint} refuses access to {of} (403): the token may lack access to it"),
+                match header("x-error-message") {
+                    Some(message) => format!("{endpoint} refuses access to {of} (403): {message}"),
+                    None => format!(
+                        "{endpoint} refuses access to {of} (403): the token may lack access to it"
+                    ),
+                },
             )),
             (404 | 410, _) => Failure::Final(Error::new(
                 ErrorKind::NotFound,

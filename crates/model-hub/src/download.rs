@@ -59,17 +59,17 @@ impl Download<'_> {
         let failed = |e| Error::file("writing", &part, e);
         fs::create_dir_all(blob.parent().unwrap_or(blob)).map_err(failed)?;
         let mut whole_again = false;
-        let (mut failures, mut held) = (0, length(&part));
+        let (mut failures, mut furthest) = (0, length(&part));
         loop {
             match self.append(file, &part, index, progress) {
                 Ok(()) => {}
                 Err(failure) => {
-                    // An attempt that brought something is not counted: a slow line may need many.
+                    // An attempt that got further is not counted: a slow line may need many. One that
+                    // began again has to come beyond what there was.
                     let now = length(&part);
-                    if now > held {
-                        failures = 0;
+                    if now > furthest {
+                        (failures, furthest) = (0, now);
                     }
-                    held = now;
                     self.client.pause_after(failure, &mut failures, progress)?;
                     continue;
                 }
@@ -89,7 +89,7 @@ impl Download<'_> {
                 return Err(Error::new(ErrorKind::Damaged, what));
             }
             whole_again = true;
-            held = 0;
+            furthest = 0;
             progress.note(&format!("{} is damaged; fetching it once more", file.name));
         }
         File::open(&part).and_then(|it| it.sync_all()).map_err(failed)?;

@@ -8,6 +8,7 @@ use std::{
 };
 
 use mlxgk_model_hub::{Error, ErrorKind, FoundModel, Hub, NoProgress, Progress};
+use sha2::Digest;
 
 use crate::server::{Act, COMMIT, Request, Server, model, weights};
 
@@ -138,6 +139,63 @@ fn a_connection_that_brings_nothing_is_given_up() {
     assert_nothing(cache.path(), &hub);
 }
 
+/// A hub that cuts every answer, and cannot continue: it would go on for ever if each beginning counted.
+#[test]
+fn a_hub_that_never_gets_further_is_given_up() {
+    for first in [|| Act::IgnoreRangeAndCut(7_000), || Act::WrongRange] {
+        let server = Server::model(SIZE, move |it| match (is_weights(it), it.range) {
+            (true, None) => Act::CutAfter(7_000),
+            (true, Some(_)) => first(),
+            (false, _) => Act::Behave,
+        });
+        let cache = tempfile::tempdir().unwrap();
+        let hub = server.hub(cache.path());
+        let error = find(&hub).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Network, "{error}");
+        assert!(error.to_string().contains("gave up after 5 attempts"), "{error}");
+        assert!(server.count("model.safetensors") < 10);
+        assert_nothing(cache.path(), &hub);
+    }
+}
+
+#[test]
+fn what_no_request_can_be_made_of_is_said_at_once() {
+    let server = Server::model(SIZE, |_| Act::Behave);
+    let cache = tempfile::tempdir().unwrap();
+    for endpoint in ["127.0.0.1:80", "ftp://127.0.0.1", "no address"] {
+        let hub = server.builder(cache.path()).endpoint(endpoint).build();
+        let mut notes = Notes::default();
+        let error = hub.find("a/b", &mut notes).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Access, "{error}");
+        assert!(error.to_string().contains("HF_ENDPOINT begins with https://"), "{error}");
+        assert!(error.to_string().contains(endpoint), "{error}");
+        assert_eq!(notes.0, [""; 0]);
+    }
+    let hub = server.builder(cache.path()).token(Some("hf_a\nb".into())).build();
+    let error = find(&hub).unwrap_err();
+    assert!(error.to_string().contains("the token has characters"), "{error}");
+    assert!(!error.to_string().contains("hf_a"), "{error}");
+    assert_eq!(server.requests.lock().unwrap().len(), 0);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_named() {
+    // Writing there fails as on a full disk, where a small one cannot be made for a test.
+    let server = Server::model(SIZE, |_| Act::Behave);
+    let cache = tempfile::tempdir().unwrap();
+    let blobs = cache.path().join("models--a--b/blobs");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let digits: String =
+        sha2::Sha256::digest(weights(SIZE)).iter().map(|it| format!("{it:02x}")).collect();
+    let part = blobs.join(format!("{digits}.incomplete"));
+    std::os::unix::fs::symlink("/dev/full", &part).unwrap();
+    let error = find(&server.hub(cache.path())).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::File, "{error}");
+    assert!(error.to_string().contains("No space left"), "{error}");
+    assert!(error.to_string().contains(part.to_str().unwrap()), "{error}");
+}
+
 #[test]
 fn a_connection_that_stalls_is_continued_by_another() {
     let server = Server::model(SIZE, |it| match is_weights(it) && it.earlier == 0 {
@@ -226,6 +284,7 @@ fn refusals_are_final_and_say_what_to_do() {
         (401, "", ErrorKind::Access, "HF_TOKEN"),
         (403, "X-Error-Code: GatedRepo\r\n", ErrorKind::Access, "accept its terms at"),
         (403, "", ErrorKind::Access, "refuses access"),
+        (403, "X-Error-Message: It is disabled.\r\n", ErrorKind::Access, "(403): It is disabled."),
         (404, "", ErrorKind::NotFound, "does not have a/b@main"),
         (404, "X-Error-Code: RevisionNotFound\r\n", ErrorKind::NotFound, "no revision \"main\""),
         (418, "", ErrorKind::Network, "answered 418"),

@@ -39,6 +39,8 @@ pub(crate) enum Act {
     Send(Vec<u8>),
     /// Sends the whole file whatever range was asked for.
     IgnoreRange,
+    /// Sends so many bytes of the file's beginning whatever range was asked for, and closes.
+    IgnoreRangeAndCut(usize),
     /// Sends the whole file as a partial answer that begins elsewhere.
     WrongRange,
     /// Sends the file with a pause after each piece.
@@ -227,6 +229,10 @@ fn serve(
         Act::IgnoreRange => {
             let headers = format!("Content-Length: {}\r\n", body.len());
             respond(stream, "200 OK", &headers, &body)
+        }
+        Act::IgnoreRangeAndCut(count) => {
+            let headers = format!("Content-Length: {}\r\n", body.len());
+            respond(stream, "200 OK", &headers, &body[..count])
         }
         Act::WrongRange => {
             let (status, headers) = ranged(0);
