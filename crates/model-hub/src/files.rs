@@ -37,24 +37,29 @@ pub(crate) fn needed(repo: &str, all: &[&str]) -> Result<Vec<String>> {
         all.iter().filter(is_weight).copied().chain(index).collect()
     };
     if weights.is_empty() {
-        let foreign = [
-            (".bin", "PyTorch files (.bin), which can run code when they are read"),
-            (".pth", "PyTorch files (.pth), which can run code when they are read"),
-            (".gguf", "GGUF files"),
-            (".npz", "NumPy archives"),
-        ];
-        let found = foreign.iter().find(|(end, _)| all.iter().any(|it| it.ends_with(end)));
-        let what = match found {
-            Some((_, kind)) => format!(
-                "{repo} has its weights only as {kind}; look for a copy with safetensors (often \
-                 the branch refs/pr/1, or the same name under mlx-community)"
-            ),
-            None => format!("{repo} has no weights (no .safetensors file)"),
-        };
-        return Err(Error::new(ErrorKind::Unsupported, what));
+        return Err(no_safetensors(repo, all));
     }
     let small = SMALL_FILES.iter().copied().filter(|it| has(it));
     Ok(small.chain(weights).map(str::to_owned).collect())
+}
+
+/// The error about a repository or folder, of these files, that has no weights in safetensors.
+pub(crate) fn no_safetensors(of: &str, all: &[&str]) -> Error {
+    let foreign = [
+        (".bin", "PyTorch files (.bin), which can run code when they are read"),
+        (".pth", "PyTorch files (.pth), which can run code when they are read"),
+        (".gguf", "GGUF files"),
+        (".npz", "NumPy archives"),
+    ];
+    let found = foreign.iter().find(|(end, _)| all.iter().any(|it| it.ends_with(end)));
+    let what = match found {
+        Some((_, kind)) => format!(
+            "{of} has its weights only as {kind}; look for a copy with safetensors (often the branch \
+             refs/pr/1, or the same name under mlx-community)"
+        ),
+        None => format!("{of} has no weights (no .safetensors file)"),
+    };
+    Error::new(ErrorKind::Unsupported, what)
 }
 
 #[cfg(test)]

@@ -22,7 +22,10 @@ fn document(run: &Run) -> Value {
 
 /// The log-probabilities of a text of ids.
 fn logprobs(model: &str) -> Vec<f64> {
-    let ids = "5,17,30,2,61,44,8";
+    logprobs_of(model, "5,17,30,2,91,44,8")
+}
+
+fn logprobs_of(model: &str, ids: &str) -> Vec<f64> {
     let run = mlxgk(&["score", "-m", model, "--prompt-ids", ids, "--format", "json"]);
     serde_json::from_value(document(&run)["logprobs"].clone()).unwrap()
 }
@@ -59,6 +62,8 @@ fn each_family_runs_in_mlx_layout() {
         "nemotron-h",
     ] {
         let work = tempfile::tempdir().unwrap();
+        // Of their 67 tokens.
+        let logprobs = |model: &str| logprobs_of(model, "5,17,30,2,61,44,8");
         let source = fixture(name);
         let (mlx, run) = convert(&source, &work, "mlx", &["--dtype", "float32"]);
         document(&run);

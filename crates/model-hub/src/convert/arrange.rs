@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::{
     checkpoint::{Checkpoint, Element, Object, Stored},
+    complete,
     derived::Change,
     families::{self, Family},
     float::Float,
@@ -78,6 +79,7 @@ impl Arranged {
             }
         }
         let mut packed = packed(checkpoint, family, quantization, &tensors)?;
+        complete::check(checkpoint, &tensors, &packed)?;
         if layout == Layout::HuggingFace {
             for step in family.steps.iter().rev() {
                 step.back(checkpoint, &mut tensors, &mut packed)?;

@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 use super::{derived::Derived, float::Float, settings::Scheme};
 use crate::{
     Error, ErrorKind, Result,
-    files::{INDEX, WHOLE},
+    files::{INDEX, WHOLE, no_safetensors},
 };
 
 /// The longest header that is read, as in the `safetensors` crate.
@@ -117,8 +117,22 @@ pub(super) struct Checkpoint {
 
 impl Checkpoint {
     pub(super) fn open(folder: &Path) -> Result<Self> {
-        let config = read_object(&folder.join("config.json"))?;
+        let path = folder.join("config.json");
+        if !path.exists() {
+            let what = format!(
+                "{} holds no config.json; a model is a folder with config.json and its weights as \
+                 safetensors",
+                folder.display()
+            );
+            return Err(Error::new(ErrorKind::Unsupported, what));
+        }
+        let config = read_object(&path)?;
         let (files, listed) = weight_files(folder)?;
+        if let Some((_, file)) = listed.iter().find(|it| !folder.join(it.1).exists()) {
+            let what =
+                format!("lists the file {file:?}, which is missing; download the folder again");
+            return Err(damaged(&folder.join(INDEX), what));
+        }
         let mut tensors = BTreeMap::new();
         for (file, path) in files.iter().enumerate() {
             tensors.extend(header(path, file)?.into_iter().map(|it| (it.name.clone(), it)));
@@ -177,22 +191,20 @@ fn weight_files(folder: &Path) -> Result<(Vec<PathBuf>, BTreeMap<String, String>
         let names: BTreeSet<&String> = listed.values().collect();
         return Ok((names.into_iter().map(|it| folder.join(it)).collect(), listed));
     }
-    let mut files = Vec::new();
+    let (mut files, mut others) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(folder).map_err(|e| Error::file("reading", folder, e))? {
         let path = entry.map_err(|e| Error::file("reading", folder, e))?.path();
         let name = path.file_name().and_then(|it| it.to_str()).unwrap_or_default();
         if name.starts_with("model") && name.ends_with(".safetensors") {
             files.push(path);
+        } else {
+            others.push(name.to_owned());
         }
     }
     files.sort();
     if files.is_empty() {
-        let what = format!(
-            "{} holds no weights: neither {WHOLE} nor {INDEX}; other formats than safetensors are \
-             not converted",
-            folder.display()
-        );
-        return Err(Error::new(ErrorKind::Unsupported, what));
+        let others: Vec<&str> = others.iter().map(String::as_str).collect();
+        return Err(no_safetensors(&folder.display().to_string(), &others));
     }
     Ok((files, BTreeMap::new()))
 }

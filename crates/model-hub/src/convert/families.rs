@@ -555,6 +555,13 @@ pub(super) fn recipe_bits(recipe: Recipe, path: &str, layers: usize) -> usize {
     if path.contains("lm_head") || (is_sensitive && more) { high } else { low }
 }
 
+/// What an entry of MLX's quantization says.
+pub(super) fn scheme(entry: &Object) -> Result<Scheme> {
+    let size = |key: &str| entry.get(key).and_then(|it| it.as_u64()).map(|it| it as usize);
+    let mode = entry.get("mode").map_or("affine", |it| it.as_str().unwrap_or_default());
+    Scheme::new(mode.parse()?, size("bits"), size("group_size"))
+}
+
 /// The scheme of a packed weight of these words and groups per row: what the config says of the
 /// module, else what its shapes say where its columns are known, as in mlx-lm, else what the config
 /// says of all.
@@ -566,23 +573,18 @@ pub(super) fn packed_scheme(
     groups: usize,
     has_biases: bool,
 ) -> Option<Scheme> {
-    let read = |entry: &Object| {
-        let size = |key: &str| entry.get(key)?.as_u64().map(|it| it as usize);
-        let mode = entry.get("mode").map_or(Some("affine"), |it| it.as_str())?;
-        Scheme::new(mode.parse().ok()?, size("bits"), size("group_size")).ok()
-    };
     let inferred = |columns: usize| {
         use super::settings::Mode::{Affine, Mxfp4, Mxfp8, Nvfp4};
         let (bits, group) = (words * 32 / columns, columns.checked_div(groups)?);
         let modes: &[_] = if has_biases { &[Affine] } else { &[Nvfp4, Mxfp4, Mxfp8] };
         modes.iter().find_map(|mode| Scheme::new(*mode, Some(bits), Some(group)).ok())
     };
-    let scheme = match (quantization.get(path).and_then(|it| it.as_object()), columns) {
-        (Some(entry), _) => read(entry),
+    let found = match (quantization.get(path).and_then(|it| it.as_object()), columns) {
+        (Some(entry), _) => scheme(entry).ok(),
         (None, Some(columns)) if columns > 0 => inferred(columns),
-        (None, _) => read(quantization),
+        (None, _) => scheme(quantization).ok(),
     }?;
-    (words * 32 == groups * scheme.group_size() * scheme.bits()).then_some(scheme)
+    (words * 32 == groups * found.group_size() * found.bits()).then_some(found)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 
 mod arrange;
 mod checkpoint;
+mod complete;
 mod derived;
 mod factors;
 mod families;

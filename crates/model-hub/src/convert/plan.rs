@@ -121,7 +121,11 @@ fn quantization(checkpoint: &Checkpoint, family: &Family) -> Result<Option<Objec
             return Err(checkpoint.config_error(key, "is not an object"));
         };
         match object.get("quant_method") {
-            None => return Ok(Some(object.clone())),
+            None => {
+                let unusable = |e| checkpoint.config_error(key, format!("cannot be used: {e}"));
+                families::scheme(object).map_err(unusable)?;
+                return Ok(Some(object.clone()));
+            }
             Some(method) if family.has_packed_experts && method == "mxfp4" => {
                 return Ok(Some(entry(Scheme::new(Mode::Mxfp4, None, None)?, true)));
             }

@@ -707,8 +707,50 @@ fn what_cannot_be_converted_is_named() {
     refused(
         &|folder| fs::remove_file(folder.join("model.safetensors")).unwrap(),
         &plain,
-        &["holds no weights"],
+        &["has no weights (no .safetensors file)"],
     );
+    refused(
+        &|folder| {
+            let weights = folder.join("model.safetensors");
+            fs::rename(weights, folder.join("pytorch_model.bin")).unwrap();
+        },
+        &plain,
+        &["has its weights only as PyTorch files (.bin)", "look for a copy with safetensors"],
+    );
+    refused(
+        &|folder| fs::remove_file(folder.join("config.json")).unwrap(),
+        &plain,
+        &["holds no config.json; a model is a folder with"],
+    );
+    refused(
+        &|folder| {
+            let index = json!({"weight_map": {"lm_head.weight": "model-2-of-2.safetensors"}});
+            fs::remove_file(folder.join("model.safetensors")).unwrap();
+            fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
+        },
+        &plain,
+        &["index.json lists the file \"model-2-of-2.safetensors\", which is missing"],
+    );
+    for (field, value, words) in [
+        ("num_hidden_layers", json!(9), "lacks layer 3, of the 9 that config.json names"),
+        ("num_hidden_layers", json!(1), "`num_hidden_layers` is 1, but the folder holds 3 layers"),
+        ("num_hidden_layers", json!("x"), "`num_hidden_layers` is \"x\", not a whole number"),
+        (
+            "vocab_size",
+            json!(5),
+            "embed_tokens.weight\", of shape [181, 32], but config.json has 5",
+        ),
+        ("hidden_size", json!(-1), "`hidden_size` is -1, not a whole number"),
+        ("hidden_size", json!(64), "but config.json has 64 as `hidden_size`"),
+        ("quantization", json!({"bits": 7}), "config.json: `quantization` cannot be used"),
+        (
+            "quantization",
+            json!({"mode": 7}),
+            "config.json: `quantization` cannot be used: unknown quantization mode",
+        ),
+    ] {
+        refused(&|folder| set(folder, &json!({field: value})), &plain, &[words]);
+    }
     refused(
         &|folder| rename(folder, |it| it.replace("embed_tokens", "wte"), &[]),
         &plain,
@@ -749,6 +791,13 @@ fn what_cannot_be_converted_is_named() {
         &|folder| rename(folder, str::to_owned, &large),
         &Conversion::new().dtype("float16".parse().unwrap()),
         &["mlp.x.weight", "beyond the range of float16", "bfloat16"],
+    );
+    let torn = copy("llama-q4");
+    rename(torn.path(), |it| it.replace("1.self_attn.q_proj.scales", "1.x.weight"), &[]);
+    let error = run(torn.path(), &out, &plain).unwrap_err().to_string();
+    assert!(
+        error.contains("layers.1.self_attn.q_proj.weight\", which is packed, but no"),
+        "{error}"
     );
     let error = run(&fixture("models/llama-q4"), &out, &four_bits()).unwrap_err();
     assert!(error.to_string().contains("quantized already; dequantize it first"), "{error}");
