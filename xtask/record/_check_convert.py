@@ -6,8 +6,8 @@ A dense and an expert model are converted in each mode, at each width and group 
 each recipe; models of the families whose layout mlx-lm changes, in some of them, and back, multimodal
 ones around them, too. Folders of other programs are converted and compared with mlx-lm's where that reads
 them as they are meant, and with the weights that they stand for. Every folder of ours is loaded by mlx-lm.
-Fails where a tensor or the config's quantization differs, or a logit by
-more than 1e-5. With names, only those models are converted.
+Fails where a tensor or the config's quantization differs, or a logit by more than 1e-5. With names, only
+those models are converted.
 """
 
 import json
@@ -47,9 +47,11 @@ WIDE = {
 
 # What mlx-lm takes from a config in other words, or finds in it although transformers does not.
 FIELDS = {
+    "ernie4_5-moe": {"rope_theta": 500000.0},
     "falcon-h1": {"torch_dtype": "bfloat16"},
     "gemma3n": {"rope_local_base_freq": 100.0, "rope_theta": 1000.0},
-    "gemma4-moe": {"global_head_dim": 16},
+    "gemma4-moe": {"global_head_dim": 16, "num_global_key_value_heads": 1},
+    "glm4-moe": {"rope_theta": 1000.0, "rope_scaling": None},
     "glm4-moe-lite": {"mlp_layer_types": ["dense", "sparse", "sparse"], "first_k_dense_replace": 1},
     "granite-hybrid-dense": {"layer_types": ["mamba", "attention", "mamba"]},
     "kimi-linear": {"head_dim": 4, "model_max_length": 512, "rms_norm_eps": 1e-5, "rope_theta": 10000.0},

@@ -82,14 +82,15 @@ fn each_family_runs_in_mlx_layout() {
 
 #[test]
 fn what_other_programs_quantized_runs_as_it_did() {
-    // Biases, which other programs do not have, are float16 numbers.
-    let (exact, rounded) = (1e-5, 2e-2);
+    // Biases, which other programs do not have, are float16 numbers: up to 15 steps of 4 bits, or 255 of 8,
+    // rounded by a part in 2,048.
+    let (exact, rounded, more) = (1e-5, 2e-2, 5e-2);
     for (name, most) in [
         ("llama-awq", rounded),
         ("llama-compressed", exact),
         ("llama-fp8", exact),
         ("llama-gptq", rounded),
-        ("llama-gptq-8bit", rounded),
+        ("llama-gptq-8bit", more),
         ("llama-modelopt-fp8", exact),
         ("llama-modelopt-nvfp4", exact),
     ] {

@@ -371,7 +371,8 @@ impl Adoption<'_> {
                 return Err(self.checkpoint.error(&codes, "which has not two axes"));
             };
             if codes.element != Element::I32 || inputs % 8 != 0 {
-                let what = "which is no awq weight: expected words in I32, and inputs in eights";
+                let what =
+                    "which is not a weight of awq: expected words in I32, and inputs in eights";
                 return Err(self.checkpoint.error(&codes, what));
             }
             self.affine(&at, &codes, (inputs, words * 8), packing)?;
@@ -405,7 +406,9 @@ impl Adoption<'_> {
                 return Err(self.checkpoint.error(&codes, "which has not two axes"));
             };
             if codes.element != Element::I32 {
-                return Err(self.checkpoint.error(&codes, "which is no gptq weight: expected I32"));
+                return Err(self
+                    .checkpoint
+                    .error(&codes, "which is not a weight of gptq: expected I32"));
             }
             let inputs = words * 32 / bits;
             let groups = self.affine(&at, &codes, (inputs, rows), packing)?;
