@@ -50,7 +50,7 @@ FIELDS = {
     "ernie4_5-moe": {"rope_theta": 500000.0},
     "falcon-h1": {"torch_dtype": "bfloat16"},
     "gemma3n": {"rope_local_base_freq": 100.0, "rope_theta": 1000.0},
-    "gemma4-moe": {"global_head_dim": 16, "num_global_key_value_heads": 1},
+    "gemma4-moe": {"global_head_dim": 16, "num_global_key_value_heads": 1, "tie_word_embeddings": True},
     "glm4-moe": {"rope_theta": 1000.0, "rope_scaling": None},
     "glm4-moe-lite": {"mlp_layer_types": ["dense", "sparse", "sparse"], "first_k_dense_replace": 1},
     "granite-hybrid-dense": {"layer_types": ["mamba", "attention", "mamba"]},
