@@ -70,7 +70,7 @@ struct Settings {
 }
 
 impl Settings {
-    /// gpt-oss's mxfp4 is no other program's: its family knows it.
+    /// gpt-oss's mxfp4 is left out: its family knows it.
     fn of(checkpoint: &Checkpoint) -> Result<Option<Self>> {
         let config = &checkpoint.config;
         let text = config.get("text_config").and_then(|it| it.get("quantization_config"));
