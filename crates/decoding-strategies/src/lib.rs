@@ -66,6 +66,7 @@ mod contrastive;
 mod dola;
 mod error;
 mod model;
+mod parts;
 mod pending;
 mod prefill;
 mod prefixes;
@@ -91,6 +92,7 @@ pub use self::contrastive::{ContrastiveLoop, ContrastiveOptions, ContrastiveSess
 pub use self::dola::DolaLayers;
 pub use self::error::{Error, ErrorKind, Result};
 pub use self::model::{Join, LanguageModel, Reorder};
+pub use self::parts::InParts;
 pub use self::prefill::{DEFAULT_PREFILL_CHUNK, Prefill};
 pub use self::prompts::LeftPadded;
 pub use self::record::{Record, Recorded, TokenLogprobs};

@@ -234,7 +234,15 @@ impl<'a> Prefill<'a> {
     pub fn name_rows(&mut self, first: RowId, copies: usize) -> Result<()> {
         let id = |row| RowId::new(first.get() + (row * copies) as u64);
         let ids: Vec<RowId> = (0..self.cache.batch()).map(id).collect();
-        Ok(self.cache.set_row_ids(&ids)?)
+        self.set_row_ids(&ids)
+    }
+
+    /// Names the rows.
+    ///
+    /// # Errors
+    /// When the cache cannot.
+    pub fn set_row_ids(&mut self, ids: &[RowId]) -> Result<()> {
+        Ok(self.cache.set_row_ids(ids)?)
     }
 
     /// Feeds the next chunk, of at most `most` tokens per row, and starts computing the scores of the

@@ -55,9 +55,16 @@ impl LeftPadded {
         self.rows[0].len()
     }
 
-    /// One of the rows alone, with its padding.
-    pub(crate) fn row(&self, at: usize) -> Self {
-        Self { rows: vec![self.rows[at].clone()], padding: vec![self.padding[at]] }
+    /// Some of the rows, with their padding.
+    ///
+    /// # Panics
+    /// When there is no row of such an index.
+    #[must_use]
+    pub fn part(&self, rows: &[usize]) -> Self {
+        Self {
+            rows: rows.iter().map(|&at| self.rows[at].clone()).collect(),
+            padding: rows.iter().map(|&at| self.padding[at]).collect(),
+        }
     }
 
     /// Each row `times` in succession (HF `repeat_interleave`): several samples of each prompt.

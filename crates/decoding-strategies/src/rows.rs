@@ -308,9 +308,45 @@ impl Rows {
         let mut rows = Self::default();
         for (at, group) in groups.into_iter().enumerate().take(prompts.rows().len()) {
             let first = rows.reserve(1);
-            rows.add(first, &prompts.row(at), group);
+            rows.add(first, &prompts.part(&[at]), group);
         }
         rows
+    }
+
+    /// The rows of one request, none of which has a place in the model's batch yet.
+    pub(crate) fn waiting(prompts: &LeftPadded, group: RowGroup) -> Self {
+        let mut rows = Self::of(prompts, group);
+        rows.vacate();
+        rows
+    }
+
+    /// The next rows that wait for a place, at most so many; `None` where a row of the model's batch runs
+    /// or none waits.
+    pub(crate) fn next_part(&self, most: usize) -> Option<Vec<usize>> {
+        let rows = || self.groups.values().flat_map(|it| &it.rows);
+        let next: Vec<usize> =
+            rows().filter(|it| it.is_running()).map(|it| it.index).take(most).collect();
+        (!self.is_fed() && !next.is_empty()).then_some(next)
+    }
+
+    /// Gives rows of the one group the places of the model's batch, in this order.
+    pub(crate) fn admit(&mut self, part: &[usize]) {
+        self.vacate();
+        for group in self.groups.values_mut() {
+            let is_guided = group.shared.is_guided();
+            for (place, &index) in part.iter().enumerate() {
+                let row = &mut group.rows[index];
+                row.place = Some(place);
+                row.unguided = is_guided.then_some(part.len() + place);
+            }
+            self.places = if is_guided { 2 * part.len() } else { part.len() };
+        }
+    }
+
+    /// Whether a row of the model's batch runs.
+    pub(crate) fn is_fed(&self) -> bool {
+        let mut rows = self.groups.values().flat_map(|it| &it.rows);
+        rows.any(|it| it.running_place().is_some())
     }
 
     /// Ids for so many rows of the model; the first of them.

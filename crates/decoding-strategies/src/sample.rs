@@ -36,6 +36,30 @@ impl<M: Reorder> SampleLoop<M> {
         Self { model: None, rows: Rows::default() }
     }
 
+    /// Rows without a model, to be [run](Self::run) a part at a time.
+    pub(crate) fn waiting(prompts: &LeftPadded, group: RowGroup) -> Self {
+        Self { model: None, rows: Rows::waiting(prompts, group) }
+    }
+
+    /// The next rows to run, at most so many, where none runs; the model of those before is dropped.
+    pub(crate) fn next_part(&mut self, most: usize) -> Option<Vec<usize>> {
+        let part = self.rows.next_part(most)?;
+        self.model = None;
+        Some(part)
+    }
+
+    /// Runs a part of the rows, whose prompts `model` has been fed.
+    pub(crate) fn run(&mut self, part: &[usize], model: M) {
+        self.rows.admit(part);
+        self.model = Some(model);
+    }
+
+    /// Ends all rows without an event.
+    pub(crate) fn fail(&mut self) {
+        self.model = None;
+        self.rows.clear();
+    }
+
     /// How many rows have not ended.
     pub fn running(&self) -> usize {
         self.rows.running()
@@ -58,13 +82,13 @@ impl<M: Reorder> SampleLoop<M> {
 
     fn advance(&mut self) -> Result<Vec<RowEvent>> {
         let mut events = self.rows.ended_at_once();
-        let Some(model) = self.model.as_mut().filter(|_| self.rows.is_running()) else {
+        let Some(model) = self.model.as_mut().filter(|_| self.rows.is_fed()) else {
             return Ok(events);
         };
         let vocab = model.vocab_size();
         let (chosen, mut fed) = self.rows.choose(model.scores()?, vocab);
         events.extend(chosen);
-        if self.rows.is_running() {
+        if self.rows.is_fed() {
             let kept = if model.couples_rows() { None } else { self.rows.retire() };
             if let Some(places) = kept {
                 model.reorder(&places)?;
@@ -124,10 +148,7 @@ impl<M: Reorder> TokenLoop for SampleLoop<M> {
         match &step {
             Ok(events) if events.is_empty() => return None,
             Ok(_) => {}
-            Err(_) => {
-                self.model = None;
-                self.rows.clear();
-            }
+            Err(_) => self.fail(),
         }
         Some(step)
     }

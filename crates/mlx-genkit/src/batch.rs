@@ -141,6 +141,7 @@ impl<'a> Batch<'a> {
             && abilities.has(Ability::SharedPass)
             && plan.resolved.config.use_cache != Some(false)
             && plan.soft_prompt.is_none()
+            && plan.part.is_none()
             && self.model.decoder().original_context().is_none()
     }
 

@@ -22,7 +22,7 @@ use crate::{
     caches::{cache_options, check_resumed},
     healing::Healing,
     hidden::HiddenRecorder,
-    memory,
+    memory::Demand,
     row_adapters::RowAdapters,
 };
 
@@ -52,6 +52,8 @@ pub struct Plan<'a> {
     pub(crate) pad: u32,
     /// Rows that run for each prompt: its sequences, or its beams.
     pub(crate) copies: usize,
+    /// How many prompts run at once, where not all can.
+    pub(crate) part: Option<usize>,
     /// What all rows share.
     pub(crate) group: RowGroup,
     /// What guidance moves away from: for every prompt, for each, or each one's last token.
@@ -143,10 +145,27 @@ impl<'a> Plan<'a> {
             ),
             _ => (1, (copies > 1).then_some(field)),
         };
-        let held = resolved.cache.bound.map_or(width, |it| width.min(it.size));
+        let most = resolved.cache.bound.map_or(usize::MAX, |it| it.size);
+        let (held, room) = (width.min(most), most.saturating_sub(width));
         let chunk = resolved.prefill_chunk_size.unwrap_or(DEFAULT_PREFILL_CHUNK);
-        let read = width.min(chunk).saturating_mul(prompts.len() * side);
-        memory::check(model, rows.saturating_mul(side).saturating_mul(tried), held, read, many)?;
+        // Draws are taken for all rows in turn, and what else is asked for bears on all prompts at once, or
+        // on the time that they have.
+        let in_parts = resolved.mode == GenerationMode::GreedySearch
+            && resolved.config.use_cache != Some(false)
+            && resolved.config.max_time.is_none()
+            && request.criteria.is_empty()
+            && request.soft_prompt.is_none()
+            && healing.is_empty()
+            && model.decoder().original_context().is_none();
+        let demand = Demand {
+            prompts: prompts.len(),
+            rows: (copies * side).saturating_mul(tried),
+            columns: held,
+            new_tokens: resolved.lengths.max_new_tokens().min(room),
+            read: width.min(chunk).saturating_mul(side),
+            in_parts,
+        };
+        let part = demand.part(model.decoder(), many)?;
         let hidden = HiddenRecorder::new(request.hidden_states, &resolved, model.decoder())?;
         let attentions = AttentionRecorder::new(request.attentions, &resolved, model.decoder())?;
         let is_hooked = request.hook.is_some()
@@ -267,6 +286,7 @@ impl<'a> Plan<'a> {
             prompts,
             healing,
             copies,
+            part,
             hidden,
             attentions,
             hook,

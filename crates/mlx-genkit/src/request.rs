@@ -45,7 +45,9 @@ impl<'a> Request<'a> {
         Self::batch([prompt])
     }
 
-    /// A request for several prompts, which run as one left-padded batch.
+    /// A request for several prompts, which run as one left-padded batch. Where memory is short for that,
+    /// prompts in greedy decoding run a part at a time, with the same tokens; what else is too large is
+    /// refused.
     pub fn batch(prompts: impl IntoIterator<Item = impl Into<Prompt>>) -> Self {
         Self {
             prompts: prompts.into_iter().map(Into::into).collect(),

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use mlxgk_decoding_strategies::{
     AssistedLoop, BeamOptions, BeamSearch, CandidateGenerator, Constraint, ContinuousBatch,
     ContrastiveLoop, ContrastiveOptions, ContrastiveSession, DEFAULT_PREFILL_CHUNK, DecoderSession,
-    DolaLayers, EarlyStopping, FinalStates, Guide, HeapBeamSearch, LeftPadded, MtpDraft, Prefill,
-    RowGroup, RowId, SampleLoop, TokenLoop, Variant,
+    DolaLayers, EarlyStopping, FinalStates, Guide, HeapBeamSearch, InParts, LeftPadded, MtpDraft,
+    Prefill, RowGroup, RowId, SampleLoop, TokenLoop, Variant,
 };
 use mlxgk_generation_config::{self as fields, GenerationMode, Resolved};
 use mlxgk_kv_cache::KvCache;
@@ -86,17 +86,52 @@ fn fed(mut plan: Plan<'_>, first: RowId) -> Result<(Prefill<'_>, usize, RowGroup
         (None, None) => {
             let prompts = LeftPadded::new(&rows, plan.pad)?;
             let fresh = Prefill::with_options(decoder, &prompts, plan.hook, &plan.cache_options)?;
-            let capacity = plan.resolved.cache.capacity.unwrap_or(0);
-            // What goes beyond the model's context, nobody has to make room for beforehand.
-            fresh.reserve(capacity.min(decoder.max_positions()))
+            fresh.reserve(reserved(&plan.resolved, plan.model))
         }
     };
     let prefill = match &plan.soft_prompt {
         Some(soft_prompt) => prefill.soft_prompt(soft_prompt)?,
         None => prefill,
     };
-    let chunk = plan.resolved.prefill_chunk_size.unwrap_or(DEFAULT_PREFILL_CHUNK);
-    Ok((prefill.chunk(chunk), plan.copies, plan.group.pad(plan.pad)))
+    Ok((prefill.chunk(chunk(&plan.resolved)), plan.copies, plan.group.pad(plan.pad)))
+}
+
+/// Columns that are made room for at once.
+fn reserved(resolved: &Resolved, model: &Model) -> usize {
+    // What goes beyond the model's context, nobody has to make room for beforehand.
+    resolved.cache.capacity.unwrap_or(0).min(model.decoder().max_positions())
+}
+
+fn chunk(resolved: &Resolved) -> usize {
+    resolved.prefill_chunk_size.unwrap_or(DEFAULT_PREFILL_CHUNK)
+}
+
+/// The loop of a greedy request that runs `most` prompts at once.
+fn in_parts<'a>(plan: Plan<'a>, most: usize) -> Result<Box<dyn TokenLoop + 'a>> {
+    let (model, options, resolved) = (plan.model, plan.cache_options, plan.resolved);
+    let count = plan.prompts.len();
+    let is_guided = plan.group.is_guided();
+    let mut rows = plan.prompts;
+    if is_guided {
+        rows.extend(negatives(&rows, &plan.negative_prompts));
+    }
+    // All are padded to one length, as they would be side by side.
+    let whole = LeftPadded::new(&rows, plan.pad)?;
+    let prompts = whole.part(&(0..count).collect::<Vec<_>>());
+    let hook = Arc::new(Mutex::new(plan.hook));
+    let feed = move |part: &[usize]| {
+        let mut rows = part.to_vec();
+        if is_guided {
+            rows.extend(part.iter().map(|it| count + it));
+        }
+        let (prompts, hook) = (whole.part(&rows), Arc::clone(&hook));
+        let fed = Prefill::with_options(model.decoder(), &prompts, hook, &options)?;
+        let mut fed = fed.reserve(reserved(&resolved, model)).chunk(chunk(&resolved));
+        let ids: Vec<RowId> = rows.iter().map(|&it| RowId::new(it as u64)).collect();
+        fed.set_row_ids(&ids)?;
+        fed.finish()
+    };
+    Ok(Box::new(InParts::new(&prompts, plan.group.pad(plan.pad), most, feed)))
 }
 
 /// What each prompt is guided away from.
@@ -119,11 +154,13 @@ fn guide<'a>(plan: &mut Plan<'a>) -> Result<Option<Guide<'a>>> {
     let decoder = plan.model.decoder();
     let mut prefill = Prefill::with_options(decoder, &negative, hook, &plan.cache_options)?;
     prefill.name_rows(RowId::new(1), 1)?;
-    let chunk = plan.resolved.prefill_chunk_size.unwrap_or(DEFAULT_PREFILL_CHUNK);
-    Ok(Some(Guide::new(prefill.chunk(chunk).finish()?, scale)))
+    Ok(Some(Guide::new(prefill.chunk(chunk(&plan.resolved)).finish()?, scale)))
 }
 
 fn begin<'a>(mut plan: Plan<'a>, answer: &mut Answer<'_>) -> Result<Box<dyn TokenLoop + 'a>> {
+    if let Some(most) = plan.part {
+        return in_parts(plan, most);
+    }
     let (model, resolved) = (plan.model, plan.resolved.clone());
     // A draft model's heads may be of another size, which its cache's groups need not divide.
     let mut drafts_cache = plan.kept_as().clone();
@@ -147,7 +184,7 @@ fn begin<'a>(mut plan: Plan<'a>, answer: &mut Answer<'_>) -> Result<Box<dyn Toke
     Ok(match resolved.mode {
         GenerationMode::AssistedGeneration => {
             let prompt = &prompts.rows()[0];
-            let chunk = resolved.prefill_chunk_size.unwrap_or(DEFAULT_PREFILL_CHUNK);
+            let chunk = chunk(&resolved);
             let generator: Box<dyn CandidateGenerator + 'a> = match heads {
                 Some((heads, states)) => {
                     Box::new(MtpDraft::new(heads, states, prompt.len()).chunk(chunk))
@@ -243,4 +280,61 @@ fn variant(resolved: &Resolved, model: &Model) -> Result<Variant> {
         Ok(Constraint::any_of(phrases.collect::<Result<_>>()?)?)
     };
     words.iter().map(constraint).collect::<Result<_>>().map(Variant::Words)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
+mod tests {
+    use std::path::Path;
+
+    use mlxgk_generation_config::GenerationConfig;
+    use serde_json::json;
+
+    use crate::{ComputeDtype, Model, Request};
+
+    fn requests(fields: &serde_json::Value) -> Request<'static> {
+        let prompt =
+            |at: u32| (0..1 + at * 5 % 13).map(|it| 3 + (it * 37 + at * 11) % 120).collect();
+        let prompts: Vec<Vec<u32>> = (0..11).map(prompt).collect();
+        let config = GenerationConfig::from_json(fields).unwrap();
+        let config = GenerationConfig { do_sample: Some(false), ..config };
+        Request::batch(prompts).config(config)
+    }
+
+    /// What a request that runs in parts comes to is what it comes to at once, whatever else it asks for.
+    #[test]
+    fn parts_come_to_what_the_whole_comes_to() {
+        for (name, fields) in [
+            ("llama", json!({"max_new_tokens": 9, "eos_token_id": [5, 17]})),
+            ("llama", json!({"max_length": 20, "repetition_penalty": 1.7, "pad_token_id": 90})),
+            ("qwen3", json!({"max_new_tokens": 7, "guidance_scale": 1.5, "output_scores": true})),
+            ("gemma3", json!({"max_new_tokens": 12, "no_repeat_ngram_size": 2})),
+            ("llama", json!({"max_new_tokens": 5, "max_kv_size": 6, "prefill_chunk_size": 4})),
+        ] {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models");
+            let model = Model::load(folder.join(name), ComputeDtype::Float32).unwrap();
+            let tokens = |part: Option<usize>| {
+                let mut plan = model.plan(requests(&fields)).unwrap();
+                assert_eq!(plan.part, None);
+                plan.part = part;
+                let mut stream = plan.stream().unwrap();
+                let mut pieces = vec![Vec::new(); 11];
+                for piece in stream.by_ref() {
+                    let piece = piece.unwrap();
+                    pieces[piece.sequence].push(piece.token);
+                }
+                let sequences = stream.finish().unwrap().sequences;
+                for (sequence, pieces) in sequences.iter().zip(&pieces) {
+                    assert_eq!(&sequence.tokens, pieces, "{name} {fields}");
+                }
+                let it =
+                    sequences.into_iter().map(|it| (it.prompt_index, it.tokens, it.finish_reason));
+                it.collect::<Vec<_>>()
+            };
+            let whole = tokens(None);
+            for part in [1, 3, 10] {
+                assert_eq!(tokens(Some(part)), whole, "{name} {fields}, {part} at once");
+            }
+        }
+    }
 }
