@@ -3,15 +3,19 @@
 use llguidance::toktrie::{
     Recognizer, SimpleVob, TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv,
 };
-use llguidance::{Matcher, ParserFactory, TokenParser, api::TopLevelGrammar, panic_utils};
+use llguidance::{ParserFactory, TokenParser, api::TopLevelGrammar, panic_utils};
 use mlxgk_logits_processors::{Error, ErrorKind, Result};
 use std::sync::Arc;
 
+use crate::probe::Probe;
 use crate::vocabulary::{Encode, SPECIAL, Tokens};
 
 /// Bytes that a grammar is followed for in each direction before it counts as usable, and tokens.
 const EXPLORED: usize = 128;
 const FOLLOWED: usize = 12;
+/// Parser items after which it is followed no further: what has many derivations takes more of them with
+/// every byte.
+const EXPLORED_ITEMS: usize = 10_000;
 /// The stack that grammars are compiled on, in bytes; what is not used of it costs nothing.
 const STACK: usize = 256 << 20;
 /// What closes something open in JSON, or goes on to its next part.
@@ -23,6 +27,7 @@ pub(crate) struct Engine {
     eos: Vec<u32>,
     /// The tokens of [`CLOSING`].
     closing: Vec<TokenId>,
+    probe: Probe,
 }
 
 impl Engine {
@@ -56,7 +61,8 @@ impl Engine {
         })?;
         let trie = factory.tok_env().tok_trie();
         let closing = CLOSING.iter().filter_map(|byte| trie.token_id_at_bytes(&[*byte])).collect();
-        Ok(Self { factory, eos: eos.to_vec(), closing })
+        let probe = Probe::new(trie, factory.limits());
+        Ok(Self { factory, eos: eos.to_vec(), closing, probe })
     }
 
     pub(crate) fn eos(&self) -> &[u32] {
@@ -85,7 +91,10 @@ pub(crate) fn explore(parser: &mut TokenParser) -> Result<(), String> {
         let walk = || {
             parser.parser.with_recognizer(|it| {
                 it.trie_started("explore");
-                let steps = (0..EXPLORED).take_while(|&step| take_any(it, salt, step)).count();
+                let most = it.stats_mut().all_items + EXPLORED_ITEMS;
+                let mut go_on =
+                    |step: &usize| it.stats_mut().all_items < most && take_any(it, salt, *step);
+                let steps = (0..EXPLORED).take_while(&mut go_on).count();
                 it.pop_bytes(steps);
                 it.trie_finished();
             });
@@ -102,19 +111,25 @@ pub(crate) fn explore(parser: &mut TokenParser) -> Result<(), String> {
 
 impl Engine {
     /// Follows a grammar for some tokens, as a loop would: some limits show only then.
-    pub(crate) fn follow(&self, fresh: &mut Matcher) -> Result<(), String> {
-        let wrong = |e: &dyn std::fmt::Display| sentence(&e.to_string());
-        // The first mask is kept for all that start from here.
-        fresh.compute_mask_or_eos().map_err(|e| wrong(&e))?;
-        for salt in 0..2 {
-            let mut matcher = fresh.deep_clone();
+    pub(crate) fn follow(&self, fresh: &TokenParser) -> Result<(), String> {
+        let walk = |salt: usize| {
+            let mut parser = fresh.deep_clone();
+            parser.start_without_prompt();
             for step in 0..FOLLOWED {
-                let mask = matcher.compute_mask_or_eos().map_err(|e| wrong(&e))?;
+                let mask = self.probe.mask(&mut parser).map_err(|e| sentence(&e))?;
                 let closing = self.closing.iter().find(|id| salt == 0 && mask.is_allowed(**id));
                 let token = closing.copied().or_else(|| nth_allowed(&mask, salt + step * 37));
                 let Some(token) = token.filter(|it| !self.eos.contains(it)) else { break };
-                matcher.consume_tokens(&[token]).map_err(|e| wrong(&e))?;
+                let consumed = parser.consume_token(token).and_then(|_| parser.check_stop());
+                if consumed.map_err(|e| sentence(&e.to_string()))? {
+                    break;
+                }
             }
+            Ok(())
+        };
+        for salt in 0..2 {
+            panic_utils::catch_unwind(std::panic::AssertUnwindSafe(|| Ok(walk(salt))))
+                .unwrap_or_else(|e| Err(sentence(&e.to_string())))?;
         }
         Ok(())
     }
@@ -261,5 +276,66 @@ impl TokenizerEnv for Env {
 
     fn tokenize_is_canonical(&self) -> bool {
         self.encode.is_some()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::Grammar;
+
+    /// All bytes, all words of two and three letters, and an end token: more than are always all looked at.
+    fn engine() -> (Tokens, Engine) {
+        let letters = || b'a'..=b'z';
+        let mut bytes: Vec<Vec<u8>> = (0..=254).map(|byte| vec![byte]).collect();
+        bytes.push(Vec::new());
+        bytes.extend(letters().flat_map(|a| letters().map(move |b| vec![a, b])));
+        bytes.extend(
+            letters()
+                .flat_map(|a| letters().flat_map(move |b| letters().map(move |c| vec![a, b, c]))),
+        );
+        bytes.push([&[SPECIAL], &b"end"[..]].concat());
+        let end = bytes.len() as u32 - 1;
+        let tokens = Tokens { bytes, encode: None, characters: None };
+        let engine = Engine::new(&tokens, &[end]).unwrap();
+        (tokens, engine)
+    }
+
+    /// What a part of the tokens shows of the limits is what all of them show.
+    #[test]
+    fn a_part_of_the_tokens_finds_the_limits() {
+        let cases: Value = serde_json::from_str(include_str!("../tests/cases.json")).unwrap();
+        let list = |key: &str| cases[key].as_array().unwrap().clone();
+        let mut grammars: Vec<Grammar> = Vec::new();
+        grammars.extend(list("schemas").iter().map(|it| Grammar::json_schema(it).unwrap()));
+        let expressions = list("expressions");
+        grammars.extend(expressions.iter().map(|it| Grammar::regex(it.as_str().unwrap()).unwrap()));
+        let good = grammars.len();
+        // Words without anything between them: each letter may end one and begin another.
+        let words: Vec<String> = (0..1400_u32).map(|it| format!("\"{}\"", word(it * 7))).collect();
+        for start in ["go word+", "word+", "go go word word+"] {
+            let words = words.join(" | ");
+            let lark = format!("start: {start}\ngo: \"go \"\nword: {words}\n");
+            grammars.push(Grammar::lark(&lark).unwrap());
+        }
+        let (tokens, mut engine) = engine();
+        let outcomes = |engine: &Engine| -> Vec<Result<(), String>> {
+            let parser = |it: &Grammar| engine.parser(it.over(&tokens).unwrap()).unwrap();
+            grammars.iter().map(|it| engine.follow(&parser(it))).collect()
+        };
+        let by_part = outcomes(&engine);
+        engine.probe = Probe::of_all();
+        assert_eq!(by_part, outcomes(&engine));
+        assert!(by_part[..good].iter().all(Result::is_ok), "{by_part:?}");
+        assert!(by_part[good..].iter().all(Result::is_err), "{by_part:?}");
+    }
+
+    /// A word of one to three letters.
+    fn word(number: u32) -> String {
+        let letters = [number / 676, number / 26 % 26, number % 26];
+        letters.iter().map(|it| char::from(b'a' + (it % 26) as u8)).collect()
     }
 }

@@ -30,6 +30,7 @@
 mod engine;
 mod grammar;
 mod lark;
+mod probe;
 mod processor;
 mod schema;
 mod vocabulary;

@@ -54,8 +54,10 @@ impl GrammarProcessor {
         explore(&mut parser).map_err(wrong)?;
         let mut warnings = grammar.warnings().to_vec();
         warnings.extend(parser.grammar_warnings());
+        engine.follow(&parser).map_err(wrong)?;
         let mut fresh = Matcher::new(Ok(parser));
-        engine.follow(&mut fresh).map_err(wrong)?;
+        // It is kept for all that start from here.
+        fresh.compute_mask_or_eos().map_err(|e| wrong(sentence(&e.to_string())))?;
         let (fresh, states) = (Mutex::new(fresh), Mutex::new(Vec::new()));
         Ok(Self { fresh, kind: grammar.kind(), eos: engine.eos().to_vec(), warnings, states })
     }

@@ -221,6 +221,11 @@ fn what_is_too_large() {
     let _ = compile(Grammar::lark(&chain(9_000)))
         .map_err(|e| assert!(e.to_string().len() < 400, "{e}"));
 
+    // Each text has more derivations than could be counted.
+    let doubled: String =
+        (0..500).map(|at| format!("r{at}: r{} r{} | \"x\"\n", at + 1, at + 1)).collect();
+    refused(compile(Grammar::lark(&format!("start: r0\n{doubled}r500: \"y\"\n"))), &[]);
+
     for expression in [
         "(a?){100000}",
         "(a{1000}){1000}",
