@@ -100,8 +100,11 @@ impl<'m> Trainer<'m> {
         if trainee.masters().is_empty() {
             return Err(Error::config("nothing is chosen to be trained"));
         }
-        if !(config.learning_rate.is_finite() && config.learning_rate >= 0.0) {
-            let what = format!("the learning rate is {}, must be at least 0", config.learning_rate);
+        // The parameters are fp32.
+        let rate = config.learning_rate;
+        if !(rate >= 0.0 && rate <= f64::from(f32::MAX)) {
+            let what =
+                format!("the learning rate is {rate}, must be at least 0 and a number of fp32");
             return Err(Error::config(what));
         }
         if let Some(most) = config.max_grad_norm.filter(|it| it.is_nan() || *it <= 0.0) {

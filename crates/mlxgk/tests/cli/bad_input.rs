@@ -580,6 +580,7 @@ fn absurd_settings_are_answered_or_refused_in_a_sentence() {
                 "penalty_last_n=1099511627776",
             ],
         ),
+        (0, vec!["--prompt-lookup", "18446744073709551615"]),
         // Beyond the model's context HF answers too.
         (0, vec!["--prompt-ids", &ids]),
     ] {

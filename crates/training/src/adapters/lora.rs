@@ -45,7 +45,8 @@ impl Default for LoraConfig {
 /// so that nothing changes at first. Returns the names of the products.
 ///
 /// # Errors
-/// When a setting is out of range, a target is the end of no product's name, or MLX fails.
+/// When a setting is out of range, a target is the end of no product's name, or MLX fails. A rank above
+/// both sides of a matrix is out of range: it could hold nothing more.
 pub fn attach_lora(decoder: &mut Decoder, config: &LoraConfig) -> Result<Vec<String>> {
     if config.rank == 0 || !config.alpha.is_finite() {
         let (rank, alpha) = (config.rank, config.alpha);
@@ -54,7 +55,7 @@ pub fn attach_lora(decoder: &mut Decoder, config: &LoraConfig) -> Result<Vec<Str
     let ends = |path: &str, target: &str| {
         path == target || path.strip_suffix(target).is_some_and(|it| it.ends_with('.'))
     };
-    let products: Vec<(String, [usize; 2])> =
+    let mut products: Vec<(String, [usize; 2])> =
         decoder.linears().iter().map(|it| (it.path().to_owned(), it.shape())).collect();
     for target in &config.targets {
         if !products.iter().any(|(path, _)| ends(path, target)) {
@@ -81,6 +82,13 @@ pub fn attach_lora(decoder: &mut Decoder, config: &LoraConfig) -> Result<Vec<Str
         };
         of_layers && is_target
     };
+    products.retain(|(path, _)| is_chosen(path));
+    let too_small = |(_, [out, columns]): &&(String, [usize; 2])| config.rank > *out.max(columns);
+    if let Some((path, [out, columns])) = products.iter().find(too_small) {
+        let rank = config.rank;
+        let what = format!("an adapter of rank {rank} for `{path}`, a matrix of {out} × {columns}");
+        return Err(Error::config(what));
+    }
     let mut rng = TorchRng::new(config.seed);
     let scale = match config.rank_stabilized {
         true => config.alpha / (config.rank as f32).sqrt(),
@@ -88,9 +96,6 @@ pub fn attach_lora(decoder: &mut Decoder, config: &LoraConfig) -> Result<Vec<Str
     };
     let mut adapted = Vec::new();
     for (path, [out, columns]) in products {
-        if !is_chosen(&path) {
-            continue;
-        }
         let bound = 1.0 / (columns as f32).sqrt();
         let draw = |_| (2.0 * rng.uniform_f32() - 1.0) * bound;
         let a: Vec<f32> = (0..config.rank * columns).map(draw).collect();

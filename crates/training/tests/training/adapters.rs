@@ -261,6 +261,12 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
     let mut decoder = model("llama");
     let unknown = LoraConfig { targets: vec!["wide_proj".into()], ..everywhere(false) };
     assert!(attach_lora(&mut decoder, &unknown).unwrap_err().to_string().contains("`wide_proj`"));
+    for rank in [1000, usize::MAX] {
+        let error = attach_lora(&mut decoder, &LoraConfig { rank, ..everywhere(false) });
+        let error = error.unwrap_err().to_string();
+        assert!(error.starts_with(&format!("an adapter of rank {rank} for `model.")), "{error}");
+        assert!(decoder.linears().iter().all(|it| it.adapter().is_none()));
+    }
     let experts = LoraConfig { targets: vec!["switch_mlp.up_proj".into()], ..everywhere(false) };
     let error = attach_lora(&mut model("qwen3-moe"), &experts).unwrap_err().to_string();
     assert!(error.contains("`switch_mlp.up_proj` are a mixture's experts"), "{error}");

@@ -427,6 +427,7 @@ fn wrong_settings_are_refused() {
         config
     };
     assert!(refused(TrainingConfig::new(5, f64::NAN)).contains("learning rate is NaN"));
+    assert!(refused(TrainingConfig::new(5, 1e39)).contains("learning rate is 1000000000"));
     assert!(refused(with(&|it| it.max_grad_norm = Some(0.0))).contains("bound on norms is 0"));
     assert!(refused(with(&|it| it.schedule.warmup = 6)).contains("do not fit into 5 steps"));
     assert!(refused(with(&|it| it.ema_decay = Some(2.0))).contains("decay of an average is 2"));
