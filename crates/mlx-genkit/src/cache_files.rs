@@ -60,12 +60,12 @@ impl Model {
     /// use mlx_genkit::{ComputeDtype, Model, Request};
     ///
     /// let model = Model::bundled(ComputeDtype::Auto)?;
-    /// let file = std::env::temp_dir().join("fox.safetensors");
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// let file = folder.path().join("fox.safetensors");
     /// model.save_cache(&model.read(Request::new("The quick brown fox"))?, &file)?;
     /// let cache = model.load_cache(&file)?;
     /// let generation = model.generate(Request::new("The quick brown fox jumps").cache(cache))?;
     /// assert!(generation.cached_tokens > 2);
-    /// # std::fs::remove_file(file).unwrap();
     /// # Ok::<(), mlx_genkit::Error>(())
     /// ```
     ///

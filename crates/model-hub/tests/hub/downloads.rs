@@ -203,11 +203,12 @@ fn a_connection_that_stalls_is_continued_by_another() {
         false => Act::Behave,
     });
     let cache = tempfile::tempdir().unwrap();
-    let hub = server.builder(cache.path()).timeout(Duration::from_secs(1)).build();
+    let hub = server.builder(cache.path()).timeout(Duration::from_secs(2)).build();
     assert_whole(&find(&hub).unwrap(), SIZE);
     let requests = server.requests.lock().unwrap();
     let second = requests.iter().filter(|it| is_weights(it)).nth(1).unwrap();
-    assert_eq!(second.range, Some(100_000));
+    // On a busy machine less than all that was sent may have been read.
+    assert!(matches!(second.range, Some(1..=100_000)), "{:?}", second.range);
 }
 
 #[test]
