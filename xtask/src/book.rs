@@ -1,10 +1,13 @@
 //! `cargo xtask book`: the pages of docs/ as a book, and the parts of them that are made.
 
+mod rendered;
+
 use crate::failure::{Failure, Result};
 use crate::{cli, packages, process, setup, workspace};
 
 pub(crate) const HELP: &str = "\
-Builds the book of docs/ with mdbook, into build/book.
+Builds the book of docs/ with mdbook, into build/book, and checks the HTML: links, images, and Markdown that
+was not rendered.
 
 Usage: cargo xtask book [--refresh]
 
@@ -30,7 +33,12 @@ fn build() -> Result<()> {
         return Err(Failure::usage("mdbook is missing: cargo install mdbook"));
     }
     let mut mdbook = std::process::Command::new("mdbook");
-    process::show(mdbook.arg("build").arg(workspace::root().join("docs")))
+    process::show(mdbook.arg("build").arg(workspace::root().join("docs")))?;
+    let faults = rendered::faults(&workspace::build().join("book"))?;
+    if faults.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new(format!("the book has faults:\n{}", faults.join("\n"))))
 }
 
 fn refresh() -> Result<()> {
