@@ -22,11 +22,11 @@ Example:
 
 #[derive(Debug, Args)]
 pub(crate) struct MergeArgs {
-    #[command(flatten)]
-    model: ModelArgs,
     /// The folder to write, which must not be there yet
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
 }
 
 /// The subcommand.
@@ -34,7 +34,7 @@ pub(crate) fn run(command: &AdapterCommand) -> Result<()> {
     let AdapterCommand::Merge(args) = command;
     let adapters = &args.model.adapter;
     if adapters.is_empty() {
-        return Err(Failure::usage("required is --adapter DIR"));
+        return Err(Failure::usage("missing required argument: --adapter <DIR>"));
     }
     let base = load::folder(&args.model)?;
     let count = merge_folder(base.path(), adapters, &args.out).map_err(mlx_genkit::Error::from)?;

@@ -75,8 +75,8 @@ Within the conversation:
   /steer FILE [ALPHA]    steer by this file alone from now on, as the other --steer flags say
   /steer off             turn steering off
   /help                  list these commands
-A message continues in the next line after a backslash at its end, and between two \"\"\"; lines pasted
-into a terminal together are one message. The arrow keys find earlier messages.
+A message continues in the next line after a backslash at its end, and between two \"\"\"; lines
+pasted into a terminal together are one message. The arrow keys find earlier messages.
 Ctrl-C stops an answer, Ctrl-D ends the conversation.")]
     Chat(Box<ChatCommand>),
     /// Score a text: the log-probability of each of its tokens
@@ -94,8 +94,8 @@ Examples:
   mlxgk perplexity ./qwen3 wiki.txt --window 1024 --stride 512 --format json
   mlxgk perplexity wiki.txt -m ./qwen3 --steer joy.safetensors:1.5
 
-Every token but the first is predicted once, from at most --window tokens before it. Bits per byte are
-those of the whole text, so that models with different tokenizers can be compared.")]
+Every token but the first is predicted once, from at most --window tokens before it. Bits per byte
+are those of the whole text, so that models with different tokenizers can be compared.")]
     Perplexity(Box<PerplexityArgs>),
     /// Explain what a request would do, without running it
     #[command(after_help = "\
@@ -104,9 +104,9 @@ Examples:
   mlxgk explain -m ./qwen3 \"Hello\" --generation-config gen.json --format json
   mlxgk explain \"Hello\" --num-beams 2 --num-return-sequences 3
 
-It takes the flags of `generate`, and shows the merged fields and where each comes from, the decoding
-mode, the processors in order, the warnings, and what `generate` would refuse. Weights are not read
-where that can be avoided. The exit status is 0 even for a request that would be refused.")]
+It takes the flags of `generate`, and shows the merged fields and where each comes from, the
+decoding mode, the processors in order, the warnings, and what `generate` would refuse. Weights are
+not read where that can be avoided. The exit status is 0 even for a request that would be refused.")]
     Explain(Box<ExplainArgs>),
     /// List the fields of the generation config: type, default, range, flags
     #[command(after_help = "\
@@ -136,7 +136,7 @@ Examples:
 Examples:
   mlxgk validate --steer joy.safetensors
   mlxgk validate --steer joy.safetensors --alphas 1,2,4 --seeds 1,2,3 --html report.html
-  mlxgk validate --steer joy.safetensors --prompts-file questions.jsonl --words voices.json --voice cheerful")]
+  mlxgk validate --steer joy.safetensors --words voices.json --voice cheerful")]
     Validate(Box<ValidateArgs>),
     /// The KV-cache isolation experiment: one cache for all turns, or one per cluster
     #[command(after_help = "\
@@ -149,9 +149,9 @@ The format of examples is described in crates/isolation.")]
     Isolate(Box<IsolateArgs>),
     /// Train an adapter, a soft prompt, steering vectors or the weights themselves
     #[command(after_help = "\
-Each line of the data is JSON: {\"text\": TEXT}, {\"prompt\": TEXT, \"completion\": TEXT}, {\"messages\": [...]}, or
-{\"prompt\": ..., \"chosen\": ..., \"rejected\": ...}. Only completions and the assistant's answers
-are learned; of two answers, the model learns to prefer the chosen one (DPO).
+Each line of the data is JSON: {\"text\": TEXT}, {\"prompt\": TEXT, \"completion\": TEXT},
+{\"messages\": [...]}, or {\"prompt\": ..., \"chosen\": ..., \"rejected\": ...}. Only completions and the
+assistant's answers are learned; of two answers, the model learns to prefer the chosen one (DPO).
 
 Examples:
   mlxgk train --data pirate.jsonl --out pirate --steps 200 --lr 1e-3
@@ -298,7 +298,7 @@ fn sentence(error: &Error) -> String {
         ErrorKind::InvalidSubcommand => {
             format!("unrecognized subcommand '{}'", of(ContextKind::InvalidSubcommand))
         }
-        ErrorKind::MissingRequiredArgument => format!("required is {arg}"),
+        ErrorKind::MissingRequiredArgument => format!("missing required argument: {arg}"),
         ErrorKind::ArgumentConflict => match of(ContextKind::PriorArg) {
             prior if prior == arg => format!("the argument '{arg}' cannot be used multiple times"),
             prior => format!("the argument '{arg}' cannot be used with '{prior}'"),

@@ -186,7 +186,7 @@ fn print(it: &Benchmark) -> Result<()> {
     of("decode", |it| it.tokens_per_second, "tokens/s")?;
     terminal::line(format_args!("{:<22}{}", "peak memory", bytes(it.peak_memory_bytes)))?;
     Ok(terminal::line(format_args!(
-        "{:<22}{} runs of {} + {} tokens; medians, and the range in brackets",
+        "{:<22}{} run(s) of {} + {} tokens; medians, and the range in brackets",
         "measured",
         it.runs.len(),
         it.prompt_tokens,

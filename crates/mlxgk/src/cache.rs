@@ -34,7 +34,7 @@ Examples:
   mlxgk cache build --kv-bits 4 --prompt-ids 5,17,300 --out packed.safetensors
 
 A prompt that begins like the one in the file is then read from where the two part:
-`mlxgk generate --prompt-cache FILE`, `mlxgk chat --prompt-cache FILE`. mlx-lm loads the file, too.")]
+`mlxgk generate --prompt-cache FILE`, `mlxgk chat --prompt-cache FILE`. mlx-lm loads it, too.")]
     Build(Box<BuildArgs>),
     /// Show what a prompt-cache file holds, one of mlx-lm's too
     #[command(after_help = "\

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::{
     failure::{Failure, Result},
     files::read_text,
-    flags::{Format, ModelArgs, steering_failure},
+    flags::{Format, ModelArgs, OutputArgs, steering_failure},
     load,
     progress::StepBar,
     terminal,
@@ -25,12 +25,13 @@ use crate::{
 pub(crate) enum SteerCommand {
     /// Extract steering vectors from contrast pairs
     #[command(after_help = "\
-A pair is a line of JSON: {\"positive\": TEXT, \"negative\": TEXT}, with {\"prompt\": TEXT} or {\"messages\": [...]}
-where both answer the same; either side may also be a conversation that ends with the answer.
+A pair is a line of JSON: {\"positive\": TEXT, \"negative\": TEXT}, with {\"prompt\": TEXT} or
+{\"messages\": [...]} where both answer the same; either side may also be a conversation that ends
+with the answer.
 
 Examples:
   mlxgk steer extract --pairs joy.jsonl --out joy.safetensors
-  mlxgk steer extract --model ./qwen3 --pairs joy.jsonl --method pca-pair-centered --read last --out joy.safetensors
+  mlxgk steer extract -m ./qwen3 --pairs joy.jsonl --read last --out joy.safetensors
   mlxgk steer extract --positive glad.txt --negative sad.txt --out joy.safetensors")]
     Extract(ExtractArgs),
     /// Show what a steering file holds: norm, dose and separation per layer
@@ -40,8 +41,9 @@ Example:
     Show(ShowArgs),
     /// Convert another project's vectors to a steering file
     #[command(after_help = "\
-Formats: gguf (repeng, llama.cpp), gguf-generator (llama.cpp's cvector-generator, whose numbers are one
-layer high), persona (npz, npy or safetensors of shape [layers + 1, hidden]), svec, svec-applied.
+Formats: gguf (repeng, llama.cpp), gguf-generator (llama.cpp's cvector-generator, which counts
+layers one too high), persona (npz, npy or safetensors of shape [layers + 1, hidden]), svec,
+svec-applied.
 
 Examples:
   mlxgk steer import joy.gguf --out joy.safetensors
@@ -61,8 +63,6 @@ pub(crate) struct ExtractArgs {
     /// The steering file to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    #[command(flatten)]
-    model: ModelArgs,
     /// mean-diff, pca-diff-centered, pca-diff-uncentered, pca-pair-centered, pca-global-centered or
     /// logistic-probe
     #[arg(long, value_name = "METHOD", default_value = "mean-diff")]
@@ -76,9 +76,10 @@ pub(crate) struct ExtractArgs {
     /// Share of the pairs held out to test the vectors on
     #[arg(long, value_name = "SHARE", default_value = "0.2")]
     held_out: f64,
-    /// What to print
-    #[arg(long, value_enum, default_value = "text")]
-    format: Format,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 #[derive(Debug, Args)]
@@ -99,9 +100,8 @@ pub(crate) struct PairArgs {
 pub(crate) struct ShowArgs {
     /// The steering file
     file: PathBuf,
-    /// What to print
-    #[arg(long, value_enum, default_value = "text")]
-    format: Format,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 #[derive(Debug, Args)]
@@ -136,7 +136,7 @@ pub(crate) fn run(command: &SteerCommand) -> Result<()> {
         SteerCommand::Extract(args) => extract(args),
         SteerCommand::Show(args) => {
             let vectors = SteeringVectors::load(&args.file).map_err(steering_failure)?;
-            show(&vectors, args.format)
+            show(&vectors, args.output.format)
         }
         SteerCommand::Import(args) => import(args),
         SteerCommand::Export(args) => export(args),
@@ -163,7 +163,7 @@ fn extract(args: &ExtractArgs) -> Result<()> {
         .note("pairs", extraction.trained_on.to_string())
         .note("held_out", extraction.held_out.to_string());
     vectors.save(&args.out).map_err(steering_failure)?;
-    show(&vectors, args.format)
+    show(&vectors, args.output.format)
 }
 
 /// The model's name without where it lies.

@@ -10,7 +10,7 @@ use crate::{
     conversation::Rendering,
     failure::{Failure, Result},
     files,
-    flags::{ChatArgs, Format, ModelArgs, SteerArgs},
+    flags::{ChatArgs, Format, ModelArgs, OutputArgs, SteerArgs},
     load,
     progress::StepBar,
     prompts, terminal,
@@ -18,10 +18,6 @@ use crate::{
 
 #[derive(Debug, Args)]
 pub(crate) struct ValidateArgs {
-    #[command(flatten)]
-    steering: SteerArgs,
-    #[command(flatten)]
-    model: ModelArgs,
     /// Strengths to test, as factors of ALPHA
     #[arg(long, value_name = "A,A,...", value_delimiter = ',', default_value = "0.5,1,1.5,2")]
     alphas: Vec<f64>,
@@ -31,8 +27,6 @@ pub(crate) struct ValidateArgs {
     /// Prompts, as `generate` takes them; the bundled pieces of news by default
     #[arg(long, value_name = "FILE")]
     prompts_file: Option<PathBuf>,
-    #[command(flatten)]
-    chat: ChatArgs,
     /// Word lists by voice: a JSON object of arrays
     #[arg(long, value_name = "FILE", requires = "voice")]
     words: Option<PathBuf>,
@@ -54,9 +48,14 @@ pub(crate) struct ValidateArgs {
     /// Also write the report as an HTML page
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// What to print
-    #[arg(long, value_enum, default_value = "text")]
-    format: Format,
+    #[command(flatten)]
+    steering: SteerArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    chat: ChatArgs,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 pub(crate) fn run(args: &ValidateArgs) -> Result<()> {
@@ -93,7 +92,7 @@ pub(crate) fn run(args: &ValidateArgs) -> Result<()> {
     if let Some(file) = &args.html {
         files::write_text(file, &report.html())?;
     }
-    match args.format {
+    match args.output.format {
         Format::Json => terminal::line(report.json())?,
         Format::Text => terminal::line(&report)?,
     }

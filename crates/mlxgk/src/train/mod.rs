@@ -17,15 +17,13 @@ use mlx_rs::Dtype;
 
 use crate::{
     failure::{Failure, Result},
-    flags::{Format, Layers, ModelArgs, SteerArgs},
+    flags::{Layers, ModelArgs, OutputArgs, SteerArgs},
 };
 
 pub(crate) use self::run::run;
 
 #[derive(Debug, Args)]
 pub(crate) struct TrainArgs {
-    #[command(flatten)]
-    model: ModelArgs,
     /// Training data, one JSON object per line: a file, or a folder with train.jsonl and optionally
     /// valid.jsonl
     #[arg(long, value_name = "FILE|DIR")]
@@ -54,20 +52,21 @@ pub(crate) struct TrainArgs {
     /// Pack short rows into rows of this many tokens, so that nothing is spent on padding
     #[arg(long, value_name = "TOKENS")]
     pack: Option<usize>,
-    #[command(flatten)]
-    optimizer: OptimizerArgs,
-    #[command(flatten)]
-    adapter: AdapterArgs,
-    #[command(flatten)]
-    steering: SteerArgs,
-    #[command(flatten)]
-    saving: SavingArgs,
     /// Seed of the data's order and of new parameters
     #[arg(short, long, value_name = "N", default_value = "0")]
     seed: u64,
-    /// What to print
-    #[arg(long, value_enum, default_value = "text")]
-    format: Format,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    adapter: AdapterArgs,
+    #[command(flatten)]
+    optimizer: OptimizerArgs,
+    #[command(flatten)]
+    saving: SavingArgs,
+    #[command(flatten)]
+    steering: SteerArgs,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

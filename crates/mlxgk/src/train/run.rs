@@ -398,7 +398,7 @@ impl Run<'_, '_> {
         let (trained, seconds) = (self.trainer.trainee().count(), begun.elapsed().as_secs_f64());
         let out = self.args.out.display().to_string();
         let loss = last.map(|it| it.loss);
-        if self.args.format == Format::Json {
+        if self.args.output.format == Format::Json {
             let document = json!({
                 "out": out, "steps": steps, "parameters": trained, "loss": loss,
                 "eval_loss": self.best, "seconds": seconds,

@@ -217,7 +217,7 @@ fn bench_measures_runs_and_gives_their_medians() {
     let weights = document(&["info"])["bytes"].as_u64().unwrap();
     assert!(it["peak_memory_bytes"].as_u64().unwrap() >= weights, "{it}");
     let text = mlxgk(&["bench", "--prompt-tokens", "8", "-n", "4", "--runs", "1"]).stdout;
-    assert!(text.contains("time to first token") && text.contains("1 runs of 8 + 4"), "{text}");
+    assert!(text.contains("time to first token") && text.contains("1 run(s) of 8 + 4"), "{text}");
     refused(&["bench", "--runs", "0"], "must be at least 1");
     refused(&["bench", "-n", "1"], "--max-tokens at least 2");
     refused(&["bench", "-n", "99999999"], "the model's context has");

@@ -401,6 +401,12 @@ fn help_shows_an_example_of_every_subcommand() {
             let args: Vec<&str> = args.iter().map(String::as_str).collect();
             let help = succeeded(mlxgk(&args));
             assert!(help.contains(&format!(":\n  mlxgk {line}")), "{help}");
+            for (flag, heading) in [("--format <FORMAT>", "Output:"), ("--model <MODEL>", "Model:")]
+            {
+                let Some((before, _)) = help.split_once(&format!(" {flag}\n")) else { continue };
+                let last = before.lines().rfind(|it| it.ends_with(':') && !it.starts_with(' '));
+                assert_eq!(last, Some(heading), "{flag} of {line}");
+            }
         }
     }
     assert!(succeeded(mlxgk(&["--version"])).starts_with("mlxgk "));

@@ -351,7 +351,7 @@ fn adapters_for_another_model_are_refused() {
     let new = text(&merged.path().join("new"));
     refused(2, &["--adapter", &adapter, "--out", &new], "is for another model");
     refused(1, &["-m", &model, "--adapter", &adapter, "--out", &out], "is there already");
-    refused(2, &["-m", &model, "--out", &new], "required is --adapter DIR");
+    refused(2, &["-m", &model, "--out", &new], "missing required argument: --adapter <DIR>");
     assert!(!Path::new(&new).exists());
 }
 
