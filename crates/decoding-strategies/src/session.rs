@@ -25,7 +25,8 @@ impl<'a> DecoderSession<'a> {
         Self { reader, cache, use_cache: true, scores }
     }
 
-    /// for more work, to compare with.
+    /// Feeds the whole text again for every token instead of keeping keys and values, to compare with (HF
+    /// `use_cache=False`).
     #[must_use]
     pub fn without_cache(self) -> Self {
         Self { use_cache: false, ..self }
