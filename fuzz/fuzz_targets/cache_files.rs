@@ -1,4 +1,4 @@
-//! A cache file of any bytes: it is refused in a sentence, or it is a cache that a model goes on from
+//! A cache file of any bytes: it is refused in a sentence, or it is a cache that a model continues
 //! without a panic.
 //!
 //! The first byte chooses how many tokens a file of mlx-lm is said to hold, the rest is the file.

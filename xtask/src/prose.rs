@@ -2,12 +2,16 @@
 //! comments and Markdown.
 
 /// What is refused, and what says it plainly. Whole words, in lower case.
-const PHRASES: [(&str, &str); 17] = [
+const PHRASES: [(&str, &str); 21] = [
     ("anew", "again"),
     ("gone on with", "continued"),
     ("goes on with", "continues"),
     ("go on with", "continue"),
     ("going on with", "continuing"),
+    ("goes on from", "continues"),
+    ("go on from", "continue"),
+    ("went on from", "continued"),
+    ("save for", "except for"),
     ("whoever", "the reader, the caller, code that"),
     ("of no account", "does not matter"),
     ("without a word", "silently"),
@@ -23,7 +27,8 @@ const PHRASES: [(&str, &str); 17] = [
 ];
 
 /// After `is no` these make good English.
-const FINE: [&str; 8] = ["longer", "more", "less", "fewer", "better", "larger", "smaller", "match"];
+const FINE: [&str; 9] =
+    ["longer", "more", "less", "fewer", "better", "faster", "larger", "smaller", "match"];
 
 /// The faults of a Rust file's strings and documentation, each with its line.
 pub(crate) fn faults_in_rust(text: &str) -> Vec<(usize, String)> {

@@ -171,8 +171,8 @@ generation_config! {
     min_length: usize,
     /// Minimum number of new tokens; wins over `min_length`.
     min_new_tokens: usize,
-    /// When beam search stops: once enough beams are finished (`true`), once better ones are unlikely (`false`, the
-    /// default), or once none can be better (`"never"`).
+    /// When beam search stops: once enough beams are finished (`true`), once better ones are unlikely
+    /// (`false`, the default), or once none can be better (`"never"`).
     early_stopping: EarlyStopping,
     /// Seconds after which no further token is started.
     max_time: f64 = "at least 0",

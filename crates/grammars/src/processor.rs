@@ -167,8 +167,9 @@ impl LogitsProcessor for GrammarProcessor {
             return Ok(());
         }
         let kind = self.kind;
-        let what =
-            format!("no token can be chosen: all that the {kind} allows are banned otherwise");
+        let what = format!(
+            "no token can be chosen: other settings ban every token that the {kind} allows"
+        );
         Err(Error::new(ErrorKind::NoTokenAllowed, what))
     }
 

@@ -351,7 +351,7 @@ fn a_budget_means_the_same_however_tokens_are_fed() {
     }
 }
 
-/// A request that goes on from [`PROMPT`].
+/// A request that continues [`PROMPT`].
 fn ask<'a>(cache: KvCache) -> Request<'a> {
     Request::new([&PROMPT[..], &[3, 4]].concat()).config(config()).cache(cache)
 }

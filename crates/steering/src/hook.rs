@@ -98,7 +98,7 @@ impl SteeringHook {
     }
 }
 
-/// The vectors of an injection at each place: one, save for a subspace.
+/// The vectors of an injection at each place: one, except for a subspace.
 fn by_place(injection: &Injection) -> BTreeMap<HookPoint, Vec<&[f32]>> {
     let mut places: BTreeMap<HookPoint, Vec<&[f32]>> = BTreeMap::new();
     for (point, vector) in injection.vectors.iter().flat_map(SteeringVectors::iter) {

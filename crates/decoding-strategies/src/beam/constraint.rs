@@ -49,7 +49,7 @@ impl Constraint {
         self.alternatives.iter().map(Vec::len).max().unwrap_or(0)
     }
 
-    /// Tokens that go on from `begun`, each once, in the order of the alternatives.
+    /// Tokens that continue `begun`, each once, in the order of the alternatives.
     fn next_tokens(&self, begun: &[u32]) -> Vec<u32> {
         let mut tokens = Vec::new();
         for alternative in self.alternatives.iter().filter(|it| it.starts_with(begun)) {

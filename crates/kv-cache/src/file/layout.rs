@@ -137,7 +137,7 @@ impl Reader<'_> {
         }
         let held = arrays[0].dim(2) as usize;
         if arrays.iter().any(|it| it.dim(2) as usize != held) {
-            return Err("whose arrays have unlike numbers of columns".into());
+            return Err("whose arrays have different numbers of columns".into());
         }
         // Files before 0.32 hold no more than what counts.
         let offset = match self.version {
@@ -366,10 +366,10 @@ pub(super) fn options(layers: &[FileLayer], specs: &[LayerSpec]) -> Result<Cache
     packings.dedup();
     bounds.dedup();
     if packings.len() > 1 {
-        return Err("packs some of its layers otherwise than others".into());
+        return Err("packs its layers in different ways".into());
     }
     if bounds.len() > 1 {
-        return Err("bounds some of its layers otherwise than others".into());
+        return Err("bounds its layers in different ways".into());
     }
     let mut options = CacheOptions::new();
     options.bound = bounds.into_iter().flatten().next();

@@ -272,7 +272,7 @@ impl CacheFile {
             return Err(wrong("is a cache of a model with other layers".into()));
         }
         let read = |it: &Value| {
-            read(it).ok_or_else(|| wrong(format!("holds the column {it}, which is none")))
+            read(it).ok_or_else(|| wrong(format!("holds {it}, which is not a column")))
         };
         let columns = own.columns.iter().map(read).collect::<Result<Vec<_>>>()?;
         let row = RowState { columns, ..own.row };

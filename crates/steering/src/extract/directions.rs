@@ -38,7 +38,7 @@ named! { Method: "extraction method" {
 /// A direction and how much it explains.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Direction {
-    /// Of unit length, save for `mean-diff`.
+    /// Of unit length, except for `mean-diff`.
     pub vector: Vec<f32>,
     /// `σ₁²/Σσ²` of the analysed matrix; for `mean-diff` and the probe, the share of `DᵀD` along the
     /// direction.
