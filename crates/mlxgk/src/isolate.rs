@@ -28,10 +28,16 @@ pub(crate) struct IsolateArgs {
     #[arg(short, long, value_name = "N", default_value = "42")]
     seed: u64,
     /// New tokens per output at most
-    #[arg(short = 'n', long, value_name = "N", default_value = "64")]
+    #[arg(
+        short = 'n',
+        long,
+        visible_alias = "max-new-tokens",
+        value_name = "N",
+        default_value = "64"
+    )]
     max_tokens: usize,
     /// 0 is greedy; above 0 samples at this temperature
-    #[arg(short, long, value_name = "T", default_value = "0.7")]
+    #[arg(short, long, visible_alias = "temperature", value_name = "T", default_value = "0.7")]
     temp: f64,
     /// Sample from the likeliest tokens that make up this share of the probability
     #[arg(long, value_name = "P", default_value = "0.9")]

@@ -34,10 +34,16 @@ pub(crate) struct ValidateArgs {
     #[arg(long, value_name = "NAME", requires = "words")]
     voice: Option<String>,
     /// Maximum number of new tokens per answer
-    #[arg(long, value_name = "N", default_value = "64")]
+    #[arg(
+        short = 'n',
+        long,
+        visible_alias = "max-new-tokens",
+        value_name = "N",
+        default_value = "64"
+    )]
     max_tokens: usize,
     /// 0 is greedy; above 0 samples at this temperature
-    #[arg(long, value_name = "T", default_value = "0.8")]
+    #[arg(short, long, visible_alias = "temperature", value_name = "T", default_value = "0.8")]
     temp: f64,
     /// Skip the controls: random directions and the negated vector
     #[arg(long)]
