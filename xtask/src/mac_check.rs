@@ -65,6 +65,11 @@ const SECTIONS: &[Section] = &[
         expected: "the second is smaller",
     },
     Section {
+        heading: "Choice on the device",
+        script: "for flag in '' --choose-on-device '' --choose-on-device; do mlxgk bench -n 512 $flag | grep decode; done",
+        expected: "tokens per second, the second and fourth with the choice on the device",
+    },
+    Section {
         heading: "Speed",
         // The bench writes its page, which here is not for the repository.
         script: "mkdir -p build/kept && cp docs/benchmarks.md docs/*.svg build/kept && cargo xtask bench --peers; status=$?; mv build/kept/*.md build/kept/*.svg docs; exit $status",

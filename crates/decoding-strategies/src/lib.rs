@@ -58,11 +58,13 @@ pub use mlxgk_sampling::{
     Chooser, FinishReason, Limits, MaxTime, Rules, Sampling, StopConditions, StoppingCriterion,
 };
 
+mod ahead;
 mod assisted;
 mod beam;
 mod budget;
 mod continuous;
 mod contrastive;
+mod device_choice;
 mod dola;
 mod error;
 mod model;
@@ -80,6 +82,7 @@ mod session;
 mod soft_prompt;
 mod token_loop;
 
+pub use self::ahead::AheadLoop;
 pub use self::assisted::{
     Acceptance, AssistantOptions, AssistedLoop, CandidateGenerator, Candidates, DraftContext,
     DraftModel, FinalStates, Guide, MtpDraft, PromptLookup, Schedule, Speculative,
@@ -89,6 +92,7 @@ pub use self::beam::{
 };
 pub use self::continuous::{ContinuousBatch, JOIN_CHUNK};
 pub use self::contrastive::{ContrastiveLoop, ContrastiveOptions, ContrastiveSession, Lookahead};
+pub use self::device_choice::DeviceChoice;
 pub use self::dola::DolaLayers;
 pub use self::error::{Error, ErrorKind, Result};
 pub use self::model::{Join, LanguageModel, Reorder};

@@ -1,6 +1,6 @@
 //! Scores that the device may still be computing.
 
-use mlx_rs::Array;
+use mlx_rs::{Array, ArrayElement};
 
 use crate::{Error, ErrorKind, Result};
 
@@ -12,8 +12,8 @@ use crate::{Error, ErrorKind, Result};
 pub(crate) struct Pending(pub(crate) Array);
 
 impl Pending {
-    /// The values, fp32, once they are there.
-    pub(crate) fn read(&self) -> Result<&[f32]> {
+    /// The values, once they are there.
+    pub(crate) fn read<T: ArrayElement>(&self) -> Result<&[T]> {
         self.0
             .try_as_slice()
             .map_err(|e| Error::new(ErrorKind::Model, format!("the scores cannot be read: {e}")))

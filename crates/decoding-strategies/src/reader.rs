@@ -48,6 +48,11 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// Whether a pass's scores are the model's own.
+    pub(crate) fn is_plain(&self, cache: &KvCache) -> bool {
+        self.dola.is_none() && !self.has_budget(cache)
+    }
+
     pub(crate) fn has_budget(&self, cache: &KvCache) -> bool {
         cache.row_ids().into_iter().any(|row| self.hook.budget(row).is_some())
     }

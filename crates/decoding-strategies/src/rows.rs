@@ -10,7 +10,7 @@ use mlxgk_logits_processors::{Context, LogitsProcessor, ProcessorList, guide};
 
 use crate::{
     Chooser, Error, FinishReason, LeftPadded, Record, Recorded, Result, RowEvent, RowId,
-    RowOutcome, RowOutput, Rules, StopConditions, dola,
+    RowOutcome, RowOutput, Rules, StopConditions, dola, session::Chosen,
 };
 
 /// What the rows of one request share.
@@ -433,6 +433,38 @@ impl Rows {
         });
         self.scratch = scratch;
         (events, fed)
+    }
+
+    /// The quantile of each of the model's rows, by which the device draws; 0 where nothing is drawn.
+    pub(crate) fn quantiles(&mut self) -> Vec<f64> {
+        let mut quantiles = vec![0.0; self.places];
+        self.for_each(|group, row| {
+            if let (Some(place), Chooser::Sample(sampling)) =
+                (row.running_place(), &mut group.rules.chooser)
+            {
+                quantiles[place] = sampling.quantile(row.index).unwrap_or_default();
+            }
+        });
+        quantiles
+    }
+
+    /// Gives every running row the token that the device chose for it. Returns what became of each.
+    pub(crate) fn accept(&mut self, chosen: &Chosen) -> Result<Vec<RowEvent>> {
+        let (tokens, mut events) = (chosen.tokens()?, Vec::with_capacity(self.places));
+        let mut scratch = std::mem::take(&mut self.scratch);
+        self.for_each(|group, row| {
+            let Some(place) = row.running_place() else { return };
+            let step = match chosen.doubtful(place) {
+                Ok(None) => {
+                    row.push(group, tokens[place], &[], &[]).map(|end| (tokens[place], end))
+                }
+                Ok(Some(scores)) => group.advance(row, scores, None, &mut scratch),
+                Err(e) => Err(e),
+            };
+            events.push(row.event(step));
+        });
+        self.scratch = scratch;
+        Ok(events)
     }
 
     /// The places of the model's batch to keep, where those of ended rows are worth dropping: once

@@ -42,7 +42,7 @@ pub fn score(
         let logits = model.forward(&[part], &mut cache, hook)?;
         if top > 0 {
             let logits = Pending(logits);
-            let rows = logits.read()?.chunks_exact(model.vocab_size()).zip(next);
+            let rows = logits.read::<f32>()?.chunks_exact(model.vocab_size()).zip(next);
             let row = |(row, token): (&[f32], &u32)| TokenLogprobs::of(*token, row, top);
             scored.extend(rows.map(row).collect::<Result<Vec<_>>>()?);
             continue;
@@ -51,7 +51,7 @@ pub fn score(
         let chosen = logits.take_along_axis(targets, -1)?;
         let logprobs = Pending(chosen.subtract(logsumexp_axis(&logits, -1, true)?)?);
         let row = |(&token, &logprob)| TokenLogprobs { token, logprob, top: Vec::new() };
-        scored.extend(next.iter().zip(logprobs.read()?).map(row));
+        scored.extend(next.iter().zip(logprobs.read::<f32>()?).map(row));
     }
     Ok(scored)
 }

@@ -5,10 +5,11 @@ use mlx_rs::{
     ops::concatenate,
     transforms::{async_eval, eval},
 };
-use mlxgk_kv_cache::KvCache;
+use mlxgk_kv_cache::{Column, KvCache};
 
 use crate::{
-    Join, LanguageModel, Reorder, Result, RowId, Speculative, pending::Pending, reader::Reader,
+    DeviceChoice, Join, LanguageModel, Reorder, Result, RowId, Speculative, pending::Pending,
+    reader::Reader,
 };
 
 /// A decoder in the middle of a batch of sequences.
@@ -54,6 +55,43 @@ impl<'a> DecoderSession<'a> {
         Ok(dropped)
     }
 
+    /// Whether tokens can be fed before they are known: as embeddings, under a hook that does not ask for
+    /// ids, which is the caller's to know.
+    pub(crate) fn can_run_ahead(&self) -> bool {
+        let model = self.reader.model;
+        // Beyond longrope's original context the text is read again, by its tokens.
+        self.use_cache
+            && self.reader.is_plain(&self.cache)
+            && model.takes_embeddings()
+            && model.original_context().is_none()
+    }
+
+    /// Feeds each row the token that the device chooses for it, and returns those tokens once they are
+    /// there; the pass that reads them is then under way.
+    pub(crate) fn feed_chosen(
+        &mut self,
+        choice: DeviceChoice,
+        quantiles: &[f64],
+    ) -> Result<Chosen> {
+        let scores = self.scores.0.clone();
+        let (tokens, best) = (choice.tokens(&scores, quantiles)?, scores.max_axis(-1, false)?);
+        // Apart from the pass, so that the host waits for no more than the tokens.
+        async_eval([&tokens, &best])?;
+        let model = self.reader.model;
+        let embedded = model.embed(&tokens.expand_dims(1)?)?;
+        // Named below, once they are known.
+        let unknown = vec![[Column::Token(0)]; self.cache.batch()];
+        let columns: Vec<&[Column]> = unknown.iter().map(<[Column; 1]>::as_slice).collect();
+        self.scores.0 = self.reader.read(&mut self.cache, 1, &mut |cache, hook| {
+            Ok(model.hidden_from_embeddings(&embedded, &columns, cache, hook)?)
+        })?;
+        async_eval([&self.scores.0])?;
+        let chosen =
+            Chosen { tokens: Pending(tokens), best: Pending(best), scores: Pending(scores) };
+        self.cache.set_newest_tokens(chosen.tokens()?)?;
+        Ok(chosen)
+    }
+
     /// Names the rows from `first` on: what a hook knows them by.
     ///
     /// # Errors
@@ -76,6 +114,32 @@ impl<'a> DecoderSession<'a> {
     /// What the last pass left after the final norm, where it was to be kept.
     pub(crate) fn states(&self) -> Result<&Array> {
         self.reader.states()
+    }
+}
+
+/// Tokens that the device chose, and what it chose them from.
+pub(crate) struct Chosen {
+    tokens: Pending,
+    /// The highest score of each row.
+    best: Pending,
+    scores: Pending,
+}
+
+impl Chosen {
+    /// The tokens, one per row.
+    pub(crate) fn tokens(&self) -> Result<&[u32]> {
+        self.tokens.read()
+    }
+
+    /// The scores of a row whose highest is not finite, which is for the host to judge.
+    pub(crate) fn doubtful(&self, row: usize) -> Result<Option<&[f32]>> {
+        let best: &[f32] = self.best.read()?;
+        if best[row].is_finite() {
+            return Ok(None);
+        }
+        let scores: &[f32] = self.scores.read()?;
+        let vocab = scores.len() / best.len();
+        Ok(Some(&scores[row * vocab..][..vocab]))
     }
 }
 

@@ -314,6 +314,22 @@ impl KvCache {
         self.rows[row].columns.iter().map_while(|it| it.token()).collect()
     }
 
+    /// Says which token stands in the newest column of each row: for tokens that were fed before they were
+    /// known, as embeddings that the graph had yet to compute.
+    ///
+    /// # Errors
+    /// When there is no column, or `tokens` is not one per row.
+    pub fn set_newest_tokens(&mut self, tokens: &[u32]) -> Result<()> {
+        self.check_count(tokens.len(), "tokens")?;
+        for (row, &token) in self.rows.iter_mut().zip(tokens) {
+            let Some(newest) = row.columns.last_mut() else {
+                return Err(Error::argument("the cache holds no column to name"));
+            };
+            *newest = Column::Token(token);
+        }
+        Ok(())
+    }
+
     /// The state of a layer, as its last pass left it; empty where there is none.
     ///
     /// # Panics

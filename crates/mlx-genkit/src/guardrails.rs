@@ -190,6 +190,7 @@ impl<'a> Parts<'a> {
             hidden_states: it.hidden_states.clone(),
             attentions: it.attentions.clone(),
             guardrails: None,
+            choose_on_device: it.choose_on_device,
         };
         AssistedRequest { request, assistant: assistant.clone() }
     }

@@ -64,6 +64,8 @@ pub struct Plan<'a> {
     pub(crate) attentions: Option<AttentionRecorder>,
     pub(crate) hook: Box<dyn ResidualHook + 'a>,
     pub(crate) is_hooked: bool,
+    /// Whether the device chooses the tokens, where it can.
+    pub(crate) choose_on_device: bool,
     /// The adapters of its rows, where it chooses any.
     pub(crate) adapters: Option<RowAdapters>,
     pub(crate) assistant: Option<Assistant<'a>>,
@@ -291,6 +293,7 @@ impl<'a> Plan<'a> {
             attentions,
             hook,
             is_hooked,
+            choose_on_device: request.choose_on_device && !is_hooked,
             adapters,
             assistant,
             heads,

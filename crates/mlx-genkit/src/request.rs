@@ -37,6 +37,7 @@ pub struct Request<'a> {
     pub(crate) hidden_states: Option<Vec<usize>>,
     pub(crate) attentions: Option<Vec<usize>>,
     pub(crate) guardrails: Option<Guardrails>,
+    pub(crate) choose_on_device: bool,
 }
 
 impl<'a> Request<'a> {
@@ -68,6 +69,7 @@ impl<'a> Request<'a> {
             hidden_states: None,
             attentions: None,
             guardrails: None,
+            choose_on_device: false,
         }
     }
 
@@ -309,6 +311,27 @@ impl<'a> Request<'a> {
     #[must_use]
     pub fn trim_stop(self, trim: bool) -> Self {
         Self { trim_stop: trim, ..self }
+    }
+
+    /// Has tokens chosen on the device where it can: greedily, or drawn behind temperature, top-k and top-p
+    /// from a [`Seed::Fast`], for a request without processors, records, guidance and hooks. The next pass
+    /// is then under way before the host has read the token. Elsewhere, in a [`Batch`](crate::Batch) and for
+    /// models that need the token at once the host chooses, as it does by default. The tokens are the same
+    /// but for rounding: a draw that falls within the rounding error of a cumulative sum may differ, and of
+    /// equal scores at the cut of a top-p all are kept.
+    ///
+    /// ```
+    /// use mlx_genkit::{ComputeDtype, Model, Request};
+    ///
+    /// let model = Model::bundled(ComputeDtype::Auto)?;
+    /// let request = || Request::new("Once upon a time");
+    /// let on_device = model.generate(request().choose_on_device(true))?;
+    /// assert_eq!(on_device.sequences, model.generate(request())?.sequences);
+    /// # Ok::<(), mlx_genkit::Error>(())
+    /// ```
+    #[must_use]
+    pub fn choose_on_device(self, on_device: bool) -> Self {
+        Self { choose_on_device: on_device, ..self }
     }
 
     /// Has sequences drawn once more that look degenerate or equal the unsteered ones

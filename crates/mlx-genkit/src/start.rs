@@ -3,10 +3,11 @@
 use std::sync::{Arc, Mutex};
 
 use mlxgk_decoding_strategies::{
-    AssistedLoop, BeamOptions, BeamSearch, CandidateGenerator, Constraint, ContinuousBatch,
-    ContrastiveLoop, ContrastiveOptions, ContrastiveSession, DEFAULT_PREFILL_CHUNK, DecoderSession,
-    DolaLayers, EarlyStopping, FinalStates, Guide, HeapBeamSearch, InParts, LeftPadded, MtpDraft,
-    Prefill, RowGroup, RowId, SampleLoop, TokenLoop, Variant,
+    AheadLoop, AssistedLoop, BeamOptions, BeamSearch, CandidateGenerator, Constraint,
+    ContinuousBatch, ContrastiveLoop, ContrastiveOptions, ContrastiveSession,
+    DEFAULT_PREFILL_CHUNK, DecoderSession, DeviceChoice, DolaLayers, EarlyStopping, FinalStates,
+    Guide, HeapBeamSearch, InParts, LeftPadded, MtpDraft, Prefill, RowGroup, RowId, SampleLoop,
+    TokenLoop, Variant,
 };
 use mlxgk_generation_config::{self as fields, GenerationMode, Resolved};
 use mlxgk_kv_cache::KvCache;
@@ -175,6 +176,7 @@ fn begin<'a>(mut plan: Plan<'a>, answer: &mut Answer<'_>) -> Result<Box<dyn Toke
         plan.hook = Box::new((own, states.clone()));
     }
     let prompts = LeftPadded::new(&plan.prompts, plan.pad)?;
+    let choose_on_device = plan.choose_on_device;
     let (mut prefill, copies, mut group) = fed(plan, RowId::new(0))?;
     answer.note_cached(prefill.cached());
     // Beams of a prompt share a name, and sequences have one each.
@@ -216,7 +218,11 @@ fn begin<'a>(mut plan: Plan<'a>, answer: &mut Answer<'_>) -> Result<Box<dyn Toke
                 prefill = prefill.dola(&dola_layers(&resolved))?;
                 group = group.dola();
             }
-            Box::new(SampleLoop::new(session(prefill)?, &prompts.repeat(copies), group))
+            let (session, prompts) = (session(prefill)?, prompts.repeat(copies));
+            match choose_on_device.then(|| DeviceChoice::of(&session, &group)).flatten() {
+                Some(choice) => Box::new(AheadLoop::new(session, &prompts, group, choice)),
+                None => Box::new(SampleLoop::new(session, &prompts, group)),
+            }
         }
     })
 }

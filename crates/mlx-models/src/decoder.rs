@@ -335,6 +335,12 @@ impl Decoder {
         self.options.original_context
     }
 
+    /// Whether embeddings can be its input; not where layers have inputs that are looked up by tokens (Gemma 4
+    /// E2B and E4B).
+    pub fn takes_embeddings(&self) -> bool {
+        self.per_layer.is_none()
+    }
+
     /// What each layer's cache keeps, one entry per layer.
     pub fn layers(&self) -> &[LayerSpec] {
         &self.layers[..self.blocks.len()]

@@ -39,6 +39,9 @@ pub(crate) struct BenchArgs {
     /// Runs that are measured, after one that is not
     #[arg(long, value_name = "N", default_value = "5")]
     runs: usize,
+    /// Choose tokens on the device, so that the next pass begins before the host has read them
+    #[arg(long)]
+    choose_on_device: bool,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -63,6 +66,7 @@ struct Benchmark {
     dtype: String,
     prompt_tokens: usize,
     generated_tokens: usize,
+    choose_on_device: bool,
     load_seconds: f64,
     /// The median of each figure over the runs.
     median: Run,
@@ -91,12 +95,12 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let prompt = prompt(args.prompt_tokens, model.decoder().vocab_size());
     let bar = StepBar::new(args.runs + 1, "runs");
     // What is compiled and filled once is not measured.
-    measure(&model, &prompt, args.max_tokens)?;
+    measure(&model, &prompt, args)?;
     bar.advance();
     memory::reset_peak_memory().map_err(|e| mlx(&e))?;
     let mut runs = Vec::new();
     for _ in 0..args.runs {
-        runs.push(measure(&model, &prompt, args.max_tokens)?);
+        runs.push(measure(&model, &prompt, args)?);
         bar.advance();
     }
     let peak_memory_bytes = memory::peak_memory().map_err(|e| mlx(&e))?;
@@ -107,6 +111,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         dtype: format!("{:?}", model.decoder().dtype()).to_lowercase(),
         prompt_tokens: args.prompt_tokens,
         generated_tokens: args.max_tokens,
+        choose_on_device: args.choose_on_device,
         load_seconds: loaded.as_secs_f64(),
         median: Run {
             time_to_first_token: of(|it| it.time_to_first_token),
@@ -133,13 +138,15 @@ fn prompt(count: usize, vocab: usize) -> Vec<u32> {
 }
 
 /// A greedy request, timed. It never ends early: no token is an end token.
-fn measure(model: &Model, prompt: &[u32], new_tokens: usize) -> Result<Run> {
+fn measure(model: &Model, prompt: &[u32], args: &BenchArgs) -> Result<Run> {
+    let new_tokens = args.max_tokens;
     let overrides = Kwargs::from_json(&json!({
         "do_sample": false, "max_new_tokens": new_tokens, "min_new_tokens": null, "eos_token_id": null,
     }));
     let overrides = overrides.map_err(Failure::usage)?;
     let begun = Instant::now();
     let request = Request::new(prompt.to_vec()).overrides(overrides);
+    let request = request.choose_on_device(args.choose_on_device);
     let (mut first, mut count) = (begun, 0);
     for piece in model.stream(request)? {
         piece?;

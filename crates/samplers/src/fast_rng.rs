@@ -64,6 +64,10 @@ impl Generator for FastRng {
         invert(distribution, count, drawn, || self.uniform_f64());
     }
 
+    fn quantile(&mut self) -> Option<f64> {
+        Some(self.uniform_f64())
+    }
+
     /// Nothing: the streams of other rows do not depend on this one.
     fn skip(&mut self, _: usize) {}
 }

@@ -31,6 +31,23 @@ pub trait Generator {
     /// Fewer come out where fewer have a probability above 0.
     fn draw(&mut self, distribution: &Distribution<'_>, count: usize, drawn: &mut Vec<u32>);
 
+    /// The number in `[0, 1)` at which a draw of one token inverts the cumulative distribution, over the
+    /// tokens in the order of their ids; moves on as that draw does. `None` for a generator that draws in
+    /// another way. With it a draw can be made elsewhere, such as on a GPU.
+    ///
+    /// ```
+    /// use mlxgk_samplers::{Distribution, FastRng, Generator, TorchRng};
+    ///
+    /// let mut drawn = Vec::new();
+    /// FastRng::new(0, 0).draw(&Distribution::new(&[0.5, 0.5]), 1, &mut drawn);
+    /// let quantile = FastRng::new(0, 0).quantile().unwrap_or_default();
+    /// assert_eq!(drawn, [u32::from(quantile >= 0.5)]);
+    /// assert_eq!(TorchRng::new(0).quantile(), None);
+    /// ```
+    fn quantile(&mut self) -> Option<f64> {
+        None
+    }
+
     /// Moves on as a draw from a vocabulary of this size would: what a finished row of a batch
     /// does in HF.
     fn skip(&mut self, vocab: usize);

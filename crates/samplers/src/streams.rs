@@ -69,6 +69,11 @@ impl Streams {
         Self(Kind::Shared(Box::new(generator)))
     }
 
+    /// Whether every row's generator has [quantiles](Generator::quantile).
+    pub fn has_quantiles(&self) -> bool {
+        matches!(self.0, Kind::Fast { .. })
+    }
+
     /// The generator of a row.
     pub fn row(&mut self, row: usize) -> &mut dyn Generator {
         match &mut self.0 {

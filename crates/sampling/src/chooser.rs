@@ -56,6 +56,22 @@ impl Sampling {
         }
     }
 
+    /// The warpers, where nothing follows them.
+    pub fn sole_chain(&self) -> Option<&SamplerChain> {
+        self.after.is_empty().then(|| self.sampler.chain())
+    }
+
+    /// The [quantile](Generator::quantile) by which the next draw of a row is made, for a draw that is made
+    /// elsewhere.
+    pub fn quantile(&mut self, row: usize) -> Option<f64> {
+        self.streams.row(row).quantile()
+    }
+
+    /// Whether draws have quantiles, so that they can be made elsewhere.
+    pub fn has_quantiles(&self) -> bool {
+        self.streams.has_quantiles()
+    }
+
     /// What the warpers remember of a row.
     pub fn state(&self, row: usize) -> SamplerState {
         self.states.get(row).copied().unwrap_or_default()

@@ -108,7 +108,7 @@ impl Lookahead for ContrastiveSession<'_> {
         let resemblance = self.resemblance(&tried)?;
         self.tried = Some(tried);
         async_eval([&resemblance])?;
-        Ok(Pending(resemblance).read()?.to_vec())
+        Ok(Pending(resemblance).read::<f32>()?.to_vec())
     }
 
     fn accept(&mut self, copies: &[usize]) -> Result<()> {

@@ -218,6 +218,8 @@ fn bench_measures_runs_and_gives_their_medians() {
     assert!(it["peak_memory_bytes"].as_u64().unwrap() >= weights, "{it}");
     let text = mlxgk(&["bench", "--prompt-tokens", "8", "-n", "4", "--runs", "1"]).stdout;
     assert!(text.contains("time to first token") && text.contains("1 run(s) of 8 + 4"), "{text}");
+    let flags = ["bench", "--prompt-tokens", "8", "-n", "4", "--runs", "1", "--choose-on-device"];
+    assert_eq!(document(&flags)["choose_on_device"], true);
     refused(&["bench", "--runs", "0"], "must be at least 1");
     refused(&["bench", "-n", "1"], "--max-tokens at least 2");
     refused(&["bench", "-n", "99999999"], "the model's context has");

@@ -33,7 +33,8 @@ impl Temperature {
         Err(Error::parameter("temperature", rule, temperature))
     }
 
-    pub(crate) fn divisor(self) -> f32 {
+    /// What the scores are divided by.
+    pub fn divisor(self) -> f32 {
         self.0
     }
 }

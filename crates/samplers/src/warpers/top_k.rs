@@ -41,7 +41,8 @@ impl TopK {
         Ok(Self(self.0.max(at_least_one(n)?)))
     }
 
-    pub(crate) fn k(self) -> usize {
+    /// How many tokens are kept, ties with the last apart.
+    pub fn k(self) -> usize {
         self.0
     }
 }

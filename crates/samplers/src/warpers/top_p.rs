@@ -46,6 +46,12 @@ impl TopP {
     pub fn min_tokens_to_keep(self, n: usize) -> Result<Self> {
         Ok(Self { min_tokens_to_keep: at_least_one(n)?, ..self })
     }
+
+    /// The probability that is removed from the least likely tokens, 1 - p, and how many tokens are kept
+    /// in any case.
+    pub fn limits(self) -> (f32, usize) {
+        (self.removable, self.min_tokens_to_keep)
+    }
 }
 
 impl Warp for TopP {
