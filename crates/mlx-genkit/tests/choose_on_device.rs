@@ -6,7 +6,13 @@ use std::path::Path;
 
 use mlx_genkit::{
     ComputeDtype, Generation, GenerationConfig, Model, Prompt, Request, Seed,
+    decoding_strategies::{
+        Chooser, DecoderSession, DeviceChoice, LeftPadded, Limits, Record, RowGroup,
+    },
     generation_config::OneOrMany,
+    logits_processors::ProcessorList,
+    mlx_models::NoHook,
+    samplers::WarperConfig,
 };
 
 fn tiny(name: &str) -> Model {
@@ -61,6 +67,36 @@ fn families_choose_the_same_tokens_on_the_device() {
             assert_same(&model, 3, config, 100 + at as u64);
         }
     }
+}
+
+#[test]
+fn the_device_is_asked_where_it_can_choose() {
+    let can_choose = |name: &str, group: RowGroup| {
+        let model = tiny(name);
+        let prompts = LeftPadded::new(&[vec![5, 6, 7]], 0).unwrap();
+        let session = DecoderSession::prefill(model.decoder(), &prompts, 64, NoHook).unwrap();
+        DeviceChoice::of(&session, &group).is_some()
+    };
+    let greedy = || RowGroup::greedy(Limits { max_new_tokens: 5, eos: vec![] });
+    let drawn = |config: &WarperConfig, seed| {
+        greedy().chooser(Chooser::sample(&config.chain().unwrap(), ProcessorList::default(), seed))
+    };
+    let usual = WarperConfig {
+        temperature: Some(0.7),
+        top_k: Some(50),
+        top_p: Some(0.9),
+        ..Default::default()
+    };
+    for name in ["llama", "gemma3", "qwen3_5"] {
+        assert!(can_choose(name, greedy()), "{name}");
+        assert!(can_choose(name, drawn(&usual, Seed::Fast(1))), "{name}");
+    }
+    assert!(!can_choose("gemma4", greedy()) && !can_choose("phi3-longrope", greedy()));
+    assert!(!can_choose("llama", drawn(&usual, Seed::Torch(1))));
+    let further = WarperConfig { min_p: Some(0.1), ..usual };
+    assert!(!can_choose("llama", drawn(&further, Seed::Fast(1))));
+    assert!(!can_choose("llama", greedy().guidance(Some(2.0))));
+    assert!(!can_choose("llama", greedy().record(Record { scores: true, ..Record::default() })));
 }
 
 #[test]
