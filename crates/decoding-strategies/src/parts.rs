@@ -4,6 +4,9 @@ use crate::{
     LeftPadded, LoopOutput, Reorder, Result, RowEvent, RowGroup, RowId, SampleLoop, TokenLoop,
 };
 
+/// Makes the model of a part, given the indices of its prompts.
+type Feed<'a, M> = Box<dyn FnMut(&[usize]) -> Result<M> + 'a>;
+
 /// Greedy rows of which at most so many run at once; the next ones begin when all of these have ended.
 ///
 /// A row's tokens are those it would have beside all the others: it has the padding of the whole batch,
@@ -11,7 +14,7 @@ use crate::{
 pub struct InParts<'a, M> {
     rows: SampleLoop<M>,
     most: usize,
-    feed: Box<dyn FnMut(&[usize]) -> Result<M> + 'a>,
+    feed: Feed<'a, M>,
 }
 
 impl<'a, M: Reorder> InParts<'a, M> {

@@ -19,6 +19,7 @@ mod output;
 mod pairs;
 mod passes;
 mod plan;
+mod planning;
 mod prompt;
 mod request;
 mod row_adapters;
@@ -27,6 +28,7 @@ mod start;
 mod stream;
 mod text;
 mod translation;
+mod watchers;
 
 pub use mlx_rs;
 pub use mlxgk_decoding_strategies as decoding_strategies;

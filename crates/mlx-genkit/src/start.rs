@@ -14,11 +14,8 @@ use mlxgk_kv_cache::KvCache;
 use mlxgk_mlx_models::NoHook;
 
 use crate::{
-    Error, ErrorKind, Model, Result,
-    assistant::generator,
-    healing::Healing,
-    output::Answer,
-    plan::{Plan, guidance_scale},
+    Error, ErrorKind, Model, Result, assistant::generator, healing::Healing, output::Answer,
+    plan::Plan, planning::guidance_scale,
 };
 
 /// Feeds the prompts and starts the loop that continues them.
