@@ -89,7 +89,7 @@ fn assert_near(ours: &Array, theirs: &Array, what: &str) {
 fn every_mode_is_the_product_with_the_weights_unpacked() {
     for quantization in quantizations() {
         for scales in [Dtype::Float32, Dtype::Bfloat16] {
-            // One row, some, and more, which go through BLAS; columns that no block fills.
+            // One row, some, and more, which meet columns of floats; columns that no block fills.
             for (rows, out, length) in
                 [(1, 33, 128), (2, 4, 384), (7, 5, 128), (16, 41, 256), (20, 9, 128)]
             {
@@ -131,6 +131,23 @@ fn many_groups_and_chunks_of_work_are_the_same() {
         let (ours, scale) = (native().packed_product(&x, &weight).unwrap(), Array::from_f32(0.02));
         let [ours, theirs] = [ours, theirs].map(|it| it.multiply(&scale).unwrap());
         assert_near(&ours, &theirs, &format!("{quantization:?}"));
+    }
+}
+
+#[test]
+fn many_rows_meet_columns_turned_in_several_stretches() {
+    for quantization in quantizations() {
+        // Groups that end inside a stretch, and words of them that fill no square.
+        for groups in [7, 23] {
+            let length = groups * quantization.group_size;
+            let weight = packed(1, &[70, length], quantization, Dtype::Bfloat16);
+            let x = noise(2, &[29, length]);
+            let theirs = matmul(&x, columns(&weight)).unwrap();
+            let (ours, scale) =
+                (native().packed_product(&x, &weight).unwrap(), Array::from_f32(0.1));
+            let [ours, theirs] = [ours, theirs].map(|it| it.multiply(&scale).unwrap());
+            assert_near(&ours, &theirs, &format!("{quantization:?}, {groups} groups"));
+        }
     }
 }
 

@@ -18,7 +18,7 @@ fn theirs(inputs: &[Array]) -> Result<Array> {
 
 #[test]
 fn it_is_the_product_with_the_weights_widened() {
-    // One row, some that meet the weights as they lie, and more, which go through BLAS.
+    // One row, some that meet the weights as they lie, and more, which meet columns of floats.
     for (shape, columns) in
         [(&[3][..], 5), (&[2, 70], 40), (&[2, 8, 64], 96), (&[17, 40], 33), (&[2, 20, 9], 50)]
     {
@@ -29,8 +29,10 @@ fn it_is_the_product_with_the_weights_widened() {
 }
 
 #[test]
-fn it_is_the_same_for_long_rows_and_several_panels() {
-    for (rows, columns, length) in [(1, 9, 70_000), (16, 3000, 33), (40, 300, 5000)] {
+fn it_is_the_same_for_long_rows_and_several_blocks() {
+    let shapes =
+        [(1, 9, 70_000), (16, 3000, 33), (40, 300, 5000), (40, 70, 608), (1030, 40, 288)];
+    for (rows, columns, length) in shapes {
         let inputs = [noise(1, &[rows, length]), bf16_noise(2, &[columns, length])];
         let what = format!("{rows} x {columns} x {length}");
         // Sums of thousands of numbers differ in their last bits with their order.

@@ -1,18 +1,17 @@
 // Matrices of weights as they are stored. A product asks two things of them: that a few rows of
-// inputs meet them as they lie, and that their rows become floats.
+// inputs meet them as they lie, and that their rows become columns of floats.
 
 #pragma once
 
 #include <memory>
 
 #include "ops/op.h"
+#include "ops/turn.h"
 
 namespace matrix {
 
-class Matrix {
+class Matrix : public turn::Weights {
  public:
-  virtual ~Matrix() = default;
-
   // Comes before everything else, when the content of the arrays is there.
   virtual void ready() = 0;
 
@@ -26,8 +25,14 @@ class Matrix {
   virtual void multiply(int m, const float* x, long x_row, long from, int count, float* y,
                         long y_row) const = 0;
 
-  // A row of weights as floats.
-  virtual void widen(long row, float* to) const = 0;
+  void turn(long row, int count, int from, int length, float* scratch, float* to) const override {
+    for (int i = 0; i < count; ++i) widen(row + i, from, length, scratch + i * turn::kStretch);
+    turn::floats(scratch, turn::kStretch, count, length, to);
+  }
+
+ private:
+  // `length` weights of a row as floats, from one on at which a group begins.
+  virtual void widen(long row, int from, int length, float* to) const = 0;
 };
 
 // bf16 weights of [.., out, in].

@@ -272,13 +272,14 @@ INLINE void unpack_groups(const std::uint8_t* from, int groups, int group, const
 }
 
 template <typename Code>
-INLINE void unpack(const packed::Rows& w, float* to) {
-  for (int first = 0; first < w.groups; first += packed::kSegment) {
-    const int count = std::min(packed::kSegment, w.groups - first);
+INLINE void unpack(const packed::Rows& w, int from, int groups, float* to) {
+  for (int done = 0; done < groups; done += packed::kSegment) {
+    const int count = std::min(packed::kSegment, groups - done);
     float scales[packed::kSegment], biases[packed::kSegment];
-    w.widen(0, first, count, scales, biases);
-    const int begin = first * w.group;
-    unpack_groups<Code>(bytes_of<Code>(w.words, begin), count, w.group, scales, biases, to + begin);
+    w.widen(0, from + done, count, scales, biases);
+    const long begin = static_cast<long>(from + done) * w.group;
+    unpack_groups<Code>(bytes_of<Code>(w.words, begin), count, w.group, scales, biases,
+                        to + done * w.group);
   }
 }
 
@@ -301,7 +302,9 @@ INLINE void unpack_all(const packed::FloatRows& w, int count, float* to) {
     rows<CODE>(m, x, x_row, w, n, y, y_row);                                                   \
   }                                                                                            \
   FOR_EACH_PROCESSOR                                                                           \
-  void unpack_##NAME(const packed::Rows& w, float* to) { unpack<CODE>(w, to); }
+  void unpack_##NAME(const packed::Rows& w, int from, int groups, float* to) {                 \
+    unpack<CODE>(w, from, groups, to);                                                         \
+  }
 
 FOR_CODE(2, Whole<2>)
 FOR_CODE(3, Whole<3>)
@@ -328,7 +331,8 @@ FOR_BITS(8)
 // What is done for one code.
 struct Kernels {
   packed::Meeting meeting;
-  void (*unpack)(const packed::Rows&, float*);
+  void (*unpack)(const packed::Rows& w, int from, int groups, float* to);
+  packed::Turn turn = nullptr;
 };
 
 Kernels kernels(packed::Code code, int bits, int group) {
@@ -343,6 +347,7 @@ Kernels kernels(packed::Code code, int bits, int group) {
   if (code == packed::Code::kWhole && bits == 6) found = KERNELS(6);
   const packed::Meeting quicker = packed::on_avx512(code, bits, group);
   if (quicker.multiply != nullptr) found.meeting = quicker;
+  found.turn = packed::turning_on_avx512(code, bits);
   return found;
 }
 
@@ -394,7 +399,8 @@ class OfPacked : public matrix::Matrix {
         words_(arrays[0]),
         scales_(arrays[1], packing),
         groups_(arrays[1].shape(-1)),
-        group_(packing.group) {
+        group_(packing.group),
+        bits_(packing.bits) {
     if (arrays.size() > 2) biases_.emplace(arrays[2], packing);
   }
 
@@ -413,9 +419,18 @@ class OfPacked : public matrix::Matrix {
     kernels_.meeting.multiply(m, x, x_row, rows().from(from), count, y, y_row);
   }
 
-  void widen(long row, float* to) const override { kernels_.unpack(rows().from(row), to); }
+  void turn(long row, int count, int from, int length, float* scratch, float* to) const override {
+    const int words = length * bits_ / 32;
+    if (kernels_.turn != nullptr && count == turn::width() && words >= packed::kFewestWords)
+      return kernels_.turn(rows().from(row), from / group_, words, to);
+    Matrix::turn(row, count, from, length, scratch, to);
+  }
 
  private:
+  void widen(long row, int from, int length, float* to) const override {
+    kernels_.unpack(rows().from(row), from / group_, length / group_, to);
+  }
+
   static packed::Code code(const matrix::Packing& packing) {
     if (packing.mode == matrix::kAffine) return packed::Code::kWhole;
     return packing.mode == matrix::kMxfp8 ? packed::Code::kE4m3 : packed::Code::kE2m1;
@@ -438,7 +453,7 @@ class OfPacked : public matrix::Matrix {
   layout::Rows<std::uint32_t> words_;
   OfGroups scales_;
   std::optional<OfGroups> biases_;
-  int groups_, group_;
+  int groups_, group_, bits_;
 };
 
 }  // namespace

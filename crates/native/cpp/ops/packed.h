@@ -67,8 +67,14 @@ struct Meeting {
 
 inline void as_they_are(const float* x, int length, float* to) { std::copy_n(x, length, to); }
 
+// Rows of weights become columns of floats, as many as turn.h turns together: `words` words of each, of
+// four bytes, from the first of a group on. There are sixteen words at least.
+using Turn = void (*)(const Rows& w, int group, int words, float* to);
+constexpr int kFewestWords = 16;
+
 // The ways of AVX-512, where the processor knows it; else none.
 Meeting on_avx512(Code code, int bits, int group);
+Turn turning_on_avx512(Code code, int bits);
 Unpack unpacking_on_avx512(int bits);
 
 }  // namespace packed

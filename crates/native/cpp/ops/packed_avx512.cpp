@@ -12,6 +12,7 @@
 // what a weight costs to unpack is shared by all rows.
 
 #include "ops/packed.h"
+#include "ops/turn.h"
 
 #ifdef __x86_64__
 
@@ -62,6 +63,39 @@ AVX512_INLINE __m512i first_shifts() {
   return _mm512_load_si512(shifts);
 }
 
+AVX512_INLINE __m512 of_bf16(__m256i bits) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+
+// As Rows::widen, which is a call of its own; whole vectors are written.
+AVX512_INLINE void widen(const packed::Rows& w, int n, int first, int count, float* scales,
+                         float* biases) {
+  using Kind = ::scales::Kind;
+  if (w.kind != Kind::kBf16 || w.biases_kind != Kind::kBf16 || w.biases == nullptr)
+    return w.widen(n, first, count, scales, biases);
+  const std::uint8_t *from = w.scales + n * w.scales_row + 2 * first,
+                     *biases_from = w.biases + n * w.biases_row + 2 * first;
+  for (int i = 0; i < count; i += 16) {
+    const auto rest = static_cast<__mmask16>((1u << std::min(count - i, 16)) - 1);
+    _mm512_storeu_ps(scales + i, of_bf16(_mm256_maskz_loadu_epi16(rest, from + 2 * i)));
+    _mm512_storeu_ps(biases + i, of_bf16(_mm256_maskz_loadu_epi16(rest, biases_from + 2 * i)));
+  }
+}
+
+// Sixteen inputs of M rows meet the weights of N columns.
+template <int M, int N>
+AVX512_INLINE void add_products(const float* x, long x_row, const __m512 (&weights)[N],
+                                __m512 (&sums)[M][N]) {
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+    __m512 inputs = _mm512_loadu_ps(x + m * x_row);
+    // Once for all columns: the compiler would load them again for each.
+    if constexpr (M > 1) asm("" : "+v"(inputs));
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) sums[m][n] = _mm512_fmadd_ps(inputs, weights[n], sums[m][n]);
+  }
+}
+
 // Up to N columns of M rows. Every sum has one accumulator, and its terms come in one order, whatever
 // is beside it.
 template <int Group, int M, int N>
@@ -79,7 +113,7 @@ AVX512_INLINE void block(const float* codes, const float* x, long x_row, const p
     const int count = std::min(packed::kSegment, w.groups - first);
     float scales[N][packed::kSegment], biases[N][packed::kSegment];
     for (int n = 0; n < N; ++n)
-      w.widen(n < columns ? n : 0, first, count, scales[n], biases[n]);
+      widen(w, n < columns ? n : 0, first, count, scales[n], biases[n]);
     for (int g = 0; g < count; ++g) {
       const long at = first + g;
       __m512 values[N];
@@ -94,17 +128,12 @@ AVX512_INLINE void block(const float* codes, const float* x, long x_row, const p
       }
 #pragma GCC unroll 8
       for (int j = 0; j < Group / 16; ++j) {
-        __m512 inputs[M];
+        __m512 weights[N];
 #pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) inputs[m] = _mm512_loadu_ps(x + m * x_row + at * Group + 16 * j);
-#pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) {
+        for (int n = 0; n < N; ++n)
           // The instruction looks at the lowest four bits alone.
-          const __m512i code = _mm512_srli_epi32(bits[n], j * kBits);
-          const __m512 weights = _mm512_permutexvar_ps(code, values[n]);
-#pragma GCC unroll 8
-          for (int m = 0; m < M; ++m) sums[m][n] = _mm512_fmadd_ps(inputs[m], weights, sums[m][n]);
-        }
+          weights[n] = _mm512_permutexvar_ps(_mm512_srli_epi32(bits[n], j * kBits), values[n]);
+        add_products(x + at * Group + 16 * j, x_row, weights, sums);
       }
     }
   }
@@ -129,7 +158,7 @@ AVX512_INLINE void rows(const float* codes, int m, const float* x, long x_row,
     columns<Group, 4, 4>(codes, n, x, x_row, w, y, y_row);
   for (; m >= 2; m -= 2, x += 2 * x_row, y += 2 * y_row)
     columns<Group, 2, 4>(codes, n, x, x_row, w, y, y_row);
-  if (m == 1) columns<Group, 1, 4>(codes, n, x, x_row, w, y, y_row);
+  if (m == 1) columns<Group, 1, 8>(codes, n, x, x_row, w, y, y_row);
 }
 
 // Sixteen neighbours of B bits, one to a lane; above a number's bits are those of the next.
@@ -215,17 +244,20 @@ struct EightBits {
   static constexpr int kWidth = 8;
 
   static AVX512_INLINE __m512 decode(const std::uint8_t* from) {
-    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
+    return of_words(
+        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
   }
+  static AVX512_INLINE __m512 of_words(__m512i wide) { return _mm512_cvtepi32_ps(wide); }
 };
 
 struct E4m3 {
   static constexpr int kWidth = 8;
 
   static AVX512_INLINE __m512 decode(const std::uint8_t* from) {
-    const __m512i wide =
-        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    return of_words(
+        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+  }
+  static AVX512_INLINE __m512 of_words(__m512i wide) {
     const __m512i rest = _mm512_and_si512(wide, _mm512_set1_epi32(0x7f));
     // As if there were no subnormal numbers, which lie twice as far above 2^-7 as they should above 0.
     const __m512 normal = _mm512_castsi512_ps(
@@ -264,7 +296,7 @@ AVX512_INLINE void decoded(const float* x, long x_row, const packed::Rows& w, in
     const int count = std::min(packed::kSegment, w.groups - first);
     float scales[N][packed::kSegment], biases[N][packed::kSegment];
     for (int n = 0; n < N; ++n)
-      w.widen(n < columns ? n : 0, first, count, scales[n], biases[n]);
+      widen(w, n < columns ? n : 0, first, count, scales[n], biases[n]);
     for (int g = 0; g < count; ++g) {
       const int begin = (first + g) * w.group;
       for (int n = 0; n < N; ++n)
@@ -272,15 +304,11 @@ AVX512_INLINE void decoded(const float* x, long x_row, const packed::Rows& w, in
           __builtin_prefetch(starts[n] + N * w.words_row + (begin + at) / 8 * Group::kWidth);
       const auto groups = groups_of<Group>(scales, biases, g, std::make_index_sequence<N>());
       for (int i = begin; i < begin + w.group; i += 16) {
-        __m512 inputs[M];
+        __m512 weights[N];
 #pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) inputs[m] = _mm512_loadu_ps(x + m * x_row + i);
-#pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) {
-          const __m512 weights = groups.of[n].weights(starts[n] + i / 8 * Group::kWidth);
-#pragma GCC unroll 8
-          for (int m = 0; m < M; ++m) sums[m][n] = _mm512_fmadd_ps(inputs[m], weights, sums[m][n]);
-        }
+        for (int n = 0; n < N; ++n)
+          weights[n] = groups.of[n].weights(starts[n] + i / 8 * Group::kWidth);
+        add_products(x + i, x_row, weights, sums);
       }
     }
   }
@@ -305,7 +333,7 @@ AVX512 void multiply_decoded(int m, const float* x, long x_row, const packed::Ro
     decoded_columns<Group, 4, 4>(x, x_row, w, n, y, y_row);
   for (; m >= 2; m -= 2, x += 2 * x_row, y += 2 * y_row)
     decoded_columns<Group, 2, 4>(x, x_row, w, n, y, y_row);
-  if (m == 1) decoded_columns<Group, 1, 4>(x, x_row, w, n, y, y_row);
+  if (m == 1) decoded_columns<Group, 1, 8>(x, x_row, w, n, y, y_row);
 }
 
 template <int Group>
@@ -332,6 +360,68 @@ AVX512 void unpack(const packed::FloatRows& w, int count, float* to) {
         __builtin_prefetch(from + at + count * w.words_row);
       for (int i = 0; i < w.group; i += 16, from += 2 * Group::kWidth, to += 16)
         _mm512_storeu_ps(to, group.weights(from));
+    }
+  }
+}
+
+// Sixteen numbers of four bits or eight, one to a word, of which the others are above it.
+struct WholeOfFour {
+  static constexpr int kWidth = 4;
+  static AVX512_INLINE __m512 decode(__m512i bits) {
+    return _mm512_permutexvar_ps(bits, _mm512_load_ps(kWhole));
+  }
+};
+
+struct E2m1OfFour {
+  static constexpr int kWidth = 4;
+  static AVX512_INLINE __m512 decode(__m512i bits) {
+    return _mm512_permutexvar_ps(bits, _mm512_load_ps(kE2m1));
+  }
+};
+
+template <typename Code>
+struct OfEight {
+  static constexpr int kWidth = 8;
+  static AVX512_INLINE __m512 decode(__m512i bits) {
+    return Code::of_words(_mm512_and_si512(bits, _mm512_set1_epi32(255)));
+  }
+};
+
+// Whole words are turned around, which takes as many instructions as to turn one number of each. A lane
+// then holds a row's word, and numbers come out of it one after another.
+template <typename Code>
+AVX512 void turn_words(const packed::Rows& w, int group, int words, float* to) {
+  constexpr int kIn = 32 / Code::kWidth, kRows = 2 * kLanes;
+  const int per_group = w.group / kIn;
+  for (int row = 0; row < kRows; row += kLanes, to += kLanes) {
+    const packed::Rows rows = w.from(row);
+    const auto* from =
+        reinterpret_cast<const float*>(rows.words + static_cast<long>(group) * per_group * 4);
+    alignas(64) float turned[turn::kStretch / kIn * kLanes];
+    for (int at = 0; at < words; at += kLanes) {
+      const int first = std::min(at, words - kLanes);
+      turn::square<Lanes>(from + first, w.words_row / 4, turned + first * kLanes, kLanes);
+    }
+    // A group of all rows.
+    alignas(64) float scales[turn::kStretch / 16][kLanes], biases[turn::kStretch / 16][kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      float of_row[packed::kSegment], biases_of_row[packed::kSegment];
+      widen(rows, i, group, words / per_group, of_row, biases_of_row);
+      for (int g = 0; g < words / per_group; ++g) {
+        scales[g][i] = of_row[g];
+        biases[g][i] = biases_of_row[g];
+      }
+    }
+    float* at = to;
+    for (int word = 0; word < words; ++word) {
+      const __m512i bits = _mm512_load_si512(turned + word * kLanes);
+      const __m512 by = _mm512_load_ps(scales[word / per_group]);
+      const __m512 plus = _mm512_load_ps(biases[word / per_group]);
+#pragma GCC unroll 8
+      for (int i = 0; i < kIn; ++i, at += kRows) {
+        const __m512 code = Code::decode(_mm512_srli_epi32(bits, i * Code::kWidth));
+        _mm512_storeu_ps(at, _mm512_fmadd_ps(code, by, plus));
+      }
     }
   }
 }
@@ -374,6 +464,14 @@ packed::Meeting packed::on_avx512(Code code, int bits, int group) {
   return {};
 }
 
+packed::Turn packed::turning_on_avx512(Code code, int bits) {
+  if (!is_known() || !is_wide()) return nullptr;
+  if (code == Code::kE4m3) return turn_words<OfEight<E4m3>>;
+  if (code == Code::kE2m1) return turn_words<E2m1OfFour>;
+  if (bits == 4) return turn_words<WholeOfFour>;
+  return bits == 8 ? turn_words<OfEight<EightBits>> : nullptr;
+}
+
 packed::Unpack packed::unpacking_on_avx512(int bits) {
   if (!is_known()) return nullptr;
   switch (bits) {
@@ -390,6 +488,7 @@ packed::Unpack packed::unpacking_on_avx512(int bits) {
 #else
 
 packed::Meeting packed::on_avx512(Code, int, int) { return {}; }
+packed::Turn packed::turning_on_avx512(Code, int) { return nullptr; }
 packed::Unpack packed::unpacking_on_avx512(int) { return nullptr; }
 
 #endif

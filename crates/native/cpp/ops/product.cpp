@@ -1,8 +1,8 @@
 // Products with weights as they are stored: with one matrix, and with the matrices of the experts
 // that a router has chosen.
 //
-// A few rows meet the weights in registers, which read them once. Many rows are worth BLAS's way: the
-// weights become floats a panel at a time, small enough to be near by still when it is used.
+// A few rows meet the weights in registers, which read them once. Many rows are worth turning the
+// weights around, a block at a time.
 
 #include <algorithm>
 #include <limits>
@@ -12,55 +12,18 @@
 #include "mlxgk.h"
 #include "ops/few_rows.h"
 #include "ops/layout.h"
+#include "ops/many_rows.h"
 #include "ops/matrix.h"
 #include "ops/memory.h"
 #include "ops/op.h"
 #include "ops/workers.h"
-#include "shim/blas.h"
 
 namespace {
 
 using Make = std::function<std::unique_ptr<matrix::Matrix>(const op::Arrays& weights)>;
 
-// Weights in a panel, and in a chunk of it that a thread widens.
-constexpr long kPanel = 1 << 20;
-constexpr long kChunk = 1 << 16;
-
 // Rows begin at multiples of 64 bytes.
 long whole(long count) { return (count + 15) / 16 * 16; }
-
-// A matrix of `columns` weights a row, of which panels become floats.
-class Panels {
- public:
-  Panels(const matrix::Matrix& weights, int rows, int columns)
-      : weights_(weights),
-        columns_(columns),
-        most_(static_cast<int>(std::clamp<long>(kPanel / std::max(columns, 1), 1, rows))) {}
-
-  // Floats of scratch.
-  long floats() const { return static_cast<long>(most_) * columns_; }
-
-  // y[i][j] = x[i] · w[first + j] for many rows of inputs and `rows` rows of weights.
-  void multiply(int m, const float* x, long x_row, long first, int rows, float* y, long y_row,
-                float* scratch) const {
-    for (int from = 0; from < rows; from += most_) {
-      const int count = std::min(most_, rows - from);
-      const int share = static_cast<int>(std::max(1l, kChunk / columns_));
-      workers::share(workers::chunks(count, share), [&](int chunk, int) {
-        const int end = std::min(count, (chunk + 1) * share);
-        for (int row = chunk * share; row < end; ++row)
-          weights_.widen(first + from + row, scratch + static_cast<long>(row) * columns_);
-      });
-      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, m, count, columns_, 1, x,
-                  static_cast<int>(x_row), scratch, columns_, 0, y + from,
-                  static_cast<int>(y_row));
-    }
-  }
-
- private:
-  const matrix::Matrix& weights_;
-  int columns_, most_;
-};
 
 // How many rows of weights are a chunk of work for `m` rows of inputs: it takes a core a few
 // microseconds, several times as long as handing it over.
@@ -80,8 +43,7 @@ class Product {
         n_(n),
         k_(inputs[0].shape(-1)),
         m_(static_cast<int>(output.size() / n_)),
-        panels_(*weights_, n_, k_),
-        scratch_(is_few() ? m_ * whole(k_) : panels_.floats()) {}
+        scratch_(is_few() ? m_ * whole(k_) : many_rows::scratch(m_, k_)) {}
 
   void run() {
     x_.ready();
@@ -91,7 +53,7 @@ class Product {
     } else if (is_few()) {
       few();
     } else {
-      panels_.multiply(m_, x_.data(), x_.row(), 0, n_, y_, n_, scratch_.data());
+      many_rows::multiply(m_, n_, k_, x_.data(), x_.row(), *weights_, 0, y_, n_, scratch_.data());
     }
   }
 
@@ -113,7 +75,6 @@ class Product {
   layout::Rows<float> x_;
   float* y_;
   int n_, k_, m_;
-  Panels panels_;
   memory::Floats scratch_;
 };
 
@@ -131,7 +92,6 @@ class Gathered {
         k_(inputs[0].shape(-1)),
         rows_(inputs[0].shape(-2)),
         count_(static_cast<long>(inputs[1].size()) * rows_),
-        panels_(*weights_, n_, k_),
         from_(sources(inputs[0].shape(), inputs[1].shape())),
         order_(inputs[1].size()),
         first_(experts + 2),
@@ -140,8 +100,8 @@ class Gathered {
         chunk_(chunk_of(1, n_, k_)),
         inputs_(count_ * whole(k_)),
         outputs_(static_cast<long>(workers::count()) * few_rows::kMost * chunk_),
-        panel_(panels_.floats()),
-        many_(count_ > few_rows::kMost ? count_ * n_ : 0) {}
+        many_(count_ > few_rows::kMost ? count_ * n_ : 0),
+        scratch_(count_ > few_rows::kMost ? many_rows::scratch(static_cast<int>(count_), k_) : 0) {}
 
   void run() {
     x_.ready();
@@ -230,8 +190,9 @@ class Gathered {
   }
 
   void multiply(int expert) const {
-    panels_.multiply(static_cast<int>(rows_of(expert)), inputs_of(expert), whole(k_),
-                     static_cast<long>(expert) * n_, n_, many_.data(), n_, panel_.data());
+    many_rows::multiply(static_cast<int>(rows_of(expert)), n_, k_, inputs_of(expert), whole(k_),
+                        *weights_, static_cast<long>(expert) * n_, many_.data(), n_,
+                        scratch_.data());
     spread(expert, many_.data(), n_, 0, n_);
   }
 
@@ -241,13 +202,12 @@ class Gathered {
   float* y_;
   int experts_, n_, k_, rows_;
   long count_;
-  Panels panels_;
   // By place of `chosen`: its source in x, and those in the order of their experts. By expert: its
   // first among the latter, and the next to be put there. The experts of few rows.
   std::vector<long> from_, order_, first_, next_;
   std::vector<int> few_;
   int chunk_;
-  memory::Floats inputs_, outputs_, panel_, many_;
+  memory::Floats inputs_, outputs_, many_, scratch_;
 };
 
 // What is multiplied by `weights`, in MLX's own operations.

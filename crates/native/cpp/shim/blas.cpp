@@ -7,12 +7,17 @@
 // A product with a single row or column goes to OpenBLAS's matrix-vector function: its general
 // product copies the whole matrix into blocks first, which for one row costs more than the product.
 // That is the shape of every weight product while a token is decoded. For the same reason a few rows,
-// a batch or a search with beams, go to a function of our own.
+// a batch or a search with beams, go to a function of our own. So do many, if the first matrix lies as
+// it is multiplied: that is what reading a prompt takes, during which OpenBLAS's threads, which look for
+// work long after a product, must not take the cores from ours.
 
+#include <algorithm>
 #include <atomic>
 #include <thread>
 
 #include "ops/few_rows.h"
+#include "ops/many_rows.h"
+#include "ops/memory.h"
 #include "shim/blas.h"
 
 namespace {
@@ -70,6 +75,42 @@ bool one_row_or_column(CBLAS_ORDER order, CBLAS_TRANSPOSE a_trans, CBLAS_TRANSPO
   return true;
 }
 
+// A matrix of n × k.
+class OfRows : public turn::Weights {
+ public:
+  OfRows(const float* data, long row) : data_(data), row_(row) {}
+
+  void turn(long row, int count, int from, int length, float*, float* to) const override {
+    turn::floats(data_ + row * row_ + from, row_, count, length, to);
+  }
+
+ private:
+  const float* data_;
+  long row_;
+};
+
+// A matrix of k × n, which lies turned.
+class OfColumns : public turn::Weights {
+ public:
+  OfColumns(const float* data, long row) : data_(data), row_(row) {}
+
+  void turn(long row, int count, int from, int length, float*, float* to) const override {
+    const int width = turn::width();
+    for (int i = 0; i < length; ++i)
+      std::copy_n(data_ + (from + i) * row_ + row, count, to + i * width);
+  }
+
+ private:
+  const float* data_;
+  long row_;
+};
+
+// c = a·b, of m × k and k × n.
+void many(int m, int n, int k, const float* a, int lda, const turn::Weights& b, float* c, int ldc) {
+  const memory::Floats scratch(many_rows::scratch(m, k));
+  many_rows::multiply(m, n, k, a, lda, b, 0, c, ldc, scratch.data());
+}
+
 }  // namespace
 
 extern "C" {
@@ -81,10 +122,11 @@ void cblas_sgemm(CBLAS_ORDER order, CBLAS_TRANSPOSE a_trans, CBLAS_TRANSPOSE b_t
   if (call.is_too_late()) return;
   if (one_row_or_column(order, a_trans, b_trans, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc))
     return;
-  const bool by_weights = order == CblasRowMajor && a_trans == CblasNoTrans && b_trans == CblasTrans;
-  if (by_weights && m <= few_rows::kMost && m > 0 && alpha == 1 && beta == 0) {
-    few_rows::multiply(m, n, k, a, lda, b, ldb, c, ldc);
-    return;
+  const bool is_plain = order == CblasRowMajor && a_trans == CblasNoTrans && alpha == 1 && beta == 0;
+  if (is_plain && m > 0 && n > 0 && k > 0) {
+    if (b_trans == CblasNoTrans) return many(m, n, k, a, lda, OfColumns(b, ldb), c, ldc);
+    if (m > few_rows::kMost) return many(m, n, k, a, lda, OfRows(b, ldb), c, ldc);
+    return few_rows::multiply(m, n, k, a, lda, b, ldb, c, ldc);
   }
   scipy_cblas_sgemm(order, a_trans, b_trans, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
