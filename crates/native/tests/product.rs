@@ -30,8 +30,7 @@ fn it_is_the_product_with_the_weights_widened() {
 
 #[test]
 fn it_is_the_same_for_long_rows_and_several_blocks() {
-    let shapes =
-        [(1, 9, 70_000), (16, 3000, 33), (40, 300, 5000), (40, 70, 608), (1030, 40, 288)];
+    let shapes = [(1, 9, 70_000), (16, 3000, 33), (40, 300, 5000), (40, 70, 608), (1030, 40, 288)];
     for (rows, columns, length) in shapes {
         let inputs = [noise(1, &[rows, length]), bf16_noise(2, &[columns, length])];
         let what = format!("{rows} x {columns} x {length}");
