@@ -1,4 +1,4 @@
-// The matrix products that libmlx takes from BLAS, answered by OpenBLAS.
+// The matrix products that libmlx takes from BLAS, computed by functions of our own or by OpenBLAS.
 //
 // libmlx brings the reference BLAS, which is slow (about 6 GFLOP/s against more than 100). It looks
 // these three functions up by name, and the loader searches this library before the reference one,
