@@ -127,18 +127,39 @@ GUIDED = (
 # What the smaller models are asked for.
 OF_SMALL = ("early stopping",)
 
+# Several forced ends leave sequences of equal scores, of which the order in torch's `topk` decides. In files of their
+# own, `tied-*.json`.
+TIED_MODELS = ("llama", "gemma2")
+TIED = (
+    ("two forced ends", ONE, lambda said: {
+        **SEARCH, "num_beams": 4, "num_return_sequences": 4, "max_new_tokens": 3, "forced_eos_token_id": distinct(said, 2),
+        "eos_token_id": said[9], **ENDS}),
+    ("three forced ends, batch", BATCH, lambda said: {
+        **SEARCH, "num_beams": 6, "num_return_sequences": 5, "max_new_tokens": 2, "forced_eos_token_id": distinct(said, 3),
+        "eos_token_id": distinct(said[9:], 2), **ENDS}),
+    ("many forced ends, early stopping", SHORT, lambda said: {
+        **SEARCH, "num_beams": 5, "num_return_sequences": 5, "max_new_tokens": 4, "early_stopping": True,
+        "length_penalty": 0.0, "forced_eos_token_id": distinct(said, 6), **ENDS}),
+)  # fmt: skip
+
+
+def distinct(said: list[int], count: int) -> list[int]:
+    """The first different ids."""
+    return list(dict.fromkeys(said))[:count]
+
 
 def record(out: pathlib.Path) -> None:
     record_models(out, lambda model, _: cases_of(model, CASES), MODELS + HYBRIDS)
     # Guidance reads the two texts in one batch, which longrope makes another reading.
     names = [it for it in MODELS if "longrope" not in it]
     record_models(out, lambda model, _: cases_of(model, GUIDED), names, prefix="guided-")
+    record_models(out, lambda model, _: cases_of(model, TIED), TIED_MODELS, prefix="tied-")
     few = [it for it in CASES if it[0] in OF_SMALL]
     record_models(out, lambda model, _: cases_of(model, few), _small.NAMES)
 
 
 def cases_of(model, cases) -> dict:
-    return {"cases": [record_case(model, (CASES + GUIDED).index(it), it) for it in cases]}
+    return {"cases": [record_case(model, (CASES + GUIDED + TIED).index(it), it) for it in cases]}
 
 
 def record_case(model, index: int, case: tuple) -> dict:

@@ -1,8 +1,10 @@
 //! The vectorised search of transformers 5 (`GenerationMixin._beam_search`), for beams that take
 //! the likeliest tokens and for beams that draw.
 
+use std::iter;
+
 use mlxgk_logits_processors::Context;
-use mlxgk_torch::TopK;
+use mlxgk_torch::{Ranked, TopK};
 
 use super::{
     BeamOptions, EarlyStopping,
@@ -40,11 +42,19 @@ pub struct BeamSearch<M> {
 struct Search {
     /// Best first.
     running: Running,
-    /// At most `num_beams`, best first; the scores are divided by the length.
-    finished: Vec<(Hypothesis, FinishReason)>,
+    /// As many places as there are beams, best first.
+    finished: Vec<Place>,
     /// The processor that left none of the beams a token.
     banned_by: Option<&'static str>,
     over: bool,
+}
+
+/// A place among the finished.
+#[derive(Debug)]
+struct Place {
+    /// Divided by the length; about [`OUT`] where the place is free.
+    score: f32,
+    finished: Option<(Hypothesis, FinishReason)>,
 }
 
 impl<M: Reorder> BeamSearch<M> {
@@ -70,7 +80,9 @@ impl<M: Reorder> BeamSearch<M> {
         let prompts = prompts.rows().iter().zip(prompts.padding()).enumerate();
         let search = |(index, (prompt, &padding)): (usize, (&Vec<u32>, &usize))| {
             let running = Running::start(index, prompt, padding, options.num_beams);
-            Search { running, finished: Vec::new(), banned_by: None, over }
+            let free = || Place { score: OUT, finished: None };
+            let finished = iter::repeat_with(free).take(options.num_beams).collect();
+            Search { running, finished, banned_by: None, over }
         };
         let searches = prompts.map(search).collect();
         let (log_probs, flat, failed) = (LogProbs::default(), Vec::new(), false);
@@ -86,7 +98,9 @@ impl<M: Reorder> BeamSearch<M> {
         let wanted = self.options.num_return_sequences;
         let mut rows = Vec::with_capacity(self.searches.len() * wanted);
         for (prompt, search) in self.searches.into_iter().enumerate() {
-            let found = search.finished.len();
+            let finished: Vec<_> =
+                search.finished.into_iter().filter_map(|it| it.finished).collect();
+            let found = finished.len();
             if found < wanted {
                 let what = format!(
                     "prompt {prompt}: {found} of {wanted} sequences could be finished; all other \
@@ -95,7 +109,7 @@ impl<M: Reorder> BeamSearch<M> {
                 );
                 return Err(Error::new(ErrorKind::NoToken, what));
             }
-            let best = search.finished.into_iter().take(wanted);
+            let best = finished.into_iter().take(wanted);
             rows.extend(best.map(|(it, end)| it.into_output(prompt, end)));
         }
         Ok((self.model, rows))
@@ -245,17 +259,25 @@ impl Search {
         let new_tokens = beams[0].tokens.len() + 1;
         let divisor = length_divisor(new_tokens, options.length_penalty);
         // What ranks lower is there to run on, not to be returned.
-        for candidate in candidates.iter().take(options.num_beams) {
-            let score = candidate.score / divisor;
-            if let Some(end) = candidate.end
-                && score > self.worst_finished(options)
-            {
-                let place = self.finished.partition_point(|(it, _)| it.score >= score);
-                let row = first_row + candidate.beam;
-                let finished = beams[candidate.beam].extended(row, candidate, score);
-                self.finished.insert(place, (finished, end));
-                self.finished.truncate(options.num_beams);
-            }
+        let ends = |at: usize| candidates[at].end.filter(|_| at < options.num_beams);
+        // Places and candidates are ranked at once, as in HF: that orders equals.
+        let held = self.finished.iter().map(|it| it.score);
+        let offered = candidates.iter().enumerate().map(|(at, it)| {
+            let score = it.score / divisor;
+            if ends(at).is_some() { score } else { score + OUT }
+        });
+        let scores: Vec<f32> = held.chain(offered).collect();
+        let mut best = TopK::new(options.num_beams, scores.len());
+        best.offer(&scores, 0.0);
+        let mut held: Vec<Option<Place>> = self.finished.drain(..).map(Some).collect();
+        for Ranked { score, place } in best.finish() {
+            let kept = held.get_mut(place).map(Option::take);
+            self.finished.extend(kept.unwrap_or_else(|| {
+                let at = place - options.num_beams;
+                let row = first_row + candidates[at].beam;
+                let sequence = || beams[candidates[at].beam].extended(row, &candidates[at], score);
+                Some(Place { score, finished: ends(at).map(|end| (sequence(), end)) })
+            }));
         }
         let score = |it: &Candidate| if it.end.is_some() { it.score + OUT } else { it.score };
         let scores: Vec<f32> = candidates.iter().map(score).collect();
@@ -267,20 +289,17 @@ impl Search {
         go_on
     }
 
-    /// What a sequence has to beat to be among the finished.
-    fn worst_finished(&self, options: &BeamOptions) -> f32 {
-        match self.finished.get(options.num_beams - 1) {
-            Some((worst, _)) => worst.score,
-            None => OUT,
-        }
+    /// What a sequence has to beat to be among the finished, where no place is free.
+    fn worst_finished(&self) -> Option<f32> {
+        self.finished.iter().map(|it| it.finished.is_some().then_some(it.score)).last()?
     }
 
     /// Whether nothing can change any more, as HF estimates.
     fn is_over(&self, options: &BeamOptions, limits: &Limits) -> bool {
-        let full = self.finished.len() == options.num_beams;
+        let worst = self.worst_finished();
         let best = &self.running.beams()[0];
         let new_tokens = best.tokens.len();
-        if full && options.early_stopping == EarlyStopping::WhenFinished {
+        if worst.is_some() && options.early_stopping == EarlyStopping::WhenFinished {
             return true;
         }
         let hopeful = options.early_stopping == EarlyStopping::Never;
@@ -290,7 +309,7 @@ impl Search {
             new_tokens
         };
         let best = best.score / length_divisor(length, options.length_penalty);
-        best <= self.worst_finished(options)
+        best <= worst.unwrap_or(OUT)
     }
 }
 
