@@ -162,6 +162,20 @@ def tie_cases():
                 if tied(before, after):
                     yield {"warpers": warpers, "keep": keep, "scores": scores, "kept": [kept(row) for row in after]}
                     break
+    # By probability, of which equals are also those that are too small for fp32 and the banned.
+    seeds = itertools.count(9001)
+    chains = [{"min_p": 0.3}, {"temperature": 0.4, "min_p": 0.99}, {"top_k": 40, "min_p": 1.0}]
+    for vocab, warpers, (scale, banned) in itertools.product(VOCABS, chains, [(0.7, 0.0), (2.0, 0.3), (500.0, 0.5)]):
+        keep = 2 + vocab % 4
+        for _ in range(50):
+            scores = spec(next(seeds), 1, vocab, ("steps", scale, banned))
+            before = make_scores(**scores)
+            if (before > -torch.inf).sum() < keep:
+                continue
+            after = warp(warpers, keep, before)
+            if tied(before, after) or (after > -torch.inf).sum() < keep:
+                yield {"warpers": warpers, "keep": keep, "scores": scores, "kept": [kept(row) for row in after]}
+                break
 
 
 def draw_cases():

@@ -280,6 +280,32 @@ impl Candidates {
         self.keep(move |score, prob| (prob >= least) | (score >= kth));
     }
 
+    /// How many candidates have at least this probability.
+    fn count_likely(&self, least: f32) -> usize {
+        self.probs().iter().filter(|&&it| it >= least).count()
+    }
+
+    /// Keeps the candidates whose probability is at least `least`, and in any case the `always` likeliest
+    /// of the row, of equals those that `torch.topk` takes. Where probabilities are too small for fp32
+    /// that may be banned ones. [`softmax`](Self::softmax) must have run.
+    pub(crate) fn keep_likeliest(&mut self, least: f32, always: usize) {
+        if least == 0.0 || self.count_likely(least) >= always {
+            return self.keep(move |_, prob| prob >= least);
+        }
+        let last = self.blocks.kth_highest(&self.probs[..self.len], always);
+        if last > 0.0 && self.count_likely(last) == always {
+            return self.keep(move |_, prob| prob >= last);
+        }
+        let mut row = vec![0.0; self.vocab];
+        for (place, &prob) in self.probs().iter().enumerate() {
+            row[if self.whole { place } else { self.ids[place] as usize }] = prob;
+        }
+        let mut best = TopK::new(always, self.vocab);
+        best.offer(&row, 0.0);
+        let best: Vec<usize> = best.finish().into_iter().map(|it| it.place).collect();
+        self.keep_tokens(&best);
+    }
+
     /// Keeps the `n` candidates with the lowest keys, of equals those that `torch.sort` puts first.
     pub(crate) fn keep_first(&mut self, n: usize, key: impl Fn(f32) -> f32 + Copy) {
         let keys = room(&mut self.terms, self.len);

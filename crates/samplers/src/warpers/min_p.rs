@@ -35,7 +35,8 @@ impl MinP {
         Err(Error::parameter("min_p", "between 0 and 1", p))
     }
 
-    /// Keeps at least this many tokens.
+    /// Keeps the `n` likeliest tokens in any case, of equals those that `torch.topk` takes. As in HF,
+    /// tokens whose probability is 0 in fp32 and banned ones are equals, so that fewer may be left.
     ///
     /// # Errors
     /// When it is 0.
@@ -48,7 +49,7 @@ impl Warp for MinP {
     fn warp(&self, candidates: &mut Candidates) {
         candidates.softmax();
         let highest = candidates.probs().iter().copied().fold(0.0, f32::max);
-        candidates.keep_probable(self.p * highest, self.min_tokens_to_keep);
+        candidates.keep_likeliest(self.p * highest, self.min_tokens_to_keep);
     }
 }
 
