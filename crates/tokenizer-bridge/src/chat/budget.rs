@@ -107,6 +107,7 @@ pub(super) fn add_to(environment: &mut minijinja::Environment<'_>) {
     });
     environment.add_function("__mlxgk_add", |a: &Value, b: &Value| add(a, b));
     environment.add_function("__mlxgk_multiply", |a: &Value, b: &Value| multiply(a, b));
+    environment.add_function("__mlxgk_slice", slice);
     environment.add_function("__mlxgk_items", |it: &Value| {
         if it.is_none() {
             return Err(invalid("'NoneType' object is not iterable"));
@@ -211,6 +212,43 @@ fn multiply(a: &Value, b: &Value) -> Result<Value, Error> {
         return Ok(if it.is_tuple() { Tuple::from(list).into() } else { list.into() });
     }
     Err(impossible("*", a, b))
+}
+
+/// Python's `it[start:stop:step]`.
+fn slice(it: &Value, start: &Value, stop: &Value, step: &Value) -> Result<Value, Error> {
+    seen(it)?;
+    let index = |it: &Value| match integer(it) {
+        None if !it.is_none() => Err(invalid("slice indices must be integers or None")),
+        number => Ok(number),
+    };
+    let (start, stop, step) = (index(start)?, index(stop)?, index(step)?.unwrap_or(1));
+    let within = |len: usize| {
+        let len = i128::try_from(len).unwrap_or(i128::MAX);
+        let (first, last) = if step < 0 { (-1, len - 1) } else { (0, len) };
+        let place =
+            |at: i128| (if at < 0 { at.saturating_add(len) } else { at }).clamp(first, last);
+        let begin = start.map_or(if step < 0 { last } else { first }, place);
+        let end = stop.map_or(if step < 0 { first } else { last }, place);
+        let is_inside = move |at: &i128| if step < 0 { *at > end } else { *at < end };
+        let next = move |at: &i128| at.checked_add(step).filter(is_inside);
+        std::iter::successors(Some(begin).filter(is_inside), next)
+            .filter_map(|at| usize::try_from(at).ok())
+    };
+    if step == 0 {
+        return Err(invalid("slice step cannot be zero"));
+    }
+    if let Some(part) = it.as_str() {
+        text(part.len())?;
+        let letters: Vec<char> = part.chars().collect();
+        return Ok(within(letters.len()).map(|at| letters[at]).collect::<String>().into());
+    }
+    if is_list(it) {
+        let all: Vec<Value> = it.try_iter()?.collect();
+        items(all.len())?;
+        let list: Vec<Value> = within(all.len()).map(|at| all[at].clone()).collect();
+        return Ok(if it.is_tuple() { Tuple::from(list).into() } else { list.into() });
+    }
+    Err(invalid(format!("a value of type {} cannot be sliced", it.kind())))
 }
 
 /// Refuses what a namespace must not keep: another namespace, which may hold the first, and lists

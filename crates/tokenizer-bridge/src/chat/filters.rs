@@ -36,6 +36,7 @@ pub(super) fn add_to(environment: &mut Environment<'_>) {
     environment.add_filter("d", default);
     environment.add_filter("int", int);
     environment.add_filter("float", float);
+    environment.add_filter("round", round);
     environment.add_filter("indent", indent);
     environment.add_filter("length", length);
     environment.add_filter("count", length);
@@ -195,6 +196,14 @@ fn call(state: &mut State<'_, '_>, name: &str, args: &[Value]) -> Result<Value, 
         let count = integer(args.get(1), "count")?.unwrap_or(1);
         budget::items(usize::try_from(count).unwrap_or(usize::MAX))?;
     }
+    if name == "max" {
+        // Of equals the first; minijinja takes the last.
+        let mut items: Vec<Value> = value.try_iter()?.collect();
+        items.reverse();
+        let args: Vec<Value> =
+            std::iter::once(items.into()).chain(args.iter().skip(1).cloned()).collect();
+        return state.apply_filter("__mlxgk_max", &args);
+    }
     state.apply_filter(&format!("__mlxgk_{name}"), args)
 }
 
@@ -221,6 +230,20 @@ fn float(state: &State<'_, '_>, value: &Value, args: Arguments) -> Result<Value,
     let [otherwise] = bind(&args.into_values(), ["default"])?;
     let otherwise = otherwise.unwrap_or_else(|| Value::from(0.0));
     filters::float(state, &trimmed(value), Some(otherwise), no_kwargs())
+}
+
+/// `round(precision=0, method='common')`: `ceil` and `floor` make a float of an integer.
+fn round(value: Value, args: Arguments) -> Result<Value, Error> {
+    let [precision, method] = bind(&args.into_values(), ["precision", "method"])?;
+    let precision = integer(precision.as_ref(), "precision")?.and_then(|it| i32::try_from(it).ok());
+    let method = method.as_ref().and_then(Value::as_str);
+    let value = match i64::try_from(value.clone()) {
+        Ok(number) if value.is_integer() && matches!(method, Some("ceil" | "floor")) => {
+            Value::from(number as f64)
+        }
+        _ => value,
+    };
+    filters::round(value, precision, method, no_kwargs())
 }
 
 /// Python reads numbers with spaces around them.

@@ -12,6 +12,7 @@
 //! | `{% set ns.x = value %}` | `{% set ns.x = __mlxgk_keep(value) %}` |
 //! | `a\|filter` | `a\|__mlxgk_seen\|filter` |
 //! | `a == b`, `a in b`, `a[2:]` | `__mlxgk_seen(a) == __mlxgk_seen(b)`, `a in __mlxgk_seen(b)`, `__mlxgk_seen(a)[2:]` |
+//! | `a[::-1]` | `__mlxgk_slice(a,none,none,-1)` |
 //! | a long text | the same with `{{ __mlxgk_count(length) }}` in its middle |
 //!
 //! No line is added, so errors name the lines of the source. Before anything is parsed the source is
@@ -52,6 +53,8 @@ pub(super) fn rewrite(source: &str, syntax: &SyntaxConfig) -> Result<String, Str
 /// A token as far as it matters here.
 struct Lexeme {
     kind: Kind,
+    /// Whether it is the first of its tag.
+    first: bool,
     start: usize,
     end: usize,
 }
@@ -65,8 +68,31 @@ enum Kind {
     Multiply,
     In,
     Assign,
+    Colon,
+    Dot,
+    /// What something may be looked up in or be called.
+    Operand,
     Other,
 }
+
+/// Names after which an expression begins.
+const KEYWORDS: [&str; 15] = [
+    "if",
+    "elif",
+    "else",
+    "not",
+    "and",
+    "or",
+    "is",
+    "for",
+    "set",
+    "call",
+    "filter",
+    "with",
+    "do",
+    "include",
+    "recursive",
+];
 
 /// The tokens within tags, up to the first that cannot be read.
 fn tokens(source: &str, syntax: &SyntaxConfig) -> Result<Vec<Lexeme>, String> {
@@ -88,6 +114,10 @@ fn tokens(source: &str, syntax: &SyntaxConfig) -> Result<Vec<Lexeme>, String> {
             Token::Mul => Kind::Multiply,
             Token::Assign => Kind::Assign,
             Token::Ident("in") => Kind::In,
+            Token::Colon => Kind::Colon,
+            Token::Dot => Kind::Dot,
+            Token::Ident(word) if !KEYWORDS.contains(word) => Kind::Operand,
+            Token::Str(_) | Token::String(_) => Kind::Operand,
             Token::TemplateData(_) | Token::VariableEnd | Token::BlockEnd => continue,
             _ => Kind::Other,
         };
@@ -119,6 +149,7 @@ fn tokens(source: &str, syntax: &SyntaxConfig) -> Result<Vec<Lexeme>, String> {
         }
         list.push(Lexeme {
             kind,
+            first: in_tag == 1,
             start: span.start_offset as usize,
             end: span.end_offset as usize,
         });
@@ -240,7 +271,11 @@ impl Edits<'_> {
         match it {
             Expr::Var(_) | Expr::Const(_) => {}
             Expr::Slice(it) => {
-                self.seen(&it.expr);
+                if it.step.is_some() {
+                    self.slice(it.span().end_offset as usize);
+                } else {
+                    self.seen(&it.expr);
+                }
                 self.expression(&it.expr);
                 [&it.start, &it.stop, &it.step].into_iter().flatten().for_each(|it| {
                     self.expression(it);
@@ -320,6 +355,60 @@ impl Edits<'_> {
         let Some(operator) = operator.filter(|it| it.kind == kind) else { return };
         self.list.push((operator.start, operator.end - operator.start, ",".to_owned()));
         self.call(name, span.start_offset as usize, span.end_offset as usize);
+    }
+
+    /// Makes a slice with a step, of which this is the end, a call: minijinja counts backwards otherwise
+    /// than Python.
+    fn slice(&mut self, end: usize) {
+        let close = self.token(end).saturating_sub(1);
+        let Some(open) = self.opening(close) else { return };
+        let Some(first) = self.operand(open) else { return };
+        let (mut depth, mut empty) = (0, true);
+        let mut edits = vec![(self.tokens[first].start, 0, format!("{PREFIX}_slice("))];
+        for it in &self.tokens[open..=close] {
+            depth += bracket(it);
+            let new = match (depth, it.kind) {
+                (1, Kind::Colon) if empty => "none,",
+                (1, Kind::Open | Kind::Colon) => ",",
+                (0, _) => ")",
+                _ => {
+                    empty = false;
+                    continue;
+                }
+            };
+            empty = true;
+            edits.push((it.start, it.end - it.start, new.to_owned()));
+        }
+        self.list.append(&mut edits);
+    }
+
+    /// The bracket that the one at `close` belongs to.
+    fn opening(&self, close: usize) -> Option<usize> {
+        let mut depth = 0;
+        (0..=close).rev().find(|&at| {
+            depth += bracket(&self.tokens[at]);
+            depth == 0
+        })
+    }
+
+    /// The first token of what the bracket at `open` looks up in.
+    fn operand(&self, open: usize) -> Option<usize> {
+        let mut at = open.checked_sub(1)?;
+        loop {
+            let before = |at: usize| (!self.tokens[at].first).then(|| self.tokens[at - 1].kind);
+            if self.tokens[at].kind == Kind::Close {
+                at = self.opening(at)?;
+                // Brackets of a call or of another lookup.
+                if !matches!(before(at), Some(Kind::Operand | Kind::Close)) {
+                    return Some(at);
+                }
+                at -= 1;
+            } else if before(at) == Some(Kind::Dot) {
+                at = at.checked_sub(2)?;
+            } else {
+                return Some(at);
+            }
+        }
     }
 
     /// What a comparison looks at. One with a text of the template takes no longer than that is.
