@@ -6,8 +6,8 @@ use crate::failure::{Failure, Result};
 #[cfg(target_os = "linux")]
 use crate::sanitize;
 use crate::{
-    bench, book, check, check_convert, examples, features, mac_check, packages, parity, record,
-    release, run, setup, test, tidy, tokenizers,
+    bench, book, check, check_adapters, check_convert, examples, features, mac_check, packages,
+    parity, record, release, run, setup, test, tidy, tokenizers,
 };
 
 /// A chore as the user calls it.
@@ -54,6 +54,12 @@ const CHORES: &[Chore] = &[
         summary: "measure the speed, and that of transformers and mlx-lm beside it",
         help: bench::HELP,
         run: bench::run,
+    },
+    Chore {
+        name: "check-adapters",
+        summary: "exchange adapters with PEFT and mlx-lm",
+        help: check_adapters::HELP,
+        run: check_adapters::run,
     },
     Chore {
         name: "check-convert",

@@ -12,6 +12,7 @@
 mod bench;
 mod book;
 mod check;
+mod check_adapters;
 mod check_convert;
 mod cli;
 #[cfg(any(target_os = "linux", target_os = "macos"))]
