@@ -12,7 +12,7 @@ import sys
 import time
 
 
-def main(packages, load, generate, draw, first_token, answer=None):
+def main(packages, load, generate, draw, first_token, answer=None, train=None):
     """Does the task on the command line and prints what was measured.
 
     load(folder, dtype) -> model
@@ -20,6 +20,7 @@ def main(packages, load, generate, draw, first_token, answer=None):
     draw(task) -> a function that draws one token
     first_token(folder, text) -> the first word of the answer
     answer(model, fields, prompts) -> the new tokens of a whole request
+    train(folder, adapter, rows) -> a function that makes one step and returns its loss
     """
     task = json.loads(sys.argv[1])
     if task["task"] == "generate":
@@ -29,6 +30,8 @@ def main(packages, load, generate, draw, first_token, answer=None):
         measured = measure_request(task, load(task["model"], "float32"), answer)
     elif task["task"] == "growth":
         measured = measure_growth(task, load(task["model"], "float32"), generate)
+    elif task["task"] == "train":
+        measured = measure_training(task, train(task["model"], task["adapter"], task["rows"]))
     elif task["task"] == "draw":
         measured = {"microseconds": measure_draws(draw(task), task["draws"])}
     else:
@@ -46,14 +49,18 @@ def measure_generate(task, request):
         decode.append((len(tokens) - 1) / rest)
         _, first, _ = request(task["prefill"], 1)
         prefill.append(len(task["prefill"]) / first)
-    # macOS counts bytes here, Linux kibibytes.
-    unit = 1 if sys.platform == "darwin" else 1024
     return {
         "decode_tokens_per_second": statistics.median(decode),
         "prefill_tokens_per_second": statistics.median(prefill),
         "tokens": tokens,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_bytes": peak_bytes(),
     }
+
+
+def peak_bytes():
+    # macOS counts bytes here, Linux kibibytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def measure_request(task, model, answer):
@@ -64,6 +71,18 @@ def measure_request(task, model, answer):
         tokens = answer(model, task["fields"], task["prompts"])
         rates.append(len(tokens) / (time.perf_counter() - begun))
     return {"tokens_per_second": statistics.median(rates), "tokens": tokens}
+
+
+def measure_training(task, step):
+    times, losses = [], []
+    for _ in range(task["steps"]):
+        begun = time.perf_counter()
+        losses.append(step())
+        times.append(time.perf_counter() - begun)
+    tokens = sum(map(len, task["rows"]))
+    # The first step pays for threads and memory that the later ones find ready.
+    rate = tokens / statistics.median(times[1:])
+    return {"tokens_per_second": rate, "losses": losses, "peak_bytes": peak_bytes()}
 
 
 def measure_growth(task, model, generate):

@@ -1,6 +1,8 @@
 """transformers on torch's CPU backend: its generate(), and its processors with torch's draw."""
 
 import itertools
+import pathlib
+import sys
 
 import numpy
 import torch
@@ -83,5 +85,26 @@ def first_token(folder, text):
     return tokenizer.decode(tokens)
 
 
+def train(folder, adapter, rows):
+    """A function that makes one step with PEFT, and returns its loss."""
+    sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent.parent / "build" / "venv" / "peft"))
+    import peft
+
+    model = peft.PeftModel.from_pretrained(load(folder, "float32"), adapter, is_trainable=True)
+    trained = [it for it in model.parameters() if it.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)
+    ids = torch.tensor(rows)
+
+    def step():
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
 if __name__ == "__main__":
-    _peer.main(["transformers", "torch"], load, generate, draw, first_token, answer)
+    _peer.main(["transformers", "torch"], load, generate, draw, first_token, answer, train)

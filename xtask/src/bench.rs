@@ -11,6 +11,7 @@ mod machine;
 mod measure;
 mod report;
 mod system;
+mod training;
 
 use std::fs;
 
@@ -26,12 +27,14 @@ use crate::{cli, process, setup, workspace};
 pub(crate) const HELP: &str = "\
 Measures decoding, prefill, draws, the time to the first token and the peak memory.
 
-Usage: cargo xtask bench [--peers [llama.cpp]] [--shape NAME] [--quick]
+Usage: cargo xtask bench [--peers [llama.cpp|training]] [--shape NAME] [--quick]
 
   --peers             measure transformers and mlx-lm in the same run, print the ratios beside the
                       goals, and write docs/benchmarks.md with its chart; fails when a goal is missed
   --peers llama.cpp   measure llama.cpp alone, in bf16, 8 and 4 bits, and print the ratios; writes
                       no page
+  --peers training    measure steps of LoRA beside PEFT on torch alone, and print the ratios; writes no
+                      page
   --shape NAME        with llama.cpp: 0.6b or moe (a mixture of experts); both where it is not given
   --quick             a few tokens each, to see that everything runs: the numbers mean nothing
 
@@ -45,7 +48,8 @@ some 20 minutes.
 Examples:
   cargo xtask bench
   cargo xtask bench --peers
-  cargo xtask bench --peers llama.cpp --shape 0.6b";
+  cargo xtask bench --peers llama.cpp --shape 0.6b
+  cargo xtask bench --peers training";
 
 /// Everything is measured on this many threads, draws on one.
 const THREADS: usize = 2;
@@ -57,24 +61,40 @@ struct Effort {
     prefill: usize,
     bundled_tokens: usize,
     draws: usize,
+    training_steps: usize,
 }
 
-const FULL: Effort =
-    Effort { rounds: 3, new_tokens: 32, prefill: 256, bundled_tokens: 256, draws: 300 };
-const QUICK: Effort = Effort { rounds: 1, new_tokens: 3, prefill: 8, bundled_tokens: 16, draws: 5 };
+const FULL: Effort = Effort {
+    rounds: 3,
+    new_tokens: 32,
+    prefill: 256,
+    bundled_tokens: 256,
+    draws: 300,
+    training_steps: 8,
+};
+const QUICK: Effort = Effort {
+    rounds: 1,
+    new_tokens: 3,
+    prefill: 8,
+    bundled_tokens: 16,
+    draws: 5,
+    training_steps: 2,
+};
 
 /// mlx-lm makes half a token per second at the large shape: it gets one round and few tokens.
 const SLOW_TOKENS: usize = 4;
 
 /// The subcommand.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
-    let (mut peers, mut quick, mut llama_cpp, mut shape) = (false, false, false, None);
+    let (mut peers, mut quick, mut shape) = (false, false, None);
+    let (mut llama_cpp, mut training) = (false, false);
     let mut arguments = arguments.iter().map(String::as_str).peekable();
     while let Some(argument) = arguments.next() {
         match argument {
             "--peers" => {
                 peers = true;
                 llama_cpp = arguments.next_if_eq(&"llama.cpp").is_some();
+                training = arguments.next_if_eq(&"training").is_some();
             }
             "--shape" => {
                 let name = arguments
@@ -99,6 +119,9 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     if llama_cpp {
         let both = [Shape::Small, Shape::Mixture];
         return llama_cpp::run(shape.as_ref().map_or(&both, std::slice::from_ref), effort);
+    }
+    if training {
+        return training::run(effort);
     }
     let bench = Bench::prepare(peers)?;
     let results = measure(&bench, effort)?;

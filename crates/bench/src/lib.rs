@@ -6,6 +6,7 @@ mod memory;
 pub mod models;
 pub mod sampling;
 mod task;
+mod training;
 
 pub use self::generation::{Timed, time};
 pub use self::grammar::{Masks, vocabulary};

@@ -12,7 +12,7 @@ use mlx_genkit::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::{Draws, Masks, Result, models, peak_bytes, sampling, time};
+use crate::{Draws, Masks, Result, models, peak_bytes, sampling, time, training::train};
 
 /// One thing to measure, in a process of its own.
 #[derive(Debug, Clone, Deserialize)]
@@ -59,6 +59,18 @@ pub enum Task {
         new_tokens: usize,
         /// Tokens per point of the curve.
         every: usize,
+    },
+    /// Trains an adapter on one batch, of which every token is predicted.
+    Train {
+        /// The model folder; it is computed in fp32.
+        model: PathBuf,
+        /// The folder, in PEFT's format, with the adapter that is trained. Where there is none, a new one
+        /// of rank 8 for all products is written first.
+        adapter: PathBuf,
+        /// Rows of token ids.
+        rows: Vec<Vec<u32>>,
+        /// How many steps; the median counts, without the first.
+        steps: usize,
     },
     /// Draws tokens from given scores.
     Draw {
@@ -174,6 +186,7 @@ impl Task {
                 time(&model, prompt, 2)?;
                 growth(&model, prompt, *new_tokens, *every)
             }
+            Self::Train { model, adapter, rows, steps } => train(model, adapter, rows, *steps),
             Self::Draw { fields, rng, scores, vocab, history, draws } => {
                 let seed = match rng {
                     Generator::Fast => Seed::Fast(0),
@@ -241,7 +254,7 @@ fn each(before: usize, count: usize, mut step: impl FnMut() -> Result<()>) -> Re
 }
 
 /// The middle value; 0 of none.
-fn median(mut values: Vec<f64>) -> f64 {
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(0.0)
 }

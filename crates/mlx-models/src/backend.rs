@@ -5,7 +5,7 @@ use mlx_rs::{
     Array, Device, DeviceType, Dtype,
     error::Result as MlxResult,
     fast::{ScaledDotProductAttentionMask, rms_norm, scaled_dot_product_attention},
-    ops::rsqrt,
+    ops::{logsumexp_axis, rsqrt},
 };
 use mlxgk_kv_cache::{Columns, Mask, Seen};
 
@@ -113,6 +113,15 @@ impl Backend {
             Kind::Native(native) => native.silu_gate(gate, up),
             Kind::Gpu | Kind::Composed => Activation::Silu.forward(gate)?.multiply(up),
         }
+    }
+
+    /// The log-probability of one id per row: see [`token_logprobs`](crate::token_logprobs).
+    pub(crate) fn token_logprobs(self, logits: &Array, ids: &Array) -> MlxResult<Array> {
+        if let Kind::Native(native) = self.0 {
+            return native.token_logprobs(logits, ids);
+        }
+        let chosen = logits.take_along_axis(ids.expand_dims(-1)?, -1)?;
+        chosen.subtract(logsumexp_axis(logits, -1, true)?)?.squeeze_axes(&[-1])
     }
 
     /// `x Wᵀ` for `x` of `[.., in]` and packed weights.

@@ -192,7 +192,7 @@ impl Linear {
         if let (Some(adapter), Some(stretch)) = (&self.adapter, &self.stretch) {
             let y = self.weight.product(x)?;
             let y = match &self.dropout {
-                None => y.add(adapter.product(x)?.as_dtype(y.dtype())?)?.multiply(stretch)?,
+                None => adapter.added(&y, x)?.multiply(stretch)?,
                 Some(_) => {
                     // PEFT drops what the matrix is given, too, in what the magnitudes change.
                     let x = self.seen_by_adapter(x)?;
@@ -214,10 +214,7 @@ impl Linear {
         };
         let y = match &self.adapter {
             None => y,
-            Some(adapter) => {
-                let x = self.seen_by_adapter(x)?;
-                y.add(adapter.product(&x)?.as_dtype(y.dtype())?)?
-            }
+            Some(adapter) => adapter.added(&y, &self.seen_by_adapter(x)?)?,
         };
         match self.stack.as_ref().map(|it| it.product(&self.path, x)).transpose()?.flatten() {
             None => Ok(y),
@@ -397,6 +394,13 @@ impl Adapter {
 
     fn product(&self, x: &Array) -> MlxResult<Array> {
         x.matmul(self.a.t())?.matmul(self.b.t())?.multiply(Array::from_f32(self.scale))
+    }
+
+    /// `y + scale · B (A x)` in the dtype of `y`. The product adds to a copy of `y`, so nothing of its size
+    /// is computed besides.
+    fn added(&self, y: &Array, x: &Array) -> MlxResult<Array> {
+        let inner = x.matmul(self.a.t())?;
+        addmm(y, &inner, self.b.t(), self.scale, None)?.as_dtype(y.dtype())
     }
 
     fn rows(&self, ids: &Array) -> MlxResult<Array> {

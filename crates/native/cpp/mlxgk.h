@@ -47,6 +47,11 @@ const char* mlxgk_rotate(mlx_array* result, mlx_array x, mlx_array cos, mlx_arra
 // silu(gate) · up, for two arrays of one shape and at least one axis.
 const char* mlxgk_silu_gate(mlx_array* result, mlx_array gate, mlx_array up, mlx_stream stream);
 
+// For each row of `logits`, [rows, vocabulary], the log-probability of the id that u32 `ids`, [rows],
+// holds: logit - log Σ e^logit. Where there is no such id, it is NaN.
+const char* mlxgk_token_logprobs(mlx_array* result, mlx_array logits, mlx_array ids,
+                                 mlx_stream stream);
+
 // x · weight', for `x` of [.., in] and bf16 `weight` of [out, in]. With `chosen`, which is an empty
 // handle or u32 of any axes, `weight` is [experts, out, in] and `x` [axes.., rows, in], where some of
 // the axes that `chosen` has may be 1: every place of `chosen` names the matrix that its rows meet, and

@@ -263,6 +263,20 @@ pub(crate) fn packed(
     fits(NAME, expected, &arrays, fitting)
 }
 
+/// That there is an id for each row of logits.
+pub(crate) fn token_logprobs(logits: &Array, ids: &Array) -> Result<()> {
+    const NAME: &str = "log-probabilities of tokens";
+    dtype(NAME, "logits", logits, Dtype::Float32)?;
+    dtype(NAME, "ids", ids, Dtype::Uint32)?;
+    let fitting = logits.ndim() == 2 && ids.shape() == [logits.dim(0)];
+    fits(
+        NAME,
+        "logits are [rows, vocabulary], ids [rows]",
+        &[("logits", logits), ("ids", ids)],
+        fitting,
+    )
+}
+
 /// That `x` is `[.., in]` for a single matrix.
 pub(crate) fn product(x: &Array, weight: &Packed) -> Result<()> {
     const NAME: &str = "packed product";

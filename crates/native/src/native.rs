@@ -232,6 +232,16 @@ impl Native {
         call!(self, mlxgk_silu_gate(gate.as_ptr(), up.as_ptr()))
     }
 
+    /// For each row of `logits`, `[rows, vocabulary]`, the log-probability of its entry of `ids`, u32
+    /// `[rows]`: `logit - log Σ e^logit`; NaN where there is no such id.
+    ///
+    /// # Errors
+    /// When shapes or types do not fit.
+    pub fn token_logprobs(self, logits: &Array, ids: &Array) -> Result<Array> {
+        check::token_logprobs(logits, ids)?;
+        call!(self, mlxgk_token_logprobs(logits.as_ptr(), ids.as_ptr()))
+    }
+
     /// `x weightᵀ` for `x` of `[.., in]` and bf16 `weight` of `[out, in]`: the product with the weights
     /// in fp32, from half the memory.
     ///

@@ -17,6 +17,7 @@ use mlx_rs::{
     error::Result,
     fast::ScaledDotProductAttentionMask as Mask,
     ops::{arange, broadcast_to, matmul, select, softmax_axis, tanh},
+    transforms::{fallible_vjp, grad},
 };
 
 const SCALE: f32 = 0.3;
@@ -123,6 +124,49 @@ fn it_is_its_formula_at_size() {
     }
 }
 
+/// Several blocks of queries, with more columns than tokens and as many.
+#[test]
+fn the_gradient_is_its_formula_at_size() {
+    for (tokens, columns, heads, groups, dim) in
+        [(130, 130, 4, 2, 16), (150, 201, 2, 1, 20), (65, 300, 3, 3, 7)]
+    {
+        let mut inputs = inputs(2, heads, groups, tokens, columns, dim);
+        inputs.push(mask(&[2, heads, tokens, columns]));
+        for (seen, cap) in [
+            (Seen::All, None),
+            (Seen::Causal, None),
+            (Seen::Causal, Some(3.0)),
+            (Seen::Input, Some(2.0)),
+        ] {
+            let gradients = |operation: &dyn Fn(&[Array]) -> Result<Array>| {
+                let found = |it: &[Array]| Ok(vec![operation(&[it, &inputs[3..]].concat())?]);
+                let by = noise(5, inputs[0].shape());
+                fallible_vjp(found, &inputs[..3], &[by]).unwrap().1
+            };
+            let ours = gradients(&|it| ours(it, seen, cap));
+            let theirs = gradients(&|it| theirs(it, seen, cap));
+            for (at, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
+                let what = format!("gradient {at}, {tokens} tokens, {columns}, {seen:?}, {cap:?}");
+                assert_close(ours, theirs, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_query_that_sees_nothing_has_no_gradient() {
+    let inputs = inputs(1, 2, 1, 20, 30, 8);
+    let rows = arange::<i32, i32>(0, 20, 1).unwrap();
+    let seen = rows.gt(Array::from_int(0)).unwrap().reshape(&[20, 1]).unwrap();
+    let loss = |it: &Array| {
+        let all = [it.clone(), inputs[1].clone(), inputs[2].clone(), seen.clone()];
+        ours(&all, Seen::Input, None)?.square()?.sum(None)
+    };
+    let gradient = values(&grad(loss)(&inputs[0]).unwrap());
+    assert_eq!(gradient[..8], [0.0; 8]);
+    assert!(gradient[8..16].iter().all(|&it| it != 0.0 && it.is_finite()));
+}
+
 #[test]
 fn a_mask_may_have_any_shape_that_broadcasts() {
     for (tokens, columns) in [(2, 5), (2, 700), (20, 30)] {
@@ -197,6 +241,12 @@ fn nothing_gives_nothing_and_no_column_gives_zeros() {
     for tokens in [1, 20] {
         let mixed = ours(&inputs(1, 2, 1, tokens, 0, 8), Seen::All, None).unwrap();
         assert_eq!(values(&mixed), vec![0.0; 16 * tokens as usize]);
+        let inputs = inputs(1, 2, 1, tokens, 0, 8);
+        let loss = |it: &Array| {
+            ours(&[it.clone(), inputs[1].clone(), inputs[2].clone()], Seen::All, None)?.sum(None)
+        };
+        let gradient = grad(loss)(&inputs[0]).unwrap();
+        assert_eq!(values(&gradient), vec![0.0; 16 * tokens as usize]);
     }
 }
 

@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{assert_same, native, noise};
+use common::{assert_same, assert_same_twice, native, noise};
 use mlx_rs::{Array, error::Result, ops::sigmoid};
 
 fn ours(inputs: &[Array]) -> Result<Array> {
@@ -23,6 +23,11 @@ fn it_is_its_formula() {
         let gate = noise(1, shape).multiply(Array::from_f32(20.0)).unwrap();
         assert_same(&format!("{shape:?}"), &ours, &theirs, &[gate, noise(2, shape)]);
     }
+}
+
+#[test]
+fn its_gradient_has_a_gradient() {
+    assert_same_twice("twice", &ours, &theirs, &[noise(1, &[3, 33]), noise(2, &[3, 33])]);
 }
 
 #[test]

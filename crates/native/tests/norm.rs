@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{assert_same, native, noise};
+use common::{assert_same, assert_same_twice, native, noise};
 use mlx_rs::{Array, error::Result, ops::rsqrt};
 
 const EPS: f32 = 1e-3;
@@ -25,6 +25,11 @@ fn it_is_its_formula() {
         let size = shape[shape.len() - 1];
         assert_same(&format!("{shape:?}"), &ours, &theirs, &[noise(1, shape), noise(2, &[size])]);
     }
+}
+
+#[test]
+fn its_gradient_has_a_gradient() {
+    assert_same_twice("twice", &ours, &theirs, &[noise(1, &[3, 33]), noise(2, &[33])]);
 }
 
 #[test]

@@ -11,69 +11,27 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <optional>
 
 #include "mlxgk.h"
+#include "ops/attention_gradient.h"
 #include "ops/columns.h"
 #include "ops/few_rows.h"
 #include "ops/layout.h"
 #include "ops/memory.h"
 #include "ops/op.h"
+#include "ops/softmax.h"
 #include "ops/vectors.h"
 #include "ops/workers.h"
 #include "shim/blas.h"
 
 using namespace vectors;
+using softmax::kNothing;
+using softmax::Powers;
+using softmax::scale;
+using softmax::whole;
 
 namespace {
-
-constexpr float kNothing = -std::numeric_limits<float>::infinity();
-
-// c · tanh(s / c), through tanh(z) = 1 - 2 / (e^2z + 1).
-FOR_EACH_PROCESSOR
-void cap_scores(float* scores, int count, float cap) {
-  for (int i = 0; i < count; i += kLanes) {
-    const Lanes e = exp(load(scores + i) * (2.0f / cap));
-    store(scores + i, cap * (1.0f - 2.0f / (e + 1.0f)));
-  }
-}
-
-// The largest of some scores, and the sum of e^(score - largest).
-struct Powers {
-  float top, total;
-};
-
-// Replaces scores by e^(score - largest), over a whole number of vectors, of which those past the last
-// score are -inf. Where all are, nothing may be seen, and they become zeros.
-FOR_EACH_PROCESSOR
-Powers powers(float* scores, int count) {
-  Lanes most = all(kNothing);
-  for (int i = 0; i < count; i += kLanes) most = larger(most, load(scores + i));
-  float top = kNothing;
-  for (int i = 0; i < kLanes; ++i) top = std::max(top, most[i]);
-  if (top == kNothing) {
-    const bool is_nan = std::any_of(scores, scores + count, [](float it) { return it != it; });
-    if (!is_nan) {
-      std::fill_n(scores, count, 0.0f);
-      return {kNothing, 0};
-    }
-    top = 0;
-  }
-  Lanes total{};
-  for (int i = 0; i < count; i += kLanes) {
-    const Lanes power = exp(load(scores + i) - top);
-    total += power;
-    store(scores + i, power);
-  }
-  return {top, sum(total)};
-}
-
-// to[i] = from[i] · factor, added to what is there or in its place.
-FOR_EACH_PROCESSOR
-void scale(const float* from, float factor, float* to, long count, bool add) {
-  for (long i = 0; i < count; ++i) to[i] = (add ? to[i] : 0.0f) + from[i] * factor;
-}
 
 // out[row] = Σ weights[row][c] · values[c] for M rows and 64 columns of values at most, added to what
 // is there or in its place.
@@ -135,11 +93,15 @@ struct Options {
   bool causal;
   std::optional<float> soft_cap;
   std::optional<Packing> packing;
+  // Whether the inputs say what may be seen.
+  bool has_seen;
 
   // Where the keys begin among the inputs, the values, and what may be seen.
   int keys() const { return 1; }
   int values() const { return packing ? 4 : 2; }
-  std::size_t seen() const { return packing ? 7 : 3; }
+  const op::array* seen_of(const op::Arrays& inputs) const {
+    return has_seen ? &inputs[packing ? 7 : 3] : nullptr;
+  }
 };
 
 std::unique_ptr<columns::Columns> columns_at(const op::Arrays& inputs, int at,
@@ -153,13 +115,13 @@ std::unique_ptr<columns::Columns> columns_at(const op::Arrays& inputs, int at,
 // tokens or 1, columns or 1].
 class Task {
  public:
-  Task(const op::Arrays& inputs, op::array& output, const Options& options)
+  Task(const op::Arrays& inputs, op::Arrays& outputs, const Options& options)
       : options_(options),
         queries_(inputs[0]),
         keys_(columns_at(inputs, options.keys(), options)),
         values_(columns_at(inputs, options.values(), options)),
-        seen_(inputs.size() > options.seen() ? inputs[options.seen()].data<bool>() : nullptr),
-        output_(output.data<float>()),
+        sight_(inputs[0], inputs[1], options.seen_of(inputs), options.causal),
+        output_(outputs[0].data<float>()),
         groups_(inputs[1].shape(1)),
         columns_(inputs[1].shape(2)),
         tokens_(inputs[0].shape(2)),
@@ -180,12 +142,7 @@ class Task {
         mixed_(parts_ > 1 ? static_cast<long>(heads_) * parts_ * rows_ * dim_ : 0),
         unpacked_row_(std::max(keys_->scratch(stretch_), values_->scratch(stretch_))),
         // Of many rows, the keys and the values of a head.
-        unpacked_((is_few_ ? workers_ : 2) * unpacked_row_) {
-    for (int axis = 0; seen_ != nullptr && axis < 4; ++axis) {
-      const op::array& seen = inputs[options.seen()];
-      seen_steps_[axis] = seen.shape(axis) == 1 ? 0 : seen.strides(axis);
-    }
-  }
+        unpacked_((is_few_ ? workers_ : 2) * unpacked_row_) {}
 
   void run() {
     queries_.ready();
@@ -201,8 +158,6 @@ class Task {
   }
 
  private:
-  static int whole(int count) { return (count + kLanes - 1) / kLanes * kLanes; }
-
   void few() {
     workers::share(heads_ * parts_, [this](int chunk, int worker) {
       const int head = chunk / parts_, from = chunk % parts_ * kPart;
@@ -273,7 +228,7 @@ class Task {
         for (int row = chunk * kRows; row < end; ++row) {
           float* weights = scores + static_cast<long>(row) * scores_row_;
           const Powers it = weigh(head, from + row, 0, columns_, weights);
-          scale(weights, it.top == kNothing ? 0.0f : 1.0f / it.total, weights, scores_row_, false);
+          scale(weights, it.share(), weights, scores_row_, false);
         }
       });
       cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, count, dim_, columns_, 1, scores,
@@ -303,20 +258,10 @@ class Task {
 
   // One query's scores with `count` columns become their powers.
   Powers weigh(int head, int row, int from, int count, float* scores) const {
-    const int token = row % tokens_, width = whole(count);
-    // A causal token sees no column beyond its own.
-    const int end = options_.causal ? columns_ - (tokens_ - 1 - token) : columns_;
-    const int visible = std::clamp(end - from, 0, count);
-    if (options_.soft_cap) cap_scores(scores, width, *options_.soft_cap);
-    if (seen_ != nullptr) {
-      const long query_head = static_cast<long>(head % groups_) * group_ + row / tokens_;
-      const bool* seen = seen_ + head / groups_ * seen_steps_[0] + query_head * seen_steps_[1] +
-                         token * seen_steps_[2] + from * seen_steps_[3];
-      for (int i = 0; i < visible; ++i)
-        if (!seen[i * seen_steps_[3]]) scores[i] = kNothing;
-    }
-    std::fill(scores + visible, scores + width, kNothing);
-    return powers(scores, width);
+    if (options_.soft_cap) softmax::cap_scores(scores, whole(count), *options_.soft_cap);
+    const int query_head = head % groups_ * group_ + row / tokens_;
+    sight_.hide(head / groups_, query_head, row % tokens_, from, count, scores);
+    return softmax::powers(scores, whole(count));
   }
 
   // Columns in a part of a head with few rows.
@@ -328,8 +273,7 @@ class Task {
   const Options options_;
   layout::Heads<float> queries_;
   std::unique_ptr<columns::Columns> keys_, values_;
-  const bool* seen_;
-  long seen_steps_[4];
+  const softmax::Sight sight_;
   float* output_;
   int groups_, columns_, tokens_, dim_, heads_, group_, rows_, dim_row_;
   bool is_few_;
@@ -342,7 +286,7 @@ class Task {
   memory::Floats unpacked_;
 };
 
-op::array composed(const Options& options, const op::Arrays& inputs) {
+op::Arrays composed(const Options& options, const op::Arrays& inputs) {
   using namespace mlx::core;
   const int heads = inputs[0].shape(1), groups = inputs[1].shape(1);
   const int tokens = inputs[0].shape(2), columns = inputs[1].shape(2);
@@ -359,22 +303,23 @@ op::array composed(const Options& options, const op::Arrays& inputs) {
     scores = tanh(scores / cap) * cap;
   }
   const array nothing(kNothing);
-  if (inputs.size() > options.seen()) scores = where(inputs[options.seen()], scores, nothing);
+  if (const array* seen = options.seen_of(inputs)) scores = where(*seen, scores, nothing);
   if (options.causal) {
     const array last = expand_dims(arange(columns - tokens, columns, 1), 1);
     scores = where(less_equal(expand_dims(arange(0, columns, 1), 0), last), scores, nothing);
   }
-  return matmul(softmax(scores, -1, true), values);
+  return {matmul(mlx::core::softmax(scores, -1, true), values)};
 }
 
 op::array attention(const Options& options, op::Arrays inputs, op::Stream stream) {
-  const auto prepare = [options](const op::Arrays& inputs, op::array& output) {
-    return op::work<Task>(inputs, output, options);
-  };
   const auto in_mlx = [options](const op::Arrays& inputs) { return composed(options, inputs); };
   const auto shape = inputs[0].shape();
   const char* name = options.packing ? "PackedAttention" : "Attention";
-  return op::make(name, prepare, in_mlx, shape, std::move(inputs), stream);
+  op::Gradient gradient;
+  if (!options.packing)
+    gradient = attention::gradient(options.scale, options.causal, options.soft_cap);
+  return op::make({name, {shape}, op::task<Task>(options), in_mlx, gradient}, std::move(inputs),
+                  stream);
 }
 
 const char* give(mlx_array* result, std::initializer_list<mlx_array> arrays, mlx_array seen,
@@ -396,7 +341,7 @@ std::optional<float> cap_of(float soft_cap) {
 const char* mlxgk_attention(mlx_array* result, mlx_array queries, mlx_array keys, mlx_array values,
                             mlx_array seen, float scale, bool causal, float soft_cap,
                             mlx_stream stream) {
-  const Options options{scale, causal, cap_of(soft_cap), std::nullopt};
+  const Options options{scale, causal, cap_of(soft_cap), std::nullopt, seen.ctx != nullptr};
   return give(result, {queries, keys, values}, seen, options, stream);
 }
 
@@ -405,7 +350,8 @@ const char* mlxgk_packed_attention(mlx_array* result, mlx_array queries, mlx_arr
                                    mlx_array value_scales, mlx_array value_biases, mlx_array seen,
                                    int group_size, int bits, float scale, bool causal,
                                    float soft_cap, mlx_stream stream) {
-  const Options options{scale, causal, cap_of(soft_cap), Packing{group_size, bits}};
+  const Packing packing{group_size, bits};
+  const Options options{scale, causal, cap_of(soft_cap), packing, seen.ctx != nullptr};
   return give(
       result,
       {queries, keys, key_scales, key_biases, values, value_scales, value_biases},

@@ -30,7 +30,6 @@ class Matrix : public turn::Weights {
     turn::floats(scratch, turn::kStretch, count, length, to);
   }
 
- private:
   // `length` weights of a row as floats, from one on at which a group begins.
   virtual void widen(long row, int from, int length, float* to) const = 0;
 };

@@ -1,5 +1,7 @@
 #include "ops/op.h"
 
+#include <algorithm>
+#include <numeric>
 #include <stdexcept>
 
 #include "mlx/backend/cpu/encoder.h"
@@ -13,52 +15,76 @@ namespace {
 
 class Op : public mlx::core::Primitive {
  public:
-  Op(const char* name, Prepare prepare, Composed composed, Stream stream)
-      : Primitive(stream),
-        name_(name),
-        prepare_(std::move(prepare)),
-        composed_(std::move(composed)) {}
+  Op(Operation operation, Stream stream) : Primitive(stream), op_(std::move(operation)) {}
 
   void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
-    array& output = outputs[0];
-    output.set_data(mlx::core::allocator::malloc(output.nbytes()));
-    if (output.size() == 0) return;
-    // MLX keeps the memory of inputs and output until the work is done.
-    mlx::core::cpu::get_command_encoder(stream()).dispatch(prepare_(inputs, output));
+    bool is_empty = true;
+    for (array& output : outputs) {
+      output.set_data(mlx::core::allocator::malloc(output.nbytes()));
+      is_empty = is_empty && output.size() == 0;
+    }
+    if (is_empty) return;
+    // MLX keeps the memory of inputs and outputs until the work is done.
+    mlx::core::cpu::get_command_encoder(stream()).dispatch(op_.prepare(inputs, outputs));
   }
 
   void eval_gpu(const Arrays&, Arrays&) override {
-    throw std::runtime_error(std::string(name_) + " is an operation for the CPU");
+    throw std::runtime_error(std::string(op_.name) + " is an operation for the CPU");
   }
 
   Arrays vjp(const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums,
              const Arrays&) override {
     const mlx::core::StreamContext here(stream());
+    const Gradient& own = op_.gradient;
+    const auto is_own = [&](int at) { return at < own.count; };
+    if (!std::all_of(argnums.begin(), argnums.end(), is_own))
+      return through(op_.composed, primals, cotangents, argnums);
+    const Arrays all = gradients(primals, cotangents[0]);
+    Arrays wanted;
+    for (const int at : argnums) wanted.push_back(all[at]);
+    return wanted;
+  }
+
+  const char* name() const override { return op_.name; }
+
+ private:
+  // The gradients by some inputs, through MLX's own operations.
+  static Arrays through(const Composed& composed, const Arrays& primals, const Arrays& cotangents,
+                        const std::vector<int>& argnums) {
     const std::function<Arrays(const Arrays&)> of_chosen = [&](const Arrays& chosen) {
       Arrays inputs = primals;
       for (std::size_t i = 0; i < argnums.size(); ++i) inputs[argnums[i]] = chosen[i];
-      return Arrays{composed_(inputs)};
+      return composed(inputs);
     };
     Arrays chosen;
     for (const int at : argnums) chosen.push_back(primals[at]);
     return mlx::core::vjp(of_chosen, chosen, cotangents).second;
   }
 
-  const char* name() const override { return name_; }
+  // The gradients by the first inputs, through the operation for that.
+  Arrays gradients(const Arrays& primals, const array& cotangent) {
+    const auto composed = [composed = op_.composed, count = op_.gradient.count](const Arrays& inputs) {
+      std::vector<int> first(count);
+      std::iota(first.begin(), first.end(), 0);
+      return through(composed, {inputs.begin(), inputs.end() - 1}, {inputs.back()}, first);
+    };
+    Operation gradient{op_.gradient.name, {}, op_.gradient.prepare, composed};
+    for (int i = 0; i < op_.gradient.count; ++i) gradient.shapes.push_back(primals[i].shape());
+    Arrays inputs = primals;
+    inputs.push_back(cotangent);
+    return make_all(std::move(gradient), std::move(inputs), stream());
+  }
 
- private:
-  const char* name_;
-  Prepare prepare_;
-  Composed composed_;
+  Operation op_;
 };
 
 }  // namespace
 
-array make(const char* name, Prepare prepare, Composed composed, mlx::core::Shape shape,
-           Arrays inputs, Stream stream) {
-  return array(std::move(shape), mlx::core::float32,
-               std::make_shared<Op>(name, std::move(prepare), std::move(composed), stream),
-               std::move(inputs));
+Arrays make_all(Operation operation, Arrays inputs, Stream stream) {
+  auto shapes = std::move(operation.shapes);
+  const std::vector<mlx::core::Dtype> types(shapes.size(), mlx::core::float32);
+  return array::make_arrays(std::move(shapes), types,
+                            std::make_shared<Op>(std::move(operation), stream), inputs);
 }
 
 }  // namespace op

@@ -24,23 +24,48 @@ using Arrays = std::vector<array>;
 // What is done on MLX's thread, when the inputs are there.
 using Work = std::function<void()>;
 
-// Prepares the work for inputs whose layout is known and whose content is not yet there. `output` has
-// memory, row-major, and is not empty. Memory that the work needs is taken here, on the caller's
-// thread, which can be told that there is none.
-using Prepare = std::function<Work(const Arrays& inputs, array& output)>;
+// Prepares the work for inputs whose layout is known and whose content is not yet there. The outputs
+// have memory, row-major, and one of them at least is not empty. Memory that the work needs is taken
+// here, on the caller's thread, which can be told that there is none.
+using Prepare = std::function<Work(const Arrays& inputs, Arrays& outputs)>;
 
-// The same in MLX's own operations. Gradients are taken through it.
-using Composed = std::function<array(const Arrays& inputs)>;
+// The same in MLX's own operations. Gradients are taken through it where there is no other way.
+using Composed = std::function<Arrays(const Arrays& inputs)>;
 
-// An operation of one float output.
-array make(const char* name, Prepare prepare, Composed composed, mlx::core::Shape shape,
-           Arrays inputs, Stream stream);
+// Gradients of an operation of one output as an operation of our own.
+struct Gradient {
+  const char* name = nullptr;
+  // How many inputs, from the first on, it gives gradients by, each of the input's shape. Others are
+  // constants to it.
+  int count = 0;
+  // Of the operation's inputs and, behind them, the gradient by its output.
+  Prepare prepare;
+};
 
-// Work that is a task, made now, whose `run` is called later.
-template <typename Task, typename... Arguments>
-Work work(Arguments&&... arguments) {
-  auto task = std::make_shared<Task>(std::forward<Arguments>(arguments)...);
-  return [task = std::move(task)] { task->run(); };
+// An operation of float outputs.
+struct Operation {
+  const char* name;
+  std::vector<mlx::core::Shape> shapes;
+  Prepare prepare;
+  Composed composed;
+  Gradient gradient = {};
+};
+
+// Its outputs.
+Arrays make_all(Operation operation, Arrays inputs, Stream stream);
+
+// The output of an operation that has one.
+inline array make(Operation operation, Arrays inputs, Stream stream) {
+  return make_all(std::move(operation), std::move(inputs), stream)[0];
+}
+
+// Prepares a task, `Task(inputs, outputs, rest..)`, whose `run` is the work.
+template <typename Task, typename... Rest>
+Prepare task(Rest... rest) {
+  return [rest...](const Arrays& inputs, Arrays& outputs) -> Work {
+    auto task = std::make_shared<Task>(inputs, outputs, rest...);
+    return [task = std::move(task)] { task->run(); };
+  };
 }
 
 // What is behind a handle of MLX's C interface.

@@ -17,6 +17,7 @@
 #include "ops/memory.h"
 #include "ops/op.h"
 #include "ops/workers.h"
+#include "shim/blas.h"
 
 namespace {
 
@@ -36,13 +37,13 @@ int chunk_of(long m, long n, long k) {
 // y = x·w', x of m × k, w of n × k.
 class Product {
  public:
-  Product(const op::Arrays& inputs, op::array& output, const Make& make, int n)
+  Product(const op::Arrays& inputs, op::Arrays& outputs, const Make& make, int n)
       : weights_(make({inputs.begin() + 1, inputs.end()})),
         x_(inputs[0]),
-        y_(output.data<float>()),
+        y_(outputs[0].data<float>()),
         n_(n),
         k_(inputs[0].shape(-1)),
-        m_(static_cast<int>(output.size() / n_)),
+        m_(static_cast<int>(outputs[0].size() / n_)),
         scratch_(is_few() ? m_ * whole(k_) : many_rows::scratch(m_, k_)) {}
 
   void run() {
@@ -78,15 +79,61 @@ class Product {
   memory::Floats scratch_;
 };
 
+// The gradient by x, by·w, from that by y, of m × n. Rows of weights become floats, a panel at a time.
+class Descent {
+ public:
+  Descent(const op::Arrays& inputs, op::Arrays& outputs, const Make& make)
+      : weights_(make({inputs.begin() + 1, inputs.end() - 1})),
+        by_(inputs.back()),
+        by_x_(outputs[0].data<float>()),
+        n_(inputs.back().shape(-1)),
+        k_(inputs[0].shape(-1)),
+        m_(static_cast<int>(outputs[0].size() / k_)),
+        most_(static_cast<int>(std::clamp<long>(kPanel / std::max(k_, 1), 1, std::max(n_, 1)))),
+        panel_(static_cast<long>(most_) * k_) {}
+
+  void run() {
+    by_.ready();
+    weights_->ready();
+    if (n_ == 0) std::fill_n(by_x_, static_cast<long>(m_) * k_, 0.0f);
+    for (int from = 0; from < n_; from += most_) {
+      const int count = std::min(most_, n_ - from);
+      widen(from, count);
+      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, m_, k_, count, 1, by_.data() + from,
+                  static_cast<int>(by_.row()), panel_.data(), k_, from > 0 ? 1 : 0, by_x_, k_);
+    }
+  }
+
+ private:
+  // Weights in a panel, and in a chunk of it that a thread widens.
+  static constexpr long kPanel = 1 << 20;
+  static constexpr long kChunk = 1 << 16;
+
+  void widen(int first, int count) {
+    const int share = static_cast<int>(std::max(1l, kChunk / k_));
+    workers::share(workers::chunks(count, share), [&](int chunk, int) {
+      const int end = std::min(count, (chunk + 1) * share);
+      for (int row = chunk * share; row < end; ++row)
+        weights_->widen(first + row, 0, k_, panel_.data() + static_cast<long>(row) * k_);
+    });
+  }
+
+  std::unique_ptr<matrix::Matrix> weights_;
+  layout::Rows<float> by_;
+  float* by_x_;
+  int n_, k_, m_, most_;
+  memory::Floats panel_;
+};
+
 // y[p] = x[p]·w[chosen[p]]' for every place p of `chosen`, x[p] of rows × k, w of experts × n × k. Of
 // the axes of `x` that `chosen` spans, some may be 1.
 class Gathered {
  public:
-  Gathered(const op::Arrays& inputs, op::array& output, const Make& make, int experts, int n)
+  Gathered(const op::Arrays& inputs, op::Arrays& outputs, const Make& make, int experts, int n)
       : weights_(make({inputs.begin() + 2, inputs.end()})),
         x_(inputs[0]),
         chosen_(inputs[1]),
-        y_(output.data<float>()),
+        y_(outputs[0].data<float>()),
         experts_(experts),
         n_(n),
         k_(inputs[0].shape(-1)),
@@ -222,29 +269,26 @@ op::array product(const op::array& x, const mlx_array& chosen, const op::Arrays&
   op::Arrays inputs{x};
   if (chosen.ctx == nullptr) {
     inputs.insert(inputs.end(), weights.begin(), weights.end());
-    const auto prepare = [make, n](const op::Arrays& inputs, op::array& output) {
-      return op::work<Product>(inputs, output, make, n);
-    };
     const auto in_mlx = [composed](const op::Arrays& inputs) {
-      return composed(inputs[0], {inputs.begin() + 1, inputs.end()}, std::nullopt);
+      return op::Arrays{composed(inputs[0], {inputs.begin() + 1, inputs.end()}, std::nullopt)};
     };
     auto out = x.shape();
     out.back() = n;
-    return op::make("Product", prepare, in_mlx, out, std::move(inputs), stream);
+    op::Gradient gradient{"ProductGradient", 1, op::task<Descent>(make)};
+    return op::make({"Product", {out}, op::task<Product>(make, n), in_mlx, gradient},
+                    std::move(inputs), stream);
   }
   inputs.push_back(op::of(chosen));
   inputs.insert(inputs.end(), weights.begin(), weights.end());
   const int experts = shape[0];
-  const auto prepare = [make, experts, n](const op::Arrays& inputs, op::array& output) {
-    return op::work<Gathered>(inputs, output, make, experts, n);
-  };
   const auto in_mlx = [composed](const op::Arrays& inputs) {
-    return composed(inputs[0], {inputs.begin() + 2, inputs.end()}, inputs[1]);
+    return op::Arrays{composed(inputs[0], {inputs.begin() + 2, inputs.end()}, inputs[1])};
   };
   auto out = op::of(chosen).shape();
   out.push_back(x.shape(-2));
   out.push_back(n);
-  return op::make("GatheredProduct", prepare, in_mlx, out, std::move(inputs), stream);
+  return op::make({"GatheredProduct", {out}, op::task<Gathered>(make, experts, n), in_mlx},
+                  std::move(inputs), stream);
 }
 
 op::array widening_product(const op::array& x, const op::array& weight, const mlx_array& chosen,

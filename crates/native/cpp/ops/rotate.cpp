@@ -28,14 +28,16 @@ void rotate_head(const float* x, const float* cos, const float* minus, const flo
   }
 }
 
+// The gradient by `x` is that by the result, turned back: with the other sines.
 class Task {
  public:
-  Task(const op::Arrays& inputs, op::array& output)
-      : x_(inputs[0]),
+  Task(const op::Arrays& inputs, op::Arrays& outputs, bool back)
+      : x_(inputs[back ? 3 : 0]),
         cos_(inputs[1]),
         sin_(inputs[2]),
         table_per_row_(inputs[1].shape(0) > 1),
-        to_(output.data<float>()) {}
+        back_(back),
+        to_(outputs[0].data<float>()) {}
 
   void run() {
     x_.ready();
@@ -48,7 +50,8 @@ class Task {
         const float* x = x_.at(batch, head, token);
         float* to = to_ + (chunk * tokens + token) * dim;
         const long angle = (table_per_row_ ? batch * tokens : 0) + token;
-        rotate_head(x, cos_.at(angle), sin_.at(2 * angle), sin_.at(2 * angle + 1), to,
+        const float *minus = sin_.at(2 * angle), *plus = sin_.at(2 * angle + 1);
+        rotate_head(x, cos_.at(angle), back_ ? plus : minus, back_ ? minus : plus, to,
                     static_cast<int>(half));
         std::copy(x + 2 * half, x + dim, to + 2 * half);
       }
@@ -58,16 +61,13 @@ class Task {
  private:
   layout::Heads<float> x_;
   layout::Rows<float> cos_, sin_;
-  bool table_per_row_;
+  bool table_per_row_, back_;
   float* to_;
 };
 
 op::array rotate(const op::array& x, const op::array& cos, const op::array& sin,
                  op::Stream stream) {
   using namespace mlx::core;
-  const auto prepare = [](const op::Arrays& inputs, array& output) {
-    return op::work<Task>(inputs, output);
-  };
   const auto composed = [](const op::Arrays& inputs) {
     const int half = inputs[1].shape(-1), dim = inputs[0].shape(-1);
     const op::Arrays parts = split(inputs[0], Shape{half, 2 * half}, -1);
@@ -76,9 +76,11 @@ op::array rotate(const op::array& x, const op::array& cos, const op::array& sin,
     const array minus = squeeze(sins[0], 3), plus = squeeze(sins[1], 3);
     op::Arrays turned{parts[0] * cos + parts[1] * minus, parts[1] * cos + parts[0] * plus};
     if (2 * half < dim) turned.push_back(parts[2]);
-    return concatenate(turned, -1);
+    return op::Arrays{concatenate(turned, -1)};
   };
-  return op::make("Rotate", prepare, composed, x.shape(), {x, cos, sin}, stream);
+  op::Gradient gradient{"RotateBack", 1, op::task<Task>(true)};
+  return op::make({"Rotate", {x.shape()}, op::task<Task>(false), composed, gradient}, {x, cos, sin},
+                  stream);
 }
 
 }  // namespace

@@ -24,11 +24,14 @@ class ThreadPool {
   int threads() const { return threads_; }
 
   void share(int chunks, void (*work)(const void*, int, int), const void* context) {
+    // Work that is part of a chunk is not shared again; its thread may hold the lock already.
+    static thread_local bool shares = false;
     std::unique_lock<std::mutex> alone(in_use_, std::defer_lock);
-    if (chunks <= 1 || threads_ == 1 || !alone.try_lock()) {
+    if (chunks <= 1 || threads_ == 1 || shares || !alone.try_lock()) {
       for (int chunk = 0; chunk < chunks; ++chunk) work(context, chunk, 0);
       return;
     }
+    shares = true;
     work_ = work;
     context_ = context;
     undone_.store(chunks, std::memory_order_relaxed);
@@ -38,6 +41,7 @@ class ThreadPool {
     turn_.store(turn, std::memory_order_release);
     turn_.notify_all();
     take_chunks(turn, 0);
+    shares = false;
     while (undone_.load(std::memory_order_acquire) != 0) std::this_thread::yield();
   }
 

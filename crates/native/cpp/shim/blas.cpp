@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <mutex>
 #include <thread>
 
 #include "ops/few_rows.h"
@@ -75,6 +76,10 @@ bool one_row_or_column(CBLAS_ORDER order, CBLAS_TRANSPOSE a_trans, CBLAS_TRANSPO
   return true;
 }
 
+// How many of `OneThread` live, and how many threads OpenBLAS had before the first of them.
+std::mutex alone;
+int count_alone = 0, threads_before = 0;
+
 // A matrix of n × k.
 class OfRows : public turn::Weights {
  public:
@@ -112,6 +117,18 @@ void many(int m, int n, int k, const float* a, int lda, const turn::Weights& b, 
 }
 
 }  // namespace
+
+blas::OneThread::OneThread() {
+  const std::lock_guard<std::mutex> lock(alone);
+  if (count_alone++ > 0) return;
+  threads_before = scipy_openblas_get_num_threads();
+  scipy_openblas_set_num_threads(1);
+}
+
+blas::OneThread::~OneThread() {
+  const std::lock_guard<std::mutex> lock(alone);
+  if (--count_alone == 0) scipy_openblas_set_num_threads(threads_before);
+}
 
 extern "C" {
 

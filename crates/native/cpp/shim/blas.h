@@ -7,3 +7,17 @@
 extern "C" void cblas_sgemm(CBLAS_ORDER order, CBLAS_TRANSPOSE a_trans, CBLAS_TRANSPOSE b_trans,
                             int m, int n, int k, float alpha, const float* a, int lda,
                             const float* b, int ldb, float beta, float* c, int ldc);
+
+namespace blas {
+
+// While one of these lives, each product is computed by its caller's thread alone: for those who share
+// work among threads themselves.
+class OneThread {
+ public:
+  OneThread();
+  ~OneThread();
+  OneThread(const OneThread&) = delete;
+  OneThread& operator=(const OneThread&) = delete;
+};
+
+}  // namespace blas

@@ -10,7 +10,7 @@ use mlx_rs::{
         indexing::{Ellipsis, IntoStrideBy, TryIndexOp},
     },
     random,
-    transforms::grad,
+    transforms::{fallible_vjp as vjp, grad},
 };
 use mlxgk_native::Native;
 
@@ -87,6 +87,37 @@ pub(crate) fn assert_same(
             let how = format!("{what}, gradient of input {at} {}", layout.name);
             assert_close(&gradient(ours), &gradient(theirs), &how);
         }
+        // What a gradient is taken from lies in memory in any way, too.
+        for layout in LAYOUTS {
+            let by = (layout.of)(&noise(9, theirs(inputs).unwrap().shape()));
+            let gradient = |operation: Operation<'_>| {
+                let found = |it: &[Array]| Ok(vec![operation(&with(inputs, at, it[0].clone()))?]);
+                let (_, by_inputs) =
+                    vjp(found, std::slice::from_ref(input), std::slice::from_ref(&by)).unwrap();
+                by_inputs[0].clone()
+            };
+            let how = format!("{what}, gradient of input {at} from one {}", layout.name);
+            assert_close(&gradient(ours), &gradient(theirs), &how);
+        }
+    }
+}
+
+/// Holds the gradient of an operation's gradient against that of what it is made of.
+#[track_caller]
+pub(crate) fn assert_same_twice(
+    what: &str,
+    ours: Operation<'_>,
+    theirs: Operation<'_>,
+    inputs: &[Array],
+) {
+    for (at, input) in inputs.iter().enumerate() {
+        let gradient = |operation: Operation<'_>| {
+            let loss = |it: &Array| operation(&with(inputs, at, it.clone()))?.square()?.sum(None);
+            let first = |it: &Array| grad(loss)(it)?.square()?.sum(None);
+            grad(first)(input).unwrap()
+        };
+        let how = format!("{what}, gradient of the gradient of input {at}");
+        assert_close(&gradient(ours), &gradient(theirs), &how);
     }
 }
 

@@ -6,8 +6,10 @@ use mlx_rs::{
     ops::{logsumexp_axis, softmax_axis},
 };
 
+use mlxgk_mlx_models::token_logprobs;
+
 use super::number;
-use crate::{Batch, Error, Example, Result};
+use crate::{Batch, Error, Example, Result, head::into_exception};
 
 /// The log-probability of one token per row of logits: fp32 `[n]` for `logits` of `[n, vocabulary]` and
 /// u32 `targets` of `[n]`, as `logit - logsumexp`, in fp32 whatever the logits are.
@@ -15,9 +17,7 @@ use crate::{Batch, Error, Example, Result};
 /// # Errors
 /// When the shapes do not fit.
 pub fn selective_log_softmax(logits: &Array, targets: &Array) -> MlxResult<Array> {
-    let logits = logits.as_dtype(Dtype::Float32)?;
-    let chosen = logits.take_along_axis(targets.expand_dims(-1)?, -1)?;
-    chosen.subtract(logsumexp_axis(&logits, -1, true)?)?.squeeze_axes(&[-1])
+    token_logprobs(logits, targets).map_err(into_exception)
 }
 
 /// Cross-entropy per row with label smoothing ε, torch's
