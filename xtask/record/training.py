@@ -374,6 +374,8 @@ def mlx_adapters(out: pathlib.Path) -> None:
         ("mlx-lora", "qwen2", "lora", 2, ["self_attn.q_proj", "mlp.up_proj"]),
         ("mlx-lora-q4", "llama-q4", "lora", 3, ["self_attn.v_proj"]),
         ("mlx-dora", "qwen3", "dora", 1, ["self_attn.o_proj", "mlp.down_proj"]),
+        ("mlx-experts", "qwen3-moe", "lora", 2, ["self_attn.q_proj", "mlp.switch_mlp.up_proj", "mlp.switch_mlp.down_proj"]),
+        ("mlx-experts-q4", "qwen3-moe-q4", "lora", 1, ["mlp.switch_mlp.gate_proj"]),
     ):
         mx.random.seed(len(name))
         model, config = utils.load_model(out.parent / "models" / of)

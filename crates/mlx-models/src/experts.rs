@@ -1,9 +1,9 @@
 //! The products of a mixture's experts.
 
-use mlx_rs::{Array, error::Result as MlxResult};
+use mlx_rs::{Array, Dtype, error::Result as MlxResult};
 
 use crate::{
-    Result,
+    Adapter, Error, ErrorKind, Result,
     parameters::{Parameter, ParameterKind, Replace},
     weight::Weight,
 };
@@ -19,6 +19,7 @@ pub(crate) struct Experts {
     /// `[experts, out]`.
     bias: Option<Array>,
     layout: Layout,
+    adapter: Option<Adapter>,
 }
 
 /// How a checkpoint keeps experts.
@@ -39,13 +40,17 @@ pub(crate) enum Layout {
 
 impl Experts {
     pub(crate) fn new(path: String, weight: Weight, bias: Option<Array>, layout: Layout) -> Self {
-        Self { path, weight, bias, layout }
+        Self { path, weight, bias, layout, adapter: None }
     }
 
     /// `x` is `[batch, tokens, 1 or chosen, 1, in]`, `chosen` u32 `[batch, tokens, chosen]`; returns
     /// `[batch, tokens, chosen, 1, out]`.
     pub(crate) fn forward(&self, x: &Array, chosen: &Array) -> MlxResult<Array> {
         let y = self.weight.gathered_product(x, chosen)?;
+        let y = match &self.adapter {
+            None => y,
+            Some(adapter) => y.add(adapter.gathered(x, chosen)?.as_dtype(y.dtype())?)?,
+        };
         match &self.bias {
             None => Ok(y),
             Some(bias) => y.add(bias.take_axis(chosen, 0)?.expand_dims(-2)?),
@@ -55,6 +60,56 @@ impl Experts {
     /// All matrices in the compute dtype, `[experts, out, in]`.
     pub(crate) fn dequantized(&self) -> MlxResult<Array> {
         self.weight.dequantized()
+    }
+
+    /// Whether files with adapters have a name for it: mlx-lm's.
+    pub(crate) fn is_adaptable(&self) -> bool {
+        matches!(self.layout, Layout::Each | Layout::Together) && self.path.contains(".switch_mlp.")
+    }
+
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// `[experts, out, in]`.
+    pub(crate) fn shape(&self) -> [usize; 3] {
+        match self.weight.shape().as_slice() {
+            &[experts, out, columns] => [experts, out, columns],
+            _ => [0; 3],
+        }
+    }
+
+    pub(crate) fn is_quantized(&self) -> bool {
+        self.weight.is_quantized()
+    }
+
+    pub(crate) fn adapter(&self) -> Option<&Adapter> {
+        self.adapter.as_ref()
+    }
+
+    /// All matrices with their adapters in them, fp32.
+    pub(crate) fn merged(&self) -> Result<Array> {
+        let weight = self.weight.dequantized()?.as_dtype(Dtype::Float32)?;
+        match &self.adapter {
+            None => Ok(weight),
+            Some(adapter) => Ok(weight.add(adapter.matrix()?)?),
+        }
+    }
+
+    pub(crate) fn set_adapter(&mut self, adapter: Adapter) -> Result<()> {
+        let (fits, found) = (self.shape(), adapter.shape());
+        if found != fits {
+            let path = &self.path;
+            let what =
+                format!("the adapter for `{path}` is for {found:?}, but its shape is {fits:?}");
+            return Err(Error::new(ErrorKind::Weights, what));
+        }
+        self.adapter = Some(adapter);
+        Ok(())
+    }
+
+    pub(crate) fn clear_adapter(&mut self) -> Option<Adapter> {
+        self.adapter.take()
     }
 
     pub(crate) fn parameters(&self, f: &mut dyn FnMut(Parameter<'_>)) {
@@ -71,6 +126,9 @@ impl Experts {
         if let Some(bias) = &self.bias {
             let path = layout.bias_of(&self.path);
             f(layout.named(Parameter::new(&path, ParameterKind::Bias, bias)));
+        }
+        for (name, array) in self.adapter.iter().flat_map(Adapter::arrays) {
+            f(Parameter::new(&format!("{}.{name}", self.path), ParameterKind::Adapter, array));
         }
     }
 
@@ -95,6 +153,9 @@ impl Experts {
             if let Some(array) = held.replaced(f)? {
                 *bias = array.as_dtype(bias.dtype())?;
             }
+        }
+        if let Some(adapter) = &self.adapter {
+            self.adapter = Some(adapter.renewed(&self.path, f)?);
         }
         Ok(())
     }

@@ -50,9 +50,9 @@ impl Decoder {
                 Err(e) => sampled = Err(e),
             }
         });
-        for linear in self.linears() {
-            let Some(adapter) = linear.adapter() else { continue };
-            note(format!("adapter of {} × {}", linear.path(), adapter.scale()));
+        for product in self.products() {
+            let Some(adapter) = product.adapter() else { continue };
+            note(format!("adapter of {} × {}", product.path(), adapter.scale()));
             for array in [adapter.a(), adapter.b()].into_iter().chain(adapter.magnitude()) {
                 note(format!("{:?} {:?}", array.shape(), array.dtype()));
                 match sample(array) {

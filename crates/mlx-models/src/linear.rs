@@ -9,7 +9,7 @@ use std::sync::Arc;
 use mlx_rs::{
     Array, Dtype,
     error::Result as MlxResult,
-    ops::{addmm, concatenate},
+    ops::{addmm, concatenate, gather_mm},
     stop_gradient,
     transforms::eval,
 };
@@ -90,8 +90,8 @@ impl Linear {
     /// # Errors
     /// When its matrices do not fit this one, or cannot be computed.
     pub fn set_adapter(&mut self, adapter: Adapter) -> Result<()> {
-        let (fits, found) = (self.shape(), [adapter.b.dim(0), adapter.a.dim(1)]);
-        if !fits.iter().zip(found).all(|(&fits, found)| fits == found as usize) {
+        let (fits, found) = (self.shape(), adapter.shape());
+        if found != fits {
             let path = &self.path;
             return Err(Error::new(
                 ErrorKind::Weights,
@@ -252,18 +252,7 @@ impl Linear {
             }
         }
         if let Some(adapter) = &self.adapter {
-            let mut renewed = adapter.clone();
-            for (name, array) in adapter.arrays() {
-                let path = format!("{}.{name}", self.path);
-                let array = Parameter::new(&path, ParameterKind::Adapter, array).replaced(f)?;
-                match (name, array) {
-                    (_, None) => {}
-                    (LORA_A, Some(array)) => renewed.a = array,
-                    (LORA_B, Some(array)) => renewed.b = array,
-                    (_, array) => renewed.magnitude = array,
-                }
-            }
-            self.adapter = Some(renewed);
+            self.adapter = Some(adapter.renewed(&self.path, f)?);
             self.renew_stretch()?;
         }
         Ok(())
@@ -289,6 +278,9 @@ fn row_norms(matrix: &Array) -> MlxResult<Array> {
 /// With [magnitudes](Self::with_magnitude) m the rows of the sum take those lengths (DoRA, Liu et al.,
 /// 2024): `y = m / ‖W + scale · B A‖ · (W x + scale · B (A x)) + b`, where the norms are by row, and
 /// constants to a gradient.
+///
+/// Of a mixture's experts each has its own: `A` is `[experts, rank, in]`, `B` `[experts, out, rank]`, as in
+/// mlx-lm.
 #[derive(Debug, Clone)]
 pub struct Adapter {
     a: Array,
@@ -298,13 +290,17 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// An adapter of two float matrices, `a` of `[rank, in]` and `b` of `[out, rank]`, which are
-    /// evaluated here.
+    /// An adapter of two float matrices, `a` of `[rank, in]` and `b` of `[out, rank]`, or of two per
+    /// expert, which are evaluated here.
     ///
     /// # Errors
     /// When their shapes or dtypes are others, or MLX cannot compute them.
     pub fn new(a: Array, b: Array, scale: f32) -> Result<Self> {
-        let matrices = a.ndim() == 2 && b.ndim() == 2 && a.dim(0) == b.dim(1);
+        let matrices = match (a.shape(), b.shape()) {
+            ([rank, _], [_, same]) => rank == same,
+            ([experts, rank, _], [all, _, same]) => experts == all && rank == same,
+            _ => false,
+        };
         if !matrices || !a.dtype().is_float() || !b.dtype().is_float() {
             let what = format!(
                 "an adapter takes float matrices of [rank, in] and [out, rank], found {:?} {:?} and \
@@ -326,6 +322,10 @@ impl Adapter {
     /// When there is not one float per row, or MLX cannot compute them.
     pub fn with_magnitude(self, magnitude: Array) -> Result<Self> {
         let (found, rows) = (magnitude.shape(), self.b.dim(0));
+        if self.b.ndim() != 2 {
+            let what = "magnitudes (DoRA) are for a single matrix, not for a mixture's experts";
+            return Err(Error::new(ErrorKind::Weights, what));
+        }
         if found != [rows] || !magnitude.dtype().is_float() {
             let dtype = magnitude.dtype();
             let what = format!("magnitudes are {dtype:?} {found:?}, expected {rows} floats");
@@ -341,9 +341,8 @@ impl Adapter {
     /// # Errors
     /// When they are for other shapes, or one has magnitudes, which do not add up.
     pub fn plus(&self, other: &Self) -> Result<Self> {
-        let shape = |it: &Self| [it.b.dim(0), it.a.dim(1)];
-        if shape(self) != shape(other) {
-            let (one, two) = (shape(self), shape(other));
+        if self.shape() != other.shape() {
+            let (one, two) = (self.shape(), other.shape());
             let what = format!("an adapter for {one:?} cannot be added to one for {two:?}");
             return Err(Error::new(ErrorKind::Weights, what));
         }
@@ -355,17 +354,31 @@ impl Adapter {
             let b = it.b.as_dtype(Dtype::Float32)?;
             b.multiply(Array::from_f32(it.scale))
         };
-        let a = concatenate(&[&self.a, &other.a], 0)?;
-        let b = concatenate(&[&scaled(self)?, &scaled(other)?], 1)?;
+        let a = concatenate(&[&self.a, &other.a], -2)?;
+        let b = concatenate(&[&scaled(self)?, &scaled(other)?], -1)?;
         Self::new(a, b, 1.0)
     }
 
-    /// `[rank, in]`.
+    /// The shape that it is for: `[out, in]`, or `[experts, out, in]`.
+    pub fn shape(&self) -> Vec<usize> {
+        let mut shape: Vec<usize> = self.b.shape().iter().map(|&it| it as usize).collect();
+        if let Some(last) = shape.last_mut() {
+            *last = self.a.dim(-1) as usize;
+        }
+        shape
+    }
+
+    /// How many rows `A` has.
+    pub fn rank(&self) -> usize {
+        self.a.dim(-2) as usize
+    }
+
+    /// `[rank, in]`, or that per expert.
     pub fn a(&self) -> &Array {
         &self.a
     }
 
-    /// `[out, rank]`.
+    /// `[out, rank]`, or that per expert.
     pub fn b(&self) -> &Array {
         &self.b
     }
@@ -375,14 +388,37 @@ impl Adapter {
         self.magnitude.as_ref()
     }
 
-    /// `scale · B A`, fp32 `[out, in]`.
-    fn matrix(&self) -> MlxResult<Array> {
+    /// `scale · B A`, fp32 `[.., out, in]`.
+    pub(crate) fn matrix(&self) -> MlxResult<Array> {
         let wide = |it: &Array| it.as_dtype(Dtype::Float32);
         wide(&self.b)?.matmul(wide(&self.a)?)?.multiply(Array::from_f32(self.scale))
     }
 
+    /// `scale · B (A x)` of the experts in `chosen`: see [`Experts`](crate::experts::Experts).
+    pub(crate) fn gathered(&self, x: &Array, chosen: &Array) -> MlxResult<Array> {
+        let inner = gather_mm(x, self.a.swap_axes(-1, -2)?, None, chosen, false)?;
+        let product = gather_mm(&inner, self.b.swap_axes(-1, -2)?, None, chosen, false)?;
+        product.multiply(Array::from_f32(self.scale))
+    }
+
+    /// Asks `f` for each of its arrays under the names they have at `path`, and takes what it returns.
+    pub(crate) fn renewed(&self, path: &str, f: &mut Replace<'_>) -> Result<Self> {
+        let mut renewed = self.clone();
+        for (name, array) in self.arrays() {
+            let path = format!("{path}.{name}");
+            let array = Parameter::new(&path, ParameterKind::Adapter, array).replaced(f)?;
+            match (name, array) {
+                (_, None) => {}
+                (LORA_A, Some(array)) => renewed.a = array,
+                (LORA_B, Some(array)) => renewed.b = array,
+                (_, array) => renewed.magnitude = array,
+            }
+        }
+        Ok(renewed)
+    }
+
     /// Its arrays by name.
-    fn arrays(&self) -> Vec<(&'static str, &Array)> {
+    pub(crate) fn arrays(&self) -> Vec<(&'static str, &Array)> {
         let magnitude = self.magnitude.as_ref().map(|it| (MAGNITUDE, it));
         [(LORA_A, &self.a), (LORA_B, &self.b)].into_iter().chain(magnitude).collect()
     }

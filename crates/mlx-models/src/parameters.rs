@@ -320,7 +320,7 @@ impl Decoder {
     }
 
     /// Every product of the model, the token table first and an own head last; a mixture's experts
-    /// are not among them.
+    /// are not among them, but among the [`products`](Self::products).
     pub fn linears(&self) -> Vec<&Linear> {
         let mut found = Vec::new();
         self.visit(&mut |module| {

@@ -229,7 +229,13 @@ impl Decoder {
         }
         for (path, adapter) in &adapters {
             let Some(linear) = self.linears().into_iter().find(|it| it.path() == path) else {
-                return refuse(format!("adapter `{name}`: the model has no `{path}`"));
+                let why = match adapter.shape().len() {
+                    2 => format!("the model has no `{path}`"),
+                    _ => format!(
+                        "`{path}` are experts, where rows cannot have adapters of their own"
+                    ),
+                };
+                return refuse(format!("adapter `{name}`: {why}"));
             };
             if !path.contains("layers.") {
                 return refuse(format!(
@@ -237,7 +243,7 @@ impl Decoder {
                      adapters of their own"
                 ));
             }
-            let found = [adapter.b().dim(0), adapter.a().dim(1)].map(|it| it as usize);
+            let found = adapter.shape();
             if found != linear.shape() {
                 let fits = linear.shape();
                 return refuse(format!(

@@ -287,7 +287,15 @@ impl TrainArgs {
                     layers: layers.unwrap_or_default(),
                     seed: self.seed,
                 };
-                attach_lora(model.decoder_mut(), &config).map_err(mlx_genkit::Error::from)?;
+                let adapted = attach_lora(model.decoder_mut(), &config);
+                let adapted = adapted.map_err(mlx_genkit::Error::from)?;
+                let experts = adapted.iter().find(|it| it.contains(".switch_mlp."));
+                if let (Some(path), AdapterFormat::Peft) = (experts, self.adapter_format()) {
+                    return Err(Failure::usage(format_args!(
+                        "`{path}` are a mixture's experts, whose adapters PEFT cannot hold: add \
+                         `--adapter-format mlx-lm`"
+                    )));
+                }
                 Trainee::new(model.decoder_mut()).adapters()
             }
             Method::SoftPrompt => {

@@ -17,8 +17,9 @@ pub struct LoraConfig {
     pub rank_stabilized: bool,
     /// Learns the lengths of the rows apart from their directions (DoRA, Liu et al., 2024).
     pub dora: bool,
-    /// Products by the end of their names, as PEFT's `target_modules` in a list: `q_proj`. Empty for all
-    /// products of the blocks, routers and experts of mixtures excepted.
+    /// Products by the end of their names, as PEFT's `target_modules` in a list: `q_proj`, or of a mixture's
+    /// experts `switch_mlp.up_proj`. Empty for all products of the blocks, routers and experts of mixtures
+    /// excepted.
     pub targets: Vec<String>,
     /// The blocks to adapt, from 0; empty for all.
     pub layers: Vec<usize>,
@@ -55,8 +56,8 @@ pub fn attach_lora(decoder: &mut Decoder, config: &LoraConfig) -> Result<Vec<Str
     let ends = |path: &str, target: &str| {
         path == target || path.strip_suffix(target).is_some_and(|it| it.ends_with('.'))
     };
-    let mut products: Vec<(String, [usize; 2])> =
-        decoder.linears().iter().map(|it| (it.path().to_owned(), it.shape())).collect();
+    let mut products: Vec<(String, Vec<usize>)> =
+        decoder.products().iter().map(|it| (it.path().to_owned(), it.shape())).collect();
     for target in &config.targets {
         if !products.iter().any(|(path, _)| ends(path, target)) {
             let mut of_experts = false;
@@ -66,25 +67,35 @@ pub fn attach_lora(decoder: &mut Decoder, config: &LoraConfig) -> Result<Vec<Str
                 of_experts |= is_expert && ends(path, target);
             });
             let why = match of_experts {
-                true => format!("`{target}` are a mixture's experts, which cannot be adapted"),
+                true => format!(
+                    "`{target}` are a mixture's experts in one tensor, which cannot be adapted"
+                ),
                 false => format!("no product of the model ends in `{target}`"),
             };
             return Err(Error::config(why));
         }
     }
-    let is_chosen = |path: &str| {
+    let is_chosen = |path: &str, shape: &[usize]| {
         let layer = layer_of(path);
         let of_layers =
             config.layers.is_empty() || layer.is_some_and(|it| config.layers.contains(&it));
         let is_target = match config.targets.is_empty() {
-            true => layer.is_some() && !ROUTERS.iter().any(|router| path.ends_with(router)),
+            true => {
+                layer.is_some()
+                    && shape.len() == 2
+                    && !ROUTERS.iter().any(|router| path.ends_with(router))
+            }
             false => config.targets.iter().any(|target| ends(path, target)),
         };
         of_layers && is_target
     };
-    products.retain(|(path, _)| is_chosen(path));
-    let too_small = |(_, [out, columns]): &&(String, [usize; 2])| config.rank > *out.max(columns);
-    if let Some((path, [out, columns])) = products.iter().find(too_small) {
+    products.retain(|(path, shape)| is_chosen(path, shape));
+    let too_small = |(_, shape): &&(String, Vec<usize>)| {
+        shape.iter().rev().take(2).all(|side| *side < config.rank)
+    };
+    if let Some((path, shape)) = products.iter().find(too_small)
+        && let [.., out, columns] = shape[..]
+    {
         let rank = config.rank;
         let what = format!("an adapter of rank {rank} for `{path}`, a matrix of {out} × {columns}");
         return Err(Error::config(what));
@@ -95,21 +106,30 @@ pub fn attach_lora(decoder: &mut Decoder, config: &LoraConfig) -> Result<Vec<Str
         false => config.alpha / config.rank as f32,
     };
     let mut adapted = Vec::new();
-    for (path, [out, columns]) in products {
+    for (path, shape) in products {
+        let (experts, [out, columns]) = match shape.as_slice() {
+            &[out, columns] => (None, [out, columns]),
+            &[experts, out, columns] => (Some(experts), [out, columns]),
+            _ => continue,
+        };
         let bound = 1.0 / (columns as f32).sqrt();
         let draw = |_| (2.0 * rng.uniform_f32() - 1.0) * bound;
-        let a: Vec<f32> = (0..config.rank * columns).map(draw).collect();
-        let a = Array::from_slice(&a, &[config.rank as i32, columns as i32]);
-        let b = vec![0.0_f32; out * config.rank];
-        let b = Array::from_slice(&b, &[out as i32, config.rank as i32]);
-        let Some(linear) = decoder.linear_mut(&path) else { continue };
+        let of_experts = |rows: usize, columns: usize| -> Vec<i32> {
+            experts.into_iter().chain([rows, columns]).map(|it| it as i32).collect()
+        };
+        let count = experts.unwrap_or(1) * config.rank;
+        let a: Vec<f32> = (0..count * columns).map(draw).collect();
+        let a = Array::from_slice(&a, &of_experts(config.rank, columns));
+        let b = vec![0.0_f32; count * out];
+        let b = Array::from_slice(&b, &of_experts(out, config.rank));
+        let Some(product) = decoder.product_mut(&path) else { continue };
         let mut adapter = Adapter::new(a, b, scale)?;
         if config.dora {
-            linear.clear_adapter();
-            let lengths = linear.merged()?.square()?.sum_axis(-1, false)?.sqrt()?;
+            product.clear_adapter();
+            let lengths = product.merged()?.square()?.sum_axis(-1, false)?.sqrt()?;
             adapter = adapter.with_magnitude(lengths)?;
         }
-        linear.set_adapter(adapter)?;
+        product.set_adapter(adapter)?;
         adapted.push(path);
     }
     if adapted.is_empty() {

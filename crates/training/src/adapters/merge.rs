@@ -27,12 +27,12 @@ pub struct Merged {
 pub fn merge_adapters(decoder: &mut Decoder) -> Result<Merged> {
     let mut merged: Vec<(String, Array)> = Vec::new();
     let mut adapters = Vec::new();
-    for linear in decoder.linears() {
-        if let Some(adapter) = linear.adapter() {
-            let matrix = linear.merged()?;
+    for product in decoder.products() {
+        if let Some(adapter) = product.adapter() {
+            let matrix = product.merged()?;
             matrix.eval()?;
-            merged.push((linear.path().to_owned(), matrix));
-            adapters.push((linear.path().to_owned(), adapter.clone()));
+            merged.push((product.path().to_owned(), matrix));
+            adapters.push((product.path().to_owned(), adapter.clone()));
         }
     }
     if adapters.is_empty() {
@@ -53,8 +53,8 @@ pub fn merge_adapters(decoder: &mut Decoder) -> Result<Merged> {
                 return Err(Error::new(ErrorKind::Adapter, what));
             }
             (Some(scales), Some(words)) => {
-                let group_size = matrix.dim(1) / scales.dim(1);
-                let bits = words.dim(1) * 32 / matrix.dim(1);
+                let group_size = matrix.dim(-1) / scales.dim(-1);
+                let bits = words.dim(-1) * 32 / matrix.dim(-1);
                 let matrix = matrix.as_dtype(scales.dtype())?;
                 let (words, scales, biases) = quantize(&matrix, group_size, bits)?;
                 for (ending, array) in [("weight", words), ("scales", scales), ("biases", biases)] {
@@ -81,10 +81,10 @@ impl Merged {
     pub fn undo(self, decoder: &mut Decoder) -> Result<()> {
         put(decoder, &self.weights.iter().map(|(name, array)| (name.as_str(), array)).collect())?;
         for (path, adapter) in self.adapters {
-            let linear = decoder.linear_mut(&path).ok_or_else(|| {
+            let product = decoder.product_mut(&path).ok_or_else(|| {
                 Error::new(ErrorKind::Adapter, format!("the model has no `{path}` to be restored"))
             })?;
-            linear.set_adapter(adapter)?;
+            product.set_adapter(adapter)?;
         }
         Ok(())
     }
@@ -105,18 +105,31 @@ pub fn merge_folder(base: &Path, adapters: &[impl AsRef<Path>], out: &Path) -> R
         add_adapter(&mut decoder, adapter)?;
     }
     let mut merged: BTreeMap<String, Array> = BTreeMap::new();
-    for linear in decoder.linears().into_iter().filter(|it| it.adapter().is_some()) {
-        if linear.is_quantized() {
+    let mut tensors: HashMap<String, Vec<String>> = HashMap::new();
+    decoder.visit_parameters(|it| _ = tensors.insert(it.path.to_owned(), it.tensors()));
+    let mut count = 0;
+    for product in decoder.products().into_iter().filter(|it| it.adapter().is_some()) {
+        if product.is_quantized() {
             let what = format!(
                 "`{}` is packed; an adapter is merged into weights that are not (`mlxgk generate \
                  --adapter` uses it as it is)",
-                linear.path()
+                product.path()
             );
             return Err(Error::new(ErrorKind::Adapter, what));
         }
-        merged.insert(format!("{}.weight", linear.path()), linear.merged()?);
+        let (name, matrix) = (format!("{}.weight", product.path()), product.merged()?);
+        let names = tensors.remove(&name).unwrap_or_else(|| vec![name.clone()]);
+        count += 1;
+        if names == [name] {
+            merged.extend(names.into_iter().map(|name| (name, matrix.clone())));
+            continue;
+        }
+        // Of a mixture that is stored expert by expert.
+        let each = matrix.split_equal(names.len() as i32, 0)?;
+        for (name, matrix) in names.into_iter().zip(each) {
+            merged.insert(name, matrix.squeeze_axes(&[0])?);
+        }
     }
-    let count = merged.len();
     write_folder(base, out, merged)?;
     Ok(count)
 }

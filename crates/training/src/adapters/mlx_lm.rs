@@ -1,4 +1,5 @@
-//! mlx-lm's files: both matrices transposed, the scale itself, and adapted blocks counted from the last.
+//! mlx-lm's files: both matrices transposed (of experts, as they are), the scale itself, and adapted blocks
+//! counted from the last.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,14 +35,14 @@ pub(super) fn read(folder: &Path, config: &Value) -> Result<Vec<(String, Adapter
         let Some((path, part)) = name.rsplit_once('.') else {
             return Err(failed(&file, format_args!("`{name}` does not belong to an adapter")));
         };
-        if path.contains(".switch_mlp.") {
-            let what = format!("`{name}` adapts a mixture's experts, which is not supported");
-            return Err(failed(&file, what));
-        }
+        let turned = |array: &Array| match array.ndim() {
+            3 => Ok(array.clone()),
+            _ => transposed(&file, &name, array),
+        };
         let parts = parts.entry(path.to_owned()).or_default();
         match part {
-            "lora_a" => parts.a = Some(transposed(&file, &name, &array)?),
-            "lora_b" => parts.b = Some(transposed(&file, &name, &array)?),
+            "lora_a" => parts.a = Some(turned(&array)?),
+            "lora_b" => parts.b = Some(turned(&array)?),
             "m" => parts.magnitude = Some(array),
             _ => return Err(failed(&file, format_args!("`{name}` does not belong to an adapter"))),
         }
@@ -53,7 +54,7 @@ type Written = (&'static str, Vec<(String, Array)>, Value);
 
 pub(super) fn write(decoder: &Decoder, adapters: &[(&str, &Adapter)]) -> Result<Written> {
     let refuse = |what: String| Err(Error::new(ErrorKind::Adapter, what));
-    let (first, rank_of) = (adapters[0].1, |it: &Adapter| it.a().dim(0));
+    let (first, rank_of) = (adapters[0].1, Adapter::rank);
     let (mut tensors, mut by_layer) = (Vec::new(), BTreeMap::<usize, BTreeSet<&str>>::new());
     for &(path, adapter) in adapters {
         let same = rank_of(adapter) == rank_of(first)
@@ -71,23 +72,26 @@ pub(super) fn write(decoder: &Decoder, adapters: &[(&str, &Adapter)]) -> Result<
         };
         let key = path.split_once(&format!("layers.{layer}.")).map_or(path, |it| it.1);
         by_layer.entry(layer).or_default().insert(key);
-        tensors.push((format!("{path}.lora_a"), adapter.a().t().contiguous()?));
-        tensors.push((format!("{path}.lora_b"), adapter.b().t().contiguous()?));
+        for (name, array) in [("lora_a", adapter.a()), ("lora_b", adapter.b())] {
+            let stored = if array.ndim() == 3 { array.clone() } else { array.t().contiguous()? };
+            tensors.push((format!("{path}.{name}"), stored));
+        }
         if let Some(magnitude) = adapter.magnitude() {
             tensors.push((format!("{path}.m"), magnitude.clone()));
         }
     }
-    let (layers, count) = (decoder.layers().len(), by_layer.len());
+    let layers = decoder.layers().len();
+    let lowest = by_layer.keys().next().copied().unwrap_or(layers);
     // Blocks without one of the products (a dense layer among mixtures) are left out by mlx-lm, too.
     let keys: BTreeSet<&str> = by_layer.values().flatten().copied().collect();
-    let all = decoder.linears();
+    let all = decoder.products();
     let meant = |layer: usize| {
         let at = format!("layers.{layer}.");
         let of_layer = |path: &str| path.split_once(&at).is_some_and(|it| keys.contains(it.1));
         all.iter().filter(|it| of_layer(it.path())).count()
     };
-    let last = (layers - count..layers)
-        .all(|layer| by_layer.get(&layer).is_some_and(|it| it.len() == meant(layer)));
+    let adapted = |layer: usize| by_layer.get(&layer).map_or(0, BTreeSet::len);
+    let last = (lowest..layers).all(|layer| adapted(layer) == meant(layer));
     if !last {
         return refuse(
             "mlx-lm adapts the same products of the last blocks, and of no others".to_owned(),
@@ -96,7 +100,7 @@ pub(super) fn write(decoder: &Decoder, adapters: &[(&str, &Adapter)]) -> Result<
     let dora = first.magnitude().is_some();
     let config = json!({
         "fine_tune_type": if dora { "dora" } else { "lora" },
-        "num_layers": count,
+        "num_layers": layers - lowest,
         "lora_parameters": {
             "rank": rank_of(first),
             "scale": first.scale(),

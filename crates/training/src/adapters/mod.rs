@@ -31,9 +31,9 @@ pub enum AdapterFormat {
 /// The arrays of one product's adapter, in PEFT's shapes.
 #[derive(Debug, Default)]
 struct Parts {
-    /// `[rank, in]`.
+    /// `[rank, in]`; of experts `[experts, rank, in]`.
     a: Option<Array>,
-    /// `[out, rank]`.
+    /// `[out, rank]`; of experts `[experts, out, rank]`.
     b: Option<Array>,
     /// `[out]`.
     magnitude: Option<Array>,
@@ -59,7 +59,7 @@ pub fn add_adapter(decoder: &mut Decoder, folder: impl AsRef<Path>) -> Result<us
     let folder = folder.as_ref();
     let mut adapters = read_fitting(decoder, folder)?;
     for (path, adapter) in &mut adapters {
-        let before = decoder.linears().into_iter().find(|it| it.path() == path);
+        let before = decoder.products().into_iter().find(|it| it.path() == path);
         if let Some(before) = before.and_then(|it| it.adapter()) {
             let about = |e| failed(folder, format_args!("`{path}`: {e}"));
             *adapter = before.plus(adapter).map_err(about)?;
@@ -101,12 +101,11 @@ fn read_fitting(decoder: &Decoder, folder: &Path) -> Result<Vec<(String, Adapter
             let folder = folder.display();
             Error::new(ErrorKind::Adapter, format!("{folder} is for another model: {what}"))
         };
-        let Some(linear) = decoder.linears().into_iter().find(|it| it.path() == path) else {
+        let Some(product) = decoder.products().into_iter().find(|it| it.path() == path) else {
             return Err(wrong(format!("there is no `{path}`")));
         };
-        let found = [adapter.b().dim(0) as usize, adapter.a().dim(1) as usize];
-        if found != linear.shape() {
-            let fits = linear.shape();
+        let (fits, found) = (product.shape(), adapter.shape());
+        if found != fits {
             return Err(wrong(format!("`{path}` is {fits:?}, and the adapter for {found:?}")));
         }
     }
@@ -116,8 +115,8 @@ fn read_fitting(decoder: &Decoder, folder: &Path) -> Result<Vec<(String, Adapter
 fn set(decoder: &mut Decoder, adapters: Vec<(String, Adapter)>) -> Result<usize> {
     let count = adapters.len();
     for (path, adapter) in adapters {
-        if let Some(linear) = decoder.linear_mut(&path) {
-            linear.set_adapter(adapter)?;
+        if let Some(product) = decoder.product_mut(&path) {
+            product.set_adapter(adapter)?;
         }
     }
     Ok(count)
@@ -135,7 +134,7 @@ pub fn save_adapter(
 ) -> Result<()> {
     let folder = folder.as_ref();
     let adapters: Vec<(&str, &Adapter)> = decoder
-        .linears()
+        .products()
         .into_iter()
         .filter_map(|it| it.adapter().map(|adapter| (it.path(), adapter)))
         .collect();
@@ -155,14 +154,14 @@ pub fn save_adapter(
 /// Takes every adapter off; returns how many there were.
 pub fn clear_adapters(decoder: &mut Decoder) -> usize {
     let adapted: Vec<String> = decoder
-        .linears()
+        .products()
         .into_iter()
         .filter(|it| it.adapter().is_some())
         .map(|it| it.path().to_owned())
         .collect();
     for path in &adapted {
-        if let Some(linear) = decoder.linear_mut(path) {
-            linear.clear_adapter();
+        if let Some(product) = decoder.product_mut(path) {
+            product.clear_adapter();
         }
     }
     adapted.len()
@@ -195,8 +194,8 @@ fn assemble(
         let (Some(a), Some(b)) = (parts.a, parts.b) else {
             return Err(failed(file, format_args!("holds one of two matrices only for `{path}`")));
         };
-        let rank = a.dim(0) as usize;
         let about = |e| failed(file, format_args!("`{path}`: {e}"));
+        let rank = if a.ndim() < 2 { 0 } else { a.dim(-2) as usize };
         let adapter = Adapter::new(a, b, scale(&path, rank)).map_err(about)?;
         let adapter = match parts.magnitude {
             Some(magnitude) => adapter.with_magnitude(magnitude).map_err(about)?,

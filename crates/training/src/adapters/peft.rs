@@ -118,11 +118,18 @@ pub(super) fn write(
 ) -> Result<Written> {
     let mut tensors = Vec::new();
     let (mut ranks, mut alphas) = (Map::new(), Map::new());
-    let rank_of = |adapter: &Adapter| adapter.a().dim(0);
-    let alpha_of = |adapter: &Adapter| f64::from(adapter.scale()) * f64::from(rank_of(adapter));
+    let rank_of = Adapter::rank;
+    let alpha_of = |adapter: &Adapter| f64::from(adapter.scale()) * rank_of(adapter) as f64;
     let first = adapters[0].1;
     let dora = first.magnitude().is_some();
     for &(path, adapter) in adapters {
+        if adapter.shape().len() != 2 {
+            let what = format!(
+                "PEFT cannot hold an adapter for the experts `{path}`, which transformers keeps in other \
+                 tensors; mlx-lm's format can"
+            );
+            return Err(Error::new(ErrorKind::Adapter, what));
+        }
         if adapter.magnitude().is_some() != dora {
             let what = "PEFT has magnitudes on all adapters of a model or on none";
             return Err(Error::new(ErrorKind::Adapter, what));

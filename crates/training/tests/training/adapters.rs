@@ -7,8 +7,8 @@ use mlxgk_kv_cache::Column;
 use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
 use mlxgk_training::{
     AdapterFormat, Batch, GradientOptions, LogprobReduction, LoraConfig, SOFT_PROMPT, SoftPrompt,
-    Trainee, attach_lora, clear_adapters, load_adapter, merge_adapters, merge_folder, save_adapter,
-    sequence_logprob,
+    Trainee, attach_lora, clear_adapters, load_adapter, load_named_adapter, merge_adapters,
+    merge_folder, save_adapter, sequence_logprob,
 };
 use serde_json::{Value, json};
 
@@ -174,6 +174,106 @@ fn adapters_come_and_go_without_a_trace() {
     }
 }
 
+fn of_experts() -> LoraConfig {
+    let targets = ["switch_mlp.up_proj", "switch_mlp.down_proj"].map(str::to_owned).to_vec();
+    LoraConfig { targets, ..everywhere(false) }
+}
+
+/// As [`adapters_come_and_go_without_a_trace`], for a mixture's experts: stored one by one, together, packed.
+#[test]
+fn adapters_of_experts_come_and_go_without_a_trace() {
+    let batch = batch(&golden("llama.json"));
+    let there = tempfile::tempdir().unwrap();
+    for name in ["qwen3-moe", "qwen3-moe-stacked", "qwen3-moe-q4"] {
+        let mut decoder = model(name);
+        let before = sums(&decoder, &batch);
+        let adapted = attach_lora(&mut decoder, &of_experts()).unwrap();
+        assert!(!adapted.is_empty() && adapted.iter().all(|it| it.contains(".switch_mlp.")));
+        assert_eq!(bits(&sums(&decoder, &batch)), bits(&before), "{name}");
+        shake(&mut decoder);
+        let with = sums(&decoder, &batch);
+        assert!(with.iter().zip(&before).all(|(a, b)| (a - b).abs() > 1e-3), "{name}");
+        let packed = name.contains("-q");
+        let merged = merge_adapters(&mut decoder).unwrap();
+        assert_close(&sums(&decoder, &batch), &with, if packed { 0.1 } else { 1e-5 }, name);
+        merged.undo(&mut decoder).unwrap();
+        assert_eq!(bits(&sums(&decoder, &batch)), bits(&with), "{name}");
+
+        let adapter = there.path().join(format!("{name}-adapter"));
+        save_adapter(&decoder, &adapter, AdapterFormat::MlxLm, name).unwrap();
+        let mut other = model(name);
+        assert_eq!(load_adapter(&mut other, &adapter).unwrap(), adapted.len());
+        assert_close(&sums(&other, &batch), &with, 1e-6, name);
+        let peft = save_adapter(&decoder, &adapter, AdapterFormat::Peft, name);
+        let error = peft.unwrap_err().to_string();
+        assert!(error.contains("PEFT cannot hold an adapter for the experts"), "{error}");
+
+        let (base, out) = (fixtures().join("models").join(name), there.path().join(name));
+        match merge_folder(&base, &[&adapter], &out) {
+            Ok(count) => {
+                assert_eq!(count, adapted.len(), "{name}");
+                let merged = Decoder::load(&out, ComputeDtype::Float32).unwrap();
+                assert_close(&sums(&merged, &batch), &with, 0.02, name);
+            }
+            Err(error) => assert!(packed && error.to_string().contains("is packed"), "{error}"),
+        }
+        assert_eq!(clear_adapters(&mut decoder), adapted.len());
+        assert_eq!(bits(&sums(&decoder, &batch)), bits(&before), "{name}");
+    }
+    let dora = LoraConfig { dora: true, ..of_experts() };
+    let error = attach_lora(&mut model("qwen3-moe"), &dora).unwrap_err().to_string();
+    assert!(error.contains("magnitudes (DoRA) are for a single matrix"), "{error}");
+}
+
+/// By the chain rule an adapter's gradients follow from those of the merged weights: s · W' Aᵀ by B, and
+/// s · Bᵀ W' by A.
+#[test]
+fn adapters_of_experts_learn_what_the_merged_weights_would() {
+    let batch = batch(&golden("llama.json"));
+    for name in ["qwen3-moe", "qwen3-moe-stacked"] {
+        let mut decoder = model(name);
+        let adapted = attach_lora(&mut decoder, &of_experts()).unwrap();
+        shake(&mut decoder);
+        let options = GradientOptions::default();
+        let mut trainee = Trainee::new(&mut decoder).adapters().unwrap();
+        let found = trainee.gradients(&batch, options, &mut NoHook).unwrap();
+        let by_name = |names: &[String], values: &[Array], name: &str| {
+            values[names.iter().position(|it| it == name).unwrap()].clone()
+        };
+        let names = trainee.names().to_vec();
+        let masters = trainee.masters().to_vec();
+        let merged = merge_adapters(&mut decoder).unwrap();
+        let mut trainee = Trainee::new(&mut decoder).weights(&["switch_mlp"], &[]).unwrap();
+        let of_weights = trainee.gradients(&batch, options, &mut NoHook).unwrap();
+        assert!((found.loss - of_weights.loss).abs() < 1e-4);
+        let of_names = trainee.names().to_vec();
+        let scale = Array::from_f32(everywhere(false).alpha / 3.0);
+        for path in &adapted {
+            let whole = by_name(&of_names, &of_weights.values, &format!("{path}.weight"));
+            let whole = whole.multiply(&scale).unwrap();
+            let of = |ending: &str| format!("{path}.{ending}.weight");
+            let [a, b] = ["lora_A", "lora_B"].map(|it| by_name(&names, &masters, &of(it)));
+            let turned = |it: &Array| it.swap_axes(-1, -2).unwrap();
+            for (ending, expected) in [
+                ("lora_A", turned(&b).matmul(&whole).unwrap()),
+                ("lora_B", whole.matmul(turned(&a)).unwrap()),
+            ] {
+                let gradient = by_name(&names, &found.values, &of(ending));
+                let what = format!("{name}, {path} {ending}");
+                assert!(host(&expected).iter().any(|it| *it != 0.0), "{what}");
+                assert_close(&host(&gradient), &host(&expected), 1e-4, &what);
+            }
+        }
+        merged.undo(&mut decoder).unwrap();
+        let trainee = Trainee::new(&mut decoder).adapters().unwrap();
+        let config = mlxgk_training::TrainingConfig::new(10, 1e-2);
+        let mut trainer = mlxgk_training::Trainer::new(trainee, config).unwrap();
+        let mut step = || trainer.train_step(std::slice::from_ref(&batch), 0.0, &mut NoHook);
+        let losses: Vec<f64> = (0..10).map(|_| step().unwrap().loss).collect();
+        assert!(losses[9] < losses[0] - 0.1, "{name}: {losses:?}");
+    }
+}
+
 #[test]
 fn a_folder_is_merged_into_a_folder() {
     let there = tempfile::tempdir().unwrap();
@@ -267,19 +367,12 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
         assert!(error.starts_with(&format!("an adapter of rank {rank} for `model.")), "{error}");
         assert!(decoder.linears().iter().all(|it| it.adapter().is_none()));
     }
-    let experts = LoraConfig { targets: vec!["switch_mlp.up_proj".into()], ..everywhere(false) };
-    let error = attach_lora(&mut model("qwen3-moe"), &experts).unwrap_err().to_string();
-    assert!(error.contains("`switch_mlp.up_proj` are a mixture's experts"), "{error}");
-    let name = "model.layers.0.mlp.switch_mlp.up_proj.lora_a";
-    let header =
-        json!({ name: { "dtype": "F32", "shape": [1], "data_offsets": [0, 4] } }).to_string();
-    let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 4]].concat();
-    let switch = tempfile::tempdir().unwrap();
-    fs::write(switch.path().join("adapters.safetensors"), bytes).unwrap();
-    let config = json!({ "fine_tune_type": "lora", "lora_parameters": { "scale": 1.0 } });
-    fs::write(switch.path().join("adapter_config.json"), config.to_string()).unwrap();
-    let error = refused(&mut model("qwen3-moe"), switch.path());
-    assert!(error.contains("adapts a mixture's experts, which is not supported"), "{error}");
+    let experts = LoraConfig { targets: vec!["experts.down_proj".into()], ..everywhere(false) };
+    let error = attach_lora(&mut model("gpt-oss"), &experts).unwrap_err().to_string();
+    assert!(error.contains("`experts.down_proj` are a mixture's experts in one tensor"), "{error}");
+    let error = load_named_adapter(&mut model("qwen3-moe"), "one", path("mlx-experts"));
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("are experts, where rows cannot have adapters"), "{error}");
     let first = LoraConfig { layers: vec![0], ..everywhere(false) };
     attach_lora(&mut decoder, &first).unwrap();
     let error =
