@@ -212,7 +212,7 @@ impl Buffer {
         (self.slots + column - self.first) as i32
     }
 
-    fn columns(&self, from: usize, to: usize) -> Result<Vec<Array>, Exception> {
+    pub(crate) fn columns(&self, from: usize, to: usize) -> Result<Vec<Array>, Exception> {
         if self.arrays.is_empty() {
             return Err(Exception::custom("the layer holds no columns"));
         }

@@ -3,11 +3,12 @@
 use mlx_rs::error::Exception;
 use mlxgk_kv_cache::KvCache;
 
-use crate::{Decoder, Error, ErrorKind, Result};
+use crate::{Decoder, Error, ErrorKind, ResidualHook, Result, feed::READ_AGAIN};
 
 impl Decoder {
-    /// The caches of several texts as one, each text's keys moved to where it follows the others.
-    /// See [`KvCache::concat`]: the texts have not seen one another.
+    /// The caches of several texts as one, each text's keys moved to where it follows the others. The first
+    /// `again` tokens of each text but the first are read anew, through `hook`, behind what precedes them;
+    /// what is left has not seen the texts before it: see [`KvCache::concat`]. With 0 nothing is read.
     ///
     /// ```
     /// use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
@@ -16,17 +17,23 @@ impl Decoder {
     /// let model = Decoder::load(folder, ComputeDtype::Float32)?;
     /// let mut caches = [model.new_cache(1), model.new_cache(1)];
     /// model.forward(&[&[5, 9, 14]], &mut caches[0], &mut NoHook)?;
-    /// model.forward(&[&[7, 30]], &mut caches[1], &mut NoHook)?;
-    /// let mut both = model.concat(&[&caches[0], &caches[1]])?;
-    /// assert_eq!(both.tokens(0), [5, 9, 14, 7, 30]);
+    /// model.forward(&[&[7, 30, 11, 2]], &mut caches[1], &mut NoHook)?;
+    /// let mut both = model.concat(&[&caches[0], &caches[1]], 1, &mut NoHook)?;
+    /// assert_eq!(both.tokens(0), [5, 9, 14, 7, 30, 11, 2]);
     /// model.forward(&[&[8]], &mut both, &mut NoHook)?;
     /// # Ok::<(), mlxgk_mlx_models::Error>(())
     /// ```
     ///
     /// # Errors
     /// As [`KvCache::concat`], and for a model with longrope, whose rotation depends on the length of the
-    /// whole, or with a layer whose keys cannot be moved (latent attention, a norm after the rotation).
-    pub fn concat(&self, caches: &[&KvCache]) -> Result<KvCache> {
+    /// whole, or with a layer whose keys cannot be moved (latent attention, a norm after the rotation). What
+    /// is read anew has to be tokens, under the hook that the caches were filled under.
+    pub fn concat(
+        &self,
+        caches: &[&KvCache],
+        again: usize,
+        hook: &mut dyn ResidualHook,
+    ) -> Result<KvCache> {
         let refuse = |what: &str| Err(Error::new(ErrorKind::Cache, what));
         if self.options.original_context.is_some() {
             return refuse(
@@ -42,7 +49,12 @@ impl Decoder {
         }
         let mut all = first.fork();
         for other in others {
-            all.concat(other, &mut |layer, keys, by| {
+            let anew = all.before_concat(other, again)?;
+            for part in anew.chunks(READ_AGAIN) {
+                self.feed(&[part], None, &mut all, hook)?;
+                all.evaluate()?;
+            }
+            all.concat(other, anew.len(), &mut |layer, keys, by| {
                 let attention = self.blocks[layer].attention();
                 attention.and_then(|it| it.turned(keys, by)).unwrap_or_else(|| {
                     let what = format!("the keys of layer {layer} cannot be moved");

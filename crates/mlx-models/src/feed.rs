@@ -9,7 +9,7 @@ use crate::{Decoder, Error, ErrorKind, ResidualHook, Result, decoder::NO_TOKENS,
 
 /// A text that is read again is read in passes of so many columns, or of as many as the widest pass
 /// before had: no more memory is needed than there was.
-const READ_AGAIN: usize = 256;
+pub(crate) const READ_AGAIN: usize = 256;
 
 impl Decoder {
     /// As [`forward`](Self::forward), but stops after the final norm: `[batch, tokens, hidden]`. For
@@ -219,7 +219,7 @@ impl Decoder {
     }
 
     /// Feeds columns after those that the cache holds.
-    fn feed(
+    pub(crate) fn feed(
         &self,
         columns: &[&[Column]],
         embeddings: Option<&Array>,
