@@ -252,6 +252,21 @@ impl<'a> Prefill<'a> {
     /// # Errors
     /// When a token is outside the vocabulary, or the hook or the model fails.
     pub fn step(&mut self, most: usize) -> Result<bool> {
+        let (begun, most) = (self.fed, self.chunk.min(most).max(1));
+        loop {
+            let until_end = |it: &Prefixes| it.until_block_end(&self.cache).min(most);
+            let columns = self.prefixes.as_ref().map_or(most, until_end);
+            if self.fed > begun && columns > most - (self.fed - begun) {
+                return Ok(false);
+            }
+            if self.pass(columns)? {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Feeds so many tokens per row, or all that are left.
+    fn pass(&mut self, columns: usize) -> Result<bool> {
         let (width, from) = (self.fed + self.remaining(), self.fed);
         if from == width && self.scores.is_some() {
             return Ok(true);
@@ -259,16 +274,12 @@ impl<'a> Prefill<'a> {
         if let Some(soft_prompt) = self.soft_prompt.take() {
             return self.step_behind(&soft_prompt);
         }
-        let mut chunk = self.chunk.min(most).max(1);
-        if self.prefixes.is_some() {
-            chunk = chunk.min(Prefixes::until_block_end(&self.cache));
-        }
         let (model, rows, cache) = (self.reader.model, &self.rows, &mut self.cache);
         let part = |from: usize, to: usize| -> Vec<&[u32]> {
             rows.iter().map(|row| row.get(from..to).unwrap_or_default()).collect()
         };
-        if !self.reader.has_budget(cache) && chunk < width - from {
-            self.fed = from + chunk;
+        if !self.reader.has_budget(cache) && columns < width - from {
+            self.fed = from + columns;
             model.hidden(&part(from, self.fed), cache, &mut self.reader.hook)?;
             // A pass ends here, so that its activations are freed before the next begins.
             eval(cache.arrays())?;

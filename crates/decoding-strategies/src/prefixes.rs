@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use mlxgk_kv_cache::{
-    BLOCK, CacheOptions, Column, Effect, KvCache, PrefixScope, PrefixStore, RowId,
-};
+use mlxgk_kv_cache::{CacheOptions, Column, Effect, KvCache, PrefixScope, PrefixStore, RowId};
 use mlxgk_mlx_models::{Decoder, HookPoint, ResidualHook};
 
 use crate::Result;
@@ -30,13 +28,13 @@ impl Prefixes {
     }
 
     /// Tokens until the block ends that the cache's next token is in.
-    pub(crate) fn until_block_end(cache: &KvCache) -> usize {
-        BLOCK - cache.len() % BLOCK
+    pub(crate) fn until_block_end(&self, cache: &KvCache) -> usize {
+        self.scope.block() - cache.len() % self.scope.block()
     }
 
     /// Gives the store the block that the cache ends with, where it does.
     pub(crate) fn publish(&self, cache: &KvCache) -> Result<()> {
-        if !cache.is_empty() && cache.len().is_multiple_of(BLOCK) {
+        if !cache.is_empty() && cache.len().is_multiple_of(self.scope.block()) {
             self.store.publish(&self.scope, cache, &self.effects[..cache.len()])?;
         }
         Ok(())

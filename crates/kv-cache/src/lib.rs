@@ -59,7 +59,7 @@ pub use self::error::{Error, ErrorKind, Result};
 pub use self::file::{CacheFile, CacheOrigin};
 pub use self::mark::Mark;
 pub use self::pass::Pass;
-pub use self::prefixes::{BLOCK, Effect, PrefixCounters, PrefixScope, PrefixStore};
+pub use self::prefixes::{Effect, PrefixCounters, PrefixScope, PrefixStore};
 pub use self::row::{Column, RowId};
 pub use self::saved::{CacheDescription, CacheState};
 pub use self::spec::{CacheOptions, LayerSpec, Quantization};

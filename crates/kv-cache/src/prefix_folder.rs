@@ -20,7 +20,7 @@ use crate::{
     Column, Error, LayerSpec, Result,
     columns::Format,
     file::Container,
-    prefixes::{BLOCK, Key, Piece, PrefixScope, Text},
+    prefixes::{Key, Piece, PrefixScope, Text},
 };
 
 /// Ends the names of blocks.
@@ -275,8 +275,9 @@ fn fits(piece: &Piece, scope: &PrefixScope, layer: usize, len: usize) -> bool {
         && match sight {
             LayerSpec::Shared { .. } | LayerSpec::Nothing => piece.arrays.is_empty(),
             LayerSpec::State => true,
-            LayerSpec::Full => has_columns(&|it| it == BLOCK),
-            LayerSpec::Sliding { .. } | LayerSpec::Chunked { .. } => has_columns(&|it| it <= len),
+            LayerSpec::Full | LayerSpec::Sliding { .. } | LayerSpec::Chunked { .. } => {
+                has_columns(&|it| it == scope.columns_of_block(sight))
+            }
             LayerSpec::Bounded { sinks, .. } => {
                 piece.first <= len && has_columns(&|it| it >= sinks + len - piece.first)
             }

@@ -1,12 +1,13 @@
 //! What several texts have in common, kept once: blocks of columns in a tree.
 //!
-//! A block is 256 columns, the step in which caches grow, and never changes. Its key is a hash of the key
+//! A block is some columns ([`PrefixScope::block`]) and never changes. Its key is a hash of the key
 //! before it, its tokens and what was done to each of them; the first key is a hash of everything else
 //! that columns depend on. So a key stands for a whole text, equal keys for equal columns, and nothing has
 //! to be flushed when a model or a steering changes. On a hit the tokens are compared all the same.
 //!
-//! Layers that see everything keep the block's own columns; those with a window, with sinks or with a
-//! state keep what the next token sees at the block's end, so that a text can be resumed at any block.
+//! Layers keep the block's own columns, those with a window what can still be seen of them at the block's
+//! end; those with sinks or a state keep what the next token sees there. So a text can be resumed at any
+//! block.
 //!
 //! A folder on disk can keep blocks longer than memory does ([`PrefixStore::with_folder`]).
 
@@ -29,14 +30,18 @@ use crate::{
     buffer::Buffer,
     cache::Kept,
     columns::Format,
-    file::{placed, seen},
     prefix_folder::{PrefixFolder, Stored},
     row::{Filled, RowState},
     saved::{CacheDescription, LayerDescription},
 };
 
-/// Columns of a block. A text is read in passes that end where blocks do.
-pub const BLOCK: usize = 256;
+/// Columns of a block where a layer keeps nothing but columns. What a text has in common with earlier ones is
+/// found but for the rest of a block, which has to be read: of 2,000 tokens 3 %. A pass over as many columns
+/// takes no longer for each of them than a pass over more.
+const SHORT: usize = 64;
+
+/// Columns of a block where a layer keeps a state, or a bounded one all that it holds, at every block's end.
+const LONG: usize = 256;
 
 /// What was done to a token beside reading it: the name of the steering that moved it, `None` for none.
 pub type Effect = Option<Arc<str>>;
@@ -47,23 +52,24 @@ pub(crate) type Key = [u8; 32];
 ///
 /// ```
 /// use mlx_rs::{Dtype, ops::zeros_dtype};
-/// use mlxgk_kv_cache::{BLOCK, CacheOptions, Column, KvCache, LayerSpec, PrefixScope, PrefixStore};
+/// use mlxgk_kv_cache::{CacheOptions, Column, KvCache, LayerSpec, PrefixScope, PrefixStore};
 ///
 /// let (layers, options) = ([LayerSpec::Full], CacheOptions::new());
 /// let store = PrefixStore::new(64 << 20);
 /// let scope = PrefixScope::new("the model's fingerprint", &layers, &options, "");
 ///
-/// let text = vec![Column::Token(7); BLOCK];
+/// let block = scope.block();
+/// let text = vec![Column::Token(7); block];
 /// let mut cache = KvCache::new(&layers, 1);
-/// let new = zeros_dtype(&[1, 2, BLOCK as i32, 16], Dtype::Float32)?;
+/// let new = zeros_dtype(&[1, 2, block as i32, 16], Dtype::Float32)?;
 /// let mut pass = cache.begin(&[&text], &[])?;
 /// pass.append(0, &new, &new)?;
 /// pass.commit()?;
-/// let none = vec![None; BLOCK + 1];
-/// assert!(store.publish(&scope, &cache, &none[..BLOCK])?);
+/// let none = vec![None; block + 1];
+/// assert!(store.publish(&scope, &cache, &none[..block])?);
 ///
 /// let longer = [&text[..], &[Column::Token(8)]].concat();
-/// assert_eq!(store.find(&scope, &longer, &none)?.unwrap().len(), BLOCK);
+/// assert_eq!(store.find(&scope, &longer, &none)?.unwrap().len(), block);
 /// assert!(store.find(&scope, &longer[1..], &none[1..])?.is_none());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -157,12 +163,26 @@ impl PrefixScope {
     ) -> Self {
         let mut hash = Sha256::new();
         for part in
-            ["mlxgk prefix 1", fingerprint, &format!("{layers:?}"), &format!("{options:?}"), salt]
+            ["mlxgk prefix 2", fingerprint, &format!("{layers:?}"), &format!("{options:?}"), salt]
         {
             note(&mut hash, part.as_bytes());
         }
         let root = hash.finalize().into();
         Self { root, layers: layers.to_vec(), options: options.clone() }
+    }
+
+    /// Columns of a block. A text is read in passes that end where blocks do: after each 64 columns, or each
+    /// 256 where a layer has a state or is bounded, since what such a layer keeps at a block's end does not
+    /// shrink with the block.
+    pub fn block(&self) -> usize {
+        let sights = self.layers.iter().map(|&it| self.options.sight(it));
+        let is_whole = |it| matches!(it, LayerSpec::State | LayerSpec::Bounded { .. });
+        if sights.into_iter().any(is_whole) { LONG } else { SHORT }
+    }
+
+    /// Columns that a layer keeps of a block, where it keeps columns and neither sinks nor a state.
+    pub(crate) fn columns_of_block(&self, sight: LayerSpec) -> usize {
+        sight.newest().map_or(self.block(), |it| it.min(self.block()))
     }
 
     /// Whether blocks of such caches can be put together: not where columns are packed from some column
@@ -177,9 +197,10 @@ impl PrefixScope {
         columns: &'t [Column],
         effects: &'t [Effect],
     ) -> impl Iterator<Item = (Key, Text<'t>)> {
-        let blocks = columns.chunks_exact(BLOCK).zip(effects.chunks_exact(BLOCK));
+        let block = self.block();
+        let blocks = columns.chunks_exact(block).zip(effects.chunks_exact(block));
         let blocks = (1..).zip(blocks);
-        blocks.scan(self.root, |parent, (count, (columns, effects))| {
+        blocks.scan(self.root, move |parent, (count, (columns, effects))| {
             let mut hash = Sha256::new();
             note(&mut hash, &*parent);
             for column in columns {
@@ -200,7 +221,7 @@ impl PrefixScope {
                 }
             }
             *parent = hash.finalize().into();
-            Some((*parent, Text { columns, effects, end: count * BLOCK }))
+            Some((*parent, Text { columns, effects, end: count * block }))
         })
     }
 }
@@ -279,13 +300,13 @@ impl PrefixStore {
             chain.push(kept);
         }
         blocks.counters.asked += columns.len() as u64;
-        blocks.counters.found += (chain.len() * BLOCK) as u64;
+        blocks.counters.found += (chain.len() * scope.block()) as u64;
         blocks.touch(&path);
         if let Some(folder) = &mut blocks.folder {
             folder.touch(&path);
         }
         let Some(last) = chain.last() else { return Ok(None) };
-        together(scope, &chain, last, &columns[..chain.len() * BLOCK]).map(Some)
+        together(scope, &chain, last, &columns[..chain.len() * scope.block()]).map(Some)
     }
 
     /// Takes in the last block of a cache that holds a whole number of them, `effects` being what was done
@@ -300,7 +321,7 @@ impl PrefixStore {
         cache: &KvCache,
         effects: &[Effect],
     ) -> Result<bool> {
-        let ([row], true) = (&cache.rows[..], cache.len().is_multiple_of(BLOCK)) else {
+        let ([row], true) = (&cache.rows[..], cache.len().is_multiple_of(scope.block())) else {
             return Err(Error::argument("blocks are of one row that ends where a block does"));
         };
         if row.padding > 0 || cache.is_empty() || effects.len() != cache.len() {
@@ -321,7 +342,7 @@ impl PrefixStore {
         let is_wanted = follows && !blocks.held.contains_key(&key);
         let is_unwritten = blocks.folder.as_ref().is_some_and(|it| !it.contains(&key));
         if is_wanted || is_unwritten {
-            let kept = pieces(cache)?;
+            let kept = pieces(scope, cache)?;
             if let Some(folder) = blocks.folder.as_mut().filter(|_| is_unwritten)
                 && folder.write(&key, text, &kept).is_err()
             {
@@ -404,7 +425,7 @@ impl Blocks {
         let Text { columns, effects, .. } = text;
         let arrays = kept.iter().flat_map(|it| &it.arrays).map(Array::nbytes).sum::<usize>();
         let names = effects.iter().flatten().map(|it| it.len()).max().unwrap_or(0);
-        let bytes = arrays + names + BLOCK * (size_of::<Column>() + size_of::<Effect>());
+        let bytes = arrays + names + columns.len() * (size_of::<Column>() + size_of::<Effect>());
         if !self.make_room(bytes, path) {
             return false;
         }
@@ -491,20 +512,20 @@ fn together(
                     (0..layer.states).map(|it| format!("state.{it}")).collect();
                 put(&names, kept.arrays.clone());
             }
-            LayerSpec::Full => {
+            LayerSpec::Full | LayerSpec::Sliding { .. } | LayerSpec::Chunked { .. } => {
+                let blocks = sight.newest().map_or(chain.len(), |it| it.div_ceil(scope.block()));
+                let blocks = &chain[chain.len().saturating_sub(blocks)..];
                 let whole = |part: usize| {
                     let parts: Vec<&Array> =
-                        chain.iter().map(|it| &it[index].arrays[part]).collect();
-                    concatenate(&parts, 2)
+                        blocks.iter().map(|it| &it[index].arrays[part]).collect();
+                    let whole = concatenate(&parts, 2)?;
+                    let newest = sight.newest().map_or(0, |it| (whole.dim(2) - it as i32).max(0));
+                    whole.try_index((.., .., newest.., ..))
                 };
-                let whole = (0..kept.arrays.len()).map(whole).collect::<Result<_, _>>();
-                put(&names, whole.map_err(failed)?);
-            }
-            LayerSpec::Sliding { .. } | LayerSpec::Chunked { .. } => {
-                let placed = placed(kept.arrays.clone(), columns.len(), 0);
-                let (first, arrays) = placed.map_err(failed)?;
-                layer.first = first;
-                put(&names, arrays);
+                let whole = (0..kept.arrays.len()).map(whole).collect::<Result<Vec<_>, _>>();
+                let whole = whole.map_err(failed)?;
+                layer.first = columns.len() - whole.first().map_or(0, |it| it.dim(2) as usize);
+                put(&names, whole);
             }
             LayerSpec::Bounded { sinks, .. } => {
                 layer.first = kept.first;
@@ -531,7 +552,7 @@ fn together(
 
 /// What a block keeps of a cache that ends with it, evaluated, in arrays of its own: a handle on the
 /// cache's would keep those from being written in place.
-fn pieces(cache: &KvCache) -> Result<Vec<Piece>> {
+fn pieces(scope: &PrefixScope, cache: &KvCache) -> Result<Vec<Piece>> {
     let len = cache.len();
     let own = |array: &Array, from: usize| {
         let places: Vec<i32> = (from as i32..array.dim(2)).collect();
@@ -540,10 +561,10 @@ fn pieces(cache: &KvCache) -> Result<Vec<Piece>> {
     let copied = |buffer: &Buffer, sight: LayerSpec| -> Result<Piece, Exception> {
         let copy = |array: &Array| match sight {
             LayerSpec::Bounded { .. } => own(array, 0),
-            LayerSpec::Full => own(&array.try_index((.., .., ..len as i32, ..))?, len - BLOCK),
             _ => {
-                let used = array.try_index((.., .., ..(len - buffer.first) as i32, ..))?;
-                own(&seen(&used, sight, len, buffer.first)?, 0)
+                let end = len - buffer.first;
+                let used = array.try_index((.., .., ..end as i32, ..))?;
+                own(&used, end - scope.columns_of_block(sight))
             }
         };
         let arrays = buffer.arrays.iter().map(copy).collect::<Result<_, _>>()?;

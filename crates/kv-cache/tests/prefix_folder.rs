@@ -12,11 +12,11 @@ use std::{
     process::Command,
 };
 
-use mlxgk_kv_cache::{BLOCK, CacheOptions, KvCache, PrefixScope, PrefixStore, Quantization};
+use mlxgk_kv_cache::{CacheOptions, KvCache, PrefixScope, PrefixStore};
 
 mod texts;
 
-use texts::{LAYERS, Text, columns, feed};
+use texts::{Kind, Text, hash};
 
 /// Numbers without a pattern.
 struct Draw(u64);
@@ -117,50 +117,31 @@ fn damage(draw: &mut Draw, path: &Path, other: &Path) {
     File::options().append(true).open(path).unwrap().set_modified(modified).unwrap();
 }
 
-fn kinds() -> [CacheOptions; 3] {
-    let packed = CacheOptions::new().quantized(Quantization::new(32, 4).unwrap());
-    [CacheOptions::new(), CacheOptions::new().bounded(3, 30), packed]
-}
-
 /// Reads a text from a store and gives it what is missing. Returns how many blocks were found.
 fn read(
     store: &PrefixStore,
-    scope: &PrefixScope,
-    options: &CacheOptions,
+    kind: &Kind,
     text: &[(u32, u8)],
     mut published: impl FnMut(usize),
 ) -> (usize, KvCache) {
-    let (columns, effects) = columns(text);
-    let empty = || KvCache::with_options(&LAYERS, &[0], options).unwrap();
-    let found = store.find(scope, &columns, &effects).unwrap();
-    let mut cache = found.unwrap_or_else(empty);
-    let held = cache.len() / BLOCK;
-    for at in held..text.len() {
-        feed(&mut cache, text[at]);
-        store.publish(scope, &cache, &effects[..(at + 1) * BLOCK]).unwrap();
-        published(at + 1);
+    let (columns, effects) = kind.columns(text);
+    let found = store.find(&kind.scope, &columns, &effects).unwrap();
+    let mut cache = found.unwrap_or_else(|| kind.empty());
+    let held = cache.len() / kind.block();
+    for blocks in held + 1..=text.len() {
+        kind.feed(&mut cache, &text[..blocks]);
+        store.publish(&kind.scope, &cache, &effects[..blocks * kind.block()]).unwrap();
+        published(blocks);
     }
     (held, cache)
 }
 
-fn alone(options: &CacheOptions, text: &[(u32, u8)]) -> String {
-    let mut cache = KvCache::with_options(&LAYERS, &[0], options).unwrap();
-    text.iter().for_each(|&it| feed(&mut cache, it));
-    hash(cache)
-}
-
-fn hash(mut cache: KvCache) -> String {
-    cache.allow_other_steering();
-    cache.state_hash().unwrap()
-}
-
 #[test]
 fn blocks_are_kept_in_a_folder_as_in_a_naive_map() {
-    for options in kinds() {
-        let scope = PrefixScope::new("model", &LAYERS, &options, "");
+    for kind in Kind::all() {
         let folder = tempfile::tempdir().unwrap();
         let open = |limit| PrefixStore::new(0).with_folder(folder.path(), limit).unwrap();
-        let limit = limit(&open(u64::MAX), folder.path(), &scope, &options);
+        let limit = limit(&open(u64::MAX), folder.path(), &kind);
         // Two processes with the folder in common, as far as the folder can tell.
         let mut stores = [open(limit), open(limit)];
         let mut naive = Naive { limit, ..Naive::default() };
@@ -184,7 +165,7 @@ fn blocks_are_kept_in_a_folder_as_in_a_naive_map() {
             }
             let text = draw.text();
             let expected = naive.find(&text);
-            let (found, cache) = read(&stores[which], &scope, &options, &text, |blocks| {
+            let (found, cache) = read(&stores[which], &kind, &text, |blocks| {
                 let files = files(folder.path());
                 naive.publish(&text[..blocks], &files);
                 let known = naive.files.values().map(|it| (it.file.clone(), it.bytes));
@@ -192,19 +173,19 @@ fn blocks_are_kept_in_a_folder_as_in_a_naive_map() {
                 assert!(naive.bytes() <= limit);
             });
             assert_eq!(found, expected, "{text:?}");
-            assert_eq!(hash(cache), alone(&options, &text), "{text:?}");
+            assert_eq!(hash(cache), hash(kind.alone(&text)), "{text:?}");
             all_found += found;
         }
         damaged += stores.iter().map(|it| it.counters().damaged).sum::<u64>();
         assert!(all_found > 60 && damaged > 10, "{all_found} found, {damaged} damaged");
         // Texts under another salt, model or kind of cache are others.
         let whole = naive.files.iter().find(|(text, it)| text.len() == 1 && !it.is_damaged);
-        let (columns, effects) = columns(whole.unwrap().0);
-        assert!(stores[0].find(&scope, &columns, &effects).unwrap().is_some());
+        let (columns, effects) = kind.columns(whole.unwrap().0);
+        assert!(stores[0].find(&kind.scope, &columns, &effects).unwrap().is_some());
         for other in [
-            PrefixScope::new("model", &LAYERS, &options, "salt"),
-            PrefixScope::new("other", &LAYERS, &options, ""),
-            PrefixScope::new("model", &LAYERS, &CacheOptions::new().bounded(1, 9), ""),
+            PrefixScope::new("model", kind.layers, &kind.options, "salt"),
+            PrefixScope::new("other", kind.layers, &kind.options, ""),
+            PrefixScope::new("model", kind.layers, &CacheOptions::new().bounded(1, 9), ""),
         ] {
             assert!(stores[0].find(&other, &columns, &effects).unwrap().is_none());
         }
@@ -212,8 +193,8 @@ fn blocks_are_kept_in_a_folder_as_in_a_naive_map() {
 }
 
 /// Room for nine blocks.
-fn limit(store: &PrefixStore, folder: &Path, scope: &PrefixScope, options: &CacheOptions) -> u64 {
-    read(store, scope, options, &[(0, 1)], |_| ());
+fn limit(store: &PrefixStore, folder: &Path, kind: &Kind) -> u64 {
+    read(store, kind, &[(0, 1)], |_| ());
     let one = files(folder).into_values().sum::<u64>();
     store.clear();
     assert!(one > 0 && files(folder).is_empty());
@@ -222,11 +203,13 @@ fn limit(store: &PrefixStore, folder: &Path, scope: &PrefixScope, options: &Cach
 
 #[test]
 fn what_left_memory_is_found_in_the_folder() {
-    for options in kinds() {
-        let scope = PrefixScope::new("model", &LAYERS, &options, "");
+    for kind in Kind::all() {
         let folder = tempfile::tempdir().unwrap();
-        let open = |limit| PrefixStore::new(200_000).with_folder(folder.path(), limit).unwrap();
-        let limit = limit(&open(u64::MAX), folder.path(), &scope, &options);
+        // Room in memory for two blocks.
+        let open = |limit: u64| {
+            PrefixStore::new((limit / 4) as usize).with_folder(folder.path(), limit).unwrap()
+        };
+        let limit = limit(&open(u64::MAX), folder.path(), &kind);
         let mut store = open(limit);
         let mut draw = Draw(11);
         let mut sums = [0; 3];
@@ -235,7 +218,7 @@ fn what_left_memory_is_found_in_the_folder() {
             assert!(it.bytes <= store.limit() && it.unwritten == 0, "{it:?}");
             sums = [sums[0] + it.loaded, sums[1] + it.damaged, sums[2] + it.evicted];
         };
-        for _ in 0..100 {
+        for _ in 0..200 {
             if draw.below(20) == 0 {
                 note(&store);
                 store = open(limit);
@@ -246,10 +229,10 @@ fn what_left_memory_is_found_in_the_folder() {
                 damage(&mut draw, &paths[one], &paths[(one + 1) % paths.len()]);
             }
             let text = draw.text();
-            let (_, cache) = read(&store, &scope, &options, &text, |_| {
+            let (_, cache) = read(&store, &kind, &text, |_| {
                 assert!(files(folder.path()).into_values().sum::<u64>() <= limit);
             });
-            assert_eq!(hash(cache), alone(&options, &text), "{text:?}");
+            assert_eq!(hash(cache), hash(kind.alone(&text)), "{text:?}");
         }
         note(&store);
         assert!(sums.iter().all(|it| *it > 5), "loaded, damaged, evicted: {sums:?}");
@@ -259,15 +242,14 @@ fn what_left_memory_is_found_in_the_folder() {
 #[test]
 fn files_of_others_are_left_alone_and_a_folder_that_cannot_be_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let options = CacheOptions::new();
-    let scope = PrefixScope::new("model", &LAYERS, &options, "");
+    let kind = Kind::dense();
     let own = folder.path().join("notes.txt");
     fs::write(&own, "mine").unwrap();
     // What a killed process leaves.
     let unfinished = folder.path().join(".unfinished-x1");
     fs::write(&unfinished, [0; 100]).unwrap();
     let store = PrefixStore::new(0).with_folder(folder.path(), 1 << 20).unwrap();
-    read(&store, &scope, &options, &[(0, 0), (1, 0)], |_| ());
+    read(&store, &kind, &[(0, 0), (1, 0)], |_| ());
     assert!(own.exists() && !unfinished.exists());
     assert_eq!(files(folder.path()).len(), 2);
     // A lower limit holds from the moment the folder is opened.
@@ -275,10 +257,10 @@ fn files_of_others_are_left_alone_and_a_folder_that_cannot_be_is_refused() {
     let small = PrefixStore::new(0).with_folder(folder.path(), one).unwrap();
     assert_eq!(files(folder.path()).len(), 1);
     // The beginning of the text is what stays.
-    assert_eq!(read(&small, &scope, &options, &[(0, 0)], |_| ()).0, 1);
+    assert_eq!(read(&small, &kind, &[(0, 0)], |_| ()).0, 1);
     // A block that is larger than the limit is not written, and nothing leaves for it.
     let tiny = PrefixStore::new(1 << 20).with_folder(folder.path().join("tiny"), 10).unwrap();
-    assert_eq!(read(&tiny, &scope, &options, &[(0, 0)], |_| ()).0, 0);
+    assert_eq!(read(&tiny, &kind, &[(0, 0)], |_| ()).0, 0);
     assert_eq!((tiny.counters().unwritten, tiny.counters().blocks), (1, 1));
     small.clear();
     assert!(files(folder.path()).is_empty() && own.exists());
@@ -296,14 +278,13 @@ const SHARED_LIMIT: u64 = 600_000;
 #[test]
 fn worker() {
     let [Some(folder), Some(seed)] = WORK.map(env::var_os) else { return };
-    let options = CacheOptions::new();
-    let scope = PrefixScope::new("model", &LAYERS, &options, "");
+    let kind = Kind::dense();
     let store = PrefixStore::new(0).with_folder(folder, SHARED_LIMIT).unwrap();
     let mut draw = Draw(seed.to_str().unwrap().parse().unwrap());
     for _ in 0..60 {
         let text = draw.text();
-        let (_, cache) = read(&store, &scope, &options, &text, |_| ());
-        assert_eq!(hash(cache), alone(&options, &text));
+        let (_, cache) = read(&store, &kind, &text, |_| ());
+        assert_eq!(hash(cache), hash(kind.alone(&text)));
     }
     let counters = store.counters();
     assert_eq!((counters.damaged, counters.unwritten), (0, 0), "{counters:?}");

@@ -7,11 +7,11 @@
 use std::collections::BTreeMap;
 
 use mlx_rs::memory;
-use mlxgk_kv_cache::{BLOCK, CacheOptions, KvCache, PrefixScope, PrefixStore, Quantization};
+use mlxgk_kv_cache::{CacheOptions, KvCache, PrefixScope, PrefixStore};
 
 mod texts;
 
-use texts::{LAYERS, Text, columns, feed};
+use texts::{Kind, Text, hash};
 
 /// A naive map with the same rules: whole texts, and when each was last used.
 struct Naive {
@@ -77,18 +77,17 @@ impl Naive {
 
 #[test]
 fn blocks_are_found_evicted_and_forgotten_as_in_a_naive_map() {
-    let packed = CacheOptions::new().quantized(Quantization::new(32, 4).unwrap());
-    for options in [CacheOptions::new(), CacheOptions::new().bounded(3, 30), packed] {
+    for kind in Kind::all() {
         memory::clear_cache().unwrap();
         let before = memory::active_memory().unwrap();
-        let scope = PrefixScope::new("model", &LAYERS, &options, "");
+        let (scope, block) = (&kind.scope, kind.block());
         let one = PrefixStore::new(usize::MAX);
-        let mut cache = KvCache::with_options(&LAYERS, &[0], &options).unwrap();
+        let mut cache = kind.empty();
         let mut sizes = [0; 2];
-        for size in &mut sizes {
-            feed(&mut cache, (1, 0));
+        for (at, size) in sizes.iter_mut().enumerate() {
+            kind.feed(&mut cache, &[(1, 0); 2][..=at]);
             let before = one.counters().bytes;
-            assert!(one.publish(&scope, &cache, &vec![None; cache.len()]).unwrap());
+            assert!(one.publish(scope, &cache, &vec![None; cache.len()]).unwrap());
             *size = one.counters().bytes - before;
         }
         let limit = 7 * (sizes[1] + 10);
@@ -103,55 +102,45 @@ fn blocks_are_found_evicted_and_forgotten_as_in_a_naive_map() {
         for _ in 0..250 {
             let len = 1 + draw(4) as usize;
             let text: Text = (0..len).map(|_| (draw(2) as u32, draw(2) as u8)).collect();
-            let (columns, effects) = columns(&text);
-            let cache = store.find(&scope, &columns, &effects).unwrap();
-            let held = cache.as_ref().map_or(0, KvCache::len) / BLOCK;
+            let (columns, effects) = kind.columns(&text);
+            let cache = store.find(scope, &columns, &effects).unwrap();
+            let held = cache.as_ref().map_or(0, KvCache::len) / block;
             assert_eq!(held, naive.find(&text), "{text:?}");
             found += held;
             // What is missing is read after it, and given to the store.
-            let mut cache = match cache {
-                Some(cache) => cache,
-                None => KvCache::with_options(&LAYERS, &[0], &options).unwrap(),
-            };
-            let mut alone = KvCache::with_options(&LAYERS, &[0], &options).unwrap();
-            text[..held].iter().for_each(|&it| feed(&mut alone, it));
+            let mut cache = cache.unwrap_or_else(|| kind.empty());
             for at in held..len {
-                feed(&mut cache, text[at]);
-                feed(&mut alone, text[at]);
-                let there = store.publish(&scope, &cache, &effects[..(at + 1) * BLOCK]).unwrap();
+                kind.feed(&mut cache, &text[..=at]);
+                let there = store.publish(scope, &cache, &effects[..(at + 1) * block]).unwrap();
                 assert_eq!(there, naive.publish(&text[..=at]), "{text:?} at {at}");
                 let counters = store.counters();
                 assert!(counters.bytes <= store.limit());
                 assert_eq!((counters.blocks, counters.bytes), (naive.used.len(), naive.held()));
             }
-            cache.allow_other_steering();
-            alone.allow_other_steering();
-            assert_eq!(cache.state_hash().unwrap(), alone.state_hash().unwrap(), "{text:?}");
+            assert_eq!(hash(cache), hash(kind.alone(&text)), "{text:?}");
         }
         assert!(found > 100 && store.counters().evicted > 50, "{:?}", store.counters());
         // Another salt, another model, other options: nothing is shared.
-        let (columns, effects) = columns(&[(0, 0)]);
+        let (columns, effects) = kind.columns(&[(0, 0)]);
         for other in [
-            PrefixScope::new("model", &LAYERS, &options, "salt"),
-            PrefixScope::new("other", &LAYERS, &options, ""),
-            PrefixScope::new("model", &LAYERS, &CacheOptions::new().bounded(1, 9), ""),
+            PrefixScope::new("model", kind.layers, &kind.options, "salt"),
+            PrefixScope::new("other", kind.layers, &kind.options, ""),
+            PrefixScope::new("model", kind.layers, &CacheOptions::new().bounded(1, 9), ""),
         ] {
             assert!(store.find(&other, &columns, &effects).unwrap().is_none());
         }
         // A block that is larger than the whole store finds no room in it.
         let small = PrefixStore::new(sizes[0] / 2);
-        let mut short = KvCache::with_options(&LAYERS, &[0], &options).unwrap();
-        feed(&mut short, (1, 0));
-        assert!(!small.publish(&scope, &short, &vec![None; BLOCK]).unwrap());
+        let short = kind.alone(&[(1, 0)]);
+        assert!(!small.publish(scope, &short, &vec![None; block]).unwrap());
         assert_eq!((small.counters().refused, small.counters().bytes), (1, 0));
 
-        let half = KvCache::with_options(&LAYERS, &[0], &options).unwrap();
-        let error = store.publish(&scope, &half, &[]).unwrap_err().to_string();
+        let error = store.publish(scope, &kind.empty(), &[]).unwrap_err().to_string();
         assert_eq!(error, "blocks are of a row without padding, with what was done to each token");
         store.clear();
         assert_eq!((store.counters().blocks, store.counters().bytes), (0, 0));
         drop((one, cache, short));
         memory::clear_cache().unwrap();
-        assert_eq!(memory::active_memory().unwrap(), before, "{options:?}");
+        assert_eq!(memory::active_memory().unwrap(), before, "{kind:?}");
     }
 }

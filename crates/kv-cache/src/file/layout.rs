@@ -271,12 +271,7 @@ fn bound_of(sight: LayerSpec) -> Option<(usize, usize)> {
 
 /// What a token can still see of a layer's array, which holds the slots of its sinks and the columns
 /// from `first` on.
-pub(crate) fn seen(
-    array: &Array,
-    sight: LayerSpec,
-    len: usize,
-    first: usize,
-) -> Result<Array, Exception> {
+fn seen(array: &Array, sight: LayerSpec, len: usize, first: usize) -> Result<Array, Exception> {
     let slots = sight.sinks();
     let part = |from: usize, to: usize| array.try_index((.., .., from as i32..to as i32, ..));
     let newest = match bound_of(sight) {
@@ -446,11 +441,7 @@ pub(super) fn arrays(
 
 /// What a token can see of a layer's arrays, as [`seen`] gives it, with slots for sinks in front; and the
 /// column that follows those. `len` columns were fed.
-pub(crate) fn placed(
-    arrays: Vec<Array>,
-    len: usize,
-    slots: usize,
-) -> Result<(usize, Vec<Array>), Exception> {
+fn placed(arrays: Vec<Array>, len: usize, slots: usize) -> Result<(usize, Vec<Array>), Exception> {
     let held = arrays.first().map_or(0, |it| it.dim(2)) as usize;
     if held != len {
         // The sinks stand in front already.

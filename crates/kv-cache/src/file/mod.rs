@@ -7,10 +7,7 @@
 mod container;
 mod layout;
 
-pub(crate) use self::{
-    container::Container,
-    layout::{placed, seen},
-};
+pub(crate) use self::container::Container;
 
 use std::{collections::BTreeMap, fmt::Write, path::Path};
 
