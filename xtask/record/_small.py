@@ -352,6 +352,20 @@ UNPADDED = (
           batch=(23, 23, 23), matters=({"attn_temperature_tuning": False}, {"floor_scale": 8192})),
 )  # fmt: skip
 
+# Families that are above, with something else set: another activation, another kind of rotation, biases. Other areas do
+# without them.
+VARIANTS = (
+    small("llama-dynamic", config("LlamaForCausalLM", "llama", hidden_act="relu", tie_word_embeddings=False, rope_theta=1000.0,
+                                  rope_scaling={"type": "dynamic", "factor": 2.0}),
+          form="4.x", matters=({"hidden_act": "silu"},)),
+    small("glm4-proportional", config("Glm4ForCausalLM", "glm4", hidden_act="quick_gelu", tie_word_embeddings=False, rope_parameters={
+                                          "rope_type": "proportional", "rope_theta": 500.0, "partial_rotary_factor": 0.5, "factor": 1.5}),
+          matters=({"hidden_act": "silu"}, {"rope_type": "default"}, {"partial_rotary_factor": 0.25}), seed=3),
+    small("deepseek-v2-biases", config("DeepseekV2ForCausalLM", "deepseek_v2", mlp_bias=True, tie_word_embeddings=True, n_routed_experts=4,
+                                       n_shared_experts=1, first_k_dense_replace=1, routed_scaling_factor=1.3, topk_method="greedy",
+                                       **LATENT, **MOE), seed=5),
+)  # fmt: skip
+
 # gpt-oss in OpenAI's own format, recorded from the same experts unpacked; `pack` puts them in afterwards.
 PACKED = (
     small("gpt-oss-mxfp4", config("GptOssForCausalLM", "gpt_oss", hidden_size=32, intermediate_size=32, num_local_experts=3,

@@ -43,7 +43,7 @@ class TooClose(Exception):
 def record(out: pathlib.Path) -> None:
     torch.set_num_threads(1)
     logging.set_verbosity_error()
-    for tiny in _tiny.MODELS + _small.MODELS + _small.UNPADDED:
+    for tiny in _tiny.MODELS + _small.MODELS + _small.UNPADDED + _small.VARIANTS:
         with_good_seed(tiny, lambda seed, tiny=tiny: record_model(tiny, out, seed))
     for tiny in _small.PACKED:
         with_good_seed(tiny, lambda seed, tiny=tiny: record_packed(tiny, out, seed))

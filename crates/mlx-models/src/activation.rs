@@ -22,6 +22,10 @@ pub(crate) enum Activation {
     Gelu,
     /// Its tanh approximation: `gelu_pytorch_tanh`.
     GeluTanh,
+    /// `x · σ(1.702 x)`: `quick_gelu`.
+    QuickGelu,
+    /// `max(x, 0)`: `relu`.
+    Relu,
     /// `max(x, 0)²`: `relu2`.
     ReluSquared,
 }
@@ -30,12 +34,18 @@ impl Activation {
     pub(crate) fn read(config: &Config, key: &str, default: &str) -> Result<Self> {
         match config.str(key)?.unwrap_or(default) {
             "silu" | "swish" => Ok(Self::Silu),
-            "gelu" => Ok(Self::Gelu),
-            "gelu_pytorch_tanh" | "gelu_new" => Ok(Self::GeluTanh),
+            "gelu" | "gelu_python" => Ok(Self::Gelu),
+            // Five names of one formula.
+            "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" | "gelu_accurate"
+            | "gelu_python_tanh" => Ok(Self::GeluTanh),
+            "quick_gelu" => Ok(Self::QuickGelu),
+            "relu" => Ok(Self::Relu),
             "relu2" => Ok(Self::ReluSquared),
             other => Err(config.error(
                 key,
-                format_args!("is {other:?}; known are silu, gelu, gelu_pytorch_tanh and relu2"),
+                format_args!(
+                    "is {other:?}; known are silu, gelu, gelu_pytorch_tanh, quick_gelu, relu and relu2"
+                ),
             )),
         }
     }
@@ -44,7 +54,7 @@ impl Activation {
     pub(crate) fn gate(self, gate: &Array, up: &Array, backend: Backend) -> MlxResult<Array> {
         match self {
             Self::Silu => backend.silu_gate(gate, up),
-            Self::Gelu | Self::GeluTanh | Self::ReluSquared => self.forward(gate)?.multiply(up),
+            _ => self.forward(gate)?.multiply(up),
         }
     }
 
@@ -53,6 +63,8 @@ impl Activation {
         let number = |it: f32| Array::from_f32(it).as_dtype(x.dtype());
         match self {
             Self::Silu => x.multiply(sigmoid(x)?),
+            Self::QuickGelu => x.multiply(sigmoid(x.multiply(number(1.702)?)?)?),
+            Self::Relu => maximum(x, number(0.0)?),
             Self::ReluSquared => maximum(x, number(0.0)?)?.square(),
             Self::Gelu => {
                 let upper = erf(x.multiply(number(FRAC_1_SQRT_2)?)?)?.add(number(1.0)?)?;

@@ -66,6 +66,8 @@ pub(crate) struct SharedOptions {
     pub(crate) inner: usize,
     /// Whether it has a share of its own.
     pub(crate) gated: bool,
+    /// Whether its products have biases.
+    pub(crate) bias: bool,
 }
 
 /// What a family's checkpoints call the parts of a mixture.
@@ -164,7 +166,8 @@ impl SharedExpert {
         options: MixtureOptions,
     ) -> Result<Self> {
         let name = if shared.gated { "shared_expert" } else { "shared_experts" };
-        let mlp = MlpOptions::new(shared.inner, options.activation);
+        let mlp =
+            MlpOptions { bias: shared.bias, ..MlpOptions::new(shared.inner, options.activation) };
         let mlp = GatedMlp::load(weights, &format!("{at}.{name}"), options.hidden, mlp)?;
         let gate = if shared.gated {
             Some(weights.linear(&format!("{at}.shared_expert_gate"), 1, options.hidden, false)?)
@@ -275,7 +278,7 @@ mod tests {
                         routing,
                         router_bias: true,
                         correction: true,
-                        shared: Some(SharedOptions { inner: INNER, gated: true }),
+                        shared: Some(SharedOptions { inner: INNER, gated: true, bias: false }),
                     },
                     stacked,
                 );

@@ -103,6 +103,7 @@ impl<'c> BlockPass<'c> {
         if let Some((_, rotation)) = self.rotations.iter().find(|(it, _)| it.is(rope)) {
             return Ok(rotation.clone());
         }
+        rope.check(self.step())?;
         let rotation = rope.rotation(self.step(), self.long)?;
         self.rotations.push((rope.clone(), rotation.clone()));
         Ok(rotation)

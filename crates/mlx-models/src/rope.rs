@@ -19,7 +19,7 @@ use mlxgk_kv_cache::{Positions, Step};
 use serde_json::Value;
 
 use crate::{
-    Result,
+    Error, ErrorKind, Result,
     backend::{self, Backend},
     config::Config,
 };
@@ -40,6 +40,8 @@ struct Parts {
     attention_scale: f32,
     /// Whether MLX rotates in one kernel.
     fused: bool,
+    /// The longest text that it is for, where a longer one would be rotated by how it was fed (dynamic).
+    longest: Option<usize>,
 }
 
 impl Rope {
@@ -112,6 +114,10 @@ pub(crate) struct RopeParameters {
     pub(crate) max_positions: usize,
     /// The context before scaling (`original_max_position_embeddings`).
     pub(crate) original: usize,
+    /// The part of each head that is rotated, or of its pairs.
+    part: f64,
+    /// Whether the graph can read a text again that outgrows the original context, as longrope takes.
+    pub(crate) reads_again: bool,
     /// The dictionary the scaled kinds read their factors from.
     scaling: Config,
 }
@@ -146,13 +152,25 @@ impl RopeParameters {
         let key = "original_max_position_embeddings";
         let original = config.usize(key)?.or(scaling.usize(key)?).unwrap_or(max_positions);
         let theta = scaling.positive("rope_theta")?.unwrap_or(theta);
-        Ok(Self { kind: kind.to_owned(), theta, max_positions, original, scaling })
+        let part = scaling.f64("partial_rotary_factor")?.unwrap_or(1.0);
+        Ok(Self {
+            kind: kind.to_owned(),
+            theta,
+            max_positions,
+            original,
+            part,
+            reads_again: false,
+            scaling,
+        })
     }
 
-    /// `partial_rotary_factor`, from the dictionary, else from the top level, else `default`.
-    pub(crate) fn partial_factor(&self, config: &Config, default: f64) -> Result<f64> {
+    /// How many dimensions of heads of `dim` are rotated: a part of `partial_rotary_factor`, from the
+    /// dictionary, else from the top level, else of `default`. All of them where the embedding is
+    /// proportional, of which it is the pairs that turn.
+    pub(crate) fn rotated(&mut self, config: &Config, dim: usize, default: f64) -> Result<usize> {
         let key = "partial_rotary_factor";
-        Ok(self.scaling.f64(key)?.or(config.f64(key)?).unwrap_or(default))
+        self.part = self.scaling.f64(key)?.or(config.f64(key)?).unwrap_or(default);
+        Ok(if self.kind == "proportional" { dim } else { (dim as f64 * self.part) as usize })
     }
 
     /// The dictionary that the factors are read from.
@@ -199,24 +217,23 @@ impl Rope {
             Frequencies::One((0..dims / 2).map(inverse).collect())
         };
         let (frequencies, scale) = match parameters.kind.as_str() {
-            "default" => (plain(1.0), 1.0),
+            "default" | "dynamic" => (plain(1.0), 1.0),
             "linear" => (plain(scaling.require("factor", Config::positive)?), 1.0),
             "llama3" => (llama3(parameters, dims)?, 1.0),
             "yarn" => yarn(parameters, dims)?,
-            "longrope" => longrope(parameters, dims)?,
+            "longrope" if parameters.reads_again => longrope(parameters, dims)?,
             "proportional" => (proportional(parameters, dims)?, 1.0),
             other => {
-                return Err(scaling.error(
-                    "rope_type",
-                    format_args!(
-                        "is {other:?}; known are default, linear, llama3, yarn, longrope and \
-                         proportional"
-                    ),
-                ));
+                let known =
+                    "default, linear, dynamic, llama3, yarn and proportional, and longrope of phi3";
+                let what = format_args!("is {other:?}; known are {known}");
+                return Err(scaling.error("rope_type", what));
             }
         };
         let (attention_scale, fused) = (scale as f32, backend::is_gpu()?);
-        let parts = Parts { dims, head_dim, frequencies, interleaved, attention_scale, fused };
+        let longest = (parameters.kind == "dynamic").then_some(parameters.max_positions);
+        let parts =
+            Parts { dims, head_dim, frequencies, interleaved, attention_scale, fused, longest };
         Ok(Self(Arc::new(parts)))
     }
 
@@ -228,6 +245,25 @@ impl Rope {
     /// Whether the two are one embedding.
     pub(crate) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Refuses a step that goes beyond the longest text.
+    ///
+    /// In HF a dynamic embedding changes its frequencies with every token beyond, for that token alone:
+    /// what a model says then hangs on which tokens were fed together.
+    pub(crate) fn check(&self, step: &Step) -> Result<()> {
+        let end = step.start() + step.count();
+        let length = step.padding().iter().map(|it| end.saturating_sub(*it)).max().unwrap_or(end);
+        match self.0.longest {
+            Some(longest) if length > longest => {
+                let what = format!(
+                    "a text of {length} tokens, where the `rope_type` \"dynamic\" is supported up to \
+                     `max_position_embeddings`, {longest}"
+                );
+                Err(Error::new(ErrorKind::Tokens, what))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What a step's tokens are rotated by. `long` says whether the sequence, this step included,
@@ -402,7 +438,7 @@ fn yarn(parameters: &RopeParameters, dims: usize) -> Result<(Frequencies, f64)> 
 fn proportional(parameters: &RopeParameters, dims: usize) -> Result<Frequencies> {
     let scaling = &parameters.scaling;
     let factor = scaling.positive("factor")?.unwrap_or(1.0);
-    let part = scaling.f64("partial_rotary_factor")?.unwrap_or(1.0);
+    let part = parameters.part;
     if !(0.0..=1.0).contains(&part) {
         return Err(scaling.error("partial_rotary_factor", format_args!("is {part}; at most 1")));
     }

@@ -502,7 +502,7 @@ fn a_hybrid_is_taken_for_no_other() {
         ("linear_conv_kernel_dim", json!(1), "must be above 1"),
         ("attn_output_gate", json!(false), "is false; only gated attention is known"),
         ("num_experts_per_tok", json!(6), "is 6, with 4 experts"),
-        ("hidden_act", json!("relu"), "is \"relu\"; known are"),
+        ("hidden_act", json!("mish"), "is \"mish\"; known are"),
     ] {
         let folder = copy("qwen3-next");
         edit_config(folder.path(), |config| config[field] = value);
@@ -528,7 +528,7 @@ fn values_that_a_family_does_not_know_are_refused_by_name() {
         ("glm4-moe-lite", "mlp_layer_types", json!(["sparse", "gated", "sparse"])),
         ("gemma4", "use_bidirectional_attention", json!("all")),
         ("gemma4", "num_kv_shared_layers", json!(4)),
-        ("starcoder2", "hidden_act", json!("relu")),
+        ("starcoder2", "hidden_act", json!("mish")),
         ("ernie4_5-moe", "use_bias", json!(true)),
         ("mixtral", "hidden_act", json!("xielu")),
         ("lfm2-moe", "layer_types", json!(["conv", "conv_long", "conv", "conv"])),
@@ -582,6 +582,45 @@ fn values_that_a_family_does_not_know_are_refused_by_name() {
         edit_config(folder.path(), |config| config[field] = value);
         check(folder.path(), ErrorKind::Config, &[&format!("`{field}`")]);
     }
+}
+
+/// Where a rotation follows from the length of the whole text, a longer one is read again (Phi-3), or refused.
+#[test]
+fn rotations_that_change_with_the_length_are_refused() {
+    let folder = copy("llama");
+    let rope = |fields: Value| {
+        edit_config(folder.path(), |config| {
+            config["rope_parameters"] = fields;
+            config["max_position_embeddings"] = json!(8);
+        });
+    };
+    rope(json!({
+        "rope_type": "longrope", "rope_theta": 500.0, "factor": 2.0,
+        "original_max_position_embeddings": 4, "short_factor": [1, 1, 1, 1], "long_factor": [2, 2, 2, 2],
+    }));
+    check(folder.path(), ErrorKind::Config, &["`rope_type`", "longrope"]);
+
+    let (text, longer) = ([5, 17, 42, 9, 30, 3, 8, 11], [5, 17, 42, 9, 30, 3, 8, 11, 4]);
+    let load = || Decoder::load(folder.path(), ComputeDtype::Float32).unwrap();
+    let logits = |model: &Decoder| -> Vec<f32> {
+        model.logits_of(&[&text]).unwrap().to_vec_exact().unwrap()
+    };
+    rope(json!({"rope_type": "default", "rope_theta": 500.0}));
+    let plain = logits(&load());
+    rope(json!({"rope_type": "dynamic", "rope_theta": 500.0, "factor": 2.0}));
+    let model = load();
+    assert_eq!(logits(&model), plain);
+    let error = model.logits_of(&[&longer]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Tokens);
+    assert!(
+        error.to_string().contains("9 tokens") && error.to_string().contains("dynamic"),
+        "{error}"
+    );
+    // Padding is no part of a text.
+    let padded: &[u32] = &[0, 5, 17, 42, 9, 30, 3, 8, 11];
+    let mut cache = model.new_padded_cache(&[1]);
+    model.forward(&[padded], &mut cache, &mut NoHook).unwrap();
+    model.forward(&[&[4]], &mut cache, &mut NoHook).unwrap_err();
 }
 
 /// A field that changes what a model computes is obeyed, or refused by name: by every architecture.

@@ -113,7 +113,7 @@ impl Mixture {
             },
             router_bias: false,
             correction: self.correction,
-            shared: Some(SharedOptions { inner: shared * inner, gated: false }),
+            shared: Some(SharedOptions { inner: shared * inner, gated: false, bias: false }),
         })
     }
 }
@@ -140,6 +140,13 @@ impl Halves {
             hidden: dims.hidden,
             is_sparse: vec![true; dims.layers],
         })
+    }
+
+    /// Dense layers and shared experts with biases, if `bias`.
+    pub(super) fn with_biases(mut self, bias: bool) -> Self {
+        self.dense.bias = bias;
+        self.mixture.shared = self.mixture.shared.map(|it| SharedOptions { bias, ..it });
+        self
     }
 
     /// The first `first_k_dense_replace` layers are dense.

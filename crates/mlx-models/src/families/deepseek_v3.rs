@@ -43,9 +43,7 @@ pub(super) fn build_v2(config: &Config, weights: Weights) -> Result<Decoder> {
             return Err(config.error("topk_method", what));
         }
     };
-    if config.bool("mlp_bias")?.unwrap_or(false) {
-        return Err(config.error("mlp_bias", "is true, which is not supported"));
-    }
+    let bias = config.bool("mlp_bias")?.unwrap_or(false);
     let chosen = config.require("num_experts_per_tok", Config::usize)?;
     let mixture = Mixture {
         experts: 64,
@@ -60,7 +58,8 @@ pub(super) fn build_v2(config: &Config, weights: Weights) -> Result<Decoder> {
         correction: false,
         normalise: None,
     };
-    let halves = Halves::read(config, &dims, mixture)?.with_dense_first(config, 0)?;
+    let halves =
+        Halves::read(config, &dims, mixture)?.with_dense_first(config, 0)?.with_biases(bias);
     let (interleaved, growth) = (true, None);
     assemble_latent(
         "deepseek_v2",

@@ -51,6 +51,7 @@ pub(super) fn build_moe(config: &Config, mut weights: Weights) -> Result<Decoder
     let heads = Heads::read(config, &MOE_DEFAULTS, dims.hidden)?;
     let rope = styled_rope(config, &dims, heads, STYLE)?;
     if config.bool("use_bias")?.unwrap_or(false) {
+        // It would be on the head, too.
         return Err(config.error("use_bias", "is true, which is not supported in a mixture"));
     }
     let (mixture, is_sparse) = (mixture(config, &dims)?, sparse_layers(config, &dims)?);
@@ -92,7 +93,11 @@ fn mixture(config: &Config, dims: &Dims) -> Result<MixtureOptions> {
         },
         router_bias: false,
         correction: true,
-        shared: (shared > 0).then_some(SharedOptions { inner: shared * inner, gated: false }),
+        shared: (shared > 0).then_some(SharedOptions {
+            inner: shared * inner,
+            gated: false,
+            bias: false,
+        }),
     })
 }
 

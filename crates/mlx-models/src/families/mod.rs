@@ -326,10 +326,10 @@ impl RopeStyle {
 
 /// One rotary embedding for all layers, in a family's style.
 fn styled_rope(config: &Config, dims: &Dims, heads: Heads, style: RopeStyle) -> Result<Rope> {
-    let parameters = RopeParameters::with_default(config, dims.max_positions, style.theta)?;
+    let mut parameters = RopeParameters::with_default(config, dims.max_positions, style.theta)?;
     let rotated = match style.part {
         None => heads.dim,
-        Some(part) => (heads.dim as f64 * parameters.partial_factor(config, part)?) as usize,
+        Some(part) => parameters.rotated(config, heads.dim, part)?,
     };
     let build = if style.interleaved { Rope::interleaved } else { Rope::new };
     build(&parameters, heads.dim, rotated)
@@ -349,16 +349,12 @@ fn rope_of_kind(
         None => (config.empty(key), part),
         Some(kinds) => match kinds.object(kind)? {
             None => return Err(config.error(key, format_args!("holds no `{kind}`"))),
-            Some(scaling) => {
-                let part = scaling.f64("partial_rotary_factor")?.unwrap_or(1.0);
-                (scaling, part)
-            }
+            Some(scaling) => (scaling, 1.0),
         },
     };
-    let parameters = RopeParameters::new(config, Some(scaling), theta, dims.max_positions)?;
-    // This kind turns whole heads, and of some of their pairs not at all.
-    let part = if parameters.kind == "proportional" { 1.0 } else { part };
-    Rope::new(&parameters, heads.dim, (heads.dim as f64 * part) as usize)
+    let mut parameters = RopeParameters::new(config, Some(scaling), theta, dims.max_positions)?;
+    let rotated = parameters.rotated(config, heads.dim, part)?;
+    Rope::new(&parameters, heads.dim, rotated)
 }
 
 /// The rotary embedding of each layer, by whether it `slides`: [`rope_of_kind`] with what full and sliding

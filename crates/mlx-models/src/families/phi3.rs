@@ -19,7 +19,8 @@ pub(super) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
         // Early checkpoints call longrope by these names.
         parameters.kind = "longrope".to_owned();
     }
-    let rotary = (heads.dim as f64 * parameters.partial_factor(config, 1.0)?) as usize;
+    parameters.reads_again = true;
+    let rotary = parameters.rotated(config, heads.dim, 1.0)?;
     let rope = Rope::new(&parameters, heads.dim, rotary)?;
     let spec = spec(window(config, None)?);
     let mlp = MlpOptions { fused: true, ..mlp(config, "hidden_act", "silu")? };

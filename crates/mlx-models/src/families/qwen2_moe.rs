@@ -38,7 +38,7 @@ pub(super) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
         },
         router_bias: false,
         correction: false,
-        shared: Some(SharedOptions { inner: shared, gated: true }),
+        shared: Some(SharedOptions { inner: shared, gated: true, bias: false }),
     };
     let form = NormWeight::Plain;
     assemble("qwen2_moe", dims, weights, form, DecoderOptions::default(), |weights, at, layer| {

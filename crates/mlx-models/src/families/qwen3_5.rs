@@ -96,8 +96,8 @@ impl Hybrid {
         let dims = Dims::read(config, &DEFAULTS)?;
         let dims = Dims { tied: dims.tied || self.tied, ..dims };
         let heads = Heads::read(config, &DEFAULTS, dims.hidden)?;
-        let parameters = RopeParameters::read(config, dims.max_positions)?;
-        let rotary = (heads.dim as f64 * parameters.partial_factor(config, 0.25)?) as usize;
+        let mut parameters = RopeParameters::read(config, dims.max_positions)?;
+        let rotary = parameters.rotated(config, heads.dim, 0.25)?;
         let rope = Rope::new(&parameters, heads.dim, rotary)?;
         let bias = config.bool("attention_bias")?.unwrap_or(false);
         if !config.bool("attn_output_gate")?.unwrap_or(true) {
@@ -212,6 +212,7 @@ pub(super) fn mixture(
         shared: Some(SharedOptions {
             inner: width("shared_expert_intermediate_size")?,
             gated: true,
+            bias: false,
         }),
     })
 }
