@@ -5,6 +5,7 @@ mod grammar;
 mod memory;
 pub mod models;
 pub mod sampling;
+pub mod shapes;
 mod task;
 mod training;
 
@@ -12,7 +13,7 @@ pub use self::generation::{Timed, time};
 pub use self::grammar::{Masks, vocabulary};
 pub use self::memory::peak_bytes;
 pub use self::sampling::Draws;
-pub use self::task::{Generator, Precision, Task};
+pub use self::task::{Architecture, Generator, Precision, Task};
 
 /// Whatever went wrong: a person reads it, no program decides by it.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;

@@ -9,10 +9,10 @@ use mlx_genkit::{
 use mlxgk_torch::SplitMix64;
 use serde_json::{Value, json};
 
-use crate::{Result, models::QWEN3_0_6B};
+use crate::{Result, shapes::QWEN3_VOCAB};
 
 /// The vocabulary of Qwen 2 and 3.
-pub const VOCAB: usize = QWEN3_0_6B.vocab;
+pub const VOCAB: usize = QWEN3_VOCAB;
 
 /// Rows of scores, drawn from in turn: together they exceed the inner caches, as fresh logits do.
 const ROWS: usize = 8;

@@ -12,7 +12,9 @@ use mlx_genkit::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::{Draws, Masks, Result, models, peak_bytes, sampling, time, training::train};
+use crate::{
+    Draws, Masks, Result, models, peak_bytes, sampling, shapes::Shape, time, training::train,
+};
 
 /// One thing to measure, in a process of its own.
 #[derive(Debug, Clone, Deserialize)]
@@ -22,6 +24,13 @@ pub enum Task {
     Prepare {
         /// Where to.
         folder: PathBuf,
+    },
+    /// Writes the model of an architecture that is measured by itself, and says where it is.
+    Random {
+        /// Where to.
+        folder: PathBuf,
+        /// Its shape.
+        shape: Architecture,
     },
     /// Continues a prompt greedily.
     Generate {
@@ -104,6 +113,18 @@ pub enum Precision {
     Bfloat16,
 }
 
+/// An architecture that is measured by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Architecture {
+    /// Qwen3-0.6B, which the others are compared with.
+    Dense,
+    /// Gated delta rules beside attention: Qwen3.5-0.8B.
+    Hybrid,
+    /// A mixture of experts with the ratios of Qwen3-30B-A3B.
+    Mixture,
+}
+
 /// A generator to draw from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -135,6 +156,19 @@ impl Task {
                     "history": sampling::history(),
                     "usual": sampling::usual(),
                     "nucleus": sampling::nucleus(),
+                }))
+            }
+            Self::Random { folder, shape } => {
+                std::fs::create_dir_all(folder)?;
+                let (name, shape) = match shape {
+                    Architecture::Dense => (models::DENSE, Shape::dense()),
+                    Architecture::Hybrid => ("qwen3.5-0.8b-shape", Shape::hybrid()),
+                    Architecture::Mixture => ("moe", Shape::mixture()),
+                };
+                Ok(json!({
+                    "model": models::random(folder, name, &shape)?,
+                    // Weights of two bytes, as they are held.
+                    "active_bytes": 2 * shape.active_parameters(),
                 }))
             }
             Self::Generate { model, dtype, prompt, new_tokens, prefill, repeats } => {
