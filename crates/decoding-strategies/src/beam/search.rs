@@ -291,7 +291,7 @@ impl Search {
 
     /// What a sequence has to beat to be among the finished, where no place is free.
     fn worst_finished(&self) -> Option<f32> {
-        self.finished.iter().map(|it| it.finished.is_some().then_some(it.score)).last()?
+        self.finished.iter().map(|it| it.finished.is_some().then_some(it.score)).next_back()?
     }
 
     /// Whether nothing can change any more, as HF estimates.
