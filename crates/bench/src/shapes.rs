@@ -296,6 +296,9 @@ mod tests {
         let share = all as f64 / Shape::mixture().active_parameters() as f64;
         assert!((8.0..8.2).contains(&share), "{share}");
         let dense = Shape::dense();
-        assert_eq!(dense.active_parameters(), dense.tensors.iter().map(Tensor::count).sum());
+        assert_eq!(
+            dense.active_parameters(),
+            dense.tensors.iter().map(Tensor::count).sum::<usize>()
+        );
     }
 }

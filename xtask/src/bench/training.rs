@@ -121,8 +121,9 @@ mod tests {
     #[test]
     fn other_losses_are_refused() {
         assert!(compare("a", &[2.0, 1.5], &[2.0001, 1.5]).is_ok());
-        let error = compare("a", &[2.0, 1.5], &[2.0, 1.6]).unwrap_err().to_string();
-        assert!(error.contains("step 2 is 1.5, PEFT's 1.6"), "{error}");
+        let error = compare("a", &[2.0, 1.5], &[2.0, 1.6]).unwrap_err();
+        let message = error.message().unwrap_or_default();
+        assert!(message.contains("step 2 is 1.5, PEFT's 1.6"), "{message}");
     }
 
     #[test]

@@ -56,7 +56,8 @@ impl PromptLookup {
             let ending = &text[text.len() - n..];
             text[..text.len() - 1].windows(n).enumerate().filter_map(move |(at, window)| {
                 let start = at + n;
-                (window == ending).then(|| &text[start..text.len().min(start.saturating_add(count))])
+                (window == ending)
+                    .then(|| &text[start..text.len().min(start.saturating_add(count))])
             })
         })
     }

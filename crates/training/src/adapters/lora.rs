@@ -107,9 +107,9 @@ pub fn attach_lora(decoder: &mut Decoder, config: &LoraConfig) -> Result<Vec<Str
     };
     let mut adapted = Vec::new();
     for (path, shape) in products {
-        let (experts, [out, columns]) = match shape.as_slice() {
-            &[out, columns] => (None, [out, columns]),
-            &[experts, out, columns] => (Some(experts), [out, columns]),
+        let (experts, [out, columns]) = match *shape.as_slice() {
+            [out, columns] => (None, [out, columns]),
+            [experts, out, columns] => (Some(experts), [out, columns]),
             _ => continue,
         };
         let bound = 1.0 / (columns as f32).sqrt();
