@@ -5,7 +5,7 @@ use mlx_rs::{
     Array, Device, DeviceType, Dtype,
     error::Result as MlxResult,
     fast::{ScaledDotProductAttentionMask, rms_norm, scaled_dot_product_attention},
-    ops::{logsumexp_axis, rsqrt},
+    ops::{broadcast_to, logsumexp_axis, ones, rsqrt},
 };
 use mlxgk_kv_cache::{Columns, Mask, Seen};
 
@@ -104,6 +104,17 @@ impl Backend {
         match self.0 {
             Kind::Native(native) => native.rotate(x, cos, sin),
             Kind::Gpu | Kind::Composed => rope::rotate(x, cos, sin),
+        }
+    }
+
+    /// `silu(x)`.
+    pub(crate) fn silu(self, x: &Array) -> MlxResult<Array> {
+        match self.0 {
+            Kind::Native(native) => {
+                let one = broadcast_to(ones::<f32>(&[x.dim(-1)])?, x.shape())?;
+                native.silu_gate(x, &one)
+            }
+            Kind::Gpu | Kind::Composed => Activation::Silu.forward(x),
         }
     }
 

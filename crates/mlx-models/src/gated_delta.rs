@@ -151,7 +151,7 @@ impl GatedDelta {
             _ => (None, None),
         };
         let (mixed, window) = self.convolution.forward(&inputs.mixed, window.as_ref())?;
-        let tokens = self.tokens(&self.activation.forward(&mixed)?, &inputs)?;
+        let tokens = self.tokens(&self.activation.forward_on(&mixed, self.backend)?, &inputs)?;
         let memory = match memory {
             Some(memory) => memory,
             None => zeros_dtype(&self.memory(batch), Dtype::Float32)?,

@@ -178,7 +178,8 @@ impl Mamba2 {
         // Behind the product, whose bias would reach real tokens; and so would the convolution's.
         let mixed = pass.without_padding(&parts[1])?;
         let (mixed, window) = self.convolution.forward(&mixed, window.as_ref())?;
-        let mixed = pass.without_padding(&self.options.activation.forward(&mixed)?)?;
+        let mixed =
+            pass.without_padding(&self.options.activation.forward_on(&mixed, self.norm.backend)?)?;
         let (tokens, inputs) = self.tokens(&mixed, &parts[2])?;
         let memory = match memory {
             Some(memory) => memory,
