@@ -4,6 +4,7 @@
 //! same number of threads. The systems take turns within a round, so that whatever else the machine
 //! does falls on all of them, and what counts is the median over the rounds.
 
+mod architectures;
 mod chart;
 mod growth;
 mod llama_cpp;
@@ -27,7 +28,7 @@ use crate::{cli, process, setup, workspace};
 pub(crate) const HELP: &str = "\
 Measures decoding, prefill, draws, the time to the first token and the peak memory.
 
-Usage: cargo xtask bench [--peers [llama.cpp|training]] [--shape NAME] [--quick]
+Usage: cargo xtask bench [--peers [llama.cpp|training]] [--shape NAME] [--architectures] [--quick]
 
   --peers             measure transformers and mlx-lm in the same run, print the ratios beside the
                       goals, and write docs/benchmarks.md with its chart; fails when a goal is missed
@@ -36,12 +37,16 @@ Usage: cargo xtask bench [--peers [llama.cpp|training]] [--shape NAME] [--quick]
   --peers training    measure steps of LoRA beside PEFT on torch alone, and print the ratios; writes no
                       page
   --shape NAME        with llama.cpp: 0.6b or moe (a mixture of experts); both where it is not given
+  --architectures     measure a hybrid of gated delta rules (Qwen3.5-0.8B's shape) and a mixture of
+                      experts alone, beside transformers, and print the ratios; writes no page, and
+                      fails when a goal is missed
   --quick             a few tokens each, to see that everything runs: the numbers mean nothing
 
 Without --quick it wants a machine that does nothing else: a minute alone, some ten with --peers.
-The first run writes a random model of Qwen3-0.6B's shape into build/bench (1.2 GB). --peers needs
-python3 with venv, and installs what xtask/bench/requirements.txt and xtask/record/requirements.txt
-pin into build/venv (almost 6 GB, most of it CUDA, which the published torch brings along).
+The first run writes a random model of Qwen3-0.6B's shape into build/bench (1.2 GB), --architectures
+two more (1.5 and 1 GB). Other systems need python3 with venv: what xtask/bench/requirements.txt and
+xtask/record/requirements.txt pin is installed into build/venv (almost 6 GB, most of it CUDA, which
+the published torch brings along).
 llama.cpp is compiled from its package the first time, with one job: that takes a C++ compiler and
 some 20 minutes.
 
@@ -49,7 +54,8 @@ Examples:
   cargo xtask bench
   cargo xtask bench --peers
   cargo xtask bench --peers llama.cpp --shape 0.6b
-  cargo xtask bench --peers training";
+  cargo xtask bench --peers training
+  cargo xtask bench --architectures";
 
 /// Everything is measured on this many threads, draws on one.
 const THREADS: usize = 2;
@@ -87,7 +93,7 @@ const SLOW_TOKENS: usize = 4;
 /// The subcommand.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let (mut peers, mut quick, mut shape) = (false, false, None);
-    let (mut llama_cpp, mut training) = (false, false);
+    let (mut llama_cpp, mut training, mut architectures) = (false, false, false);
     let mut arguments = arguments.iter().map(String::as_str).peekable();
     while let Some(argument) = arguments.next() {
         match argument {
@@ -102,12 +108,16 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
                     .ok_or_else(|| Failure::usage("--shape wants a name: 0.6b or moe"))?;
                 shape = Some(Shape::named(name)?);
             }
+            "--architectures" => architectures = true,
             "--quick" => quick = true,
             other => return Err(cli::unexpected("bench", other)),
         }
     }
     if shape.is_some() && !llama_cpp {
         return Err(Failure::usage("--shape goes with `--peers llama.cpp`"));
+    }
+    if architectures && peers {
+        return Err(Failure::usage("--architectures has a table of its own, without --peers"));
     }
     setup::ensure()?;
     build()?;
@@ -116,6 +126,9 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         eprintln!("bench: the machine is busy ({}); the numbers will be too low", machine.load());
     }
     let effort = if quick { &QUICK } else { &FULL };
+    if architectures {
+        return architectures::run(effort);
+    }
     if llama_cpp {
         let both = [Shape::Small, Shape::Mixture];
         return llama_cpp::run(shape.as_ref().map_or(&both, std::slice::from_ref), effort);

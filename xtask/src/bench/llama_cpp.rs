@@ -115,7 +115,7 @@ fn task(model: &Path, effort: &Effort) -> Value {
     })
 }
 
-fn rate(measured: &Value, key: &str) -> Result<f64> {
+pub(super) fn rate(measured: &Value, key: &str) -> Result<f64> {
     let found = measured[key].as_f64().filter(|it| it.is_finite() && *it > 0.0);
     found.ok_or_else(|| Failure::new(format!("`{key}` of {measured} is not a rate")))
 }
@@ -135,12 +135,12 @@ fn row(title: String, rates: [Vec<f64>; 2], goal: Option<f64>) -> Vec<String> {
 fn prepare(bench: &Bench, python: &Path, shape: Shape) -> Result<PathBuf> {
     let folder = match shape {
         Shape::Small => bench.large().as_str().map(PathBuf::from),
-        Shape::Mixture => Some(workspace::build().join("bench/moe")),
+        Shape::Mixture => bench.random("mixture")?["model"].as_str().map(PathBuf::from),
     };
     let folder = folder.ok_or_else(|| Failure::new("mlxgk-measure named no folder"))?;
     let script = workspace::root().join("xtask/bench/gguf_model.py");
     eprintln!("bench: writing what is missing of the models in {}", folder.display());
-    process::show(Command::new(python).arg(script).arg(shape.name()).arg(&folder))?;
+    process::show(Command::new(python).arg(script).arg(&folder))?;
     Ok(folder)
 }
 

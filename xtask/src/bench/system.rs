@@ -47,8 +47,9 @@ pub(super) struct Bench {
     systems: Vec<System>,
     /// Where our own programs lie.
     binaries: PathBuf,
-    /// The interpreters of the environments with transformers and with mlx-lm.
-    pythons: Option<(PathBuf, PathBuf)>,
+    /// The interpreters of the environments with transformers and with mlx-lm, where they take part.
+    transformers: Option<PathBuf>,
+    mlx_lm: Option<PathBuf>,
     /// What mlxgk-measure wrote, and where.
     prepared: Value,
     versions: RefCell<BTreeMap<String, String>>,
@@ -60,28 +61,47 @@ const FIRST_PROMPT: &str = "Tell me a story.";
 impl Bench {
     /// Writes the models and, where peers are wanted, installs them.
     pub(super) fn prepare(peers: bool) -> Result<Self> {
-        let binaries = workspace::target()?.join("release");
-        let folder = workspace::build().join("bench");
-        let task = json!({"task": "prepare", "folder": folder});
-        let prepared = parse(&process::capture(&mut measure(&binaries, &task))?)?;
-        let ours = format!("{} (MLX 0.32.2)", env!("CARGO_PKG_VERSION"));
-        let versions = RefCell::new(BTreeMap::from([("mlx-genkit".to_owned(), ours)]));
-        if !peers {
-            let systems = vec![System::Ours];
-            return Ok(Self { systems, binaries, pythons: None, prepared, versions });
+        let mut bench = if peers { Self::with_transformers()? } else { Self::alone()? };
+        if peers {
+            bench.systems.extend([System::TransformersBf16, System::MlxLm, System::MlxLmBf16]);
+            bench.mlx_lm = Some(python::environment("peers", "xtask/bench/requirements.txt")?);
         }
-        let pythons = (
-            python::environment("record", "xtask/record/requirements.txt")?,
-            python::environment("peers", "xtask/bench/requirements.txt")?,
-        );
-        let systems = vec![
-            System::Ours,
-            System::Transformers,
-            System::TransformersBf16,
-            System::MlxLm,
-            System::MlxLmBf16,
-        ];
-        Ok(Self { systems, binaries, pythons: Some(pythons), prepared, versions })
+        bench.prepared = bench.written(&json!({"task": "prepare", "folder": Self::folder()}))?;
+        Ok(bench)
+    }
+
+    /// Beside transformers, which is installed; no model is written yet.
+    pub(super) fn with_transformers() -> Result<Self> {
+        let python = python::environment("record", "xtask/record/requirements.txt")?;
+        let systems = vec![System::Ours, System::Transformers];
+        Ok(Self { systems, transformers: Some(python), ..Self::alone()? })
+    }
+
+    fn alone() -> Result<Self> {
+        let ours = format!("{} (MLX 0.32.2)", env!("CARGO_PKG_VERSION"));
+        Ok(Self {
+            systems: vec![System::Ours],
+            binaries: workspace::target()?.join("release"),
+            transformers: None,
+            mlx_lm: None,
+            prepared: Value::Null,
+            versions: RefCell::new(BTreeMap::from([("mlx-genkit".to_owned(), ours)])),
+        })
+    }
+
+    fn folder() -> PathBuf {
+        workspace::build().join("bench")
+    }
+
+    /// Lets our own program write models, and say where they are.
+    fn written(&self, task: &Value) -> Result<Value> {
+        parse(&process::capture(&mut measure(&self.binaries, task))?)
+    }
+
+    /// Writes the random model of a shape (`dense`, `hybrid`, `mixture`) where it is missing: its folder
+    /// as `model`, and the bytes of weights that a token takes as `active_bytes`.
+    pub(super) fn random(&self, shape: &str) -> Result<Value> {
+        self.written(&json!({"task": "random", "folder": Self::folder(), "shape": shape}))
     }
 
     /// Who is measured, ourselves first.
@@ -151,12 +171,12 @@ impl Bench {
         if system == System::Ours {
             return Ok(measure(&self.binaries, task));
         }
-        let Some((transformers, mlx_lm)) = &self.pythons else {
-            return Err(Failure::new(format!("{} was not installed", system.name())));
-        };
         let (python, script) = match system {
-            System::MlxLm | System::MlxLmBf16 => (mlx_lm, "xtask/bench/mlx_lm_peer.py"),
-            _ => (transformers, "xtask/bench/transformers_peer.py"),
+            System::MlxLm | System::MlxLmBf16 => (&self.mlx_lm, "xtask/bench/mlx_lm_peer.py"),
+            _ => (&self.transformers, "xtask/bench/transformers_peer.py"),
+        };
+        let Some(python) = python else {
+            return Err(Failure::new(format!("{} was not installed", system.name())));
         };
         let mut command = Command::new(python);
         command.current_dir(workspace::root()).arg(script).arg(task.to_string());
