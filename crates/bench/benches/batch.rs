@@ -1,12 +1,18 @@
-//! Batches: eight rows by `generate` and by a continuous batch, and how long a running row waits while a
-//! long prompt joins. Not criterion's: what counts is the longest pause, not the mean.
+//! Batches: eight rows by `generate`, by a continuous batch, and by one whose rows are steered each in its
+//! own way; and how long a running row waits while a long prompt joins. Not criterion's: what counts are
+//! ratios of one run, and the longest pause, not the mean.
+//!
+//! `-- bundled` or `-- 0.6B` measures one of the two models.
 
 // A command line speaks on stdout.
 #![allow(clippy::print_stdout, reason = "it prints what it measured")]
 
 use std::time::{Duration, Instant};
 
-use mlx_genkit::{Batch, BatchOutcome, ComputeDtype, GenerationConfig, Model, Request};
+use mlx_genkit::{
+    Batch, BatchOutcome, ComputeDtype, GenerationConfig, HookPoint, Model, Request,
+    steering::{Injection, Steering, SteeringVectors},
+};
 use mlxgk_bench::{Result, models};
 
 /// Tokens of the prompt that joins.
@@ -32,26 +38,58 @@ fn config(new_tokens: usize) -> GenerationConfig {
     }
 }
 
-/// Tokens per second after the prefill, of eight rows.
+/// Tokens per second of eight rows, without those that the prefill has chosen.
 fn generated(model: &Model) -> Result<f64> {
     let prompts = (0..ROWS).map(|row| prompt(32, row));
     let generation = model.generate(Request::batch(prompts).config(config(NEW_TOKENS)))?;
-    Ok(generation.generated_tokens() as f64 / generation.decode.as_secs_f64())
+    let tokens = generation.generated_tokens() - ROWS as usize;
+    Ok(tokens as f64 / generation.decode.as_secs_f64())
 }
 
-/// The same of eight requests that share a batch, from the step on in which all run.
-fn continuous(model: &Model) -> Result<f64> {
+/// The same of eight requests that share a batch, as long as all of them run.
+fn continuous(model: &Model, steerings: &[Steering]) -> Result<f64> {
     let mut batch = Batch::new(model);
     for row in 0..ROWS {
-        batch.join(request(32, row, NEW_TOKENS))?;
+        let mut request = request(32, row, NEW_TOKENS);
+        if let Some(steering) = steerings.get(row as usize) {
+            request = request.steering(steering.clone());
+        }
+        batch.join(request)?;
     }
     while batch.step()?.len() < ROWS as usize {}
-    let (begun, mut tokens) = (Instant::now(), 0);
-    while !batch.is_empty() {
+    let (begun, mut steps) = (Instant::now(), 0);
+    loop {
         let is_piece = |it: &BatchOutcome| matches!(it, BatchOutcome::Piece(_));
-        tokens += batch.step()?.iter().filter(|it| is_piece(&it.outcome)).count();
+        let events = batch.step()?;
+        steps += 1;
+        if events.len() > ROWS as usize || !events.iter().all(|it| is_piece(&it.outcome)) {
+            return Ok(f64::from(steps * ROWS) / begun.elapsed().as_secs_f64());
+        }
     }
-    Ok(tokens as f64 / begun.elapsed().as_secs_f64())
+}
+
+/// A steering per row that adds another vector after every block.
+fn steerings(model: &Model) -> Result<Vec<Steering>> {
+    let decoder = model.decoder();
+    let one = vec![0.01; decoder.hidden_size()];
+    let points = (0..decoder.layers().len()).map(HookPoint::ResidPost);
+    let ones = SteeringVectors::new(points.map(|it| (it, one.clone())))?;
+    let of_row = |row| Ok(Injection::new(ones.random_like(u64::from(row))?, 1.0).into());
+    (0..ROWS).map(of_row).collect()
+}
+
+/// Speeds of all three in turn, as medians.
+fn speeds(model: &Model, rounds: usize) -> Result<[f64; 3]> {
+    let steerings = steerings(model)?;
+    let mut speeds = [const { Vec::new() }; 3];
+    for _ in 0..rounds {
+        let found = [generated(model)?, continuous(model, &[])?, continuous(model, &steerings)?];
+        speeds.iter_mut().zip(found).for_each(|(all, it)| all.push(it));
+    }
+    Ok(speeds.map(|mut all| {
+        all.sort_by(f64::total_cmp);
+        all[all.len() / 2]
+    }))
 }
 
 /// The longest time between two tokens of a running row while a long prompt joins: read as a whole, as
@@ -83,23 +121,40 @@ fn longest_pause(model: &Model, in_chunks: bool) -> Result<Duration> {
 
 fn main() -> Result<()> {
     let folder = models::default_folder();
-    for (name, path) in [
-        ("bundled", models::endless_bundled(&folder)?),
-        ("Qwen3-0.6B shape", models::random_qwen3(&folder)?),
-    ] {
-        let model = Model::load(path, ComputeDtype::Float32)?;
-        let (generate, batch) = (generated(&model)?, continuous(&model)?);
-        println!("{name}: {ROWS} rows: {generate:.0} tokens/s by generate, {batch:.0} in a batch");
-        if model.decoder().max_positions() < LONG as usize {
-            continue;
-        }
-        let milliseconds = |it: Duration| it.as_secs_f64() * 1e3;
-        let whole = milliseconds(longest_pause(&model, false)?);
-        let chunks = milliseconds(longest_pause(&model, true)?);
-        println!(
-            "{name}: longest pause while {LONG} tokens join: {whole:.0} ms read as a whole, \
-             {chunks:.0} ms in chunks"
-        );
+    // Cargo adds an argument of its own.
+    let asked = std::env::args().skip(1).find(|it| !it.starts_with("--"));
+    let wanted = |name: &str| asked.as_deref().is_none_or(|it| it == name);
+    if wanted("bundled") {
+        measure(
+            "bundled model",
+            &Model::load(models::endless_bundled(&folder)?, ComputeDtype::Float32)?,
+            25,
+        )?;
     }
+    if wanted("0.6B") {
+        measure(
+            "0.6B shape",
+            &Model::load(models::random_qwen3(&folder)?, ComputeDtype::Float32)?,
+            3,
+        )?;
+    }
+    Ok(())
+}
+
+fn measure(name: &str, model: &Model, rounds: usize) -> Result<()> {
+    let [generate, batch, steered] = speeds(model, rounds)?;
+    println!(
+        "{name}: {ROWS} rows: {generate:.1} tokens/s by generate, {batch:.1} in a batch ({:.3}), \
+         {steered:.1} steered each in its own way ({:.3})",
+        batch / generate,
+        steered / batch
+    );
+    let milliseconds = |it: Duration| it.as_secs_f64() * 1e3;
+    let whole = milliseconds(longest_pause(model, false)?);
+    let chunks = milliseconds(longest_pause(model, true)?);
+    println!(
+        "{name}: longest pause while {LONG} tokens join: {whole:.0} ms read as a whole, \
+         {chunks:.0} ms in chunks"
+    );
     Ok(())
 }

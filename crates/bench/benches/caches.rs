@@ -1,7 +1,8 @@
 //! What the kinds of cache cost, as ratios of one run. Not criterion's: it measures times only, and here
 //! they are of interest beside bytes and errors.
 //!
-//! `-- bundled` or `-- 0.6B` measures one of the two models.
+//! `-- bundled` or `-- 0.6B` measures one of the two models, `-- bundled prefix` or any other of the parts
+//! one of them.
 
 // A command line speaks on stdout.
 #![allow(clippy::print_stdout, reason = "it prints what it measured")]
@@ -19,30 +20,45 @@ use mlxgk_bench::{Result, models};
 const COLUMNS: usize = 8192;
 /// Tokens that two prompts share, and that are forked.
 const SHARED: usize = 2000;
+/// One token less than whole blocks, so that as much as can be has to be read again.
+const WORST: usize = 2047;
 const GROUP: i32 = 64;
 
 fn main() -> Result<()> {
     let folder = models::default_folder();
     // Cargo adds an argument of its own.
-    let asked = std::env::args().skip(1).find(|it| !it.starts_with("--"));
+    let mut asked = std::env::args().skip(1).filter(|it| !it.starts_with("--"));
+    let (asked, part) = (asked.next(), asked.next());
     let wanted = |name: &str| asked.as_deref().is_none_or(|it| it == name);
     if wanted("bundled") {
-        measure("bundled model", &models::endless_bundled(&folder)?, 40)?;
+        let model = Model::load(models::endless_bundled(&folder)?, ComputeDtype::Float32)?;
+        measure("bundled model", &model, 40, part.as_deref())?;
     }
     if wanted("0.6B") {
-        measure("0.6B shape", &models::random_qwen3(&folder)?, 6)?;
+        let model = Model::load(models::random_qwen3(&folder)?, ComputeDtype::Float32)?;
+        measure("0.6B shape", &model, 6, part.as_deref())?;
     }
     Ok(())
 }
 
-fn measure(name: &str, folder: &std::path::Path, rounds: usize) -> Result<()> {
-    let model = Model::load(folder, ComputeDtype::Float32)?;
-    println!("{name}, a token behind {COLUMNS} others, in {rounds} rounds of all kinds:");
-    kinds(&model, rounds)?;
-    fork(&model)?;
-    prefix(&model)?;
-    conversation(&model)?;
-    println!();
+fn measure(name: &str, model: &Model, rounds: usize, part: Option<&str>) -> Result<()> {
+    println!("{name}:");
+    let wanted = |name: &str| part.is_none_or(|it| it == name);
+    if wanted("kinds") {
+        println!("a token behind {COLUMNS} others, in {rounds} rounds of all kinds:");
+        kinds(model, rounds)?;
+    }
+    if wanted("fork") {
+        fork(model)?;
+    }
+    if wanted("prefix") {
+        passes(model)?;
+        prefix(model, SHARED)?;
+        prefix(model, WORST)?;
+    }
+    if wanted("conversation") {
+        conversation(model)?;
+    }
     Ok(())
 }
 
@@ -57,6 +73,10 @@ fn kinds(model: &Model, rounds: usize) -> Result<()> {
     for bits in [8, 6, 5, 4, 3, 2] {
         let how = Quantization::new(GROUP, bits)?;
         kinds.push((format!("{bits} bits"), CacheOptions::new().quantized(how)));
+    }
+    if model.decoder().head_dims().flatten().flatten().all(|it| it % 128 == 0) {
+        let how = Quantization::new(128, 4)?;
+        kinds.push(("4 bits, groups of 128".into(), CacheOptions::new().quantized(how)));
     }
     let mut caches = Vec::new();
     for (_, options) in &kinds {
@@ -152,17 +172,40 @@ fn fork(model: &Model) -> Result<()> {
     Ok(())
 }
 
+fn greedy(chunk: Option<usize>) -> GenerationConfig {
+    GenerationConfig {
+        do_sample: Some(false),
+        max_new_tokens: Some(1),
+        prefill_chunk_size: chunk,
+        ..Default::default()
+    }
+}
+
+/// What a prompt costs in passes of so many tokens: what cutting it at the ends of blocks does.
+fn passes(model: &Model) -> Result<()> {
+    let sizes = [2048, 256, 128, 64, 32];
+    let mut times = vec![Vec::new(); sizes.len()];
+    for _ in 0..3 {
+        for (size, times) in sizes.iter().zip(&mut times) {
+            let request = Request::new(ids(SHARED, 5)).config(greedy(Some(*size)));
+            let begun = Instant::now();
+            model.generate(request)?;
+            times.push(begun.elapsed());
+        }
+    }
+    for (size, times) in sizes.iter().zip(times) {
+        let took = median(times).as_secs_f64() * 1e3;
+        println!("{SHARED} tokens in passes of {size}: {took:.1} ms");
+    }
+    Ok(())
+}
+
 /// The first token of a prompt whose beginning was read before, and of one that shares nothing.
-fn prefix(model: &Model) -> Result<()> {
+fn prefix(model: &Model, common: usize) -> Result<()> {
     let store = PrefixStore::new(usize::MAX);
     let first = |salt: usize, ending: usize| -> Result<Duration> {
-        let prompt = [ids(SHARED, salt), ids(8, ending)].concat();
-        let config = GenerationConfig {
-            do_sample: Some(false),
-            max_new_tokens: Some(1),
-            ..Default::default()
-        };
-        let request = Request::new(prompt).config(config).prefix_store(&store);
+        let prompt = [ids(common, salt), ids(8, ending)].concat();
+        let request = Request::new(prompt).config(greedy(None)).prefix_store(&store);
         let begun = Instant::now();
         model.generate(request)?;
         Ok(begun.elapsed())
@@ -174,11 +217,12 @@ fn prefix(model: &Model) -> Result<()> {
     }
     let (alone, shared) = (median(alone).as_secs_f64(), median(shared).as_secs_f64());
     println!(
-        "first token after {SHARED} tokens that were read before and 8 that were not: {:.1} ms, else {:.1} \
-         ms, {:.1} times as long",
+        "first token after {common} tokens that were read before and 8 that were not: {:.1} ms, else \
+         {:.1} ms, {:.1} times as long; the store holds {:.2} times the cache",
         shared * 1e3,
         alone * 1e3,
-        alone / shared
+        alone / shared,
+        store.counters().bytes as f64 / (3 * common * model.decoder().kv_bytes_per_token()) as f64
     );
     Ok(())
 }

@@ -35,9 +35,10 @@ use crate::{
     saved::{CacheDescription, LayerDescription},
 };
 
-/// Columns of a block where a layer keeps nothing but columns. What a text has in common with earlier ones is
-/// found but for the rest of a block, which has to be read: of 2,000 tokens 3 %. A pass over as many columns
-/// takes no longer for each of them than a pass over more.
+/// Columns of a block where a layer keeps nothing but columns. Of what a text has in common with earlier ones
+/// less than a block has to be read again: of 2,000 tokens at most 3 %, which begin more than ten times
+/// sooner. Reading in passes as short costs up to half as much again where weights have to be widened for each
+/// of them (docs/caches.md).
 const SHORT: usize = 64;
 
 /// Columns of a block where a layer keeps a state, or a bounded one all that it holds, at every block's end.

@@ -6,9 +6,10 @@ use std::path::Path;
 
 use mlx_genkit::{
     Batch, BatchOutcome, ComputeDtype, ErrorKind, Generation, GenerationConfig, HookPoint, Model,
-    Prompt, Recording, Request, Seed,
+    NoHook, Prompt, Recording, Request, Seed,
     generation_config::OneOrMany,
-    kv_cache::PrefixStore,
+    kv_cache::{KvCache, PrefixStore},
+    mlx_rs::ops::logsumexp_axis,
     steering::{Injection, Steering, SteeringVectors},
 };
 
@@ -464,4 +465,79 @@ fn a_file_of_mlx_lm_is_taken_up_by_the_text_that_it_is_of() {
     let error = model.load_cache_of(&path, &other).unwrap_err().to_string();
     assert!(error.contains("is of another text than the prompt's first 40 tokens"), "{error}");
     assert!(tiny("llama").load_cache_of(&path, &other).is_err());
+}
+
+/// The turns of three clusters of each of the isolation examples, as texts.
+fn clusters() -> Vec<[String; 3]> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/isolation");
+    let mut paths: Vec<_> =
+        std::fs::read_dir(folder).unwrap().map(|it| it.unwrap().path()).collect();
+    paths.sort();
+    let texts = |path: &std::path::PathBuf| {
+        let example: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let mut texts = [const { String::new() }; 3];
+        for turn in example["turns"].as_array().unwrap() {
+            let said = ["instruction", "content", "query"].map(|it| turn[it].as_str());
+            let said = said.into_iter().flatten().next().unwrap();
+            // Further clusters are left out.
+            if let Some(text) = texts.get_mut(turn["cluster"].as_u64().unwrap() as usize - 1) {
+                *text = format!("{text}{said}\n");
+            }
+        }
+        texts
+    };
+    let texts = paths.iter().map(texts);
+    texts.filter(|it| it.iter().all(|it| !it.is_empty())).collect()
+}
+
+/// How far the next-token distributions behind two texts are from those after one pass over both, when
+/// their caches were put together and some tokens of the second read anew. Prints what docs/caches.md says.
+#[test]
+fn the_more_of_a_text_is_read_anew_the_nearer_it_is_to_one_pass() {
+    let model = Model::bundled(ComputeDtype::Float32).unwrap();
+    let (decoder, tokenizer) = (model.decoder(), model.tokenizer().unwrap());
+    let encode = |it: String| tokenizer.encode(&it, false).unwrap();
+    let texts: Vec<[Vec<u32>; 3]> = clusters().into_iter().map(|it| it.map(encode)).collect();
+    let read = |parts: &[&[u32]]| {
+        let mut cache = decoder.new_cache(1);
+        decoder.hidden(&[&parts.concat()], &mut cache, &mut NoHook).unwrap();
+        cache
+    };
+    let scores = |mut cache: KvCache, text: &[u32]| -> Vec<f32> {
+        let logits = decoder.forward(&[text], &mut cache, &mut NoHook).unwrap();
+        let scores = logits.subtract(logsumexp_axis(&logits, -1, true).unwrap()).unwrap();
+        scores.contiguous().unwrap().to_vec_exact().unwrap()
+    };
+    let best = |it: &[f32]| (0..it.len()).max_by(|a, b| it[*a].total_cmp(&it[*b]));
+    let behind: usize = texts.iter().map(|it| it[1].len()).sum();
+    println!("{} texts behind others, {behind} tokens in all", texts.len());
+    let mut divergences = Vec::new();
+    for again in [0, 1, 4, 16, 32, usize::MAX] {
+        let (mut divergence, mut others, mut count, mut anew) = (0.0, 0, 0, 0);
+        for [a, b, c] in &texts {
+            let both = decoder.concat(&[&read(&[a]), &read(&[b])], again, &mut NoHook).unwrap();
+            let (found, exact) = (scores(both, c), scores(read(&[a, b]), c));
+            for (found, exact) in
+                found.chunks(decoder.vocab_size()).zip(exact.chunks(decoder.vocab_size()))
+            {
+                let terms = found.iter().zip(exact).map(|(q, p)| f64::from(p.exp() * (p - q)));
+                divergence += terms.sum::<f64>();
+                others += usize::from(best(found) != best(exact));
+                count += 1;
+            }
+            anew += again.min(b.len());
+        }
+        let mean = |it: f64| it / f64::from(count);
+        println!(
+            "| {again} | {:.2} | {:.4} | {:.3} |",
+            anew as f64 / behind as f64,
+            mean(divergence),
+            mean(others as f64)
+        );
+        divergences.push(mean(divergence));
+    }
+    assert!(divergences.is_sorted_by(|a, b| a > b), "{divergences:?}");
+    // Exact but for rounding.
+    assert!(divergences[5].abs() < 1e-6 && divergences[0] > 0.01, "{divergences:?}");
 }
