@@ -299,7 +299,7 @@ impl<'a> Request<'a> {
     ///     let generation = model.generate(Request::new(prompt).prefix_store(&store))?;
     ///     found.push(generation.cached_tokens);
     /// }
-    /// assert_eq!(found, [0, 512]);
+    /// assert_eq!(found, [0, 576]);
     /// # Ok::<(), mlx_genkit::Error>(())
     /// ```
     #[must_use]
@@ -373,8 +373,8 @@ impl<'a> Request<'a> {
     }
 
     /// Records the attention weights of these layers, counted from 0 (HF's `output_attentions`, which
-    /// keeps those of all). Attention is then computed unfused in them, which rounds differently, and
-    /// a token takes four bytes per head and token before it.
+    /// keeps those of all). They are computed apart from the attention itself, whose result stays the same,
+    /// and a token takes four bytes per head and token before it.
     ///
     /// ```
     /// use mlx_genkit::{ComputeDtype, Model, Request};

@@ -33,31 +33,29 @@ pub(crate) fn attention(
     backend.attention(queries, seen, softmax)
 }
 
-/// As [`attention`], put together from MLX's operations, with the weights that each query gives to
-/// the columns: `[batch, heads, tokens, columns]`.
-pub(crate) fn attention_with_weights(
+/// The weights that [`attention`] gives to the columns by each query, `[batch, heads, tokens, columns]`.
+/// They are computed apart from its result, which therefore does not depend on whether somebody asks.
+pub(crate) fn attention_weights(
     queries: &Array,
     seen: &Seen,
     softmax: Softmax<'_>,
-) -> Result<(Array, Array)> {
-    let (keys, values) = (seen.keys.dense()?, seen.values.dense()?);
-    let (mixed, weights) = composed(queries, &keys, &values, &seen.mask, softmax)?;
-    let shape = [queries.dim(0), queries.dim(1), queries.dim(2), keys.dim(2)];
-    Ok((mixed, weights.reshape(&shape)?))
+) -> Result<Array> {
+    let keys = seen.keys.dense()?;
+    let weights = weights(queries, &keys, &seen.mask, softmax)?;
+    Ok(weights.reshape(&[queries.dim(0), queries.dim(1), queries.dim(2), keys.dim(2)])?)
 }
 
-/// Attention put together from MLX's operations, and what each query gives to each column as
-/// [`weights`] returns it.
+/// Attention put together from MLX's operations.
 pub(crate) fn composed(
     queries: &Array,
     keys: &Array,
     values: &Array,
     mask: &Mask,
     softmax: Softmax<'_>,
-) -> Result<(Array, Array), Exception> {
+) -> Result<Array, Exception> {
     let weights = weights(queries, keys, mask, softmax)?;
     let shape = [queries.dim(0), queries.dim(1), queries.dim(2), values.dim(3)];
-    Ok((weights.matmul(values)?.reshape(&shape)?, weights))
+    weights.matmul(values)?.reshape(&shape)
 }
 
 /// What each query gives to each column, `[batch, kv heads, heads per kv head · tokens, columns]`.

@@ -79,7 +79,7 @@ impl Backend {
             Kind::Gpu if soft_cap.is_none() => {
                 scaled_dot_product_attention(queries, &keys, &values, scale, mask(), sinks)?
             }
-            _ => attention::composed(queries, &keys, &values, &seen.mask, softmax)?.0,
+            _ => attention::composed(queries, &keys, &values, &seen.mask, softmax)?,
         })
     }
 

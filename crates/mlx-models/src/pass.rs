@@ -5,7 +5,7 @@ use mlxgk_kv_cache::{Pass, Seen, Step};
 
 use crate::{
     Result,
-    attention::{Softmax, attention, attention_with_weights},
+    attention::{Softmax, attention, attention_weights},
     backend::Backend,
     growth::Growth,
     rope::{Rope, Rotation},
@@ -134,11 +134,9 @@ impl<'c> BlockPass<'c> {
         softmax: Softmax<'_>,
         backend: Backend,
     ) -> Result<Array> {
-        if matches!(self.weights, Wanted::No) {
-            return attention(queries, seen, softmax, backend);
+        if !matches!(self.weights, Wanted::No) {
+            self.weights = Wanted::Left(attention_weights(queries, seen, softmax)?);
         }
-        let (mixed, weights) = attention_with_weights(queries, seen, softmax)?;
-        self.weights = Wanted::Left(weights);
-        Ok(mixed)
+        attention(queries, seen, softmax, backend)
     }
 }

@@ -380,7 +380,6 @@ fn attention_weights_are_those_that_the_scores_come_from() {
         let last = logits.try_index((.., logits.dim(1) - 1.., ..)).unwrap();
         let last = last.subtract(logsumexp_axis(&last, -1, true).unwrap()).unwrap();
         let last: Vec<f32> = last.contiguous().unwrap().to_vec_exact().unwrap();
-        // Not the kernel that is used otherwise, so the sums are made in another order.
         case.near(&last, &expected, "with weights");
         // In parts, with a draft that is taken back.
         let mut parts = AttentionRecorder::new(0..layers);
