@@ -268,7 +268,7 @@ pub(crate) fn token_logprobs(logits: &Array, ids: &Array) -> Result<()> {
     const NAME: &str = "log-probabilities of tokens";
     dtype(NAME, "logits", logits, Dtype::Float32)?;
     dtype(NAME, "ids", ids, Dtype::Uint32)?;
-    let fitting = logits.ndim() == 2 && ids.shape() == [logits.dim(0)];
+    let fitting = logits.ndim() == 2 && logits.dim(1) > 0 && ids.shape() == [logits.dim(0)];
     fits(
         NAME,
         "logits are [rows, vocabulary], ids [rows]",

@@ -335,7 +335,7 @@ fn affine_weights_are_the_same_in_every_layout_and_have_gradients() {
 }
 
 #[test]
-fn it_is_the_same_for_many_columns_and_several_panels() {
+fn it_is_the_same_for_many_columns_and_several_blocks() {
     for (rows, columns, length) in [(1, 3000, 256), (5, 1000, 512), (40, 300, 4096)] {
         let inputs = inputs(&[rows, length], columns, 64, 4);
         let what = format!("{rows} x {columns} x {length}");

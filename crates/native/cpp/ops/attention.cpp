@@ -4,7 +4,7 @@
 // few of them. Its columns are cut into parts (Flash-Decoding; Dao et al., 2023), each of which is a
 // chunk of work for one thread, and joined in their order: the parts follow from the number of columns
 // alone, so the result does not depend on how many threads there are. A prompt has many rows, and goes
-// through BLAS, a head at a time.
+// through matrix products (shim/blas.h), a head at a time.
 //
 // Packed keys and values become floats a stretch at a time, small enough to be near by still when it
 // is used. A decoded token reads each column once, so what counts is how many bytes that takes.

@@ -77,7 +77,8 @@ class Descent {
         block_(std::min(tokens_, kBlock)),
         scores_row_(whole(columns_)),
         scores_(static_cast<long>(block_) * scores_row_),
-        scratch_(workers::count() * kScores * scores_) {}
+        own_(2 * scores_ + scores_row_),
+        scratch_(workers::count() * own_) {}
 
   void run() {
     queries_.ready();
@@ -90,7 +91,7 @@ class Descent {
     std::optional<blas::OneThread> alone;
     if (heads_ > 1) alone.emplace();
     workers::share(heads_, [this](int head, int worker) {
-      float* scratch = scratch_.data() + worker * kScores * scores_;
+      float* scratch = scratch_.data() + worker * own_;
       for (int query_head = 0; query_head < group_; ++query_head)
         for (int token = 0; token < tokens_; token += block_)
           descend(head, query_head, token, scratch);
@@ -143,8 +144,6 @@ class Descent {
 
   // Queries in a block.
   static constexpr int kBlock = 64;
-  // Blocks of scores that a thread holds: powers, the gradient by them, and a row of capped ones.
-  static constexpr int kScores = 3;
 
   const Options options_;
   layout::Heads<float> queries_, keys_, values_, by_;
@@ -152,6 +151,8 @@ class Descent {
   float *by_queries_, *by_keys_, *by_values_;
   int groups_, columns_, tokens_, dim_, heads_, group_, block_, scores_row_;
   long scores_;
+  // A thread's scratch: two blocks of scores, powers and the gradient by them, and a row of capped ones.
+  long own_;
   memory::Floats scratch_;
 };
 

@@ -52,7 +52,6 @@ class OfBf16 : public matrix::Matrix {
                              weight_.at(from), weight_.row(), y, y_row);
   }
 
-
   void turn(long row, int count, int from, int length, float* scratch, float* to) const override {
     const bool has_words = weight_.row() % 2 == 0 && length % turn::width() == 0;
     if (is_wide() && count == turn::width() && has_words)

@@ -128,8 +128,12 @@ class Descent {
 op::array token_logprobs(const op::array& logits, const op::array& ids, op::Stream stream) {
   using namespace mlx::core;
   const auto composed = [](const op::Arrays& inputs) {
-    const array chosen = take_along_axis(inputs[0], expand_dims(inputs[1], -1), -1);
-    return op::Arrays{squeeze(chosen - logsumexp(inputs[0], -1, true), -1)};
+    const auto &logits = inputs[0], &ids = inputs[1];
+    const array last(static_cast<std::uint32_t>(logits.shape(-1) - 1), uint32);
+    // MLX does not look whether there is such a logit.
+    const array chosen = take_along_axis(logits, expand_dims(minimum(ids, last), -1), -1);
+    const array sums = squeeze(chosen - logsumexp(logits, -1, true), -1);
+    return op::Arrays{where(ids <= last, sums, array(std::numeric_limits<float>::quiet_NaN()))};
   };
   op::Gradient gradient{"TokenLogprobsGradient", 1, op::task<Descent>()};
   return op::make({"TokenLogprobs", {ids.shape()}, op::task<Task>(), composed, gradient},

@@ -3,9 +3,9 @@
 // around, so that a register holds neighbouring columns. It then meets all rows, as many at a time as
 // the registers hold sums for.
 //
-// OpenBLAS does the same for weights that are floats already. But it chooses its kernels by the
-// processor's name, and on some that know AVX-512 it does without; and its threads go on looking for
-// work after a product, on the cores that ours compute on.
+// OpenBLAS does the same for weights that are floats already. But packed and bf16 weights would have to be
+// written out as floats first, and its threads go on looking for work after a product, on the cores that
+// ours compute on.
 
 #include "ops/many_rows.h"
 
@@ -79,7 +79,7 @@ INLINE void multiply_block(const Block& it) {
     if (it.columns == kWidth) {
       tile_of<Vector, Most>(m, it.length, x, it.w, y, it.y_row, it.add);
     } else {
-      float edge[Most * kWidth];
+      float edge[Most * kWidth] = {};
       for (int i = 0; it.add && i < m; ++i)
         std::copy_n(y + i * it.y_row, it.columns, edge + i * kWidth);
       tile_of<Vector, Most>(m, it.length, x, it.w, edge, kWidth, it.add);

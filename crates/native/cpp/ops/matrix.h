@@ -30,7 +30,7 @@ class Matrix : public turn::Weights {
     turn::floats(scratch, turn::kStretch, count, length, to);
   }
 
-  // `length` weights of a row as floats, from one on at which a group begins.
+  // `length` weights of a row as floats: whole groups, from the first of a group on.
   virtual void widen(long row, int from, int length, float* to) const = 0;
 };
 

@@ -26,7 +26,8 @@ using Work = std::function<void()>;
 
 // Prepares the work for inputs whose layout is known and whose content is not yet there. The outputs
 // have memory, row-major, and one of them at least is not empty. Memory that the work needs is taken
-// here, on the caller's thread, which can be told that there is none.
+// here, on the caller's thread, which can be told that there is none (the products of shim/blas.h take
+// their own, and do with less where there is none).
 using Prepare = std::function<Work(const Arrays& inputs, Arrays& outputs)>;
 
 // The same in MLX's own operations. Gradients are taken through it where there is no other way.

@@ -8,8 +8,8 @@
 // Of other widths a register holds sixteen neighbours. Codes of two, three and five bits are looked up
 // likewise, in one register or two; wider ones become floats.
 //
-// Eight rows at once meet two columns, fewer meet four: so that the sums of all fill the registers, and
-// what a weight costs to unpack is shared by all rows.
+// Eight rows at once meet two columns, four and two meet four, and one meets eight: so that the sums of all
+// fill the registers, and what a weight costs to unpack is shared by all rows.
 
 #include "ops/packed.h"
 #include "ops/turn.h"

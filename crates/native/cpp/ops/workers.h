@@ -12,7 +12,8 @@ int count();
 // `worker` is below `count()`, and no two calls run at a time with the same one. `work` must not throw.
 //
 // The caller takes chunks itself, so it never waits for a thread that has yet to wake. While one
-// piece of work is shared, a second caller does all of its own alone.
+// piece of work is shared, a second caller does all of its own alone, and so does work that is part of a
+// chunk; `worker` is 0 then.
 void share(int chunks, void (*work)(const void* context, int chunk, int worker),
            const void* context);
 

@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <atomic>
 #include <mutex>
+#include <new>
 #include <thread>
 
 #include "ops/few_rows.h"
@@ -56,6 +57,8 @@ inline void gemv(CBLAS_TRANSPOSE trans, int rows, int columns, double alpha, con
   scipy_cblas_dgemv(CblasRowMajor, trans, rows, columns, alpha, a, lda, x, x_step, beta, y, y_step);
 }
 
+bool is_transposed(CBLAS_TRANSPOSE trans) { return trans == CblasTrans || trans == CblasConjTrans; }
+
 // Answers c = alpha·a·b + beta·c as a matrix-vector product where it is one, and says whether it was.
 template <typename Real>
 bool one_row_or_column(CBLAS_ORDER order, CBLAS_TRANSPOSE a_trans, CBLAS_TRANSPOSE b_trans, int m,
@@ -63,8 +66,7 @@ bool one_row_or_column(CBLAS_ORDER order, CBLAS_TRANSPOSE a_trans, CBLAS_TRANSPO
                        Real beta, Real* c, int ldc) {
   // With nothing to sum over, a matrix-vector function returns before it scales its result.
   if (order != CblasRowMajor || k == 0 || (m != 1 && n != 1)) return false;
-  const bool a_plain = a_trans == CblasNoTrans;
-  const bool b_plain = b_trans == CblasNoTrans;
+  const bool a_plain = !is_transposed(a_trans), b_plain = !is_transposed(b_trans);
   if (m == 1) {
     // c' = b'·a', with b as it lies in memory: k x n, or n x k when transposed.
     gemv(b_plain ? CblasTrans : CblasNoTrans, b_plain ? k : n, b_plain ? n : k, alpha, b, ldb, a,
@@ -110,24 +112,29 @@ class OfColumns : public turn::Weights {
   long row_;
 };
 
-// c = a·b, of m × k and k × n.
-void many(int m, int n, int k, const float* a, int lda, const turn::Weights& b, float* c, int ldc) {
+// c = a·b, of m × k and k × n, if there is memory for it.
+bool many(int m, int n, int k, const float* a, int lda, const turn::Weights& b, float* c, int ldc) try {
   const memory::Floats scratch(many_rows::scratch(m, k));
   many_rows::multiply(m, n, k, a, lda, b, 0, c, ldc, scratch.data());
+  return true;
+} catch (const std::bad_alloc&) {
+  return false;
 }
 
 }  // namespace
 
 blas::OneThread::OneThread() {
+  const Call call;
   const std::lock_guard<std::mutex> lock(alone);
-  if (count_alone++ > 0) return;
+  if (count_alone++ > 0 || call.is_too_late()) return;
   threads_before = scipy_openblas_get_num_threads();
   scipy_openblas_set_num_threads(1);
 }
 
 blas::OneThread::~OneThread() {
+  const Call call;
   const std::lock_guard<std::mutex> lock(alone);
-  if (--count_alone == 0) scipy_openblas_set_num_threads(threads_before);
+  if (--count_alone == 0 && !call.is_too_late()) scipy_openblas_set_num_threads(threads_before);
 }
 
 extern "C" {
@@ -141,9 +148,13 @@ void cblas_sgemm(CBLAS_ORDER order, CBLAS_TRANSPOSE a_trans, CBLAS_TRANSPOSE b_t
     return;
   const bool is_plain = order == CblasRowMajor && a_trans == CblasNoTrans && alpha == 1 && beta == 0;
   if (is_plain && m > 0 && n > 0 && k > 0) {
-    if (b_trans == CblasNoTrans) return many(m, n, k, a, lda, OfColumns(b, ldb), c, ldc);
-    if (m > few_rows::kMost) return many(m, n, k, a, lda, OfRows(b, ldb), c, ldc);
-    return few_rows::multiply(m, n, k, a, lda, b, ldb, c, ldc);
+    if (!is_transposed(b_trans)) {
+      if (many(m, n, k, a, lda, OfColumns(b, ldb), c, ldc)) return;
+    } else if (m > few_rows::kMost) {
+      if (many(m, n, k, a, lda, OfRows(b, ldb), c, ldc)) return;
+    } else {
+      return few_rows::multiply(m, n, k, a, lda, b, ldb, c, ldc);
+    }
   }
   scipy_cblas_sgemm(order, a_trans, b_trans, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }

@@ -10,8 +10,9 @@ extern "C" void cblas_sgemm(CBLAS_ORDER order, CBLAS_TRANSPOSE a_trans, CBLAS_TR
 
 namespace blas {
 
-// While one of these lives, each product is computed by its caller's thread alone: for those who share
-// work among threads themselves.
+// While one of these lives, OpenBLAS computes each product of this process on its caller's thread alone:
+// for those who share work among threads themselves, whose chunks share nothing else (workers.h). A number
+// of threads that is set meanwhile is lost.
 class OneThread {
  public:
   OneThread();
