@@ -100,7 +100,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
             "--peers" => {
                 peers = true;
                 llama_cpp = arguments.next_if_eq(&"llama.cpp").is_some();
-                training = arguments.next_if_eq(&"training").is_some();
+                training = !llama_cpp && arguments.next_if_eq(&"training").is_some();
             }
             "--shape" => {
                 let name = arguments
@@ -266,6 +266,20 @@ fn request(model: &Value, fields: &Value, prompts: &Value, new_tokens: usize) ->
     json!({"task": "request", "model": model, "fields": fields, "prompts": prompts, "repeats": 3})
 }
 
+/// A number above 0 of an answer.
+fn number(measured: &Value, key: &str) -> Result<f64> {
+    let found = measured[key].as_f64().filter(|it| it.is_finite() && *it > 0.0);
+    found.ok_or_else(|| Failure::new(format!("`{key}` of {measured} is not a number above 0")))
+}
+
+/// The median over the rounds: of an even count the mean of the two in the middle, NaN of none.
+fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
+    (at(values.len().saturating_sub(1) / 2) + at(values.len() / 2)) / 2.0
+}
+
 fn draws(bench: &Bench, effort: &Effort, results: &mut Results) -> Result<()> {
     for (measure, fields, rng) in [
         (Measure::DrawUsual, "usual", "fast"),
@@ -304,4 +318,28 @@ fn write_report(results: &Results, bench: &Bench, machine: &Machine) -> Result<(
         eprintln!("bench: wrote docs/{name}");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_middle_one_or_between_two() {
+        assert_eq!(median(&[9.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[9.0, 1.0, 2.0, 4.0]), 3.0);
+        assert_eq!(median(&[5.0]), 5.0);
+        assert!(median(&[]).is_nan());
+    }
+
+    #[test]
+    fn a_number_is_above_0() {
+        let measured = json!({"a": 1.5, "b": null, "c": 0.0});
+        assert_eq!(number(&measured, "a").unwrap(), 1.5);
+        for key in ["b", "c", "d"] {
+            let error = number(&measured, key).unwrap_err();
+            let message = error.message().unwrap_or_default();
+            assert!(message.starts_with(&format!("`{key}` of {{")), "{message}");
+        }
+    }
 }

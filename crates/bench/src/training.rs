@@ -23,6 +23,9 @@ pub(crate) fn train(
     rows: &[Vec<u32>],
     steps: usize,
 ) -> Result<Value> {
+    if steps < 2 {
+        return Err("at least two steps are needed: the first is not counted".into());
+    }
     let mut model = Decoder::load(model, ComputeDtype::Float32)?;
     if !adapter.exists() {
         attach_lora(&mut model, &LoraConfig::default())?;
@@ -47,4 +50,18 @@ pub(crate) fn train(
         "losses": losses,
         "peak_bytes": peak_bytes()?,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_single_step_is_refused() {
+        for steps in [0, 1] {
+            let error = train(Path::new("m"), Path::new("a"), &[], steps).unwrap_err();
+            let expected = "at least two steps are needed: the first is not counted";
+            assert_eq!(error.to_string(), expected);
+        }
+    }
 }

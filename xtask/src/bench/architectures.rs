@@ -6,10 +6,9 @@
 
 use serde_json::{Value, json};
 
-use super::llama_cpp::rate;
 use super::report::{markdown, readable};
 use super::system::{Bench, System};
-use super::{Effort, THREADS, prompt, request};
+use super::{Effort, THREADS, median, number, prompt, request};
 use crate::failure::{Failure, Result};
 
 /// How many times as fast as transformers the hybrid is meant to decode, and to read a prompt.
@@ -26,9 +25,7 @@ struct Rates(Vec<f64>);
 
 impl Rates {
     fn middle(&self) -> f64 {
-        let mut sorted = self.0.clone();
-        sorted.sort_by(f64::total_cmp);
-        sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+        median(&self.0)
     }
 }
 
@@ -83,7 +80,7 @@ pub(super) fn run(effort: &Effort) -> Result<()> {
     let title = "hybrid: the same with prompt lookup";
     table.add(title, "tokens/s", lookup.middle(), Some(of), None);
     let bytes = |model: &Value, speed: &Speed| {
-        rate(model, "active_bytes").map(|it| it * speed.decode.middle() / 1e9)
+        number(model, "active_bytes").map(|it| it * speed.decode.middle() / 1e9)
     };
     let of_dense = bytes(&dense, &denses)?;
     table.add("dense: active weights", "GB/s", of_dense, None, None);
@@ -106,8 +103,8 @@ fn generate(
         "new_tokens": effort.new_tokens, "prefill": prompt(effort.prefill), "repeats": 1,
     });
     let measured = bench.run(system, &task, THREADS)?;
-    speed.decode.0.push(rate(&measured, "decode_tokens_per_second")?);
-    speed.prefill.0.push(rate(&measured, "prefill_tokens_per_second")?);
+    speed.decode.0.push(number(&measured, "decode_tokens_per_second")?);
+    speed.prefill.0.push(number(&measured, "prefill_tokens_per_second")?);
     Ok(())
 }
 
@@ -115,7 +112,7 @@ fn generate(
 fn story(bench: &Bench, model: &Value) -> Result<Value> {
     let task = request(model, &json!({}), &json!([prompt(32)]), STORY);
     let told = bench.run(System::Ours, &task, THREADS)?;
-    let told = told["tokens"].as_array().map_or(&[][..], Vec::as_slice);
+    let told = tokens(&told)?;
     let thrice = [told, told, told].concat();
     Ok(json!([thrice]))
 }
@@ -127,11 +124,18 @@ fn repetitive(
     story: &Value,
     fields: &Value,
     rates: &mut Rates,
-) -> Result<Value> {
+) -> Result<Vec<Value>> {
     let task = request(model, fields, story, CONTINUED);
     let measured = bench.run(System::Ours, &task, THREADS)?;
-    rates.0.push(rate(&measured, "tokens_per_second")?);
-    Ok(measured["tokens"].clone())
+    rates.0.push(number(&measured, "tokens_per_second")?);
+    Ok(tokens(&measured)?.to_vec())
+}
+
+/// The tokens of an answer of ours.
+fn tokens(measured: &Value) -> Result<&[Value]> {
+    let tokens = measured["tokens"].as_array().filter(|it| !it.is_empty());
+    let missing = || Failure::new("mlxgk-measure returned no tokens");
+    tokens.map(Vec::as_slice).ok_or_else(missing)
 }
 
 /// The table that is printed, and the goals that were missed.
@@ -186,7 +190,11 @@ mod tests {
     }
 
     #[test]
-    fn the_middle_of_the_rounds_counts() {
-        assert_eq!(Rates(vec![9.0, 1.0, 2.0]).middle(), 2.0);
+    fn an_answer_without_tokens_is_refused() {
+        assert_eq!(tokens(&json!({"tokens": [1, 2]})).unwrap(), [1, 2]);
+        for answer in [json!({}), json!({"tokens": null}), json!({"tokens": []})] {
+            let error = tokens(&answer).unwrap_err();
+            assert_eq!(error.message(), Some("mlxgk-measure returned no tokens"));
+        }
     }
 }

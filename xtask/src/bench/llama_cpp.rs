@@ -11,7 +11,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use super::system::{Bench, System, limit, parse};
-use super::{Effort, THREADS, prompt, report, request, shifted_prompt};
+use super::{Effort, THREADS, median, number, prompt, report, request, shifted_prompt};
 use crate::failure::{Failure, Result};
 use crate::{process, python, workspace};
 
@@ -74,8 +74,8 @@ pub(super) fn run(shapes: &[Shape], effort: &Effort) -> Result<()> {
                     peer(&python, &task(&theirs, effort))?,
                 ];
                 for (of, measured) in measured.iter().enumerate() {
-                    decode[of].push(rate(measured, "decode_tokens_per_second")?);
-                    prefill[of].push(rate(measured, "prefill_tokens_per_second")?);
+                    decode[of].push(number(measured, "decode_tokens_per_second")?);
+                    prefill[of].push(number(measured, "prefill_tokens_per_second")?);
                 }
             }
             let name = shape.name();
@@ -101,7 +101,7 @@ fn batch(bench: &Bench, model: &Path, effort: &Effort) -> Result<Vec<String>> {
     let rate_of = |prompts: usize| -> Result<Vec<f64>> {
         let prompts: Vec<_> = (0..prompts).map(|row| shifted_prompt(32, 101 * row)).collect();
         let task = request(&json!(model), &json!({}), &json!(prompts), effort.new_tokens);
-        let once = || rate(&bench.run(System::Ours, &task, THREADS)?, "tokens_per_second");
+        let once = || number(&bench.run(System::Ours, &task, THREADS)?, "tokens_per_second");
         (0..effort.rounds).map(|_| once()).collect()
     };
     let title = "0.6b, 4 bits: batch of 8, and one row".to_owned();
@@ -115,16 +115,8 @@ fn task(model: &Path, effort: &Effort) -> Value {
     })
 }
 
-pub(super) fn rate(measured: &Value, key: &str) -> Result<f64> {
-    let found = measured[key].as_f64().filter(|it| it.is_finite() && *it > 0.0);
-    found.ok_or_else(|| Failure::new(format!("`{key}` of {measured} is not a rate")))
-}
-
 fn row(title: String, rates: [Vec<f64>; 2], goal: Option<f64>) -> Vec<String> {
-    let [ours, theirs] = rates.map(|mut it| {
-        it.sort_by(f64::total_cmp);
-        it[it.len() / 2]
-    });
+    let [ours, theirs] = rates.map(|it| median(&it));
     let goal = goal.map_or_else(String::new, |it| it.to_string());
     let ratio = format!("{} ×", report::readable(ours / theirs));
     let [ours, theirs] = [ours, theirs].map(report::readable);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use super::median;
 use super::system::System;
 use crate::failure::{Failure, Result};
 
@@ -154,10 +155,7 @@ impl Results {
 
     /// The median over the rounds.
     pub(super) fn value(&self, measure: Measure, system: System) -> Option<f64> {
-        let mut values = self.values.get(&(measure, system))?.clone();
-        values.sort_by(f64::total_cmp);
-        let (low, high) = (values[(values.len() - 1) / 2], values[values.len() / 2]);
-        Some((low + high) / 2.0)
+        self.values.get(&(measure, system)).map(|it| median(it))
     }
 
     /// How many times as good as another system we are.

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::system::{Bench, System};
-use super::{Effort, THREADS, report, shifted_prompt};
+use super::{Effort, THREADS, median, number, report, shifted_prompt};
 use crate::failure::{Failure, Result};
 use crate::{python, workspace};
 
@@ -43,7 +43,7 @@ pub(super) fn run(effort: &Effort) -> Result<()> {
             let [ours, theirs] = measure(&bench, model, rows, tokens, steps, effort.rounds)?;
             compare(&title, &ours.losses, &theirs.losses)?;
             let goal = (name == "bundled model" && tokens == 256).then_some(GOAL);
-            let [fast, slow] = [&ours, &theirs].map(|it| middle(&it.rates));
+            let [fast, slow] = [&ours, &theirs].map(|it| median(&it.rates));
             if goal.is_some_and(|goal| fast < goal * slow || ours.peak > theirs.peak) {
                 missed.push(format!("{title}: not {GOAL} times as fast in no more memory"));
             }
@@ -77,21 +77,27 @@ fn measure(
     for _ in 0..rounds {
         for (system, all) in SYSTEMS.into_iter().zip(&mut all) {
             let measured = bench.run(system, &task, THREADS)?;
-            let number = |key: &str| {
-                let found = measured[key].as_f64().filter(|it| it.is_finite() && *it > 0.0);
-                found.ok_or_else(|| Failure::new(format!("`{key}` of {measured} is no number")))
-            };
-            all.rates.push(number("tokens_per_second")?);
-            all.peak = all.peak.max(number("peak_bytes")? / 1e6);
-            let losses = measured["losses"].as_array().into_iter().flatten();
-            all.losses = losses.filter_map(Value::as_f64).collect();
+            all.rates.push(number(&measured, "tokens_per_second")?);
+            all.peak = all.peak.max(number(&measured, "peak_bytes")? / 1e6);
+            all.losses = losses(&measured)?;
         }
     }
     Ok(all)
 }
 
+/// The losses of an answer. JSON has null for those that are NaN.
+fn losses(measured: &Value) -> Result<Vec<f64>> {
+    let all = measured["losses"].as_array().into_iter().flatten();
+    let refused = |it: &Value| Failure::new(format!("a loss of {it} is not a number"));
+    all.map(|it| it.as_f64().ok_or_else(|| refused(it))).collect()
+}
+
 /// Refuses to compare the speed of two things that are not the same.
 fn compare(title: &str, ours: &[f64], theirs: &[f64]) -> Result<()> {
+    if ours.is_empty() || ours.len() != theirs.len() {
+        let (ours, theirs) = (ours.len(), theirs.len());
+        return Err(Failure::new(format!("{title}: {ours} losses, PEFT has {theirs}")));
+    }
     // Rounding grows from step to step.
     for (step, (ours, theirs)) in ours.iter().zip(theirs).take(3).enumerate() {
         if (ours - theirs).abs() > SAME * theirs.abs() {
@@ -100,12 +106,6 @@ fn compare(title: &str, ours: &[f64], theirs: &[f64]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn middle(rates: &[f64]) -> f64 {
-    let mut rates = rates.to_vec();
-    rates.sort_by(f64::total_cmp);
-    rates.get(rates.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 fn row(title: &str, unit: &str, numbers: [f64; 2], ratio: f64, goal: String) -> Vec<String> {
@@ -127,7 +127,21 @@ mod tests {
     }
 
     #[test]
-    fn the_middle_rate_counts() {
-        assert!((middle(&[3.0, 1.0, 2.0]) - 2.0).abs() < f64::EPSILON);
+    fn missing_losses_are_refused() {
+        let cases: [(&[f64], &[f64]); 3] =
+            [(&[], &[]), (&[2.0], &[2.0, 1.5]), (&[2.0, 1.5], &[2.0])];
+        for (ours, theirs) in cases {
+            let error = compare("a", ours, theirs).unwrap_err();
+            let expected = format!("a: {} losses, PEFT has {}", ours.len(), theirs.len());
+            assert_eq!(error.message(), Some(&*expected));
+        }
+    }
+
+    #[test]
+    fn a_loss_is_a_number() {
+        assert_eq!(losses(&json!({"losses": [2.0, 1]})).unwrap(), [2.0, 1.0]);
+        let error = losses(&json!({"losses": [2.0, null]})).unwrap_err();
+        assert_eq!(error.message(), Some("a loss of null is not a number"));
+        assert!(losses(&json!({})).unwrap().is_empty());
     }
 }
