@@ -92,6 +92,25 @@ fn errors_name_the_template_and_the_line() {
 }
 
 #[test]
+fn roundings_that_cannot_be() {
+    assert_eq!(render_source("{{ 2.55|round(1, 'floor') }}").unwrap(), "2.5");
+    for precision in ["4294967296", "-2147483649", "4294967296, 'floor'"] {
+        let sentence = "chat template, line 1: round: precision is out of range";
+        let source = format!("{{{{ 2.5|round({precision}) }}}}");
+        assert_eq!(render_source(&source), template_error(sentence), "{source}");
+    }
+    for method in ["none", "5", "['ceil']", "'up'"] {
+        let sentence = "chat template, line 1: round: method must be common, ceil or floor";
+        for source in [
+            format!("{{{{ 3|round(0, {method}) }}}}"),
+            format!("{{{{ 2.5|round(method={method}) }}}}"),
+        ] {
+            assert_eq!(render_source(&source), template_error(sentence), "{source}");
+        }
+    }
+}
+
+#[test]
 fn a_refusal_is_told_in_the_template_s_words() {
     let refused = Err((
         ErrorKind::Refused,

@@ -132,7 +132,8 @@ fn packed(
         let Some(words) = tensors.get(&format!("{path}.weight")) else {
             return error("but no packed weight with it");
         };
-        let has_biases = tensors.contains_key(&format!("{path}.biases"));
+        let biases = tensors.get(&format!("{path}.biases"));
+        let has_biases = biases.is_some();
         let leading = |it: &Tensor| it.shape[..it.shape.len().saturating_sub(1)].to_vec();
         let takes_hidden = ["embed_tokens", "lm_head", "q_proj", "k_proj", "v_proj", "qkv_proj"]
             .iter()
@@ -153,8 +154,12 @@ fn packed(
         let scheme = adopted.or_else(said);
         let fits = |scheme: &Scheme| {
             let is_affine = scheme.mode() == Mode::Affine;
+            // Words, scales and biases are read part by part.
+            let are_alike = |it: &Tensor| it.parts.len() == words.parts.len();
             words.element == Element::U32
                 && leading(words) == leading(scales)
+                && are_alike(scales)
+                && biases.is_none_or(are_alike)
                 && is_affine == has_biases
                 && is_affine == scales.float().is_some()
         };

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::{
     arrange::Tensor,
     checkpoint::{Checkpoint, Element, damaged},
+    families,
     settings::Scheme,
 };
 use crate::Result;
@@ -26,10 +27,7 @@ pub(super) fn check(
             return Err(checkpoint.error(&tensor.parts[0], what));
         }
     }
-    let index = |name: &String| {
-        name.strip_prefix("model.layers.")?.split_once('.')?.0.parse::<usize>().ok()
-    };
-    let layers: BTreeSet<usize> = tensors.keys().filter_map(index).collect();
+    let layers: BTreeSet<usize> = tensors.keys().filter_map(|it| families::layer(it)).collect();
     let field = "num_hidden_layers";
     if let Some(said) = size(checkpoint, field)? {
         if let Some(missing) = (0..said).find(|it| !layers.contains(it)) {

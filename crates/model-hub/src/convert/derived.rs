@@ -159,7 +159,7 @@ impl Reader<'_> {
         Ok(computed(&range, |it| {
             let (row, column) = (it / columns, it % columns);
             let factor = factors[(row / high - above) * across + column / wide];
-            bfloat16(e4m3(bytes[it - range.start]) * factor)
+            bfloat16(e4m3fn(bytes[it - range.start]) * factor)
         }))
     }
 
@@ -176,7 +176,7 @@ impl Reader<'_> {
         let whole = self.numbers(whole, 0..1)?[0];
         Ok(computed(&range, |it| {
             let code = bytes[it / 2 - byte] >> (it % 2 * 4) & 15;
-            let scale = e4m3(scales[it / E2M1_GROUP - group]) * whole;
+            let scale = e4m3fn(scales[it / E2M1_GROUP - group]) * whole;
             bfloat16(E2M1[usize::from(code)] * scale)
         }))
     }
@@ -190,6 +190,11 @@ impl Reader<'_> {
         }
         Ok(numbers)
     }
+}
+
+/// The number of an e4m3 byte that another program wrote: unlike in MLX, NaN where the format has it.
+fn e4m3fn(bits: u8) -> f32 {
+    if bits & 0x7F == 0x7F { f32::NAN } else { e4m3(bits) }
 }
 
 fn bfloat16(x: f32) -> [u8; 2] {
@@ -249,3 +254,17 @@ impl Stored {
 
 /// The dtype of what [`Derived::Fp8`] and [`Derived::E2m1`] give.
 pub(super) const UNDONE: Element = Element::Float(Float::Bfloat16);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn e4m3_has_nan_beside_its_largest_numbers() {
+        assert_eq!([e4m3fn(0x7E), e4m3fn(0xFE), e4m3fn(0x38)], [448.0, -448.0, 1.0]);
+        for bits in [0x7F, 0xFF] {
+            assert!(e4m3fn(bits).is_nan());
+            assert!(half::bf16::from_le_bytes(bfloat16(e4m3fn(bits) * 0.0)).is_nan());
+        }
+    }
+}

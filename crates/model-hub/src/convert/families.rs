@@ -505,6 +505,11 @@ impl Family {
     }
 }
 
+/// The layer that a plain text model's tensor is of.
+pub(super) fn layer(plain: &str) -> Option<usize> {
+    plain.strip_prefix("model.layers.")?.split_once('.')?.0.parse().ok()
+}
+
 /// The tensors under the names of a plain text model, and the parts of a multimodal model that were
 /// left out, with the number of their tensors.
 pub(super) fn plain_names(

@@ -213,10 +213,7 @@ fn dtype(checkpoint: &Checkpoint, conversion: &Conversion) -> Option<Float> {
 
 /// How many layers there are.
 fn layers(tensors: &BTreeMap<String, Tensor>) -> usize {
-    let index = |name: &String| {
-        name.strip_prefix("model.layers.")?.split_once('.')?.0.parse::<usize>().ok()
-    };
-    tensors.keys().filter_map(index).max().map_or(0, |it| it + 1)
+    tensors.keys().filter_map(|it| families::layer(it)).max().map_or(0, |it| it + 1)
 }
 
 /// A plan being made.

@@ -152,7 +152,7 @@ fn to_e4m3(x: f32) -> u8 {
     magnitude | (sign >> 24) as u8
 }
 
-/// The number of an e4m3 byte.
+/// The number of an e4m3 byte. As in MLX, ±480 where the format has NaN, which is never written.
 pub(super) fn e4m3(bits: u8) -> f32 {
     let exponent = i32::from(bits >> 3 & 15);
     let fraction = f32::from(bits & 7);
@@ -315,6 +315,13 @@ mod tests {
             let packed = quantize(&numbers, Float::Float32, scheme).unwrap();
             let back = unpacked(&packed, Float::Float32, scheme);
             assert!(back.iter().all(|it| it.abs() < 1e-37), "{mode}");
+        }
+    }
+
+    #[test]
+    fn no_e4m3_byte_that_is_written_is_nan() {
+        for x in [447.9, 463.9, 464.0, 480.0, f32::MAX, f32::INFINITY, f32::NAN] {
+            assert_eq!([to_e4m3(x) & 0x7F, to_e4m3(-x) & 0x7F], [0x7E; 2], "{x}");
         }
     }
 

@@ -235,8 +235,16 @@ fn float(state: &State<'_, '_>, value: &Value, args: Arguments) -> Result<Value,
 /// `round(precision=0, method='common')`: `ceil` and `floor` make a float of an integer.
 fn round(value: Value, args: Arguments) -> Result<Value, Error> {
     let [precision, method] = bind(&args.into_values(), ["precision", "method"])?;
-    let precision = integer(precision.as_ref(), "precision")?.and_then(|it| i32::try_from(it).ok());
-    let method = method.as_ref().and_then(Value::as_str);
+    let invalid = |what: &str| Error::new(ErrorKind::InvalidOperation, format!("round: {what}"));
+    let precision = integer(precision.as_ref(), "precision")?.map(i32::try_from).transpose();
+    let precision = precision.map_err(|_| invalid("precision is out of range"))?;
+    let method = match &method {
+        None => None,
+        Some(it) => match it.as_str() {
+            Some(name @ ("common" | "ceil" | "floor")) => Some(name),
+            _ => return Err(invalid("method must be common, ceil or floor")),
+        },
+    };
     let value = match i64::try_from(value.clone()) {
         Ok(number) if value.is_integer() && matches!(method, Some("ceil" | "floor")) => {
             Value::from(number as f64)
