@@ -40,7 +40,7 @@ impl DeviceChoice {
         let is_plain = group.rules.processors.is_empty()
             && group.record == Record::default()
             && !group.is_guided()
-            && session.can_run_ahead();
+            && session.can_run_ahead(group.limits().max_new_tokens);
         if !is_plain {
             return None;
         }
@@ -50,6 +50,15 @@ impl DeviceChoice {
         };
         let choice = drawn_behind(sampling.sole_chain()?.warpers())?;
         sampling.has_quantiles().then_some(Self(choice))
+    }
+
+    /// The highest score of each row, as it is drawn from; not yet evaluated.
+    pub(crate) fn highest(self, scores: &Array) -> Result<Array> {
+        let highest = scores.max_axis(-1, false)?;
+        Ok(match self.0 {
+            Choice::Greedy => highest,
+            Choice::Draw { temperature, .. } => highest.divide(Array::from_f32(temperature))?,
+        })
     }
 
     /// The chosen token of each row, u32 `[rows]`, not yet evaluated. `scores` is fp32 `[rows,

@@ -55,12 +55,14 @@ impl<'a> DecoderSession<'a> {
         Ok(dropped)
     }
 
-    /// Whether tokens can be fed before they are known: as embeddings, under a hook that does not ask for
-    /// ids, which is the caller's to know.
-    pub(crate) fn can_run_ahead(&self) -> bool {
+    /// Whether `count` tokens can be fed before they are known: as embeddings, under a hook that does not ask
+    /// for ids, which is the caller's to know.
+    pub(crate) fn can_run_ahead(&self, count: usize) -> bool {
         let model = self.reader.model;
-        // Beyond longrope's original context the text is read again, by its tokens.
+        // Beyond longrope's original context the text is read again, by its tokens; and beyond the context
+        // the pass after the last token may be refused, which nobody asked for.
         self.use_cache
+            && self.cache.len().saturating_add(count) <= model.max_positions()
             && self.reader.is_plain(&self.cache)
             && model.takes_embeddings()
             && model.original_context().is_none()
@@ -74,11 +76,13 @@ impl<'a> DecoderSession<'a> {
         quantiles: &[f64],
     ) -> Result<Chosen> {
         let scores = self.scores.0.clone();
-        let (tokens, best) = (choice.tokens(&scores, quantiles)?, scores.max_axis(-1, false)?);
+        let (tokens, best) = (choice.tokens(&scores, quantiles)?, choice.highest(&scores)?);
         // Apart from the pass, so that the host waits for no more than the tokens.
         async_eval([&tokens, &best])?;
         let model = self.reader.model;
         let embedded = model.embed(&tokens.expand_dims(1)?)?;
+        // The pass may be taken back, and a layer's state has no way back of its own.
+        self.cache.checkpoint();
         // Named below, once they are known.
         let unknown = vec![[Column::Token(0)]; self.cache.batch()];
         let columns: Vec<&[Column]> = unknown.iter().map(<[Column; 1]>::as_slice).collect();

@@ -121,7 +121,7 @@ fn parts_come_to_what_the_whole_comes_to() {
 
 /// A row that leaves before its part begins is never fed.
 #[test]
-fn who_left_does_not_begin() {
+fn a_row_that_left_is_not_fed() {
     let batch = LeftPadded::new(&prompts(), 7).unwrap();
     let begun = RefCell::new(Vec::new());
     let mut parts = InParts::new(&batch, group(false), 4, |rows| {

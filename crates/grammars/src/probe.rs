@@ -9,9 +9,9 @@ use llguidance::api::ParserLimits;
 use llguidance::earley::{BiasComputer, ParserRecognizer};
 use llguidance::toktrie::{SimpleVob, TokTrie};
 
-/// Each so many tokens in alphabetical order one is in the part, and so are all tokens of one byte.
+/// One of so many tokens, in alphabetical order, is in the part; so is every token of one byte.
 const EVERY: usize = 64;
-/// Up to so many tokens all are looked at.
+/// Vocabularies of at most this size are looked at as a whole.
 const SMALL: usize = 8192;
 
 /// A part of the tokens, and when it is not enough.

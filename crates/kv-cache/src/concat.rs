@@ -1,6 +1,6 @@
 //! One text's cache after another's: both were filled apart, so that neither's tokens saw the other's.
 //!
-//! A second text's first tokens can be read anew behind the first, as in one pass over both. Those are
+//! A second text's first tokens can be read again behind the first, as in one pass over both. Those are
 //! where seeing nothing before them matters most: a text's first token draws much of the attention of all
 //! that follow it, and does so wherever its cache is moved to (EPIC, arXiv 2410.15332). CacheBlend (arXiv
 //! 2405.16444) chooses tokens from all over the text, by how far their keys are off; a [`Pass`](crate::Pass)
@@ -17,7 +17,7 @@ use crate::{
 };
 
 impl KvCache {
-    /// Prepares this cache for reading the first `count` columns of another anew, which then follow its
+    /// Prepares this cache for reading the first `count` columns of another again, which then follow its
     /// own: they are steered as strongly as they were there, and the prompt ends where it did there.
     /// Returns the columns to be fed.
     ///
@@ -37,9 +37,9 @@ impl KvCache {
     /// is given a layer, its keys `[1, heads, columns, dimension]` and by how many positions they move,
     /// and returns them so rotated; a model knows how
     /// (`Decoder::concat`). The first `again` tokens of the other are the last of this one already, since
-    /// they were read anew behind what it held ([`before_concat`](Self::before_concat)); they are left out.
+    /// they were read again behind what it held ([`before_concat`](Self::before_concat)); they are left out.
     ///
-    /// **This is not what one pass over both texts leaves**, unless all were read anew: beyond the first
+    /// **This is not what one pass over both texts leaves**, unless all were read again: beyond the first
     /// layer, the second text's keys and values would depend on the first. What comes after them sees both.
     ///
     /// # Errors

@@ -35,9 +35,8 @@ use crate::{
     saved::{CacheDescription, LayerDescription},
 };
 
-/// Columns of a block where a layer keeps nothing but columns. Of what a text has in common with earlier ones
-/// less than a block has to be read again: of 2,000 tokens at most 3 %, which begin more than ten times
-/// sooner. Reading in passes as short costs up to half as much again where weights have to be widened for each
+/// Columns of a block where a layer keeps nothing but columns. Of what a text shares with earlier ones less
+/// than a block has to be read again: of 2,000 tokens at most 3 %. Reading in passes as short costs up to half as much again where weights have to be widened for each
 /// of them (docs/caches.md).
 const SHORT: usize = 64;
 
@@ -154,7 +153,7 @@ struct Block {
 
 impl PrefixScope {
     /// For caches of a model with this fingerprint (weights, adapters and dtype), whose layers see what
-    /// `layers` say under `options`. Texts under unlike salts share nothing: what one user asked is not to
+    /// `layers` say under `options`. Texts under different salts share nothing: what one user asked is not to
     /// be inferred from how soon another is answered.
     pub fn new(
         fingerprint: &str,

@@ -492,7 +492,7 @@ fn clusters() -> Vec<[String; 3]> {
 }
 
 /// How far the next-token distributions behind two texts are from those after one pass over both, when
-/// their caches were put together and some tokens of the second read anew. Prints what docs/caches.md says.
+/// their caches were put together and some tokens of the second read again. Prints what docs/caches.md says.
 #[test]
 fn the_more_of_a_text_is_read_anew_the_nearer_it_is_to_one_pass() {
     let model = Model::bundled(ComputeDtype::Float32).unwrap();

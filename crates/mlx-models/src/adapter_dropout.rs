@@ -3,7 +3,7 @@
 use mlx_rs::{Array, error::Result as MlxResult, random};
 
 use crate::{
-    Decoder, Error, ErrorKind, Result,
+    Decoder, Error, ErrorKind, Product, Result,
     parameters::{ModuleMut, Visit},
 };
 
@@ -37,10 +37,20 @@ impl Decoder {
     /// a gradient is taken of.
     ///
     /// # Errors
-    /// When the rate is not at least 0 and below 1.
+    /// When the rate is not at least 0 and below 1, or a mixture's experts have adapters, before which nothing
+    /// is dropped.
     pub fn set_adapter_dropout(&mut self, dropout: Option<AdapterDropout>) -> Result<()> {
         if let Some(it) = dropout.filter(|it| !(0.0..1.0).contains(&it.rate)) {
             let what = format!("a dropout of {}, must be at least 0 and below 1", it.rate);
+            return Err(Error::new(ErrorKind::Weights, what));
+        }
+        let of_experts = |it: &&dyn Product| it.shape().len() > 2 && it.adapter().is_some();
+        if dropout.is_some()
+            && let Some(experts) = self.products().into_iter().find(of_experts)
+        {
+            let path = experts.path();
+            let what =
+                format!("dropout is not supported before the adapters of experts (`{path}`)");
             return Err(Error::new(ErrorKind::Weights, what));
         }
         self.visit_mut(&mut |module| {

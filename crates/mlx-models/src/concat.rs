@@ -7,7 +7,7 @@ use crate::{Decoder, Error, ErrorKind, ResidualHook, Result, feed::READ_AGAIN};
 
 impl Decoder {
     /// The caches of several texts as one, each text's keys moved to where it follows the others. The first
-    /// `again` tokens of each text but the first are read anew, through `hook`, behind what precedes them;
+    /// `again` tokens of each text but the first are read again, through `hook`, behind what precedes them;
     /// what is left has not seen the texts before it: see [`KvCache::concat`]. With 0 nothing is read.
     ///
     /// ```
@@ -27,7 +27,7 @@ impl Decoder {
     /// # Errors
     /// As [`KvCache::concat`], and for a model with longrope, whose rotation depends on the length of the
     /// whole, or with a layer whose keys cannot be moved (latent attention, a norm after the rotation). What
-    /// is read anew has to be tokens, under the hook that the caches were filled under.
+    /// is read again has to be tokens, under the hook that the caches were filled under.
     pub fn concat(
         &self,
         caches: &[&KvCache],

@@ -5,8 +5,8 @@ use mlx_rs::{Array, Dtype};
 use crate::{Error, Result, backend::Backend};
 
 /// For each row of `logits`, `[rows, vocabulary]`, the log-probability of its id among `ids`, u32
-/// `[rows]`: fp32 `[rows]`, `logit - log Σ e^logit`, in fp32 whatever the logits are. Ids must be inside
-/// the vocabulary.
+/// `[rows]`: fp32 `[rows]`, `logit - log Σ e^logit`, in fp32 whatever the logits are. An id outside of
+/// the vocabulary gives NaN on the CPU, and an undefined number elsewhere.
 ///
 /// # Errors
 /// When the shapes do not fit.

@@ -250,7 +250,7 @@ impl Rope {
     /// Refuses a step that goes beyond the longest text.
     ///
     /// In HF a dynamic embedding changes its frequencies with every token beyond, for that token alone:
-    /// what a model says then hangs on which tokens were fed together.
+    /// what a model says then depends on which tokens were fed together.
     pub(crate) fn check(&self, step: &Step) -> Result<()> {
         let end = step.start() + step.count();
         let length = step.padding().iter().map(|it| end.saturating_sub(*it)).max().unwrap_or(end);

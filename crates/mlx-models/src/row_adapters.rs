@@ -229,9 +229,9 @@ impl Decoder {
         }
         for (path, adapter) in &adapters {
             let Some(linear) = self.linears().into_iter().find(|it| it.path() == path) else {
-                let why = match adapter.shape().len() {
-                    2 => format!("the model has no `{path}`"),
-                    _ => format!(
+                let why = match self.products().iter().any(|it| it.path() == path) {
+                    false => format!("the model has no `{path}`"),
+                    true => format!(
                         "`{path}` are experts, where rows cannot have adapters of their own"
                     ),
                 };

@@ -1,4 +1,4 @@
-//! Caches of several texts as one: what was moved, what was read anew, and what is refused.
+//! Caches of several texts as one: what was moved, what was read again, and what is refused.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
 
@@ -114,7 +114,7 @@ fn newest(cache: &KvCache, layer: usize, what: &str, count: usize) -> Vec<f32> {
 }
 
 #[test]
-fn what_is_read_anew_of_a_text_put_behind_another_is_as_in_one_pass() {
+fn what_is_read_again_of_a_text_put_behind_another_is_as_in_one_pass() {
     // Of the second text the layers with a window have dropped columns.
     for (name, steered) in [
         ("llama", false),
@@ -191,7 +191,7 @@ fn what_is_read_anew_of_a_text_put_behind_another_is_as_in_one_pass() {
             assert!(error.contains("filled under the steering `growing`"), "{error}");
         }
     }
-    // Embeddings cannot be read anew, tokens behind them cannot either, and neither can what is not there.
+    // Embeddings cannot be read again, tokens behind them cannot either, and neither can what is not there.
     let model = load("llama");
     let mut soft = model.new_cache(1);
     let columns = [Column::embedded(&[0.5]), Column::Token(5)];

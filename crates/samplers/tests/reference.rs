@@ -11,7 +11,7 @@ use mlxgk_samplers::{
     DynamicTemperature, FastRng, Generator, Mirostat, SamplerChain, SamplerState, TopH, TopNSigma,
     Warper, WarperConfig, Xtc,
 };
-use mlxgk_torch::{Places, SparseRow, SplitMix64, exp, ln};
+use mlxgk_torch::{Places, SparseRow, SplitMix64, TopK, exp, ln};
 use proptest::prelude::*;
 
 const OUT: f32 = f32::NEG_INFINITY;
@@ -99,9 +99,14 @@ fn probable(row: &[f32], least: f32, keep: usize) -> Vec<f32> {
     cut(row, |at| probs[at] < least && row[at] < kth)
 }
 
+/// What has the share, and the likeliest of the row, of equals those that `torch.topk` takes.
 fn min_p(row: &[f32], p: f64, keep: usize) -> Vec<f32> {
-    let highest = softmax(row).into_iter().fold(0.0, f32::max);
-    probable(row, p as f32 * highest, keep)
+    let probs = softmax(row);
+    let least = p as f32 * highest(&probs);
+    let mut best = TopK::new(keep.min(row.len()), row.len());
+    best.offer(&probs, 0.0);
+    let always: std::collections::HashSet<_> = best.finish().iter().map(|it| it.place).collect();
+    cut(row, |at| probs[at] < least && !always.contains(&at))
 }
 
 fn eta(row: &[f32], epsilon: f64, keep: usize) -> Vec<f32> {

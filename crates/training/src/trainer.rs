@@ -103,9 +103,8 @@ impl<'m> Trainer<'m> {
         // The parameters are fp32.
         let rate = config.learning_rate;
         if !(rate >= 0.0 && rate <= f64::from(f32::MAX)) {
-            let what =
-                format!("the learning rate is {rate}, must be at least 0 and a number of fp32");
-            return Err(Error::config(what));
+            let what = "expected a number from 0 to the largest of fp32";
+            return Err(Error::config(format!("the learning rate is {rate}; {what}")));
         }
         if let Some(most) = config.max_grad_norm.filter(|it| it.is_nan() || *it <= 0.0) {
             return Err(Error::config(format!("the bound on norms is {most}, must be above 0")));

@@ -258,8 +258,9 @@ impl Search {
         let beams = self.running.beams();
         let new_tokens = beams[0].tokens.len() + 1;
         let divisor = length_divisor(new_tokens, options.length_penalty);
-        // What ranks lower is there to run on, not to be returned.
-        let ends = |at: usize| candidates[at].end.filter(|_| at < options.num_beams);
+        // What ranks lower is there to run on, not to be returned, and what no token leads to is no text.
+        let is_text = |at: usize| at < options.num_beams && candidates[at].score / divisor > OUT;
+        let ends = |at: usize| candidates[at].end.filter(|_| is_text(at));
         // Places and candidates are ranked at once, as in HF: that orders equals.
         let held = self.finished.iter().map(|it| it.score);
         let offered = candidates.iter().enumerate().map(|(at, it)| {

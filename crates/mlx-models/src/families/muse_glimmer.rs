@@ -24,7 +24,7 @@ const GATE: OutputGate =
 
 /// The language model; [`Weights`] has left the rest out.
 pub(super) fn build_multimodal(config: &Config, weights: Weights) -> Result<Decoder> {
-    // mlx-lm's community has the text model's fields at the top.
+    // Conversions published for mlx-lm have the text model's fields at the top.
     let Some(text) = config.object("text_config")? else { return build(config, weights) };
     if let Some(other) = text.str("model_type")?.filter(|it| *it != "muse_glimmer_text") {
         let what = format_args!("is {other:?}; known is muse_glimmer_text");

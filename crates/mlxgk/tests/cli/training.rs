@@ -420,7 +420,10 @@ fn weights_are_trained_into_a_model_of_their_own() {
         assert_eq!(found.status, Some(2), "{args:?}: {}", found.stderr);
         assert!(found.stderr.contains(what), "{args:?}: {}", found.stderr);
     };
-    refused(&["--rank", "4294967295"], "an adapter of rank 4294967295 for `model.layers.0.");
+    refused(
+        &["--rank", "4294967295"],
+        "the rank 4294967295 is above both sides of `model.layers.0.",
+    );
     refused(&["--freeze", "norm"], "--train and --freeze need --method full");
     refused(&["--method", "full", "--freeze", "."], "no parameter is left");
     refused(&["--method", "full", "--train", "("], "a parameter pattern");

@@ -47,7 +47,7 @@ impl Default for LoraConfig {
 ///
 /// # Errors
 /// When a setting is out of range, a target is the end of no product's name, or MLX fails. A rank above
-/// both sides of a matrix is out of range: it could hold nothing more.
+/// both sides of a matrix is refused.
 pub fn attach_lora(decoder: &mut Decoder, config: &LoraConfig) -> Result<Vec<String>> {
     if config.rank == 0 || !config.alpha.is_finite() {
         let (rank, alpha) = (config.rank, config.alpha);
@@ -97,7 +97,7 @@ pub fn attach_lora(decoder: &mut Decoder, config: &LoraConfig) -> Result<Vec<Str
         && let [.., out, columns] = shape[..]
     {
         let rank = config.rank;
-        let what = format!("an adapter of rank {rank} for `{path}`, a matrix of {out} × {columns}");
+        let what = format!("the rank {rank} is above both sides of `{path}`, {out} × {columns}");
         return Err(Error::config(what));
     }
     let mut rng = TorchRng::new(config.seed);

@@ -364,7 +364,10 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
     for rank in [1000, usize::MAX] {
         let error = attach_lora(&mut decoder, &LoraConfig { rank, ..everywhere(false) });
         let error = error.unwrap_err().to_string();
-        assert!(error.starts_with(&format!("an adapter of rank {rank} for `model.")), "{error}");
+        assert!(
+            error.starts_with(&format!("the rank {rank} is above both sides of `model.")),
+            "{error}"
+        );
         assert!(decoder.linears().iter().all(|it| it.adapter().is_none()));
     }
     let experts = LoraConfig { targets: vec!["experts.down_proj".into()], ..everywhere(false) };
