@@ -19,7 +19,7 @@ use std::path::Path;
 use mlx_rs::{
     Array, Dtype,
     error::{Exception, Result as MlxResult},
-    ops::{broadcast_to, from_fp8, indexing::TryIndexOp, pad},
+    ops::{broadcast_to, from_fp8, indexing::TryIndexOp, pad, select},
 };
 
 use serde_json::{Map, Value};
@@ -128,7 +128,7 @@ fn fp8(file: &str, settings: &Config, tensors: &mut Tensors) -> Result<()> {
 
 /// bf16 weights of e4m3 ones, `[out, in]`, and factors for blocks of them.
 fn of_blocks(codes: &Array, scales: &Array, block: Option<[i32; 2]>) -> MlxResult<Array> {
-    let weights = from_fp8(codes, Dtype::Float32)?;
+    let weights = of_e4m3(codes)?;
     let scales = scales.as_dtype(Dtype::Float32)?;
     let [rows, columns] = match codes.shape() {
         &[rows, columns] if codes.dtype() == Dtype::Uint8 => [rows, columns],
@@ -168,6 +168,11 @@ fn parts(count: i32, size: i32) -> i32 {
 /// What vLLM's compressor writes.
 fn compressed(file: &str, settings: &Config, tensors: &mut Tensors) -> Result<()> {
     let format = settings.str("format")?.unwrap_or_default();
+    let transforms = settings.object("transform_config")?;
+    if transforms.is_some_and(|it| it.entries().next().is_some()) {
+        let what = "rotates what products are given, which is not supported";
+        return Err(settings.error("transform_config", what));
+    }
     tensors.retain(|name, _| !name.ends_with(".weight_shape"));
     match format {
         "float-quantized" => fp8(file, settings, tensors),
@@ -371,8 +376,8 @@ fn modelopt(file: &str, settings: &Config, tensors: &mut Tensors) -> Result<()> 
                 );
                 return Err(Exception::custom(what));
             }
-            let scales = from_fp8(&scales, Dtype::Float32)?
-                .multiply(whole.as_dtype(Dtype::Float32)?.reshape(&[])?)?;
+            let scales =
+                of_e4m3(&scales)?.multiply(whole.as_dtype(Dtype::Float32)?.reshape(&[])?)?;
             let numbers = of_e2m1(&codes)?.reshape(&[rows, groups, 16])?;
             let weights = numbers.multiply(scales.reshape(&[rows, groups, 1])?)?;
             let weights = weights.reshape(&[rows, groups * 16])?.as_dtype(Dtype::Bfloat16)?;
@@ -384,6 +389,14 @@ fn modelopt(file: &str, settings: &Config, tensors: &mut Tensors) -> Result<()> 
             Err(settings.error("quant_algo", what))
         }
     }
+}
+
+/// The numbers of e4m3 bytes, fp32. MLX takes the two that are NaN in torch for ±480, where the format's
+/// largest number is 448.
+fn of_e4m3(bytes: &Array) -> MlxResult<Array> {
+    let numbers = from_fp8(bytes, Dtype::Float32)?;
+    let is_beyond = numbers.abs()?.gt(Array::from_f32(448.0))?;
+    select(is_beyond, Array::from_f32(f32::NAN), &numbers)
 }
 
 /// The numbers of e2m1 codes, two to a byte, the first in the lower half.

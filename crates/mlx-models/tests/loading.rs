@@ -218,6 +218,14 @@ fn config_fields_are_named() {
             json!({"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}),
             vec!["`format` is \"nvfp4-pack-quantized\""],
         ),
+        (
+            "quantization_config",
+            json!({
+                "quant_method": "compressed-tensors", "format": "pack-quantized",
+                "transform_config": {"config_groups": {"R4": {"type": "hadamard"}}},
+            }),
+            vec!["`transform_config` rotates what products are given"],
+        ),
         ("quantization", json!({"mode": "spiral"}), vec!["`mode` is \"spiral\"", "nvfp4"]),
     ] {
         let folder = copy("llama");
@@ -620,7 +628,9 @@ fn rotations_that_change_with_the_length_are_refused() {
     let padded: &[u32] = &[0, 5, 17, 42, 9, 30, 3, 8, 11];
     let mut cache = model.new_padded_cache(&[1]);
     model.forward(&[padded], &mut cache, &mut NoHook).unwrap();
-    model.forward(&[&[4]], &mut cache, &mut NoHook).unwrap_err();
+    let error = model.forward(&[&[4]], &mut cache, &mut NoHook).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Tokens);
+    assert!(error.to_string().contains("dynamic"), "{error}");
 }
 
 /// A field that changes what a model computes is obeyed, or refused by name: by every architecture.

@@ -1,5 +1,7 @@
 //! Falcon-H1's factors, which mlx-lm puts into the matrices when it reads HF's folder.
 
+use std::iter;
+
 use serde_json::Value;
 
 use super::{checkpoint::Checkpoint, derived::Change, steps::Tensors};
@@ -33,7 +35,7 @@ pub(super) fn put(
             return Err(checkpoint.config_error(key, what));
         }
     }
-    let mlp = several(checkpoint, "mlp_multipliers", 2)?;
+    let mlp: [f32; 2] = several(checkpoint, "mlp_multipliers")?;
     let of_mixer = mixer(checkpoint)?;
     let mut factors = Vec::new();
     for (key, ends) in WHOLE {
@@ -51,14 +53,17 @@ pub(super) fn put(
             continue;
         };
         if name.ends_with(MIXER) {
-            let rows = &of_mixer.rows;
-            if tensor.shape.first() != Some(&rows.len()) {
-                let what = format!("which has not the {} rows of config.json", rows.len());
+            let rows = of_mixer.rows();
+            if tensor.shape.len() != 2 || Some(tensor.shape[0]) != rows {
+                let rows = rows.map_or("more rows than there can be".into(), |it| it.to_string());
+                let what = format!("which does not have the shape [{rows}, hidden] of config.json");
                 return Err(checkpoint.error(&tensor.parts[0], what));
             }
             let all = dtype.round(of_mixer.all);
-            let of_rows = rows.iter().map(|it| dtype.round(all * dtype.round(*it)));
-            tensor.change(&change(of_rows.collect()));
+            let of_row = |(count, factor): (usize, f32)| {
+                iter::repeat_n(dtype.round(all * dtype.round(factor)), count)
+            };
+            tensor.change(&change(of_mixer.parts.into_iter().flat_map(of_row).collect()));
         } else if let Some((_, factor)) = factors.iter().find(|(end, _)| name.ends_with(end)) {
             tensor.change(&change(vec![dtype.round(*factor)]));
         }
@@ -69,7 +74,15 @@ pub(super) fn put(
 /// The factors of the matrix before the recurrence.
 struct Mixer {
     all: f32,
-    rows: Vec<f32>,
+    /// How many rows follow one another, and their factor.
+    parts: [(usize, f32); 5],
+}
+
+impl Mixer {
+    /// How many rows there are, if they can be counted.
+    fn rows(&self) -> Option<usize> {
+        self.parts.iter().try_fold(0_usize, |sum, (count, _)| sum.checked_add(*count))
+    }
 }
 
 fn mixer(checkpoint: &Checkpoint) -> Result<Mixer> {
@@ -78,32 +91,41 @@ fn mixer(checkpoint: &Checkpoint) -> Result<Mixer> {
         checkpoint.size(key).ok_or_else(missing)
     };
     let inner = size("mamba_d_ssm")?;
-    let states = size("mamba_n_groups")? * size("mamba_d_state")?;
-    let counts = [inner, inner, states, states, size("mamba_n_heads")?];
-    let factors = several(checkpoint, "ssm_multipliers", 5)?;
-    let rows = counts.into_iter().zip(factors).flat_map(|(count, it)| vec![it; count]).collect();
-    Ok(Mixer { all: one(checkpoint, "ssm_in_multiplier")?, rows })
+    let groups = size("mamba_n_groups")?;
+    let states = groups.checked_mul(size("mamba_d_state")?).ok_or_else(|| {
+        let what = format!("is {groups}, which makes more states than can be counted");
+        checkpoint.config_error("mamba_n_groups", what)
+    })?;
+    let heads = size("mamba_n_heads")?;
+    let [gate, inputs, keys, queries, steps] = several(checkpoint, "ssm_multipliers")?;
+    let parts = [(inner, gate), (inner, inputs), (states, keys), (states, queries), (heads, steps)];
+    Ok(Mixer { all: one(checkpoint, "ssm_in_multiplier")?, parts })
 }
 
 /// A factor, 1 where the config has none.
 fn one(checkpoint: &Checkpoint, key: &str) -> Result<f32> {
     match checkpoint.config.get(key) {
         None | Some(Value::Null) => Ok(1.0),
-        Some(value) => {
-            let number =
-                value.as_f64().ok_or_else(|| checkpoint.config_error(key, "is not a number"));
-            Ok(number? as f32)
-        }
+        Some(value) => factor(value).ok_or_else(|| {
+            checkpoint
+                .config_error(key, format!("is {value}, must be a finite number other than 0"))
+        }),
     }
 }
 
+/// What can be multiplied by and divided by again, in fp32.
+fn factor(value: &Value) -> Option<f32> {
+    value.as_f64().map(|it| it as f32).filter(|it| it.is_finite() && *it != 0.0)
+}
+
 /// A list of factors, each 1 where the config has none.
-fn several(checkpoint: &Checkpoint, key: &str, count: usize) -> Result<Vec<f32>> {
+fn several<const COUNT: usize>(checkpoint: &Checkpoint, key: &str) -> Result<[f32; COUNT]> {
     let Some(value) = checkpoint.config.get(key).filter(|it| !it.is_null()) else {
-        return Ok(vec![1.0; count]);
+        return Ok([1.0; COUNT]);
     };
-    let numbers = value.as_array().filter(|it| it.len() == count);
-    let numbers: Option<Vec<f32>> =
-        numbers.and_then(|it| it.iter().map(|it| it.as_f64().map(|it| it as f32)).collect());
-    numbers.ok_or_else(|| checkpoint.config_error(key, format!("is not a list of {count} numbers")))
+    let numbers: Option<Vec<f32>> = value.as_array().and_then(|it| it.iter().map(factor).collect());
+    numbers.and_then(|it| it.try_into().ok()).ok_or_else(|| {
+        let what = format!("is not a list of {COUNT} finite numbers other than 0");
+        checkpoint.config_error(key, what)
+    })
 }

@@ -277,6 +277,11 @@ impl Adoption<'_> {
 
     /// What vLLM's compressor writes.
     fn compressed(&mut self) -> Result<()> {
+        let transforms = self.settings.fields.get("transform_config");
+        if transforms.is_some_and(|it| !it.is_null() && *it != Value::Object(Default::default())) {
+            let what = "rotates what products are given, which is not supported";
+            return Err(self.settings.error("transform_config", what));
+        }
         match self.settings.text("format")?.unwrap_or_default() {
             "float-quantized" => self.fp8(),
             "pack-quantized" => self.compressed_words(),

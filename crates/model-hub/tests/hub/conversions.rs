@@ -223,16 +223,35 @@ fn factors_of_falcon_come_out_of_the_matrices_again() {
     let (before, after) = (numbers(&source), numbers(&back));
     assert!(before.keys().eq(after.keys()));
     for (name, before) in before {
-        let far = before.iter().zip(&after[&name]).map(|(a, b)| (a - b).abs() / a.abs().max(1e-9));
-        assert!(far.fold(0.0, f32::max) < 1e-6, "{name}");
+        let after = &after[&name];
+        assert_eq!(before.len(), after.len(), "{name}");
+        let near = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-6 * a.abs().max(1e-9);
+        assert!(before.iter().zip(after).all(near), "{name}");
     }
     let quantized = work.path().join("q");
     let scheme = Scheme::new(Mode::Affine, Some(4), Some(32)).unwrap();
     run(&source, &quantized, &Conversion::new().quantize(scheme)).unwrap();
-    let biased = copy("falcon-h1");
-    set(biased.path(), &json!({"mlp_bias": true}));
-    let error = run(biased.path(), &work.path().join("out"), &Conversion::new()).unwrap_err();
-    assert!(error.to_string().contains("config.json: `mlp_bias` is true"), "{error}");
+    // Not taken out of packed matrices.
+    let to_hf = Conversion::new().layout(Layout::HuggingFace).dequantize();
+    let error = run(&quantized, &work.path().join("hf"), &to_hf).unwrap_err().to_string();
+    assert!(error.contains("which is packed, so that factors cannot be"), "{error}");
+    for (fields, words) in [
+        (json!({"mlp_bias": true}), "config.json: `mlp_bias` is true"),
+        (json!({"lm_head_multiplier": 1e39}), "`lm_head_multiplier` is 1e+39, must be a finite"),
+        (json!({"ssm_out_multiplier": 0}), "`ssm_out_multiplier` is 0, must be a finite"),
+        (json!({"mlp_multipliers": [1.0, 0.0]}), "is not a list of 2 finite numbers other than 0"),
+        (json!({"mamba_d_ssm": 1_000_000_000_000_000_u64}), "does not have the shape ["),
+        (
+            json!({"mamba_n_groups": 1_u64 << 40, "mamba_d_state": 1_u64 << 40}),
+            "`mamba_n_groups` is 1099511627776, which makes more states than can be counted",
+        ),
+    ] {
+        let source = copy("falcon-h1");
+        set(source.path(), &fields);
+        let out = work.path().join("out");
+        let error = run(source.path(), &out, &Conversion::new()).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
 }
 
 #[test]
@@ -291,7 +310,20 @@ fn groups_that_differ_are_listed() {
     run(&fixture("models/llama-gptq-8bit"), &out, &Conversion::new()).unwrap();
     let config = read_json(&out.join("config.json"));
     let entries = config["quantization"].as_object().unwrap();
-    assert!(entries.len() > 2, "{entries:?}");
+    // Rows of 128 numbers have groups of 128, down_proj's and the default; rows of 64 have groups of 64.
+    let mut listed = BTreeMap::from([("bits".into(), json!(8)), ("group_size".into(), json!(128))]);
+    for layer in 0..2 {
+        for module in ["mlp.gate_proj", "mlp.up_proj"].into_iter().chain([
+            "self_attn.k_proj",
+            "self_attn.o_proj",
+            "self_attn.q_proj",
+            "self_attn.v_proj",
+        ]) {
+            let entry = json!({"bits": 8, "group_size": 64, "mode": "affine"});
+            listed.insert(format!("model.layers.{layer}.{module}"), entry);
+        }
+    }
+    assert_eq!(entries.clone().into_iter().collect::<BTreeMap<String, Value>>(), listed);
     run(&out, &again, &Conversion::new().dequantize()).unwrap();
 }
 
@@ -317,6 +349,12 @@ fn what_is_wrong_with_other_programs_folders_is_named() {
         move |folder: &Path| rename(folder, |it| it.replace(end, ".other"), &[])
     };
     let at = "quantization_config.";
+    let rotates = json!({"config_groups": {"R4": {"type": "hadamard"}}});
+    refused(
+        "llama-compressed",
+        &says("transform_config", rotates),
+        &[at, "transform_config` rotates"],
+    );
     refused(
         "llama-awq",
         &says("bits", json!(3)),
