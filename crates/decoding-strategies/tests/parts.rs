@@ -5,49 +5,14 @@
 use std::{cell::RefCell, collections::BTreeMap};
 
 use mlxgk_decoding_strategies::{
-    Error, ErrorKind, InParts, LanguageModel, LeftPadded, Limits, Reorder, Result, RowGroup, RowId,
-    RowOutcome, RowOutput, SampleLoop, TokenLoop,
+    Error, ErrorKind, InParts, LeftPadded, Limits, Result, RowGroup, RowId, RowOutcome, RowOutput,
+    SampleLoop, TokenLoop,
 };
 use mlxgk_logits_processors::{Context, LogitsProcessor, ProcessorList};
 
-const VOCAB: usize = 11;
+mod table;
 
-/// Scores that depend on the last token alone.
-struct Table {
-    last: Vec<u32>,
-    scores: Vec<f32>,
-}
-
-impl Table {
-    fn new(last: Vec<u32>) -> Self {
-        let score = |last: u32, id: usize| ((last as usize * 5 + id * 3) % 7) as f32 * 0.5;
-        let row = |&last: &u32| (0..VOCAB).map(move |id| score(last, id));
-        let scores = last.iter().flat_map(row).collect();
-        Self { last, scores }
-    }
-}
-
-impl Reorder for Table {
-    fn reorder(&mut self, rows: &[usize]) -> Result<()> {
-        *self = Self::new(rows.iter().map(|&row| self.last[row]).collect());
-        Ok(())
-    }
-}
-
-impl LanguageModel for Table {
-    fn vocab_size(&self) -> usize {
-        VOCAB
-    }
-
-    fn feed(&mut self, tokens: &[u32]) -> Result<()> {
-        *self = Self::new(tokens.to_vec());
-        Ok(())
-    }
-
-    fn scores(&mut self) -> Result<&[f32]> {
-        Ok(&self.scores)
-    }
-}
+use table::{Table, VOCAB};
 
 /// Prefers what depends on the row's index, its padding and its length, as processors may.
 #[derive(Debug)]
@@ -74,16 +39,16 @@ fn prompts() -> Vec<Vec<u32>> {
 }
 
 fn group(guided: bool) -> RowGroup {
-    RowGroup::greedy(Limits { max_new_tokens: 7, eos: vec![3] })
+    RowGroup::greedy(Limits { max_new_tokens: 7, eos: vec![3, 8, 21] })
         .processors(ProcessorList::new(vec![Box::new(Particular)]))
         .guidance(guided.then_some(1.5))
 }
 
-/// The rows' last tokens, and behind them what they are guided away from.
-fn last(rows: &[usize], guided: bool) -> Vec<u32> {
-    let last = rows.iter().map(|&at| *prompts()[at].last().unwrap());
-    let other = rows.iter().map(|&at| (at as u32 * 2 + 1) % 11).filter(|_| guided);
-    last.chain(other).collect()
+/// A model that was fed these rows' prompts, and behind them what they are guided away from.
+fn fed(rows: &[usize], guided: bool) -> Table {
+    let texts = rows.iter().map(|&at| prompts()[at].clone());
+    let other = rows.iter().map(|&at| vec![at as u32 * 2 + 1]).filter(|_| guided);
+    Table::new(&texts.chain(other).collect::<Vec<_>>(), 1)
 }
 
 /// Runs a loop to its end: what each row was given on the way, and in the end.
@@ -104,13 +69,14 @@ fn parts_come_to_what_the_whole_comes_to() {
     let batch = LeftPadded::new(&prompts(), 7).unwrap();
     for guided in [false, true] {
         let all: Vec<usize> = (0..9).collect();
-        let whole = run(SampleLoop::new(Table::new(last(&all, guided)), &batch, group(guided)));
+        let whole = run(SampleLoop::new(fed(&all, guided), &batch, group(guided)));
         assert_eq!(whole.0.len(), 9);
+        assert!(whole.1.iter().any(|it| it.tokens.len() < 7), "no row ends before the others");
         for most in [1, 2, 4, 8, 9, 20] {
             let begun = RefCell::new(Vec::new());
             let parts = InParts::new(&batch, group(guided), most, |rows| {
                 begun.borrow_mut().push(rows.to_vec());
-                Ok(Table::new(last(rows, guided)))
+                Ok(fed(rows, guided))
             });
             assert_eq!(run(parts), whole, "{most} at once");
             let expected: Vec<&[usize]> = all.chunks(most).collect();
@@ -126,7 +92,7 @@ fn a_row_that_left_is_not_fed() {
     let begun = RefCell::new(Vec::new());
     let mut parts = InParts::new(&batch, group(false), 4, |rows| {
         begun.borrow_mut().push(rows.to_vec());
-        Ok(Table::new(last(rows, false)))
+        Ok(fed(rows, false))
     });
     parts.step().unwrap().unwrap();
     assert!(parts.leave(RowId::new(5)) && !parts.leave(RowId::new(5)));
@@ -144,7 +110,7 @@ fn a_row_that_left_is_not_fed() {
 fn a_part_that_fails_ends_all() {
     let batch = LeftPadded::new(&prompts(), 7).unwrap();
     let mut parts = InParts::new(&batch, group(false), 4, |rows| match rows[0] {
-        0 => Ok(Table::new(last(rows, false))),
+        0 => Ok(fed(rows, false)),
         _ => Err(Error::new(ErrorKind::Prompt, "no more")),
     });
     let error = std::iter::from_fn(|| parts.step()).find_map(Result::err).unwrap();

@@ -218,13 +218,13 @@ fn what_left_memory_is_found_in_the_folder() {
             assert!(it.bytes <= store.limit() && it.unwritten == 0, "{it:?}");
             sums = [sums[0] + it.loaded, sums[1] + it.damaged, sums[2] + it.evicted];
         };
-        for _ in 0..200 {
+        for _ in 0..100 {
             if draw.below(20) == 0 {
                 note(&store);
                 store = open(limit);
             }
             let paths: Vec<PathBuf> = files(folder.path()).into_keys().collect();
-            if draw.below(2) == 0 && paths.len() > 1 {
+            if paths.len() > 1 {
                 let one = draw.below(paths.len());
                 damage(&mut draw, &paths[one], &paths[(one + 1) % paths.len()]);
             }

@@ -127,6 +127,58 @@ fn a_row_of_any_kind_of_cache_is_continued_as_it_is_alone() {
     }
 }
 
+/// A prompt that is read in one pass is seen as it is, and packed from then on: guesses change nothing.
+#[test]
+fn guesses_behind_a_prompt_that_is_packed_late_are_judged_as_by_plain_decoding() {
+    let model = tiny("gemma3-q4");
+    let prompts = prompts(0);
+    let prompt = &prompts[1..2];
+    let mut all = vec![tokens(&run(&model, prompt, config(false, &[]))).concat()];
+    for start in [0, 9, 17] {
+        let config = || GenerationConfig {
+            kv_bits: Some(2),
+            kv_group_size: Some(32),
+            quantized_kv_start: Some(start),
+            ..config(false, &[])
+        };
+        let plain = run(&model, prompt, config());
+        let lookup = GenerationConfig { prompt_lookup_num_tokens: Some(4), ..config() };
+        assert_eq!(tokens(&run(&model, prompt, lookup)), tokens(&plain), "lookup, {start}");
+        let request = Request::new(prompt[0].clone()).config(config());
+        let drafted = model.generate(request.assistant(&model)).unwrap();
+        assert_eq!(tokens(&drafted), tokens(&plain), "a draft, {start}");
+        all.push(tokens(&plain).concat());
+    }
+    // Dense, packed at once, and packed behind the prompt.
+    assert!(all[0] != all[1] && all[1] != all[2] && all[2] == all[3], "{all:?}");
+}
+
+/// Two clusters that began with the same text: what one reads changes no bit of the other's logits, unless
+/// they have one cache.
+#[test]
+fn what_one_cache_reads_reaches_no_logit_of_another() {
+    for name in ["llama", "gemma3", "qwen3_5"] {
+        let model = tiny(name);
+        let (told, a) = (ids(9, 1), ids(14, 2));
+        let logits = |b: &[u32], is_shared: bool| {
+            let begun = model.read(Request::new(told.clone())).unwrap();
+            let text_of_b = [&told[..], b].concat();
+            let read = Request::new(text_of_b.clone()).cache(begun.fork());
+            let other = model.read(read).unwrap();
+            let (cache, before) =
+                if is_shared { (other, text_of_b) } else { (begun, told.clone()) };
+            let config = GenerationConfig { output_logits: Some(true), ..config(false, &[]) };
+            let request = Request::new([before, a.clone()].concat()).config(config).cache(cache);
+            let mut sequences = model.generate(request).unwrap().sequences;
+            let logits = sequences.swap_remove(0).recorded.logits;
+            logits.iter().flatten().map(|it| it.to_bits()).collect::<Vec<u32>>()
+        };
+        let (one, two) = (ids(11, 3), ids(11, 4));
+        assert_eq!(logits(&one, false), logits(&two, false), "{name}");
+        assert_ne!(logits(&one, true), logits(&two, true), "{name}");
+    }
+}
+
 fn plain_config() -> GenerationConfig {
     config(false, &[])
 }

@@ -7,7 +7,8 @@ use std::path::Path;
 use mlx_genkit::{
     ComputeDtype, Generation, GenerationConfig, Model, Prompt, Request, Seed,
     decoding_strategies::{
-        Chooser, DecoderSession, DeviceChoice, LeftPadded, Limits, Record, RowGroup,
+        AheadLoop, Chooser, DecoderSession, DeviceChoice, LeftPadded, Limits, Record, RowGroup,
+        SampleLoop, TokenLoop,
     },
     generation_config::OneOrMany,
     logits_processors::ProcessorList,
@@ -97,6 +98,75 @@ fn the_device_is_asked_where_it_can_choose() {
     assert!(!can_choose("llama", drawn(&further, Seed::Fast(1))));
     assert!(!can_choose("llama", greedy().guidance(Some(2.0))));
     assert!(!can_choose("llama", greedy().record(Record { scores: true, ..Record::default() })));
+}
+
+/// The loops themselves, so that it shows if one were never taken.
+#[test]
+fn the_loop_on_the_device_gives_the_tokens_of_that_on_the_host() {
+    let usual = WarperConfig {
+        temperature: Some(0.7),
+        top_k: Some(50),
+        top_p: Some(0.9),
+        ..Default::default()
+    };
+    for name in ["llama", "gemma3", "qwen3_5"] {
+        let model = tiny(name);
+        let prompts = LeftPadded::new(&[vec![5, 6, 7], vec![9; 8], vec![4, 30]], 0).unwrap();
+        let session = || DecoderSession::prefill(model.decoder(), &prompts, 64, NoHook).unwrap();
+        for draws in [false, true] {
+            let group = || {
+                let group = RowGroup::greedy(Limits { max_new_tokens: 20, eos: vec![11, 23] });
+                let chain = usual.chain().unwrap();
+                let drawn = Chooser::sample(&chain, ProcessorList::default(), Seed::Fast(5));
+                if draws { group.chooser(drawn) } else { group }
+            };
+            let outputs = |mut it: Box<dyn TokenLoop + '_>| {
+                while let Some(step) = it.step() {
+                    step.unwrap();
+                }
+                let rows = it.finish().unwrap().rows;
+                rows.into_iter().map(|it| (it.tokens, it.finish_reason)).collect::<Vec<_>>()
+            };
+            let choice = DeviceChoice::of(&session(), &group()).unwrap();
+            let ahead = AheadLoop::new(session(), &prompts, group(), choice);
+            let host = SampleLoop::new(session(), &prompts, group());
+            assert_eq!(outputs(Box::new(ahead)), outputs(Box::new(host)), "{name}, {draws}");
+        }
+    }
+}
+
+/// The pass after the last token would be the one beyond the context, which is refused here.
+#[test]
+fn a_text_up_to_the_end_of_the_context_is_the_same() {
+    let model = tiny("llama-dynamic");
+    let context = model.decoder().max_positions();
+    let prompt: Vec<u32> = (0..context as u32 - 5).map(|it| it * it % 60 + 3).collect();
+    let config = GenerationConfig {
+        max_new_tokens: Some(6),
+        eos_token_id: Some(OneOrMany::Many(Vec::new())),
+        ..GenerationConfig::default()
+    };
+    let [host, device] = [false, true].map(|on_device| {
+        let request = Request::new(prompt.clone()).config(config.clone());
+        model.generate(request.choose_on_device(on_device)).unwrap().sequences
+    });
+    assert_eq!(host[0].tokens.len(), 6);
+    assert_eq!(host, device);
+}
+
+#[test]
+fn scores_that_a_temperature_makes_infinite_are_refused_as_on_the_host() {
+    let model = tiny("llama");
+    let config = GenerationConfig {
+        do_sample: Some(true),
+        temperature: Some(1e-38),
+        ..GenerationConfig::default()
+    };
+    let [host, device] = [false, true].map(|on_device| {
+        let request = Request::batch(prompts(1)).config(config.clone()).seed(Seed::Fast(1));
+        model.generate(request.choose_on_device(on_device)).unwrap_err().to_string()
+    });
+    assert_eq!(host, device);
 }
 
 #[test]

@@ -40,8 +40,7 @@ fn texts_put_together_have_the_keys_of_where_they_stand() {
         // What the first layer keeps of a token depends on the token and its place alone.
         for what in ["keys", "values"] {
             let (ours, theirs) = (last(&both, 0, what), last(&whole, 0, what));
-            let worst = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            assert!(worst < 1e-5, "{name}: {what} are off by {worst}");
+            assert_near(&ours, &theirs, 1e-5, &format!("{name}: {what}"));
             assert_ne!(last(&both, 1, what), last(&whole, 1, what), "{name}: nobody saw the first");
         }
         // The first text is untouched, and so are the caches.
@@ -107,6 +106,14 @@ fn feed(
 }
 
 /// The newest columns of a layer: its keys, or its values.
+#[track_caller]
+fn assert_near(found: &[f32], expected: &[f32], most: f32, what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (at, (a, b)) in found.iter().zip(expected).enumerate() {
+        assert!((a - b).abs() < most, "{what}: number {at} is {a}, expected {b}");
+    }
+}
+
 fn newest(cache: &KvCache, layer: usize, what: &str, count: usize) -> Vec<f32> {
     let array = cache.state().unwrap().arrays[&format!("layers.{layer}.{what}")].clone();
     let newest = array.split_at_indices(&[array.dim(2) - count as i32], 2).unwrap()[1].clone();
@@ -159,10 +166,9 @@ fn what_is_read_again_of_a_text_put_behind_another_is_as_in_one_pass() {
                     let width = ours.len() / held;
                     let cut = (held - kept) * width;
                     assert!(ours[cut..] == plain[cut..], "{name}, {again}: {what} of {layer}");
-                    let off = ours[..cut].iter().zip(&whole).map(|(a, b)| (a - b).abs());
                     let most = whole.iter().map(|it| it.abs()).fold(1.0, f32::max);
-                    let off = off.fold(0.0, f32::max);
-                    assert!(off < 1e-5 * most, "{name}, {again}: {what} of {layer}: {off}");
+                    let what = format!("{name}, {again}: {what} of {layer}");
+                    assert_near(&ours[..cut], &whole[..cut], 1e-5 * most, &what);
                 }
             }
             if anew == b.len() {
@@ -174,11 +180,9 @@ fn what_is_read_again_of_a_text_put_behind_another_is_as_in_one_pass() {
                 };
                 for _ in 0..6 {
                     let (ours, theirs) = (scores(&mut both, next), scores(&mut whole, next));
-                    let off = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs());
-                    let off = off.fold(0.0, f32::max);
                     // As in tests/cache.rs: log-probabilities beyond -10 within a millionth.
                     let largest = theirs.iter().map(|it| it.abs()).fold(10.0, f32::max);
-                    assert!(off < 1e-6 * largest, "{name}, {again}: {off} of {largest}");
+                    assert_near(&ours, &theirs, 1e-6 * largest, &format!("{name}, {again}"));
                     let best = |it: &[f32]| (0..it.len()).max_by(|a, b| it[*a].total_cmp(&it[*b]));
                     assert_eq!(best(&ours), best(&theirs), "{name}, {again}");
                     next = best(&ours).unwrap() as u32;

@@ -71,6 +71,8 @@ fn no_such_id_is_not_a_number_and_no_rows_are_none() {
 fn what_does_not_fit_is_refused() {
     let error = native().token_logprobs(&noise(1, &[2, 3]), &ids(3, 3)).unwrap_err();
     assert!(error.what().contains("`logits` [2, 3], `ids` [3] do not fit"), "{error}");
+    let error = native().token_logprobs(&noise(1, &[2, 0]), &ids(2, 1)).unwrap_err();
+    assert!(error.what().contains("`logits` [2, 0], `ids` [2] do not fit"), "{error}");
     let signed = Array::from_slice(&[1_i32, 2], &[2]);
     let error = native().token_logprobs(&noise(1, &[2, 3]), &signed).unwrap_err();
     assert!(error.what().contains("`ids` is Int32, expected Uint32"), "{error}");

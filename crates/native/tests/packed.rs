@@ -143,9 +143,7 @@ fn many_rows_meet_columns_turned_in_several_stretches() {
             let weight = packed(1, &[70, length], quantization, Dtype::Bfloat16);
             let x = noise(2, &[29, length]);
             let theirs = matmul(&x, columns(&weight)).unwrap();
-            let (ours, scale) =
-                (native().packed_product(&x, &weight).unwrap(), Array::from_f32(0.1));
-            let [ours, theirs] = [ours, theirs].map(|it| it.multiply(&scale).unwrap());
+            let ours = native().packed_product(&x, &weight).unwrap();
             assert_near(&ours, &theirs, &format!("{quantization:?}, {groups} groups"));
         }
     }

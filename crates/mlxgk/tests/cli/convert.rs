@@ -69,35 +69,36 @@ fn each_family_runs_in_mlx_layout() {
         document(&run);
         let far = far(&logprobs(&mlx), &logprobs(source.to_str().unwrap()));
         // Falcon's factors are in the matrices, and kimi's keys and values are taken apart.
-        assert!(far < 1e-4, "{name}: {far}");
+        assert!(far < 1e-5, "{name}: {far}");
         let flags = ["--bits", "8", "--group-size", "32", "--dtype", "float32"];
         let (packed, run) = convert(&source, &work, "packed", &flags);
         document(&run);
         let (plain, run) = convert(Path::new(&packed), &work, "plain", &["--dequantize"]);
         document(&run);
         let far = self::far(&logprobs(&packed), &logprobs(&plain));
-        assert!(far < 1e-4, "{name}: {far}");
+        // Gemma 3n's low-rank paths amplify the rounding of sums.
+        let most = if name == "gemma3n" { 5e-5 } else { 1e-5 };
+        assert!(far < most, "{name}: {far}");
     }
 }
 
 #[test]
 fn what_other_programs_quantized_runs_as_it_did() {
-    // Biases, which other programs do not have, are float16 numbers: up to 15 steps of 4 bits, or 255 of 8,
-    // rounded by a part in 2,048.
-    let (exact, rounded, more) = (1e-5, 2e-2, 5e-2);
-    for (name, most) in [
-        ("llama-awq", rounded),
-        ("llama-compressed", exact),
-        ("llama-fp8", exact),
-        ("llama-gptq", rounded),
-        ("llama-gptq-8bit", more),
-        ("llama-modelopt-fp8", exact),
-        ("llama-modelopt-nvfp4", exact),
+    // GPTQ's biases, which it does not have, are written in float16: up to 15 steps of 4 bits, or 255 of 8,
+    // rounded by a part in 2,048. All else is exact.
+    for (name, dtype, most) in [
+        ("llama-awq", Some("float16"), 0.0),
+        ("llama-compressed", None, 0.0),
+        ("llama-fp8", None, 0.0),
+        ("llama-gptq", Some("float16"), 8e-3),
+        ("llama-gptq-8bit", Some("float16"), 4e-2),
+        ("llama-modelopt-fp8", None, 0.0),
+        ("llama-modelopt-nvfp4", None, 0.0),
     ] {
         let work = tempfile::tempdir().unwrap();
         let source = fixture(name);
-        let flags = if most == exact { &[][..] } else { &["--dtype", "float16"] };
-        let (out, run) = convert(&source, &work, "mlx", flags);
+        let flags: Vec<&str> = dtype.into_iter().flat_map(|it| ["--dtype", it]).collect();
+        let (out, run) = convert(&source, &work, "mlx", &flags);
         document(&run);
         let far = far(&logprobs(&out), &logprobs(source.to_str().unwrap()));
         assert!(far <= most, "{name}: {far}");
