@@ -233,8 +233,7 @@ fn requests(bench: &Bench, effort: &Effort, results: &mut Results) -> Result<()>
         &request(bundled, &json!({}), &json!([prompt(32)]), 96),
         THREADS,
     )?;
-    let story = story["tokens"].as_array().map_or(&[][..], Vec::as_slice);
-    let told = [story, story, story].concat();
+    let told = [tokens(&story)?; 3].concat();
     let told = json!([told]);
     let (plain, beams) = (json!({}), json!({"num_beams": 4}));
     let lookup = json!({"prompt_lookup_num_tokens": 10});
@@ -270,6 +269,12 @@ fn request(model: &Value, fields: &Value, prompts: &Value, new_tokens: usize) ->
 fn number(measured: &Value, key: &str) -> Result<f64> {
     let found = measured[key].as_f64().filter(|it| it.is_finite() && *it > 0.0);
     found.ok_or_else(|| Failure::new(format!("`{key}` of {measured} is not a number above 0")))
+}
+
+/// The tokens of an answer.
+fn tokens(measured: &Value) -> Result<&[Value]> {
+    let found = measured["tokens"].as_array().filter(|it| !it.is_empty());
+    found.map(Vec::as_slice).ok_or_else(|| Failure::new("mlxgk-measure returned no tokens"))
 }
 
 /// The median over the rounds: of an even count the mean of the two in the middle, NaN of none.
@@ -330,6 +335,15 @@ mod tests {
         assert_eq!(median(&[9.0, 1.0, 2.0, 4.0]), 3.0);
         assert_eq!(median(&[5.0]), 5.0);
         assert!(median(&[]).is_nan());
+    }
+
+    #[test]
+    fn an_answer_without_tokens_is_refused() {
+        assert_eq!(tokens(&json!({"tokens": [1, 2]})).unwrap(), [1, 2]);
+        for answer in [json!({}), json!({"tokens": null}), json!({"tokens": []})] {
+            let error = tokens(&answer).unwrap_err();
+            assert_eq!(error.message(), Some("mlxgk-measure returned no tokens"));
+        }
     }
 
     #[test]

@@ -36,8 +36,8 @@ use crate::{
 };
 
 /// Columns of a block where a layer keeps nothing but columns. Of what a text shares with earlier ones less
-/// than a block has to be read again: of 2,000 tokens at most 3 %. Reading in passes as short costs up to half as much again where weights have to be widened for each
-/// of them (docs/caches.md).
+/// than a block has to be read again: of 2,000 tokens at most 3 %. Reading in passes as short costs up to
+/// half as much again where weights have to be widened for each of them (docs/caches.md).
 const SHORT: usize = 64;
 
 /// Columns of a block where a layer keeps a state, or a bounded one all that it holds, at every block's end.

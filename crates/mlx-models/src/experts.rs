@@ -72,11 +72,8 @@ impl Experts {
     }
 
     /// `[experts, out, in]`.
-    pub(crate) fn shape(&self) -> [usize; 3] {
-        match self.weight.shape().as_slice() {
-            &[experts, out, columns] => [experts, out, columns],
-            _ => [0; 3],
-        }
+    pub(crate) fn shape(&self) -> Vec<usize> {
+        self.weight.shape()
     }
 
     pub(crate) fn is_quantized(&self) -> bool {

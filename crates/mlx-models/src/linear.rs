@@ -303,8 +303,8 @@ impl Adapter {
         };
         if !matrices || !a.dtype().is_float() || !b.dtype().is_float() {
             let what = format!(
-                "an adapter takes float matrices of [rank, in] and [out, rank], found {:?} {:?} and \
-                 {:?} {:?}",
+                "an adapter takes float matrices of [rank, in] and [out, rank], or as many of each as there are \
+                 experts, found {:?} {:?} and {:?} {:?}",
                 a.dtype(),
                 a.shape(),
                 b.dtype(),

@@ -258,9 +258,10 @@ impl Search {
         let beams = self.running.beams();
         let new_tokens = beams[0].tokens.len() + 1;
         let divisor = length_divisor(new_tokens, options.length_penalty);
-        // What ranks lower is there to run on, not to be returned, and what no token leads to is no text.
-        let is_text = |at: usize| at < options.num_beams && candidates[at].score / divisor > OUT;
-        let ends = |at: usize| candidates[at].end.filter(|_| is_text(at));
+        // Candidates that rank lower are there to be continued, not returned. A score that a free place has
+        // too is that of a beam that was never filled, and NaN that of a penalty out of range.
+        let counts = |at: usize| at < options.num_beams && candidates[at].score / divisor > OUT;
+        let ends = |at: usize| candidates[at].end.filter(|_| counts(at));
         // Places and candidates are ranked at once, as in HF: that orders equals.
         let held = self.finished.iter().map(|it| it.score);
         let offered = candidates.iter().enumerate().map(|(at, it)| {

@@ -232,12 +232,13 @@ fn float(state: &State<'_, '_>, value: &Value, args: Arguments) -> Result<Value,
     filters::float(state, &trimmed(value), Some(otherwise), no_kwargs())
 }
 
+/// Digits, before or after the point, of which there is a power of ten among floats.
+const PRECISIONS: u64 = 300;
+
 /// `round(precision=0, method='common')`: `ceil` and `floor` make a float of an integer.
 fn round(value: Value, args: Arguments) -> Result<Value, Error> {
     let [precision, method] = bind(&args.into_values(), ["precision", "method"])?;
     let invalid = |what: &str| Error::new(ErrorKind::InvalidOperation, format!("round: {what}"));
-    let precision = integer(precision.as_ref(), "precision")?.map(i32::try_from).transpose();
-    let precision = precision.map_err(|_| invalid("precision is out of range"))?;
     let method = match &method {
         None => None,
         Some(it) => match it.as_str() {
@@ -245,6 +246,17 @@ fn round(value: Value, args: Arguments) -> Result<Value, Error> {
             _ => return Err(invalid("method must be common, ceil or floor")),
         },
     };
+    let precision = integer(precision.as_ref(), "precision")?;
+    if let Some(precision) = precision.filter(|it| it.unsigned_abs() > PRECISIONS) {
+        // There is no such power of ten among floats. Python's `round` takes none.
+        return match method {
+            None | Some("common") if precision > 0 => Ok(value),
+            None | Some("common") if value.is_integer() => Ok(Value::from(0)),
+            None | Some("common") => Ok(Value::from(0.0_f64.copysign(f64::try_from(value)?))),
+            _ => Err(invalid("precision is out of range")),
+        };
+    }
+    let precision = precision.map(|it| it as i32);
     let value = match i64::try_from(value.clone()) {
         Ok(number) if value.is_integer() && matches!(method, Some("ceil" | "floor")) => {
             Value::from(number as f64)

@@ -100,6 +100,13 @@ pub fn attach_lora(decoder: &mut Decoder, config: &LoraConfig) -> Result<Vec<Str
         let what = format!("the rank {rank} is above both sides of `{path}`, {out} × {columns}");
         return Err(Error::config(what));
     }
+    let of_experts = |(_, shape): &&(String, Vec<usize>)| shape.len() > 2;
+    if config.dora
+        && let Some((path, _)) = products.iter().find(of_experts)
+    {
+        let what = format!("DoRA of a mixture's experts (`{path}`) is not supported");
+        return Err(Error::config(what));
+    }
     let mut rng = TorchRng::new(config.seed);
     let scale = match config.rank_stabilized {
         true => config.alpha / (config.rank as f32).sqrt(),
