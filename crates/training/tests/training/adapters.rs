@@ -254,7 +254,8 @@ fn adapters_of_experts_learn_what_the_merged_weights_would() {
         let mut trainee = Trainee::new(&mut decoder).weights(&["switch_mlp"], &[]).unwrap();
         let of_weights = trainee.gradients(&batch, options, &mut NoHook).unwrap();
         let off = (found.loss - of_weights.loss).abs();
-        assert!(off < 1e-6, "{name}: {off}");
+        // Products are summed in another order where they are merged.
+        assert!(off < 2e-5, "{name}: {off}");
         let of_names = trainee.names().to_vec();
         let scale = Array::from_f32(everywhere(false).alpha / 3.0);
         for path in &adapted {
