@@ -7,6 +7,14 @@ use mlxgk_generation_config::GenerationMode;
 use crate::{Error, ErrorKind, Result};
 
 /// Something that a request can ask for, whatever its mode.
+///
+/// ```
+/// use mlx_genkit::{Abilities, Ability, generation_config::GenerationMode};
+///
+/// let assisted = Abilities::of(GenerationMode::AssistedGeneration);
+/// assert!(assisted.has(Ability::Streaming) && !assisted.has(Ability::SeveralPrompts));
+/// assert_eq!(Ability::SeveralPrompts.to_string(), "more than one prompt");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Ability {

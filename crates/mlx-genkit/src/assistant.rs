@@ -19,6 +19,23 @@ use crate::{
 ///
 /// How many tokens it guesses are fields of the draft model's own configuration, as in HF:
 /// `num_assistant_tokens`, `num_assistant_tokens_schedule` and `assistant_confidence_threshold`.
+///
+/// ```
+/// use mlx_genkit::{Assistant, ComputeDtype, GenerationConfig, Model, Request};
+///
+/// let model = Model::bundled(ComputeDtype::Auto)?;
+/// // The model drafts for itself, two tokens at a time.
+/// let settings = GenerationConfig {
+///     num_assistant_tokens: Some(2),
+///     num_assistant_tokens_schedule: Some("constant".into()),
+///     ..Default::default()
+/// };
+/// let request = Request::new("Once upon a time");
+/// let helped = model.generate(request.assistant(Assistant::new(&model).config(settings)))?;
+/// let acceptance = helped.acceptance.unwrap();
+/// assert!(acceptance.guessed <= 2 * acceptance.turns);
+/// # Ok::<(), mlx_genkit::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Assistant<'a> {
     model: &'a Model,

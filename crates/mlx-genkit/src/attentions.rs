@@ -16,6 +16,20 @@ use crate::{
 ///
 /// HF returns a tuple per token, of which each holds a tensor per layer, `[rows, heads, positions,
 /// columns]`; this is one row of it, its left padding left out.
+///
+/// ```
+/// use mlx_genkit::{ComputeDtype, GenerationConfig, Model, Request};
+///
+/// let model = Model::bundled(ComputeDtype::Auto)?;
+/// let config = GenerationConfig { max_new_tokens: Some(3), ..Default::default() };
+/// let request = Request::new([5, 17, 300]).config(config).attentions([0, 2]);
+/// let attentions = model.generate(request)?.sequences.remove(0).attentions.unwrap();
+/// assert_eq!(attentions.layers, [0, 2]);
+/// // `steps[token][layer]`: the third token was chosen from the one before it, which sees five.
+/// let weights = &attentions.steps[2][1];
+/// assert_eq!((weights.positions, weights.columns), (1, 5));
+/// # Ok::<(), mlx_genkit::Error>(())
+/// ```
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Attentions {
@@ -28,6 +42,19 @@ pub struct Attentions {
 }
 
 /// How much each position looks at each column, in one layer.
+///
+/// ```
+/// use mlx_genkit::{ComputeDtype, Model, Request};
+///
+/// let model = Model::bundled(ComputeDtype::Auto)?;
+/// let sequence = model.generate(Request::new([5, 17, 300]).attentions([0]))?.sequences.remove(0);
+/// let weights = &sequence.attentions.unwrap().steps[0][0];
+/// let row = weights.row(0, 1).unwrap();
+/// // The second token sees the first and itself; the third comes after it.
+/// assert!((row[0] + row[1] - 1.0).abs() < 1e-3 && row[2] == 0.0);
+/// assert_eq!(weights.row(weights.heads, 0), None);
+/// # Ok::<(), mlx_genkit::Error>(())
+/// ```
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct AttentionWeights {

@@ -14,6 +14,23 @@ use crate::{
 };
 
 /// What a step made of one request.
+///
+/// ```
+/// use mlx_genkit::{Batch, BatchOutcome, ComputeDtype, Model, Request};
+///
+/// let model = Model::bundled(ComputeDtype::Auto)?;
+/// let mut batch = Batch::new(&model);
+/// let ids = [batch.join(Request::new("The fox"))?, batch.join(Request::new("The sea"))?];
+/// let mut texts = [String::new(), String::new()];
+/// for event in batch.step()? {
+///     let at = ids.iter().position(|it| *it == event.id).unwrap();
+///     if let BatchOutcome::Piece(piece) = event.outcome {
+///         texts[at] += &piece.text;
+///     }
+/// }
+/// println!("{texts:?}");
+/// # Ok::<(), mlx_genkit::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct BatchEvent {
@@ -24,6 +41,28 @@ pub struct BatchEvent {
 }
 
 /// See [`BatchEvent`].
+///
+/// ```
+/// use mlx_genkit::{Batch, BatchOutcome, ComputeDtype, GenerationConfig, Model, Request};
+///
+/// let model = Model::bundled(ComputeDtype::Auto)?;
+/// let config = GenerationConfig { max_new_tokens: Some(2), ..Default::default() };
+/// let mut batch = Batch::new(&model);
+/// batch.join(Request::new("The sea is").config(config))?;
+/// let (mut pieces, mut finished) = (0, 0);
+/// while !batch.is_empty() {
+///     for event in batch.step()? {
+///         match event.outcome {
+///             BatchOutcome::Piece(_) => pieces += 1,
+///             BatchOutcome::Failed { error, .. } => eprintln!("{error}"),
+///             BatchOutcome::Finished(generation) => finished += generation.sequences.len(),
+///             _ => {}
+///         }
+///     }
+/// }
+/// assert_eq!((pieces, finished), (2, 1));
+/// # Ok::<(), mlx_genkit::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum BatchOutcome {

@@ -3,6 +3,16 @@
 use std::{fmt, sync::Arc};
 
 /// What went wrong; see [`Error::kind`].
+///
+/// ```
+/// use mlx_genkit::{ComputeDtype, ErrorKind, Model, Request};
+///
+/// let missing = Model::load("./no-folder", ComputeDtype::Auto);
+/// assert_eq!(missing.unwrap_err().kind(), ErrorKind::Model);
+/// let model = Model::bundled(ComputeDtype::Auto)?;
+/// assert_eq!(model.plan(Request::new("")).unwrap_err().kind(), ErrorKind::Request);
+/// # Ok::<(), mlx_genkit::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -17,6 +27,17 @@ pub enum ErrorKind {
 /// A request that cannot be served, in one sentence.
 ///
 /// Two are equal where kind, field and sentence are.
+///
+/// ```
+/// use mlx_genkit::{ComputeDtype, ErrorKind, GenerationConfig, Model, Request};
+///
+/// let model = Model::bundled(ComputeDtype::Auto)?;
+/// let config = GenerationConfig { repetition_penalty: Some(-1.0), ..Default::default() };
+/// let error = model.plan(Request::new("Once").config(config)).unwrap_err();
+/// assert_eq!((error.kind(), error.field()), (ErrorKind::Request, Some("repetition_penalty")));
+/// println!("{error}"); // `repetition_penalty` must be a finite number above 0, but is -1
+/// # Ok::<(), mlx_genkit::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Error {
     kind: ErrorKind,

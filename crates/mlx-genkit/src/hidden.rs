@@ -16,6 +16,20 @@ use crate::{
 ///
 /// HF returns a tuple per token, of which each holds a tensor per layer, `[rows, positions, hidden]`;
 /// this is one row of it, its left padding left out.
+///
+/// ```
+/// use mlx_genkit::{ComputeDtype, GenerationConfig, Model, Request};
+///
+/// let model = Model::bundled(ComputeDtype::Auto)?;
+/// let config = GenerationConfig { max_new_tokens: Some(2), ..Default::default() };
+/// let request = Request::new([5, 17, 300]).config(config).hidden_states([0, 1]);
+/// let hidden = model.generate(request)?.sequences.remove(0).hidden_states.unwrap();
+/// // The stream at the prompt's last token, after the first block.
+/// let prompt = &hidden.steps[0][1];
+/// let last = &prompt[2 * hidden.hidden_size..];
+/// assert_eq!((hidden.layers, last.len()), (vec![0, 1], hidden.hidden_size));
+/// # Ok::<(), mlx_genkit::Error>(())
+/// ```
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct HiddenStates {

@@ -16,7 +16,19 @@ use serde_json::Value;
 
 use crate::{Error, ErrorKind, Result};
 
-/// Everything a model folder holds.
+/// A model with its tokenizer, chat template and generation defaults: all that a model folder holds.
+///
+/// ```
+/// use mlx_genkit::{ComputeDtype, Message, Model, Request};
+///
+/// // The model inside the library; `Model::load` takes a folder.
+/// let model = Model::bundled(ComputeDtype::Auto)?;
+/// assert!(model.has_tokenizer() && model.has_chat_template());
+/// assert_eq!(model.decoder().layers().len(), 5);
+/// let question = vec![Message::new("user", "How is the sea?")];
+/// println!("{}", model.generate(Request::new(question))?.sequences[0].text);
+/// # Ok::<(), mlx_genkit::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Model {
     decoder: Decoder,
@@ -126,11 +138,21 @@ impl Model {
     /// The same model with the tokenizer and chat template of another folder; its end and pad tokens
     /// count where the model's own configuration names none.
     ///
-    /// ```no_run
-    /// use mlx_genkit::{ComputeDtype, Model};
+    /// ```
+    /// use mlx_genkit::{ComputeDtype, Model, Request};
     ///
-    /// let model = Model::load("./weights", ComputeDtype::Auto)?.with_tokenizer("./tokenizer")?;
-    /// # Ok::<(), mlx_genkit::Error>(())
+    /// # let folder = tempfile::tempdir()?;
+    /// # let (weights, tokenizer) = (folder.path().join("weights"), folder.path().join("tokenizer"));
+    /// # for it in [&weights, &tokenizer] {
+    /// #     std::fs::create_dir(it)?;
+    /// #     Model::write_bundled(it)?;
+    /// # }
+    /// # std::fs::remove_file(weights.join("tokenizer.json"))?;
+    /// let model = Model::load(&weights, ComputeDtype::Auto)?;
+    /// assert!(!model.has_tokenizer());
+    /// let model = model.with_tokenizer(&tokenizer)?;
+    /// println!("{}", model.generate(Request::new("Once"))?.sequences[0].text);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Errors
@@ -174,11 +196,21 @@ impl Model {
     /// Loads a LoRA or DoRA adapter, of PEFT or of mlx-lm, and sets it on the model. Returns how many
     /// products it is for.
     ///
-    /// ```no_run
+    /// ```
     /// use mlx_genkit::{ComputeDtype, Model};
     ///
-    /// let mut model = Model::load("./qwen3", ComputeDtype::Auto)?;
-    /// model.load_adapter("./pirate")?;
+    /// # use mlx_genkit::training::{
+    /// #     AdapterFormat, LoraConfig, attach_lora, clear_adapters, save_adapter,
+    /// # };
+    /// # let mut model = Model::bundled(ComputeDtype::Auto)?;
+    /// # attach_lora(model.decoder_mut(), &LoraConfig::default())?;
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let pirate = folder.path();
+    /// # save_adapter(model.decoder(), pirate, AdapterFormat::Peft, "bundled")?;
+    /// # clear_adapters(model.decoder_mut());
+    /// // `pirate` is a folder of PEFT or of mlx-lm.
+    /// let products = model.load_adapter(pirate)?;
+    /// assert_eq!(products, 7 * model.decoder().layers().len());
     /// # Ok::<(), mlx_genkit::Error>(())
     /// ```
     ///

@@ -16,6 +16,20 @@ use crate::{
 };
 
 /// One new token as it is made.
+///
+/// ```
+/// use mlx_genkit::{ComputeDtype, FinishReason, GenerationConfig, Model, Request};
+///
+/// let model = Model::bundled(ComputeDtype::Auto)?;
+/// let config = GenerationConfig { max_new_tokens: Some(3), ..Default::default() };
+/// let stream = model.stream(Request::new("Once upon a time").config(config))?;
+/// let pieces = stream.collect::<Result<Vec<_>, _>>()?;
+/// assert_eq!(pieces[0].finish_reason, None);
+/// assert_eq!(pieces[2].finish_reason, Some(FinishReason::Length));
+/// let text: String = pieces.iter().map(|it| &*it.text).collect();
+/// println!("{text}");
+/// # Ok::<(), mlx_genkit::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Piece {
@@ -30,6 +44,23 @@ pub struct Piece {
 }
 
 /// One finished sequence.
+///
+/// ```
+/// use mlx_genkit::{ComputeDtype, FinishReason, GenerationConfig, Model, Request};
+///
+/// let model = Model::bundled(ComputeDtype::Auto)?;
+/// let config = GenerationConfig {
+///     num_beams: Some(3),
+///     num_return_sequences: Some(2),
+///     max_new_tokens: Some(4),
+///     ..Default::default()
+/// };
+/// let sequences = model.generate(Request::new("Once upon a time").config(config))?.sequences;
+/// // Of a prompt's beams, the best comes first.
+/// assert!(sequences[0].score >= sequences[1].score);
+/// assert_eq!(sequences[0].finish_reason, FinishReason::Length);
+/// # Ok::<(), mlx_genkit::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Sequence {
@@ -88,7 +119,21 @@ impl Sequence {
     }
 }
 
-/// What a request came to.
+/// The outcome of a request: its sequences, and how long they took.
+///
+/// ```
+/// use mlx_genkit::{ComputeDtype, GenerationConfig, Model, Request};
+///
+/// let model = Model::bundled(ComputeDtype::Auto)?;
+/// let config = GenerationConfig { max_new_tokens: Some(3), ..Default::default() };
+/// let prompts = [vec![5, 17, 300], vec![42]];
+/// let generation = model.generate(Request::batch(prompts).config(config))?;
+/// assert_eq!(generation.prompt_tokens, [3, 1]);
+/// assert_eq!(generation.generated_tokens(), 6);
+/// let rate = generation.generated_tokens() as f64 / generation.decode.as_secs_f64();
+/// println!("{rate:.0} tokens per second; {:?} for the prompts", generation.prefill);
+/// # Ok::<(), mlx_genkit::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Generation {

@@ -7,6 +7,19 @@ use serde_json::Value;
 use crate::{Error, ErrorKind, Model, Result};
 
 /// One side of a pair: an answer, and what it answers.
+///
+/// ```
+/// use mlx_genkit::{ComputeDtype, Contrast, ContrastPair, Model};
+///
+/// let answer = |text: &str| Contrast::Answer { prompt: "How is it?".into(), answer: text.into() };
+/// let pair = ContrastPair { positive: answer("Lovely!"), negative: answer("Dreary.") };
+/// let tokens = pair.tokens(&Model::bundled(ComputeDtype::Auto)?, None)?;
+/// // Both sides have the same beginning, which does not count.
+/// let (positive, negative) = (tokens.positive, tokens.negative);
+/// assert_eq!(positive.response, negative.response);
+/// assert_eq!(positive.tokens[..positive.response], negative.tokens[..negative.response]);
+/// # Ok::<(), mlx_genkit::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub enum Contrast {
     /// A text on its own; all of it counts.
@@ -30,6 +43,26 @@ pub enum Contrast {
 
 /// Two texts that differ in what a steering vector is to mean, see
 /// [`extract`](mlxgk_steering::extract).
+///
+/// ```
+/// use mlx_genkit::{
+///     ComputeDtype, ContrastPair, Model,
+///     steering::extract::{Method, Read, read_pairs},
+/// };
+/// use serde_json::json;
+///
+/// let model = Model::bundled(ComputeDtype::Auto)?;
+/// let pairs = [("I love it!", "I hate it."), ("What joy!", "What a bore.")];
+/// let pairs = pairs.map(|(positive, negative)| {
+///     ContrastPair::from_json(&json!({"positive": positive, "negative": negative}))?
+///         .tokens(&model, None)
+/// });
+/// let pairs = pairs.into_iter().collect::<Result<Vec<_>, _>>()?;
+/// let readings = read_pairs(model.decoder(), &pairs, Read::Last, || ())?;
+/// let extraction = readings.extract(Method::MeanDiff, 0.0)?;
+/// assert_eq!(extraction.layers.len(), model.decoder().layers().len());
+/// # Ok::<(), mlx_genkit::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct ContrastPair {
     /// What a positive alpha leads to.

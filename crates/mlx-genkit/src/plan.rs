@@ -75,7 +75,7 @@ impl<'a> Plan<'a> {
         Abilities::of(self.mode()).has(Ability::Streaming)
     }
 
-    /// The merged fields, and the lengths and special tokens that they come to.
+    /// The merged fields, and the lengths and special tokens that follow from them.
     pub fn resolved(&self) -> &Resolved {
         &self.resolved
     }

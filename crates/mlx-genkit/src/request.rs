@@ -18,6 +18,20 @@ use crate::{Assistant, Guardrails, Prompt};
 ///
 /// Fields of the configuration are merged as in HF: [`overrides`](Self::overrides), then
 /// [`config`](Self::config), then the model's own, then HF's defaults.
+///
+/// ```
+/// use mlx_genkit::{ComputeDtype, GenerationConfig, Model, Request, Seed};
+///
+/// let model = Model::bundled(ComputeDtype::Auto)?;
+/// let config = GenerationConfig { do_sample: Some(true), ..Default::default() };
+/// let shorter = GenerationConfig { max_new_tokens: Some(5), ..Default::default() };
+/// let request = || Request::new("The sea is").config(config.clone()).seed(Seed::Torch(7));
+/// let sequence = model.generate(request().overrides(shorter))?.sequences.remove(0);
+/// assert_eq!(sequence.tokens.len(), 5);
+/// // The same seed draws the same tokens.
+/// assert_eq!(model.generate(request())?.sequences[0].tokens[..5], sequence.tokens);
+/// # Ok::<(), mlx_genkit::Error>(())
+/// ```
 pub struct Request<'a> {
     pub(crate) prompts: Vec<Prompt>,
     pub(crate) overrides: Kwargs,
@@ -163,14 +177,25 @@ impl<'a> Request<'a> {
     /// Runs the prompts under an adapter that the model has [by name](crate::Model::load_named_adapter), or
     /// the sum of several.
     ///
-    /// ```no_run
+    /// ```
     /// use mlx_genkit::{AdapterChoice, ComputeDtype, Model, Request};
     ///
-    /// let mut model = Model::load("./qwen3", ComputeDtype::Auto)?;
-    /// model.load_named_adapter("pirate", "./pirate")?;
-    /// model.load_named_adapter("robot", "./robot")?;
+    /// # use mlx_genkit::training::{
+    /// #     AdapterFormat, LoraConfig, attach_lora, clear_adapters, save_adapter,
+    /// # };
+    /// # let mut model = Model::bundled(ComputeDtype::Auto)?;
+    /// # attach_lora(model.decoder_mut(), &LoraConfig::default())?;
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let pirate = folder.path();
+    /// # save_adapter(model.decoder(), pirate, AdapterFormat::Peft, "bundled")?;
+    /// # clear_adapters(model.decoder_mut());
+    /// # let robot = pirate;
+    /// model.load_named_adapter("pirate", pirate)?;
+    /// model.load_named_adapter("robot", robot)?;
     /// let both = AdapterChoice::from("pirate").and("robot", 0.5);
-    /// println!("{}", model.generate(Request::new("How is the sea?").adapter(both))?.sequences[0].text);
+    /// let generation = model.generate(Request::new("How is the sea?").adapter(both))?;
+    /// println!("{}", generation.sequences[0].text);
+    /// assert!(model.generate(Request::new("How?").adapter("poet")).is_err()); // there is none
     /// # Ok::<(), mlx_genkit::Error>(())
     /// ```
     #[must_use]
@@ -181,12 +206,22 @@ impl<'a> Request<'a> {
     /// As [`adapter`](Self::adapter), each prompt under its own (PEFT's `adapter_names`), all in one batch;
     /// one alone is for all prompts.
     ///
-    /// ```no_run
+    /// ```
     /// use mlx_genkit::{ComputeDtype, Model, Request};
     ///
-    /// # let mut model = Model::load("./qwen3", ComputeDtype::Auto)?;
+    /// # use mlx_genkit::training::{
+    /// #     AdapterFormat, LoraConfig, attach_lora, clear_adapters, save_adapter,
+    /// # };
+    /// # let mut model = Model::bundled(ComputeDtype::Auto)?;
+    /// # attach_lora(model.decoder_mut(), &LoraConfig::default())?;
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let pirate = folder.path();
+    /// # save_adapter(model.decoder(), pirate, AdapterFormat::Peft, "bundled")?;
+    /// # clear_adapters(model.decoder_mut());
+    /// # model.load_named_adapter("pirate", pirate)?;
     /// let request = Request::batch(["How is the sea?", "How is the sea?"]);
-    /// model.generate(request.adapters([Some("pirate"), None]))?;
+    /// let answers = model.generate(request.adapters([Some("pirate"), None]))?.sequences;
+    /// assert_eq!(answers.len(), 2); // the first of the pirate, the second of the model alone
     /// # Ok::<(), mlx_genkit::Error>(())
     /// ```
     #[must_use]
@@ -266,12 +301,16 @@ impl<'a> Request<'a> {
     /// Puts a soft prompt before each prompt: embeddings that were learned in place of words. The
     /// processors do not see it; the context has to hold it, too.
     ///
-    /// ```no_run
+    /// ```
     /// use mlx_genkit::{ComputeDtype, Model, Request, training::SoftPrompt};
     ///
     /// let model = Model::bundled(ComputeDtype::Auto)?;
-    /// let pirate = SoftPrompt::load("./pirate")?;
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let pirate = folder.path();
+    /// # SoftPrompt::random(model.decoder(), 4, 7)?.save(pirate, "bundled")?;
+    /// let pirate = SoftPrompt::load(pirate)?;
     /// let answer = model.generate(Request::new("How is the sea?").soft_prompt(&pirate))?;
+    /// println!("{} virtual tokens: {}", pirate.len(), answer.sequences[0].text);
     /// # Ok::<(), mlx_genkit::Error>(())
     /// ```
     #[must_use]
@@ -409,6 +448,21 @@ impl std::fmt::Debug for Request<'_> {
 
 /// A request, and the draft model that helps with it, if any does: what a [`Model`](crate::Model) is
 /// asked.
+///
+/// ```
+/// use mlx_genkit::{AssistedRequest, ComputeDtype, Model, Request};
+///
+/// let model = Model::bundled(ComputeDtype::Auto)?;
+/// for assistant in [None, Some(&model)] {
+///     let mut request = AssistedRequest::from(Request::new("Once upon a time"));
+///     if let Some(assistant) = assistant {
+///         request = request.assistant(assistant);
+///     }
+///     let generation = model.generate(request)?;
+///     assert_eq!(generation.acceptance.is_some(), assistant.is_some());
+/// }
+/// # Ok::<(), mlx_genkit::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct AssistedRequest<'a> {
     pub(crate) request: Request<'a>,

@@ -6,6 +6,18 @@ use mlxgk_mlx_models::{NoHook, ResidualHook};
 use crate::{Error, ErrorKind, Model, Request, Result, row_adapters::RowAdapters};
 
 /// Log-probabilities of a given text.
+///
+/// ```
+/// use mlx_genkit::{ComputeDtype, Model, Request};
+///
+/// let model = Model::bundled(ComputeDtype::Auto)?;
+/// let usual = model.score(Request::new("Once upon a time"))?;
+/// let unusual = model.score(Request::new("Once time a upon"))?;
+/// assert!(usual.sum() > unusual.sum());
+/// let mean = usual.sum() / usual.logprobs.len() as f64;
+/// assert!((usual.perplexity().unwrap() - (-mean).exp()).abs() < 1e-6);
+/// # Ok::<(), mlx_genkit::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Scored {

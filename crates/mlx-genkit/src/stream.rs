@@ -14,6 +14,23 @@ use crate::{
 ///
 /// It ends with the first error, whichever sequence that is about. Dropping it waits for the pass that
 /// the device is at work on.
+///
+/// ```
+/// use mlx_genkit::{ComputeDtype, Model, Request};
+///
+/// let model = Model::bundled(ComputeDtype::Auto)?;
+/// let mut stream = model.stream(Request::new("Once upon a time"))?;
+/// assert_eq!(stream.max_tokens(), 20); // HF's default
+/// let mut text = String::new();
+/// for piece in stream.by_ref().take(5) {
+///     text += &piece?.text;
+/// }
+/// // What was made so far is a whole answer of five tokens.
+/// let sequence = stream.finish()?.sequences.remove(0);
+/// assert_eq!(sequence.tokens.len(), 5);
+/// assert!(sequence.text.starts_with(&text));
+/// # Ok::<(), mlx_genkit::Error>(())
+/// ```
 pub struct TokenStream<'a> {
     tokens: Box<dyn TokenLoop + 'a>,
     answer: Answer<'a>,
