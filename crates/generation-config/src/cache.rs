@@ -11,6 +11,17 @@ const DEFAULT_KEEP: usize = 4;
 const DEFAULT_BITS: usize = 4;
 
 /// What the fields ask of a request's cache. The default keeps everything as it is.
+///
+/// ```
+/// use mlxgk_generation_config::{CacheChoice, GenerationConfig};
+///
+/// let plain = GenerationConfig::default().cache_choice(100)?.0;
+/// assert_eq!(plain, CacheChoice::default());
+/// let name = Some("static".into());
+/// let config = GenerationConfig { cache_implementation: name, ..Default::default() };
+/// assert_eq!(config.cache_choice(100)?.0.capacity, Some(100));
+/// # Ok::<(), mlxgk_generation_config::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CacheChoice {
@@ -23,6 +34,16 @@ pub struct CacheChoice {
 }
 
 /// See [`CacheChoice::bound`].
+///
+/// ```
+/// use mlxgk_generation_config::{CacheBound, GenerationConfig};
+///
+/// let config =
+///     GenerationConfig { max_kv_size: Some(512), kv_keep: Some(16), ..Default::default() };
+/// let bound = config.cache_choice(2000)?.0.bound;
+/// assert_eq!(bound, Some(CacheBound { keep: 16, size: 512 }));
+/// # Ok::<(), mlxgk_generation_config::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheBound {
     /// The row's first tokens that stay visible; fewer than `size`.
@@ -32,6 +53,16 @@ pub struct CacheBound {
 }
 
 /// See [`CacheChoice::quantization`].
+///
+/// ```
+/// use mlxgk_generation_config::{CacheQuantization, GenerationConfig};
+///
+/// let config =
+///     GenerationConfig { kv_bits: Some(8), quantized_kv_start: Some(64), ..Default::default() };
+/// let packed = config.cache_choice(2000)?.0.quantization;
+/// assert_eq!(packed, Some(CacheQuantization { bits: 8, group_size: None, start: 64 }));
+/// # Ok::<(), mlxgk_generation_config::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheQuantization {
     /// 2, 3, 4, 5, 6 or 8.

@@ -3,6 +3,16 @@
 use std::fmt;
 
 /// What went wrong; see [`Error::kind`].
+///
+/// ```
+/// use mlxgk_generation_config::{ErrorKind, GenerationConfig};
+/// use serde_json::json;
+///
+/// let kind = |value| GenerationConfig::from_json(&value).unwrap_err().kind();
+/// assert_eq!(kind(json!([])), ErrorKind::Json);
+/// assert_eq!(kind(json!({"top_k": "many"})), ErrorKind::Type);
+/// assert_eq!(kind(json!({"max_new_tokens": 0})), ErrorKind::Value);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -23,6 +33,15 @@ pub enum ErrorKind {
 }
 
 /// A configuration that cannot be used, in one sentence that names the field.
+///
+/// ```
+/// use mlxgk_generation_config::{ErrorKind, GenerationConfig};
+///
+/// let config = GenerationConfig { num_return_sequences: Some(3), ..Default::default() };
+/// let error = config.validate().unwrap_err();
+/// assert_eq!((error.kind(), error.field()), (ErrorKind::Value, Some("num_return_sequences")));
+/// println!("{error}"); // ... is 3, but greedy search has a single answer: set `do_sample`
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     kind: ErrorKind,

@@ -49,6 +49,18 @@ pub fn default_generation_params() -> GenerationConfig {
 /// They differ from a [`GenerationConfig`] in one thing: an argument can be given as `None`, which
 /// unsets what every other source says. `generate(top_k=None)` draws from the whole vocabulary,
 /// while a passed config with `top_k = None` inherits.
+///
+/// ```
+/// use mlxgk_generation_config::{GenerationConfig, Kwargs, Sources};
+/// use serde_json::json;
+///
+/// let passed = GenerationConfig { top_k: Some(20), ..Default::default() };
+/// let model = GenerationConfig::default();
+/// let kwargs = Kwargs::from_json(&json!({"do_sample": true, "top_k": null}))?;
+/// let merged = Sources { kwargs: &kwargs, passed: &passed, model: &model }.merge()?;
+/// assert_eq!(merged.config.top_k, None);
+/// # Ok::<(), mlxgk_generation_config::Error>(())
+/// ```
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Kwargs {
     given: GenerationConfig,
@@ -120,6 +132,20 @@ pub struct Sources<'a> {
 }
 
 /// What the sources say together.
+///
+/// ```
+/// use mlxgk_generation_config::{GenerationConfig, Kwargs, Sources};
+///
+/// let (kwargs, model) = (Kwargs::default(), GenerationConfig::default());
+/// let passed = GenerationConfig { temperature: Some(0.7), ..Default::default() };
+/// let merged = Sources { kwargs: &kwargs, passed: &passed, model: &model }.merge()?;
+/// // Nobody set a length: HF's 20 stands, and counts new tokens.
+/// assert!(merged.has_default_max_length);
+/// assert_eq!(merged.resolve(7, None)?.lengths.max_length, 27);
+/// // Nothing is drawn, so that the temperature does nothing.
+/// assert_eq!(merged.warnings[0].field(), "temperature");
+/// # Ok::<(), mlxgk_generation_config::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Merged {
     /// The merged fields, defaults included.

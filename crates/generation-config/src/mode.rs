@@ -5,6 +5,16 @@ use std::fmt;
 use crate::GenerationConfig;
 
 /// HF's `GenerationMode`.
+///
+/// ```
+/// use mlxgk_generation_config::{GenerationConfig, GenerationMode};
+///
+/// let config =
+///     GenerationConfig { num_beams: Some(4), do_sample: Some(true), ..Default::default() };
+/// let mode = config.generation_mode(false);
+/// assert_eq!((mode, mode.as_str()), (GenerationMode::BeamSample, "beam_sample"));
+/// assert!(!mode.streams());
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum GenerationMode {

@@ -16,6 +16,20 @@ use crate::{Error, ErrorKind, Resolved, Result, Watermarking};
 ///
 /// HF keeps one list. Here the warpers stand apart, because they and the draw are one pass over
 /// the vocabulary.
+///
+/// ```
+/// use mlxgk_generation_config::GenerationConfig;
+/// use mlxgk_logits_processors::{Context, LogitsProcessor};
+///
+/// let config = GenerationConfig { suppress_tokens: Some(vec![1]), ..Default::default() };
+/// let resolved = config.resolve(&GenerationConfig::default(), 2, None)?;
+/// let pipeline = resolved.pipeline(3)?;
+/// let mut scores = [0.5, 2.0, 1.0];
+/// pipeline.processors.process(&Context::new(&[0, 2], 2), &mut scores)?;
+/// assert_eq!(scores, [0.5, f32::NEG_INFINITY, 1.0]);
+/// assert!(pipeline.warpers.warpers().is_empty()); // nothing is drawn
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Default)]
 pub struct Pipeline {
     /// What comes before the warpers; a caller's own processors join this list.

@@ -45,6 +45,17 @@ pub struct RequestFields {
 }
 
 /// Whether a plain prompt is put into the model's chat template.
+///
+/// ```
+/// use mlxgk_generation_config::{Chat, GenerationConfig};
+/// use serde_json::json;
+///
+/// let chat = |fields| GenerationConfig::from_json(&fields)?.request_fields().map(|it| it.chat);
+/// assert_eq!(chat(json!({"assume_user_chat": true}))?, Some(Chat::Always));
+/// assert_eq!(chat(json!({"auto_chat_template": true}))?, Some(Chat::IfTemplate));
+/// assert_eq!(chat(json!({"auto_chat_template": false}))?, Some(Chat::Never));
+/// # Ok::<(), mlxgk_generation_config::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Chat {
     /// Yes; a model without one is an error.
@@ -64,7 +75,7 @@ impl GenerationConfig {
         RequestFields::of(&self.unknown)
     }
 
-    /// As [`request_fields`](Self::request_fields), and takes them out, for a caller that heeds them.
+    /// As [`request_fields`](Self::request_fields), and takes them out, for a caller that acts on them.
     ///
     /// # Errors
     /// As [`request_fields`](Self::request_fields).

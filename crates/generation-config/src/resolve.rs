@@ -6,6 +6,16 @@ use crate::{
 };
 
 /// The lengths that hold for one prompt, in tokens, the prompt included.
+///
+/// ```
+/// use mlxgk_generation_config::GenerationConfig;
+///
+/// let config = GenerationConfig { max_new_tokens: Some(8), ..Default::default() };
+/// let lengths = config.resolve(&GenerationConfig::default(), 5, None)?.lengths;
+/// assert_eq!((lengths.prompt_len, lengths.max_length), (5, 13));
+/// assert_eq!(lengths.max_new_tokens(), 8);
+/// # Ok::<(), mlxgk_generation_config::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lengths {
     /// Length of the prompt, its left padding included.
@@ -17,6 +27,15 @@ pub struct Lengths {
 }
 
 /// The token ids that the loop itself looks at.
+///
+/// ```
+/// use mlxgk_generation_config::GenerationConfig;
+///
+/// let model = GenerationConfig { eos_token_id: Some(vec![2, 7].into()), ..Default::default() };
+/// let ids = GenerationConfig::default().resolve(&model, 5, None)?.special_tokens;
+/// assert_eq!((ids.eos, ids.pad, ids.bos), (vec![2, 7], Some(2), None));
+/// # Ok::<(), mlxgk_generation_config::Error>(())
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SpecialTokens {
     /// The tokens that end a sequence; may be empty.
@@ -28,6 +47,17 @@ pub struct SpecialTokens {
 }
 
 /// A configuration ready to run: merged, validated, supported, its lengths and ids settled.
+///
+/// ```
+/// use mlxgk_generation_config::{GenerationConfig, GenerationMode};
+///
+/// let config = GenerationConfig { num_beams: Some(4), ..Default::default() };
+/// let resolved = config.resolve(&GenerationConfig::default(), 5, None)?;
+/// assert_eq!((resolved.mode, resolved.num_beams), (GenerationMode::BeamSearch, 4));
+/// assert_eq!(resolved.num_return_sequences, 1); // HF's default
+/// assert_eq!(resolved.config.length_penalty, Some(1.0)); // HF's, too
+/// # Ok::<(), mlxgk_generation_config::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Resolved {
     /// The merged fields, which the processors are made from.

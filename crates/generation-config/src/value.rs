@@ -14,6 +14,16 @@ use serde_json::{Map, Value};
 pub type TokenId = i64;
 
 /// One value, or a list of them: `eos_token_id: 2` and `eos_token_id: [2, 7]` both occur.
+///
+/// ```
+/// use mlxgk_generation_config::{GenerationConfig, OneOrMany};
+/// use serde_json::json;
+///
+/// let eos = |value| GenerationConfig::from_json(&json!({"eos_token_id": value}));
+/// assert_eq!(eos(json!(2))?.eos_token_id, Some(OneOrMany::One(2)));
+/// assert_eq!(eos(json!([2, 7]))?.eos_token_id.unwrap().as_slice(), [2, 7]);
+/// # Ok::<(), mlxgk_generation_config::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OneOrMany<T> {
     /// A bare value.
@@ -45,6 +55,17 @@ impl<T> From<Vec<T>> for OneOrMany<T> {
 }
 
 /// A word that a sequence has to contain.
+///
+/// ```
+/// use mlxgk_generation_config::{ForcedWord, GenerationConfig};
+/// use serde_json::json;
+///
+/// let fields = json!({"num_beams": 4, "force_words_ids": [[5, 6], [[8], [9, 10]]]});
+/// let words = GenerationConfig::from_json(&fields)?.force_words_ids.unwrap();
+/// assert_eq!(words[0], ForcedWord::Phrase(vec![5, 6]));
+/// assert_eq!(words[1].alternatives(), [vec![8], vec![9, 10]]);
+/// # Ok::<(), mlxgk_generation_config::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ForcedWord {
     /// These tokens, one after the other.
@@ -64,6 +85,17 @@ impl ForcedWord {
 }
 
 /// The layers that DoLa contrasts with the last.
+///
+/// ```
+/// use mlxgk_generation_config::{DolaLayers, GenerationConfig};
+/// use serde_json::json;
+///
+/// let layers = |value| GenerationConfig::from_json(&json!({"dola_layers": value}));
+/// assert_eq!(layers(json!("low"))?.dola_layers, Some(DolaLayers::Low));
+/// assert_eq!(layers(json!([2, 4]))?.dola_layers, Some(DolaLayers::Listed(vec![2, 4])));
+/// assert!(layers(json!("middle")).is_err());
+/// # Ok::<(), mlxgk_generation_config::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DolaLayers {
     /// Every other layer of the lower half.
@@ -75,6 +107,17 @@ pub enum DolaLayers {
 }
 
 /// When beam search stops: HF's `False`, `True` and `"never"`.
+///
+/// ```
+/// use mlxgk_generation_config::{EarlyStopping, GenerationConfig};
+/// use serde_json::json;
+///
+/// let config = GenerationConfig::from_json(&json!({"num_beams": 4, "early_stopping": true}))?;
+/// assert_eq!(config.early_stopping, Some(EarlyStopping::WhenFinished));
+/// let config = GenerationConfig { early_stopping: Some(EarlyStopping::Never), ..config };
+/// assert_eq!(config.to_json()["early_stopping"], "never");
+/// # Ok::<(), mlxgk_generation_config::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EarlyStopping {
     /// `false`: when the running beams are unlikely to beat the finished ones.

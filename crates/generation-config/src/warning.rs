@@ -3,6 +3,16 @@
 use std::fmt;
 
 /// What a [`Warning`] is about.
+///
+/// ```
+/// use mlxgk_generation_config::{GenerationConfig, WarningKind};
+/// use serde_json::json;
+///
+/// let config = GenerationConfig::from_json(&json!({"pad_token_id": -1, "top_p": 0.9}))?;
+/// let kinds: Vec<_> = config.validate()?.iter().map(|it| it.kind()).collect();
+/// assert_eq!(kinds, [WarningKind::TokenId, WarningKind::Idle]);
+/// # Ok::<(), mlxgk_generation_config::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum WarningKind {
@@ -18,7 +28,17 @@ pub enum WarningKind {
     Grammar,
 }
 
-/// One oddity: its kind, the field, and a sentence.
+/// A warning about one field, in one sentence; nothing is refused.
+///
+/// ```
+/// use mlxgk_generation_config::{GenerationConfig, WarningKind};
+///
+/// let config = GenerationConfig { top_p: Some(0.9), ..Default::default() };
+/// let warnings = config.validate()?;
+/// assert_eq!((warnings[0].kind(), warnings[0].field()), (WarningKind::Idle, "top_p"));
+/// println!("{}", warnings[0]); // a sentence: without `do_sample` it does nothing
+/// # Ok::<(), mlxgk_generation_config::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
     kind: WarningKind,

@@ -13,6 +13,18 @@ use crate::{Error, ErrorKind, Result};
 ///
 /// In JSON the kinds are distinguished by the two fields that SynthID requires, `ngram_len` and
 /// `keys`.
+///
+/// ```
+/// use mlxgk_generation_config::{GenerationConfig, Watermarking};
+/// use serde_json::json;
+///
+/// let read = |value| GenerationConfig::from_json(&json!({"watermarking_config": value}));
+/// let green = read(json!({"bias": 2.5}))?.watermarking_config;
+/// assert!(matches!(green, Some(Watermarking::GreenList(it)) if it.bias == 2.5));
+/// let synth_id = read(json!({"ngram_len": 5, "keys": [654, 400]}))?.watermarking_config;
+/// assert!(matches!(synth_id, Some(Watermarking::SynthId(it)) if it.ngram_len == 5));
+/// # Ok::<(), mlxgk_generation_config::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub enum Watermarking {
     /// Green lists (Kirchenbauer et al., arXiv 2306.04634).

@@ -31,6 +31,19 @@ pub enum Chooser {
 ///
 /// The warpers' settings and buffers serve all rows; a row has its stream of random numbers and what
 /// Mirostat remembers of it.
+///
+/// ```
+/// use mlxgk_logits_processors::{Context, ProcessorList};
+/// use mlxgk_samplers::{Seed, WarperConfig};
+/// use mlxgk_sampling::Sampling;
+///
+/// let chain = WarperConfig { top_k: Some(2), ..WarperConfig::default() }.chain()?;
+/// let mut sampling = Sampling::new(&chain, ProcessorList::default(), Seed::Fast(7));
+/// let mut scores = [0.1, 0.7, 0.2];
+/// sampling.warp(0, &Context::new(&[5, 3], 2), &mut scores)?;
+/// assert_eq!(scores, [f32::NEG_INFINITY, 0.7, 0.2]);
+/// # Ok::<(), mlxgk_logits_processors::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Sampling {
     sampler: Sampler,

@@ -7,6 +7,21 @@ use mlxgk_samplers::Streams;
 use crate::{FinishReason, Rules, Text};
 
 /// A token, and why the text ends with it, if it does.
+///
+/// ```
+/// use mlxgk_generation_config::GenerationConfig;
+/// use mlxgk_samplers::Seed;
+/// use mlxgk_sampling::{FinishReason, NextToken};
+///
+/// let config = GenerationConfig { eos_token_id: Some(2.into()), ..Default::default() };
+/// let resolved = config.resolve(&GenerationConfig::default(), 1, None)?;
+/// let mut next = NextToken::new(&resolved, 3, None, Seed::Torch(0))?;
+/// let step = next.next(&[1], &mut [0.1, 0.7, 0.2])?;
+/// assert_eq!((step.token, step.finish_reason), (1, None));
+/// let step = next.next(&[1, 1], &mut [0.1, 0.2, 0.7])?;
+/// assert_eq!((step.token, step.finish_reason), (2, Some(FinishReason::Eos)));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Step {

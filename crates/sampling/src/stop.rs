@@ -9,6 +9,18 @@ use std::time::{Duration, Instant};
 use mlxgk_logits_processors::{Context, Result};
 
 /// When a row ends, as far as its tokens tell.
+///
+/// ```
+/// use mlxgk_logits_processors::Context;
+/// use mlxgk_sampling::{FinishReason, Limits, StopConditions};
+///
+/// let mut stop = StopConditions::from(Limits { max_new_tokens: 2, eos: vec![9] });
+/// // Behind a prompt of one token.
+/// assert_eq!(stop.check(&Context::new(&[5, 6], 1))?, None);
+/// assert_eq!(stop.check(&Context::new(&[5, 6, 7], 1))?, Some(FinishReason::Length));
+/// assert_eq!(stop.check(&Context::new(&[5, 9], 1))?, Some(FinishReason::Eos));
+/// # Ok::<(), mlxgk_sampling::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// New tokens per row, the end token included.
@@ -18,6 +30,13 @@ pub struct Limits {
 }
 
 /// Why a row ended.
+///
+/// ```
+/// use mlxgk_sampling::FinishReason;
+///
+/// assert_eq!(FinishReason::StopString.as_str(), "stop_string");
+/// assert_eq!(format!("ended by {}", FinishReason::Length), "ended by length");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FinishReason {
@@ -55,6 +74,21 @@ impl std::fmt::Display for FinishReason {
 /// A reason to end a row after its newest token.
 ///
 /// A closure from a context to `bool` is one; it ends rows as [`FinishReason::Criterion`].
+///
+/// ```
+/// use mlxgk_logits_processors::Context;
+/// use mlxgk_sampling::{FinishReason, Limits, StopConditions};
+///
+/// // Ends a text that says the same token three times in a row.
+/// let stuck = |context: &Context<'_>| {
+///     matches!(context.generated(), [.., a, b, c] if a == b && b == c)
+/// };
+/// let limits = Limits { max_new_tokens: 20, eos: vec![] };
+/// let mut stop = StopConditions::new(limits, vec![Box::new(stuck)]);
+/// assert_eq!(stop.check(&Context::new(&[5, 7, 7], 1))?, None);
+/// assert_eq!(stop.check(&Context::new(&[5, 7, 7, 7], 1))?, Some(FinishReason::Criterion));
+/// # Ok::<(), mlxgk_sampling::Error>(())
+/// ```
 pub trait StoppingCriterion: Send {
     /// Why the row ends with the last of `context.tokens`; `None` where it goes on.
     ///
@@ -76,6 +110,21 @@ impl<F: FnMut(&Context<'_>) -> bool + Send> StoppingCriterion for F {
 
 /// Ends every row once the time is up (HF `MaxTimeCriteria`). Looked at after a token, so that each
 /// row has at least one.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+///
+/// use mlxgk_logits_processors::Context;
+/// use mlxgk_sampling::{FinishReason, MaxTime, StoppingCriterion};
+///
+/// let begun = Instant::now();
+/// let context = Context::new(&[5, 6], 1);
+/// let mut generous = MaxTime::new(begun, Duration::from_secs(3600));
+/// assert_eq!(generous.ends(&context)?, None);
+/// let mut none_left = MaxTime::new(begun, Duration::ZERO);
+/// assert_eq!(none_left.ends(&context)?, Some(FinishReason::Time));
+/// # Ok::<(), mlxgk_sampling::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct MaxTime {
     begun: Instant,
@@ -99,6 +148,19 @@ impl StoppingCriterion for MaxTime {
 ///
 /// Where several hold at once, the first named is the one reported: the end token, the criteria in
 /// their order, the length.
+///
+/// ```
+/// use mlxgk_logits_processors::Context;
+/// use mlxgk_sampling::{FinishReason, Limits, StopConditions};
+///
+/// let mut stop = StopConditions::from(Limits { max_new_tokens: 2, eos: vec![9] });
+/// stop.push(Box::new(|it: &Context<'_>| it.tokens.ends_with(&[7, 8])));
+/// assert!(stop.has_criteria());
+/// // The length is reached as well; the criterion is named first.
+/// let reason = stop.check(&Context::new(&[5, 7, 8], 1))?;
+/// assert_eq!(reason, Some(FinishReason::Criterion));
+/// # Ok::<(), mlxgk_sampling::Error>(())
+/// ```
 pub struct StopConditions {
     limits: Limits,
     criteria: Vec<Box<dyn StoppingCriterion>>,

@@ -14,6 +14,29 @@ use crate::{FinishReason, StoppingCriterion};
 /// built for the first grammar and serve all others.
 ///
 /// Cloning it is cheap: clones share both.
+///
+/// ```
+/// use mlxgk_generation_config::GenerationConfig;
+/// use mlxgk_samplers::Seed;
+/// use mlxgk_sampling::{FinishReason, NextToken, Text};
+/// use mlxgk_tokenizer_bridge::{Files, Tokenizer};
+///
+/// let json = r#"{
+///     "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false,
+///                 "use_regex": false},
+///     "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "!": 2}, "merges": []}
+/// }"#;
+/// let files = Files { tokenizer: Some(json.as_bytes().into()), ..Files::default() };
+/// let text = Text::from(Tokenizer::from_files(&files)?);
+///
+/// let stop = Some("!".to_owned().into());
+/// let config = GenerationConfig { stop_strings: stop, ..Default::default() };
+/// let resolved = config.resolve(&GenerationConfig::default(), 1, None)?;
+/// let mut next = NextToken::new(&resolved, 3, Some(&text), Seed::Torch(0))?;
+/// let step = next.next(&[0], &mut [0.1, 0.2, 0.7])?;
+/// assert_eq!(step.finish_reason, Some(FinishReason::StopString));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Text {
     tokenizer: Tokenizer,
