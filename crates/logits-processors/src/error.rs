@@ -3,6 +3,15 @@
 use std::fmt;
 
 /// What went wrong; see [`Error::kind`].
+///
+/// ```
+/// use mlxgk_logits_processors::{Context, ErrorKind, LogitsProcessor, NoRepeatNGram, TokenBias};
+///
+/// assert_eq!(NoRepeatNGram::new(0).unwrap_err().kind(), ErrorKind::Parameter);
+/// let beyond = TokenBias::new([(7, 1.0)])?.process(&Context::new(&[0], 1), &mut [0.5; 4]);
+/// assert_eq!(beyond.unwrap_err().kind(), ErrorKind::Token);
+/// # Ok::<(), mlxgk_logits_processors::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {

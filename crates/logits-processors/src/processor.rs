@@ -5,6 +5,19 @@ use std::fmt;
 use crate::{Context, Result, Stage};
 
 /// One row of a batch: its history and the scores to rewrite.
+///
+/// ```
+/// use mlxgk_logits_processors::{Context, LogitsProcessor, RepetitionPenalty, Row};
+///
+/// let (mut first, mut second) = ([2.0, 2.0], [2.0, 2.0]);
+/// let mut rows = [
+///     Row { context: Context::new(&[0], 1), scores: &mut first },
+///     Row { context: Context::new(&[1], 1), scores: &mut second },
+/// ];
+/// RepetitionPenalty::new(2.0)?.process_rows(&mut rows)?;
+/// assert_eq!((first, second), ([1.0, 2.0], [2.0, 1.0]));
+/// # Ok::<(), mlxgk_logits_processors::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Row<'a> {
     /// The tokens so far.

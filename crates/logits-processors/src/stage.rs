@@ -4,6 +4,14 @@
 ///
 /// The variants are declared in the order of application, so that comparing two stages compares
 /// their places. Processors HF does not have stand beside their nearest relative, and say so.
+///
+/// ```
+/// use mlxgk_logits_processors::{LogitNormalization, LogitsProcessor, Stage, SuppressTokens};
+///
+/// assert_eq!(SuppressTokens::new([3]).stage(), Stage::SuppressTokens);
+/// assert!(Stage::User > Stage::SuppressTokens && Stage::User < Stage::Temperature);
+/// assert!(LogitNormalization.stage() > Stage::Watermark);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Stage {

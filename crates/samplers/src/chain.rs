@@ -11,6 +11,18 @@ use crate::warpers::{
 };
 
 /// One step of a [`SamplerChain`].
+///
+/// ```
+/// use mlxgk_samplers::{MinP, SamplerChain, Temperature, Warper};
+///
+/// let chain = SamplerChain::new(vec![
+///     Warper::MinP(MinP::new(0.05)?),
+///     Warper::Temperature(Temperature::new(1.5)?),
+/// ])?;
+/// let names: Vec<_> = chain.warpers().iter().map(Warper::name).collect();
+/// assert_eq!(names, ["MinPLogitsWarper", "TemperatureLogitsWarper"]);
+/// # Ok::<(), mlxgk_samplers::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Warper {

@@ -9,6 +9,24 @@ use crate::warpers::{
 };
 
 /// In which order the warpers of a [`WarperConfig`] run.
+///
+/// ```
+/// use mlxgk_samplers::{Order, WarperConfig};
+///
+/// let config = WarperConfig { temperature: Some(3.0), min_p: Some(0.3), ..Default::default() };
+/// let left = |order| {
+///     let mut sampler = WarperConfig { order, ..config.clone() }.chain()?.sampler();
+///     let scores = [0.6f32, 0.3, 0.1].map(f32::ln);
+///     let state = Default::default();
+///     let mut rng = mlxgk_samplers::FastRng::new(0, 0);
+///     let left = sampler.distribution(&scores, &state, &mut rng)?;
+///     Ok::<_, mlxgk_samplers::Error>(left.iter().filter(|(_, prob)| *prob > 0.0).count())
+/// };
+/// // Where the temperature comes first, the third token has more than 0.3 of the first one's
+/// // probability; where it comes last, a sixth.
+/// assert_eq!((left(Order::Hf)?, left(Order::LlamaCpp)?), (3, 2));
+/// # Ok::<(), mlxgk_samplers::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Order {

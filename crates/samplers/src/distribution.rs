@@ -1,6 +1,19 @@
 //! What a token is drawn from.
 
 /// What a token is drawn from: probabilities of some tokens of a vocabulary.
+///
+/// ```
+/// use mlxgk_samplers::{FastRng, SamplerState, WarperConfig};
+///
+/// let mut sampler = WarperConfig { top_k: Some(2), ..Default::default() }.chain()?.sampler();
+/// let scores = [0.2f32, 0.5, 0.3].map(f32::ln);
+/// let left =
+///     sampler.distribution(&scores, &SamplerState::default(), &mut FastRng::new(0, 0))?;
+/// assert_eq!((left.vocab(), left.iter().count()), (3, 2));
+/// // 0.5 of the 0.8 that remain.
+/// assert!((left.probability(1) - 0.625).abs() < 1e-6 && left.probability(0) == 0.0);
+/// # Ok::<(), mlxgk_samplers::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct Distribution<'a> {
     ids: Option<&'a [u32]>,
@@ -19,7 +32,8 @@ impl<'a> Distribution<'a> {
         Self { ids, probs, vocab }
     }
 
-    /// The tokens with their probabilities, in the order of their ids; those left out have none.
+    /// The tokens with their probabilities, in the order of their ids. A token that is left out has
+    /// probability 0, and so may others.
     pub fn iter(&self) -> impl Iterator<Item = (u32, f32)> + use<'a> {
         self.from(0)
     }

@@ -12,6 +12,19 @@ use crate::warpers::{Mirostat, Warp};
 ///
 /// Mirostat alone has a memory. A copy of it can be tried out and thrown away, as a draft's has to
 /// be.
+///
+/// ```
+/// use mlxgk_samplers::{FastRng, Mirostat, SamplerChain, SamplerState, Warper};
+///
+/// let chain = SamplerChain::new(vec![Warper::Mirostat(Mirostat::v2(3.0, 0.1)?)])?;
+/// let (mut sampler, mut rng) = (chain.sampler(), FastRng::new(0, 0));
+/// let mut state = SamplerState::default();
+/// assert_eq!(state.mu(), None);
+/// sampler.sample(&[1.0, 0.5, 0.0], &mut state, &mut rng)?;
+/// // Three tokens surprise less than the three bits that are wanted, so more is allowed next.
+/// assert!(state.mu() > Some(6.0));
+/// # Ok::<(), mlxgk_samplers::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct SamplerState {
     mu: Option<f64>,

@@ -8,6 +8,16 @@ use crate::fast_rng::FastRng;
 use crate::generator::Generator;
 
 /// Where the random numbers of a sampled text come from.
+///
+/// ```
+/// use mlxgk_samplers::{Generator, Seed, Streams};
+///
+/// let uniform = |seed, row| Streams::from(seed).row(row).uniform();
+/// // Under torch all rows draw from one generator, one after the other; of the fast
+/// // generator each has its own stream.
+/// assert_eq!(uniform(Seed::Torch(7), 0), uniform(Seed::Torch(7), 1));
+/// assert_ne!(uniform(Seed::Fast(7), 0), uniform(Seed::Fast(7), 1));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seed {
     /// torch's CPU generator: the tokens that HF gives after `torch.manual_seed`.

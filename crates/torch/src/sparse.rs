@@ -43,6 +43,8 @@ pub struct SparseRow<'a> {
 }
 
 /// Where in a row terms stand.
+///
+/// See the example of [`SparseRow`].
 #[derive(Debug, Clone, Copy)]
 pub enum Places<'a> {
     /// One after the other, from this place on.

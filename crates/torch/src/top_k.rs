@@ -34,6 +34,8 @@ pub struct TopK {
 }
 
 /// A score and its place among those offered.
+///
+/// See the example of [`TopK`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Ranked {
     /// The score.

@@ -13,6 +13,22 @@ const LONGEST_TAIL: usize = 20;
 ///
 /// They are given as token sequences or worked out from strings, because one string can be spelt
 /// by many tokens: a vocabulary may hold `".\n"` and `"\n\n"` beside `"\n"`.
+///
+/// ```
+/// use mlxgk_logits_processors::{Context, Dry, LogitsProcessor, SequenceBreakers};
+///
+/// let text = [1, 2, 3, 9, 1, 2];
+/// let score = |breakers: SequenceBreakers| {
+///     let mut scores = [0.0; 10];
+///     let dry = Dry::new(1.0, 2.0, 2)?.with_breakers(breakers);
+///     dry.process(&Context::new(&text, 6), &mut scores)?;
+///     Ok::<_, mlxgk_logits_processors::Error>(scores[3])
+/// };
+/// // A 3 would repeat the first three tokens, unless those lie behind a breaker.
+/// assert!(score(SequenceBreakers::default())? < 0.0);
+/// assert_eq!(score(SequenceBreakers::new([vec![2]])?)?, 0.0);
+/// # Ok::<(), mlxgk_logits_processors::Error>(())
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SequenceBreakers {
     /// First token of a breaker to all that may follow it.

@@ -4,6 +4,17 @@ use super::tournament::{SynthIdTextWatermarkingConfig, Tournament, accumulate};
 use crate::Result;
 
 /// The coin flips of a text: for each judged token, one 0 or 1 per layer of the tournament.
+///
+/// ```
+/// use mlxgk_logits_processors::{SynthIdTextDetector, SynthIdTextWatermarkingConfig};
+///
+/// let config = SynthIdTextWatermarkingConfig::new(3, vec![654, 400, 836]);
+/// let flips = SynthIdTextDetector::new(&config)?.g_values(&[5, 1, 4, 1]);
+/// // The third and the fourth token have the two before them that it takes to judge them.
+/// assert_eq!(flips.rows().len(), 2);
+/// assert!(flips.rows().all(|it| it.len() == 3 && it.iter().all(|flip| *flip <= 1)));
+/// # Ok::<(), mlxgk_logits_processors::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GValues {
     /// The flips, token by token.

@@ -8,6 +8,15 @@ use crate::{Error, Result};
 const MOST_KEYS: usize = 1024;
 
 /// The settings of the watermark, with HF's names; its detectors need the same.
+///
+/// ```
+/// use mlxgk_logits_processors::{SynthIdText, SynthIdTextWatermarkingConfig};
+///
+/// let config = SynthIdTextWatermarkingConfig::new(5, vec![654, 400, 836]);
+/// assert_eq!((config.context_history_size, config.sampling_table_size), (1024, 1 << 16));
+/// let wrong = SynthIdTextWatermarkingConfig { ngram_len: 0, ..config };
+/// println!("{}", SynthIdText::new(&wrong).unwrap_err());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SynthIdTextWatermarkingConfig {
     /// How many tokens, the candidate among them, decide about its coin flips. At least 1.

@@ -27,6 +27,18 @@ pub struct WatermarkDetector {
 }
 
 /// What a [`WatermarkDetector`] found in one text (`WatermarkDetectorOutput`).
+///
+/// ```
+/// use mlxgk_logits_processors::{WatermarkDetector, WatermarkingConfig};
+///
+/// let detector = WatermarkDetector::new(&WatermarkingConfig::default(), 20)?;
+/// let detection = detector.detect(&[10, 15, 11], 3.0)?;
+/// // One of two is green, where chance expects a quarter: (1 - 0.5) / sqrt(2 · 0.25 · 0.75).
+/// assert_eq!(detection.green_fraction, 0.5);
+/// assert!((detection.z_score - 0.8165).abs() < 1e-4);
+/// assert!((detection.p_value + detection.confidence - 1.0).abs() < 1e-12);
+/// # Ok::<(), mlxgk_logits_processors::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct WatermarkDetection {
     /// How many tokens had enough tokens before them to be judged.
@@ -37,7 +49,7 @@ pub struct WatermarkDetection {
     pub green_fraction: f64,
     /// How many standard deviations the green ones are above the number expected by chance.
     pub z_score: f64,
-    /// How likely so many are by chance.
+    /// How likely that many green tokens are by chance.
     pub p_value: f64,
     /// Whether the z-score is above the threshold.
     pub prediction: bool,

@@ -10,6 +10,15 @@ use crate::{Error, ErrorKind, Result};
 const TABLE_SIZE: u32 = 1_000_003;
 
 /// How the green list follows from the tokens.
+///
+/// ```
+/// use mlxgk_logits_processors::SeedingScheme;
+///
+/// assert_eq!(SeedingScheme::from_name("selfhash")?, SeedingScheme::SelfHash);
+/// assert_eq!(SeedingScheme::default(), SeedingScheme::LeftHash);
+/// assert!(SeedingScheme::from_name("righthash").is_err());
+/// # Ok::<(), mlxgk_logits_processors::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SeedingScheme {
     /// From the last token (algorithm 2 of the paper).
@@ -34,6 +43,16 @@ impl SeedingScheme {
 }
 
 /// The settings of a watermark, with HF's names and defaults; its detector needs the same.
+///
+/// ```
+/// use mlxgk_logits_processors::{Context, LogitsProcessor, Watermark, WatermarkingConfig};
+///
+/// let config = WatermarkingConfig { greenlist_ratio: 0.5, bias: 3.0, ..Default::default() };
+/// let mut scores = [0.0; 20];
+/// Watermark::new(&config, 20)?.process(&Context::new(&[10], 1), &mut scores)?;
+/// assert_eq!(scores.iter().filter(|it| **it == 3.0).count(), 10);
+/// # Ok::<(), mlxgk_logits_processors::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct WatermarkingConfig {
     /// The share of the vocabulary that is green, between 0 and 1.

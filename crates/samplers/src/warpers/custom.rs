@@ -44,6 +44,21 @@ impl<F: Fn(&mut Remaining<'_>) + Send + Sync> CustomWarper for F {
 }
 
 /// A token that the warpers so far left.
+///
+/// ```
+/// use mlxgk_samplers::{FastRng, Remaining, SamplerChain, SamplerState, Warper};
+///
+/// // Makes token 2 half as likely beside the others.
+/// let halve = |remaining: &mut Remaining<'_>| {
+///     remaining.rescore(|it| if it.id == 2 { it.score - 2f32.ln() } else { it.score });
+/// };
+/// let mut sampler = SamplerChain::new(vec![Warper::custom(halve)])?.sampler();
+/// let scores = [0.25f32, 0.25, 0.5].map(f32::ln);
+/// let left =
+///     sampler.distribution(&scores, &SamplerState::default(), &mut FastRng::new(0, 0))?;
+/// assert!((left.probability(2) - left.probability(0)).abs() < 1e-6);
+/// # Ok::<(), mlxgk_samplers::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RemainingToken {
     /// The token.
@@ -55,6 +70,22 @@ pub struct RemainingToken {
 }
 
 /// The tokens that the warpers so far left, in the order of their ids.
+///
+/// ```
+/// use mlxgk_samplers::{FastRng, Remaining, SamplerChain, SamplerState, TopK, Warper};
+///
+/// // Lets through the better half of what the warpers before it left, by probability.
+/// let half = |remaining: &mut Remaining<'_>| {
+///     let mean = 1.0 / remaining.len() as f32;
+///     remaining.keep(|it| it.prob >= mean);
+/// };
+/// let chain = SamplerChain::new(vec![Warper::TopK(TopK::new(3)?), Warper::custom(half)])?;
+/// let (mut sampler, state) = (chain.sampler(), SamplerState::default());
+/// let scores = [0.1f32, 0.2, 0.5, 0.2].map(f32::ln);
+/// let left = sampler.distribution(&scores, &state, &mut FastRng::new(0, 0))?;
+/// assert_eq!(left.iter().map(|(id, _)| id).collect::<Vec<_>>(), [2]);
+/// # Ok::<(), mlxgk_samplers::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Remaining<'a>(&'a mut Candidates);
 
@@ -101,6 +132,16 @@ impl<'a> Remaining<'a> {
 }
 
 /// A [`CustomWarper`] in a chain; two are equal if they are one.
+///
+/// ```
+/// use mlxgk_samplers::{Remaining, Warper};
+///
+/// let warper = Warper::custom(|remaining: &mut Remaining<'_>| remaining.keep(|it| it.id > 0));
+/// assert!(matches!(warper, Warper::Custom(_)));
+/// assert_eq!(warper, warper.clone());
+/// // A second closure is another warper, even if it does the same.
+/// assert_ne!(warper, Warper::custom(|it: &mut Remaining<'_>| it.keep(|it| it.id > 0)));
+/// ```
 #[derive(Clone)]
 pub struct Custom(Arc<dyn CustomWarper>);
 
