@@ -17,6 +17,28 @@ const MOST_QUANTIFIERS: usize = 2000;
 
 /// A grammar in one of three notations. It is compiled against a vocabulary by
 /// [`GrammarProcessor::new`](crate::GrammarProcessor::new).
+///
+/// ```
+/// use mlxgk_grammars::{Grammar, GrammarProcessor, Vocabulary};
+/// use mlxgk_logits_processors::Context;
+///
+/// // A token for each byte, behind the end token.
+/// let tokens = std::iter::once(b"\xff</s>".to_vec()).chain((0..255).map(|it| vec![it]));
+/// let vocabulary = Vocabulary::new(&tokens.collect::<Vec<_>>(), &[0])?;
+/// let ids = |text: &str| text.bytes().map(|it| u32::from(it) + 1).collect::<Vec<_>>();
+/// let list = serde_json::json!({"type": "array", "items": {"type": "integer"}});
+/// let grammars = [
+///     Grammar::json_schema(&list)?,
+///     Grammar::regex(r"\[[0-9]*\]")?,
+///     Grammar::lark(r#"start: "[" /[0-9]+/ "]""#)?,
+/// ];
+/// for grammar in &grammars {
+///     let processor = GrammarProcessor::new(&vocabulary, grammar)?;
+///     assert!(processor.is_complete(&Context::new(&ids("[12]"), 0))?);
+///     assert!(!processor.is_complete(&Context::new(&ids("[1"), 0))?);
+/// }
+/// # Ok::<(), mlxgk_logits_processors::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Grammar {
     source: Source,

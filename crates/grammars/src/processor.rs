@@ -20,6 +20,21 @@ const SHOWN: usize = 8;
 ///
 /// Where other processors have banned whatever the grammar allows, that is an error; among beams it
 /// is not, since others go on.
+///
+/// ```
+/// use mlxgk_grammars::{Grammar, GrammarProcessor, Vocabulary};
+/// use mlxgk_logits_processors::{Context, LogitsProcessor};
+///
+/// const OUT: f32 = f32::NEG_INFINITY;
+/// let vocabulary = Vocabulary::new(&["</s>", "ye", "s", "no"].map(Vec::from), &[0])?;
+/// let processor = GrammarProcessor::new(&vocabulary, &Grammar::regex("yes|no")?)?;
+/// let (mut first, mut last) = ([0.0; 4], [0.0; 4]);
+/// processor.process(&Context::new(&[], 0), &mut first)?;
+/// assert_eq!(first, [OUT, 0.0, OUT, 0.0]);
+/// processor.process(&Context::new(&[1, 2], 0), &mut last)?;
+/// assert_eq!(last, [0.0, OUT, OUT, OUT]); // nothing can follow "yes"
+/// # Ok::<(), mlxgk_logits_processors::Error>(())
+/// ```
 pub struct GrammarProcessor {
     fresh: Mutex<Matcher>,
     kind: &'static str,

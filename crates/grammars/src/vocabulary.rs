@@ -16,6 +16,21 @@ pub(crate) const SPECIAL: u8 = 0xff;
 
 /// The tokens of a tokenizer, and what is built from them once for all grammars: a trie over the
 /// whole vocabulary and the tables of the grammar engine. Clones share both.
+///
+/// ```
+/// use mlxgk_grammars::{Grammar, GrammarProcessor, Vocabulary};
+/// use mlxgk_logits_processors::{Context, LogitsProcessor};
+///
+/// // A special token begins with 0xff, so that no text of a grammar contains it.
+/// let tokens = [b"\xff</s>".to_vec(), b"a".to_vec(), b"b".to_vec(), b"\xff<eot>".to_vec()];
+/// let vocabulary = Vocabulary::new(&tokens, &[0])?;
+/// let ending = vocabulary.with_eos(&[3])?;
+/// let mut scores = [0.0; 4];
+/// GrammarProcessor::new(&ending, &Grammar::regex("a")?)?
+///     .process(&Context::new(&[1], 0), &mut scores)?;
+/// assert!(scores[3] == 0.0 && scores[0] == f32::NEG_INFINITY);
+/// # Ok::<(), mlxgk_logits_processors::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Vocabulary {
     tokens: Arc<Tokens>,

@@ -19,6 +19,13 @@ use mlx_sys::{mlx_array, mlx_optional_dtype, mlx_optional_int, mlx_stream};
 use crate::check;
 
 /// How numbers become bits.
+///
+/// ```
+/// use mlxgk_native::Mode;
+///
+/// assert_eq!(Mode::named("mxfp4"), Some(Mode::Mxfp4));
+/// assert_eq!(Mode::ALL.map(Mode::name), ["affine", "mxfp4", "mxfp8", "nvfp4"]);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 #[repr(i32)]
@@ -63,6 +70,15 @@ impl Mode {
 }
 
 /// A mode with its sizes.
+///
+/// ```
+/// use mlxgk_native::{Mode, Quantization};
+///
+/// let packed = Quantization::affine(64, 4).unwrap();
+/// assert_eq!((packed.mode, packed.group_size, packed.bits), (Mode::Affine, 64, 4));
+/// assert_eq!(Quantization::affine(64, 7), None); // MLX has no 7 bits
+/// assert_eq!(Quantization::NVFP4.group_size, 16);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Quantization {

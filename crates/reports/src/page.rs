@@ -12,6 +12,16 @@ figure{display:inline-block;margin:1rem 1rem 0 0}figcaption{font-weight:600}bloc
 /// An HTML page without scripts, links or files beside it.
 ///
 /// Texts are escaped; [`svg`](Self::svg) and [`html`](Self::html) take markup as it is.
+///
+/// ```
+/// use mlxgk_reports::{Page, Table};
+///
+/// let mut page = Page::new("Tokens & time");
+/// let rows = vec![vec!["llama".to_owned(), "12".to_owned()]];
+/// page.heading("Results").table(&Table::new(["model", "tokens"], rows));
+/// let html = page.to_string();
+/// assert!(html.contains("Tokens &amp; time") && html.contains("<td>llama</td>"));
+/// ```
 #[derive(Debug, Clone)]
 pub struct Page(String);
 

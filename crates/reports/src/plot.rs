@@ -12,6 +12,15 @@ const LABELS: f64 = 110.0;
 const BAR: f64 = 18.0;
 
 /// Points that are joined, in the order of their first numbers.
+///
+/// ```
+/// use mlxgk_reports::{Line, lines};
+///
+/// let loss = Line::new("#06a", vec![(2.0, 0.5), (1.0, 1.0), (3.0, f64::NAN)]);
+/// let svg = lines("Loss by step", &[loss]);
+/// assert_eq!(svg.matches("<circle").count(), 2); // NaN has no place
+/// assert_eq!(lines("Nothing", &[]), "");
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Line {
     colour: String,
@@ -72,6 +81,14 @@ pub fn lines(title: &str, lines: &[Line]) -> String {
 }
 
 /// One bar of a plot.
+///
+/// ```
+/// use mlxgk_reports::{Bar, bars};
+///
+/// let svg = bars("Tokens per second", &[Bar::new("greedy", 120.0).interval(115.0, 124.0)]);
+/// assert!(svg.contains("greedy") && svg.contains("124.000"));
+/// assert_eq!(bars("Nothing", &[Bar::new("failed", f64::NAN)]), "");
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Bar {
     label: String,

@@ -5,6 +5,15 @@ use std::fmt;
 use crate::escaped;
 
 /// A table: a head, and rows of as many cells.
+///
+/// ```
+/// use mlxgk_reports::Table;
+///
+/// let rows = vec![vec!["greedy".to_owned(), "8".to_owned()], vec!["beams".to_owned()]];
+/// let table = Table::new(["mode", "tokens"], rows);
+/// assert_eq!(table.to_string(), "mode    tokens\ngreedy       8\nbeams");
+/// assert!(table.html().contains("<tr><td>beams</td><td></td></tr>"));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
     head: Vec<String>,

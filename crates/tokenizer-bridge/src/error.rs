@@ -3,6 +3,15 @@
 use std::fmt;
 
 /// What went wrong; see [`Error::kind`].
+///
+/// ```
+/// use mlxgk_tokenizer_bridge::{ErrorKind, Files, Tokenizer};
+///
+/// let missing = Tokenizer::from_files(&Files::default()).unwrap_err();
+/// assert_eq!(missing.kind(), ErrorKind::MissingTokenizer);
+/// let files = Files { tokenizer: Some(b"{".into()), ..Files::default() };
+/// assert_eq!(Tokenizer::from_files(&files).unwrap_err().kind(), ErrorKind::File);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -27,6 +36,15 @@ pub enum ErrorKind {
 }
 
 /// A file, a text or a conversation that cannot be used, in one sentence.
+///
+/// ```
+/// use mlxgk_tokenizer_bridge::{ErrorKind, Files, SpecialIds};
+///
+/// let files = Files { config: Some(br#"{"eos_token_id": "</s>"}"#.into()), ..Files::default() };
+/// let error = SpecialIds::from_files(&files, None).unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::File);
+/// assert!(error.to_string().contains("eos_token_id"));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     kind: ErrorKind,

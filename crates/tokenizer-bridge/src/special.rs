@@ -7,6 +7,17 @@ use crate::files::{CONFIG, Files, GENERATION_CONFIG};
 use crate::tokenizer::Tokenizer;
 
 /// Where an id was found.
+///
+/// ```
+/// use mlxgk_tokenizer_bridge::{Files, IdSource, SpecialIds};
+///
+/// let config = Some(br#"{"eos_token_id": 2}"#.into());
+/// let mut files = Files { config, ..Files::default() };
+/// assert_eq!(SpecialIds::from_files(&files, None)?.eos_source, Some(IdSource::Config));
+/// files.generation_config = Some(br#"{"eos_token_id": null}"#.into());
+/// assert_eq!(SpecialIds::from_files(&files, None)?.eos_source, None);
+/// # Ok::<(), mlxgk_tokenizer_bridge::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum IdSource {
