@@ -22,6 +22,21 @@ use crate::{
 };
 
 /// A model in the cache, at one commit.
+///
+/// ```
+/// use mlxgk_model_hub::Hub;
+///
+/// let cache = tempfile::tempdir().unwrap();
+/// // What a download leaves, without the weights.
+/// let snapshot = cache.path().join("models--owner--tiny/snapshots").join("0".repeat(40));
+/// std::fs::create_dir_all(&snapshot).unwrap();
+/// std::fs::write(snapshot.join("config.json"), "{}").unwrap();
+///
+/// let models = Hub::builder()?.cache(cache.path()).build().models()?;
+/// assert_eq!((&*models[0].repo, models[0].bytes), ("owner/tiny", 2));
+/// assert!(!models[0].is_complete);
+/// # Ok::<(), mlxgk_model_hub::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CachedModel {

@@ -3,6 +3,14 @@
 use std::{fmt, io, path::Path, sync::Arc};
 
 /// What went wrong; see [`Error::kind`].
+///
+/// ```
+/// use mlxgk_model_hub::{ErrorKind, Mode, ModelId, Scheme};
+///
+/// assert_eq!("../weights".parse::<ModelId>().unwrap_err().kind(), ErrorKind::Name);
+/// let seven_bits = Scheme::new(Mode::Affine, Some(7), None);
+/// assert_eq!(seven_bits.unwrap_err().kind(), ErrorKind::Settings);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -27,6 +35,17 @@ pub enum ErrorKind {
 }
 
 /// Why a model was not found or downloaded, in one sentence.
+///
+/// ```
+/// use mlxgk_model_hub::{ErrorKind, Hub, NoProgress};
+///
+/// let cache = tempfile::tempdir().unwrap();
+/// let hub = Hub::builder()?.cache(cache.path()).offline(true).build();
+/// let error = hub.find("Qwen/Qwen3-0.6B", &mut NoProgress).unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::Offline);
+/// println!("{error}"); // names the model, the cache and what forbids the network
+/// # Ok::<(), mlxgk_model_hub::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Error {
     kind: ErrorKind,

@@ -17,6 +17,17 @@ use crate::{
 const ENDPOINT: &str = "https://huggingface.co";
 
 /// A model folder that can be loaded.
+///
+/// ```
+/// use mlxgk_model_hub::{Hub, NoProgress};
+///
+/// let folder = tempfile::tempdir().unwrap();
+/// // A folder is a model without an id; nothing is downloaded.
+/// let found = Hub::from_env()?.find(folder.path().to_str().unwrap(), &mut NoProgress)?;
+/// assert_eq!(found.folder, folder.path());
+/// assert_eq!((found.id, found.commit), (None, None));
+/// # Ok::<(), mlxgk_model_hub::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FoundModel {
@@ -29,6 +40,17 @@ pub struct FoundModel {
 }
 
 /// A hub, its cache on disk, and whether the network may be used.
+///
+/// ```
+/// use mlxgk_model_hub::{Hub, ModelId};
+///
+/// let cache = tempfile::tempdir().unwrap();
+/// let hub = Hub::builder()?.cache(cache.path()).offline(true).build();
+/// let id: ModelId = "Qwen/Qwen3-0.6B".parse()?;
+/// assert!(hub.cached(&id).is_none() && hub.models()?.is_empty());
+/// assert!(hub.remove(&id).is_err()); // it is not there
+/// # Ok::<(), mlxgk_model_hub::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Hub {
     cache: Cache,
@@ -37,6 +59,20 @@ pub struct Hub {
 }
 
 /// Settings of a [`Hub`]; [`Hub::builder`] makes one from the environment.
+///
+/// ```
+/// use std::{path::Path, time::Duration};
+///
+/// use mlxgk_model_hub::Hub;
+///
+/// let hub = Hub::builder()?
+///     .endpoint("https://models.example.org")
+///     .cache("/srv/models")
+///     .timeout(Duration::from_secs(10))
+///     .build();
+/// assert_eq!(hub.cache_folder(), Path::new("/srv/models"));
+/// # Ok::<(), mlxgk_model_hub::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct HubBuilder {
     cache: PathBuf,

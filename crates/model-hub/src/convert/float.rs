@@ -7,6 +7,15 @@ use half::{bf16, f16};
 use crate::{Error, ErrorKind, Result};
 
 /// A float's width.
+///
+/// ```
+/// use mlxgk_model_hub::Float;
+///
+/// let dtype: Float = "bfloat16".parse()?;
+/// assert_eq!((dtype, dtype.as_str()), (Float::Bfloat16, "bfloat16"));
+/// assert!("float8".parse::<Float>().is_err());
+/// # Ok::<(), mlxgk_model_hub::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Float {
     /// 32 bits.

@@ -37,6 +37,22 @@ pub use self::{
 use crate::{Progress, Result};
 
 /// What a conversion made.
+///
+/// ```
+/// use std::path::Path;
+///
+/// use mlxgk_model_hub::{Conversion, Mode, NoProgress, Scheme, convert};
+///
+/// # let model = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama"));
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let out = folder.path().join("llama-4bit");
+/// let to = Conversion::new().quantize(Scheme::new(Mode::Affine, Some(4), Some(32))?);
+/// let made = convert(model, &out, &to, &mut NoProgress)?;
+/// assert!(made.quantized > 0 && made.bits_per_weight() < 32.0);
+/// // The same conversion is not done twice.
+/// assert!(convert(model, &out, &to, &mut NoProgress)?.was_there);
+/// # Ok::<(), mlxgk_model_hub::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Converted {
@@ -68,14 +84,18 @@ impl Converted {
 /// once one waits for the other. Where `out` was made from the same files with the same settings,
 /// nothing is done.
 ///
-/// ```no_run
+/// ```
 /// use std::path::Path;
 ///
 /// use mlxgk_model_hub::{Conversion, Mode, NoProgress, Scheme, convert};
 ///
-/// let to = Conversion::new().quantize(Scheme::new(Mode::Affine, Some(4), None)?);
-/// let made = convert(Path::new("qwen3"), Path::new("qwen3-4bit"), &to, &mut NoProgress)?;
+/// # let model = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama"));
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let out = folder.path().join("llama-4bit");
+/// let to = Conversion::new().quantize(Scheme::new(Mode::Affine, Some(4), Some(32))?);
+/// let made = convert(model, &out, &to, &mut NoProgress)?;
 /// println!("{:.3} bits per weight", made.bits_per_weight());
+/// assert!(out.join("config.json").is_file());
 /// # Ok::<(), mlxgk_model_hub::Error>(())
 /// ```
 ///

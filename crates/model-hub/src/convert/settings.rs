@@ -6,6 +6,16 @@ use super::float::Float;
 use crate::{Error, ErrorKind, Result};
 
 /// How numbers of a group are packed; see [`Scheme`].
+///
+/// ```
+/// use mlxgk_model_hub::{Mode, Scheme};
+///
+/// let mode: Mode = "nvfp4".parse()?;
+/// assert_eq!((mode, mode.as_str()), (Mode::Nvfp4, "nvfp4"));
+/// let scheme = Scheme::new(mode, None, None)?;
+/// assert_eq!((scheme.bits(), scheme.group_size()), (4, 16));
+/// # Ok::<(), mlxgk_model_hub::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Mode {
@@ -38,6 +48,16 @@ pub struct Scheme {
 
 /// mlx-lm's mixtures of two widths: value and down projections in an eighth of the layers at either
 /// end and in every third one between, and the head, get the higher width.
+///
+/// ```
+/// use mlxgk_model_hub::Recipe;
+///
+/// let recipe: Recipe = "mixed_3_6".parse()?;
+/// assert_eq!((recipe, recipe.as_str()), (Recipe::Mixed3And6, "mixed_3_6"));
+/// let error = "mixed_1_8".parse::<Recipe>().unwrap_err();
+/// assert!(error.to_string().ends_with("mixed_2_6, mixed_3_4, mixed_3_6, mixed_4_6"));
+/// # Ok::<(), mlxgk_model_hub::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Recipe {
@@ -69,6 +89,22 @@ pub struct Rule {
 }
 
 /// How the weights of a folder are named and stacked.
+///
+/// ```
+/// use std::path::Path;
+///
+/// use mlxgk_model_hub::{Conversion, Layout, Mode, NoProgress, Scheme, convert};
+///
+/// # let model = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama"));
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let [packed, back] = ["packed", "back"].map(|it| folder.path().join(it));
+/// let to = Conversion::new().quantize(Scheme::new(Mode::Affine, Some(8), Some(32))?);
+/// assert!(convert(model, &packed, &to, &mut NoProgress)?.quantized > 0);
+/// // From MLX's 8 bits back to a folder for transformers.
+/// let to = Conversion::new().dequantize().layout(Layout::HuggingFace);
+/// assert_eq!(convert(&packed, &back, &to, &mut NoProgress)?.quantized, 0);
+/// # Ok::<(), mlxgk_model_hub::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Layout {
