@@ -17,6 +17,21 @@ use crate::{
 ///
 /// A column is one position across all rows, left padding included. All rows have the same number of
 /// columns. A forward pass is begun, written layer by layer and committed: [`begin`](Self::begin).
+///
+/// ```
+/// use mlx_rs::{Dtype, ops::zeros_dtype};
+/// use mlxgk_kv_cache::{KvCache, LayerSpec};
+///
+/// let mut cache = KvCache::left_padded(&[LayerSpec::Full], &[0, 2]);
+/// let new = zeros_dtype(&[2, 1, 3, 8], Dtype::Float32)?;
+/// let mut pass = cache.begin_tokens(&[&[5, 9, 14], &[0, 0, 7]], &[])?;
+/// pass.append(0, &new, &new)?;
+/// pass.commit()?;
+/// // The first row is finished; two answers are tried for the second, whose padding is dropped.
+/// assert_eq!(cache.select(&[1, 1])?, 2);
+/// assert_eq!((cache.batch(), cache.len(), cache.tokens(0)), (2, 1, vec![7]));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct KvCache {
     pub(crate) layers: Vec<Layer>,
@@ -188,7 +203,7 @@ impl KvCache {
         }
     }
 
-    /// Lets full layers make room for so many columns when they are next enlarged, so that a text up to
+    /// Lets full layers make room for `columns` columns when they are next enlarged, so that a text up to
     /// that length never moves (HF's static cache). Says nothing about the text, unlike
     /// [`plan`](Self::plan), and changes no result.
     pub fn reserve(&mut self, columns: usize) {

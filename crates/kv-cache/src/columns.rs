@@ -10,6 +10,23 @@ use crate::{Error, Mask, Quantization, Result};
 
 /// What the new tokens of a layer may look at, oldest first: keys, values, and the mask that fits
 /// them.
+///
+/// ```
+/// use mlx_rs::{Dtype, ops::zeros_dtype};
+/// use mlxgk_kv_cache::{KvCache, LayerSpec, Mask};
+///
+/// let mut cache = KvCache::new(&[LayerSpec::Sliding { window: 4 }], 1);
+/// let new = zeros_dtype(&[1, 2, 3, 16], Dtype::Float32)?;
+/// let mut pass = cache.begin_tokens(&[&[5, 9, 14]], &[])?;
+/// let seen = pass.append(0, &new, &new)?;
+/// assert!(seen.keys.count() == 3 && matches!(seen.mask, Mask::Causal));
+/// pass.commit()?;
+/// // Of six tokens, the window shows each of the new ones another part.
+/// let mut pass = cache.begin_tokens(&[&[7, 30, 11]], &[])?;
+/// let seen = pass.append(0, &new, &new)?;
+/// assert!(seen.keys.count() == 6 && matches!(seen.mask, Mask::Array(_)));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Seen {
@@ -22,6 +39,20 @@ pub struct Seen {
 }
 
 /// Keys or values of all columns shown, `[batch, heads, columns, dimension]`.
+///
+/// ```
+/// use mlx_rs::{Dtype, ops::zeros_dtype};
+/// use mlxgk_kv_cache::{CacheOptions, Columns, KvCache, LayerSpec, Quantization};
+///
+/// let options = CacheOptions::new().quantized(Quantization::new(32, 4)?);
+/// let mut cache = KvCache::with_options(&[LayerSpec::Full], &[0], &options)?;
+/// let new = zeros_dtype(&[1, 2, 3, 32], Dtype::Float32)?;
+/// let mut pass = cache.begin_tokens(&[&[5, 9, 14]], &[])?;
+/// let seen = pass.append(0, &new, &new)?;
+/// assert!(matches!(seen.keys, Columns::Quantized(_)));
+/// assert_eq!(seen.keys.dense()?.shape(), [1, 2, 3, 32]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Columns {
@@ -32,6 +63,22 @@ pub enum Columns {
 }
 
 /// Columns in MLX's affine format, as `quantized_matmul` takes them.
+///
+/// ```
+/// use mlx_rs::{Dtype, ops::zeros_dtype};
+/// use mlxgk_kv_cache::{CacheOptions, Columns, KvCache, LayerSpec, Quantization};
+///
+/// let options = CacheOptions::new().quantized(Quantization::new(32, 4)?);
+/// let mut cache = KvCache::with_options(&[LayerSpec::Full], &[0], &options)?;
+/// let new = zeros_dtype(&[1, 2, 3, 64], Dtype::Float32)?;
+/// let mut pass = cache.begin_tokens(&[&[5, 9, 14]], &[])?;
+/// if let Columns::Quantized(keys) = pass.append(0, &new, &new)?.keys {
+///     // 64 numbers of 4 bits are 8 words, and two groups of 32.
+///     assert_eq!(keys.packed.shape(), [1, 2, 3, 8]);
+///     assert_eq!(keys.scales.shape(), [1, 2, 3, 2]);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Packed {

@@ -5,6 +5,15 @@ use std::fmt;
 use mlx_rs::error::Exception;
 
 /// What went wrong; see [`Error::kind`].
+///
+/// ```
+/// use mlxgk_kv_cache::{CacheFile, ErrorKind, KvCache, LayerSpec};
+///
+/// let mut cache = KvCache::new(&[LayerSpec::Full], 1);
+/// assert_eq!(cache.trim(1).unwrap_err().kind(), ErrorKind::Argument);
+/// let missing = CacheFile::open("./no-such-file.safetensors");
+/// assert_eq!(missing.unwrap_err().kind(), ErrorKind::File);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -23,6 +32,15 @@ pub enum ErrorKind {
 }
 
 /// An operation that the cache cannot carry out, in one sentence.
+///
+/// ```
+/// use mlxgk_kv_cache::{ErrorKind, KvCache, LayerSpec};
+///
+/// let mut cache = KvCache::new(&[LayerSpec::Full], 1);
+/// let error = cache.begin_tokens(&[&[5], &[9]], &[]).unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::Argument);
+/// println!("{error}"); // two rows of tokens for a cache of one
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     kind: ErrorKind,

@@ -22,6 +22,27 @@ const CHECKPOINTS: usize = 4;
 /// A place in a cache to go back to: see [`KvCache::mark`].
 ///
 /// While it lives, sliding layers keep the columns that would come back into view.
+///
+/// ```
+/// use mlx_rs::{Dtype, ops::zeros_dtype};
+/// use mlxgk_kv_cache::{KvCache, LayerSpec};
+///
+/// let mut cache = KvCache::new(&[LayerSpec::Full], 1);
+/// let new = zeros_dtype(&[1, 1, 1, 8], Dtype::Float32)?;
+/// let mut mark = cache.mark();
+/// for (at, token) in [5, 9, 14].into_iter().enumerate() {
+///     if at == 1 {
+///         mark = cache.mark();
+///     }
+///     let mut pass = cache.begin_tokens(&[&[token]], &[])?;
+///     pass.append(0, &new, &new)?;
+///     pass.commit()?;
+/// }
+/// assert_eq!((mark.column(), cache.len()), (1, 3));
+/// cache.roll_back_to(&mark)?;
+/// assert_eq!(cache.tokens(0), [5]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Mark {
     cache: u64,

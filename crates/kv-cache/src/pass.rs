@@ -17,6 +17,20 @@ use crate::{
 ///
 /// Each layer appends its keys and values or replaces its state, once; [`commit`](Self::commit) then
 /// makes them the cache's. A pass that is dropped before has changed nothing.
+///
+/// ```
+/// use mlx_rs::{Dtype, ops::zeros_dtype};
+/// use mlxgk_kv_cache::{KvCache, LayerSpec};
+///
+/// let mut cache = KvCache::new(&[LayerSpec::Full], 1);
+/// let new = zeros_dtype(&[1, 1, 2, 8], Dtype::Float32)?;
+/// let mut pass = cache.begin_tokens(&[&[5, 9]], &[])?;
+/// assert_eq!(pass.step().count(), 2);
+/// pass.append(0, &new, &new)?;
+/// drop(pass); // such as when a later layer fails
+/// assert!(cache.is_empty());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Pass<'c> {
     cache: &'c mut KvCache,

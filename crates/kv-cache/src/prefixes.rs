@@ -80,6 +80,16 @@ pub struct PrefixStore {
 }
 
 /// What columns depend on besides the text: the root of a tree.
+///
+/// ```
+/// use mlxgk_kv_cache::{CacheOptions, LayerSpec, PrefixScope};
+///
+/// let options = CacheOptions::new();
+/// let scope = |layers: &[LayerSpec]| PrefixScope::new("fingerprint", layers, &options, "");
+/// assert_eq!(scope(&[LayerSpec::Full]).block(), 64);
+/// // What a recurrent layer keeps at the end of a block does not shrink with it.
+/// assert_eq!(scope(&[LayerSpec::Full, LayerSpec::State]).block(), 256);
+/// ```
 #[derive(Debug, Clone)]
 pub struct PrefixScope {
     root: Key,
@@ -88,6 +98,19 @@ pub struct PrefixScope {
 }
 
 /// What a store holds and did.
+///
+/// ```
+/// use mlxgk_kv_cache::{CacheOptions, Column, LayerSpec, PrefixScope, PrefixStore};
+///
+/// let store = PrefixStore::new(64 << 20);
+/// let scope = PrefixScope::new("fingerprint", &[LayerSpec::Full], &CacheOptions::new(), "");
+/// let text = vec![Column::Token(7); 100];
+/// assert!(store.find(&scope, &text, &vec![None; 100])?.is_none());
+/// let counters = store.counters();
+/// println!("{} of {} columns were found", counters.found, counters.asked);
+/// assert_eq!((counters.blocks, counters.bytes, counters.found), (0, 0, 0));
+/// # Ok::<(), mlxgk_kv_cache::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PrefixCounters {

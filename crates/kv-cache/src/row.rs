@@ -58,6 +58,22 @@ impl fmt::Display for RowId {
 }
 
 /// What a column of a row was made from.
+///
+/// ```
+/// use mlx_rs::{Dtype, ops::zeros_dtype};
+/// use mlxgk_kv_cache::{Column, KvCache, LayerSpec};
+///
+/// // A soft prompt of one embedding before two tokens.
+/// let fed = [Column::embedded(&[0.5, 1.0]), Column::Token(5), Column::Token(9)];
+/// let mut cache = KvCache::new(&[LayerSpec::Full], 1);
+/// let new = zeros_dtype(&[1, 1, 3, 8], Dtype::Float32)?;
+/// let mut pass = cache.begin(&[&fed], &[])?;
+/// pass.append(0, &new, &new)?;
+/// pass.commit()?;
+/// assert_eq!((cache.columns(0)[1].token(), cache.columns(0)[0].token()), (Some(5), None));
+/// assert!(cache.tokens(0).is_empty()); // no prompt of tokens begins like this
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

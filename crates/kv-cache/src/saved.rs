@@ -16,6 +16,8 @@ use crate::{
 /// Everything that a cache holds: [`KvCache::state`], [`KvCache::from_state`].
 ///
 /// Checkpoints and marks are not part of it.
+///
+/// See the example of [`KvCache::state`].
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct CacheState {
@@ -27,8 +29,24 @@ pub struct CacheState {
     pub description: CacheDescription,
 }
 
-/// What the arrays of a [`CacheState`] mean. It can be serialized; what it holds is the cache's own
-/// affair.
+/// What the arrays of a [`CacheState`] mean. It can be serialized; its fields are private to
+/// the cache.
+///
+/// ```
+/// use mlx_rs::{Dtype, ops::zeros_dtype};
+/// use mlxgk_kv_cache::{CacheDescription, KvCache, LayerSpec};
+///
+/// let mut cache = KvCache::new(&[LayerSpec::Full], 1);
+/// let new = zeros_dtype(&[1, 2, 2, 16], Dtype::Float32)?;
+/// let mut pass = cache.begin_tokens(&[&[5, 9]], &[])?;
+/// pass.append(0, &new, &new)?;
+/// pass.commit()?;
+/// let json = serde_json::to_string(&cache.state()?.description)?;
+/// let read: CacheDescription = serde_json::from_str(&json)?;
+/// assert_eq!((read.len(), read.packing(0)), (2, None));
+/// assert_eq!(read.layers().collect::<Vec<_>>(), [LayerSpec::Full]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct CacheDescription {
     version: u32,

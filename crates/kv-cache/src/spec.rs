@@ -4,7 +4,20 @@ use crate::{Error, Result};
 
 /// What one decoder layer may see of the past. A model states it per layer.
 ///
-/// How columns are kept (dense or quantized) is the cache's affair: [`CacheOptions`].
+/// How columns are kept (dense or quantized) is an option of the cache: [`CacheOptions`].
+///
+/// ```
+/// use mlxgk_kv_cache::{CacheOptions, KvCache, LayerSpec};
+///
+/// let layers = [LayerSpec::Full, LayerSpec::Sliding { window: 128 }, LayerSpec::State];
+/// let cache = KvCache::new(&layers, 1);
+/// assert_eq!(cache.windows().collect::<Vec<_>>(), [None, Some(128), None]);
+/// // A bound of the cache holds for the layers that would see everything.
+/// let bounded = KvCache::with_options(&layers, &[0], &CacheOptions::new().bounded(4, 512))?;
+/// assert_eq!(bounded.windows().collect::<Vec<_>>(), [Some(512), Some(128), None]);
+/// assert!(!LayerSpec::State.has_attention());
+/// # Ok::<(), mlxgk_kv_cache::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -114,7 +127,7 @@ impl LayerSpec {
 pub struct CacheOptions {
     /// Columns are quantized in this way.
     pub quantization: Option<Quantization>,
-    /// Full layers are bounded to so many sinks and so many tokens in all: see
+    /// Full layers are bounded to this number of sinks and of tokens in all: see
     /// [`LayerSpec::Bounded`].
     pub bound: Option<(usize, usize)>,
     /// The cache serves a single pass and keeps nothing of it, as in training: no column is copied.
@@ -167,6 +180,15 @@ impl CacheOptions {
 
 /// Columns in MLX's affine format: groups of numbers along the head dimension as integers of a few
 /// bits, `scale · q + bias` (mlx-lm's `QuantizedKVCache`).
+///
+/// ```
+/// use mlxgk_kv_cache::Quantization;
+///
+/// let packed = Quantization::new(64, 8)?.starting_at(1024);
+/// assert_eq!((packed.group_size, packed.bits, packed.start), (64, 8, 1024));
+/// assert!(Quantization::new(64, 7).is_err());
+/// # Ok::<(), mlxgk_kv_cache::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub struct Quantization {

@@ -14,6 +14,19 @@ use crate::{Error, LayerSpec, Result, RowId, row::RowState};
 ///
 /// Made once per forward pass and shared by all layers; masks are built on first use and kept, one per
 /// kind of layer.
+///
+/// ```
+/// use mlxgk_kv_cache::{KvCache, LayerSpec, Positions};
+///
+/// let mut cache = KvCache::left_padded(&[LayerSpec::Full], &[0, 2]);
+/// cache.set_prompt_end(3);
+/// let step = cache.step(3);
+/// assert_eq!((step.start(), step.count(), step.prompt_end(1)), (0, 3, Some(3)));
+/// // The second row begins two columns later than the first.
+/// let Positions::PerRow(first) = step.positions() else { panic!("the rows differ") };
+/// assert_eq!(first.as_slice::<i32>(), [0, -2]);
+/// assert_eq!(step.real().unwrap().as_slice::<bool>(), [true, true, true, false, false, true]);
+/// ```
 #[derive(Debug)]
 pub struct Step {
     start: usize,
@@ -39,6 +52,15 @@ pub(crate) struct Sight {
 }
 
 /// The position of a step's first token, for rotary embeddings.
+///
+/// ```
+/// use mlxgk_kv_cache::{KvCache, LayerSpec, Positions};
+///
+/// let same = KvCache::new(&[LayerSpec::Full], 3).step(1);
+/// assert!(matches!(same.positions(), Positions::Same(0)));
+/// let padded = KvCache::left_padded(&[LayerSpec::Full], &[1, 0]).step(1);
+/// assert!(matches!(padded.positions(), Positions::PerRow(it) if it.shape() == [2]));
+/// ```
 #[derive(Debug, Clone)]
 pub enum Positions {
     /// The same in every row.
@@ -62,6 +84,23 @@ impl Positions {
 }
 
 /// Which keys a query may see.
+///
+/// ```
+/// use mlx_rs::{Dtype, ops::zeros_dtype};
+/// use mlxgk_kv_cache::{KvCache, LayerSpec, Mask};
+///
+/// let seen = |padding: &[usize], tokens: &[u32]| -> Result<Mask, Box<dyn std::error::Error>> {
+///     let rows = vec![tokens; padding.len()];
+///     let mut cache = KvCache::left_padded(&[LayerSpec::Full], padding);
+///     let shape = [rows.len() as i32, 1, tokens.len() as i32, 8];
+///     let new = zeros_dtype(&shape, Dtype::Float32)?;
+///     Ok(cache.begin_tokens(&rows, &[])?.append(0, &new, &new)?.mask)
+/// };
+/// assert!(matches!(seen(&[0], &[5])?, Mask::None));
+/// assert!(matches!(seen(&[0], &[5, 9, 14])?, Mask::Causal));
+/// assert!(matches!(seen(&[0, 1], &[5, 9, 14])?, Mask::Array(_)));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub enum Mask {
     /// All of them.

@@ -21,6 +21,30 @@ use crate::{
 };
 
 /// Whose cache a file holds.
+///
+/// ```
+/// use mlxgk_kv_cache::{CacheFile, CacheOrigin, ErrorKind, KvCache, LayerSpec};
+/// # use mlx_rs::{Dtype, ops::zeros_dtype};
+///
+/// # let mut cache = KvCache::new(&[LayerSpec::Full], 1);
+/// # let mut pass = cache.begin_tokens(&[&[5, 9]], &[])?;
+/// # let new = zeros_dtype(&[1, 2, 2, 16], Dtype::Float32)?;
+/// # pass.append(0, &new, &new)?;
+/// # pass.commit()?;
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("prompt.safetensors");
+/// let origin = |fingerprint: &str| CacheOrigin {
+///     model: "./tiny".into(),
+///     fingerprint: fingerprint.into(),
+///     notes: [("about".into(), "the manual".into())].into(),
+/// };
+/// cache.save(&path, &origin("a"))?;
+/// let file = CacheFile::open(&path)?;
+/// assert_eq!(file.origin().unwrap().notes["about"], "the manual");
+/// // After more training, the model's fingerprint is another.
+/// assert_eq!(file.check_origin(&origin("b")).unwrap_err().kind(), ErrorKind::File);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CacheOrigin {
     /// The model's folder or hub id, for people (and for mlx-lm, which loads a model by it).
@@ -32,6 +56,28 @@ pub struct CacheOrigin {
 }
 
 /// A prompt-cache file that was read: this crate's own, or one of mlx-lm, up to 0.31 or since.
+///
+/// ```
+/// use mlxgk_kv_cache::{CacheFile, CacheOrigin, KvCache, LayerSpec};
+/// # use mlx_rs::{Dtype, ops::zeros_dtype};
+///
+/// # let mut cache = KvCache::new(&[LayerSpec::Full], 1);
+/// # let mut pass = cache.begin_tokens(&[&[5, 9]], &[])?;
+/// # let new = zeros_dtype(&[1, 2, 2, 16], Dtype::Float32)?;
+/// # pass.append(0, &new, &new)?;
+/// # pass.commit()?;
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("prompt.safetensors");
+/// cache.save(&path, &CacheOrigin::default())?;
+/// let file = CacheFile::open(&path)?;
+/// assert_eq!((file.format(), file.len()), ("mlxgk (loads in mlx-lm since 0.32)", 2));
+/// assert_eq!(file.tokens(), Some(vec![5, 9]));
+/// // Keys and values of two tokens: 2 · 2 heads · 2 tokens · 16 numbers of 4 bytes.
+/// assert_eq!(file.layers().collect::<Vec<_>>(), [("KVCache", 512)]);
+/// // A model whose layers see something else cannot take it.
+/// assert!(file.into_cache(&[LayerSpec::Sliding { window: 8 }]).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct CacheFile {
     /// As it was opened, for messages.
@@ -93,8 +139,8 @@ impl KvCache {
         self.container(origin)?.write(path.as_ref())
     }
 
-    /// A SHA-256 of everything that the cache holds and a token can still see: two caches with one hash go
-    /// on alike, and are equal files.
+    /// A SHA-256 of everything that the cache holds and a token can still see: two caches with the
+    /// same hash continue in the same way, and are equal files.
     ///
     /// # Errors
     /// As [`save`](Self::save), and when MLX fails.
@@ -198,7 +244,7 @@ impl CacheFile {
         &self.notes
     }
 
-    /// The format: `mlxgk`, or whose program wrote it.
+    /// Whose format it is, and which versions of mlx-lm load it.
     pub fn format(&self) -> &'static str {
         match (&self.own, self.version) {
             (Some(_), _) => "mlxgk (loads in mlx-lm since 0.32)",
