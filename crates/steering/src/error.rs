@@ -3,6 +3,16 @@
 use std::{fmt, sync::Arc};
 
 /// What went wrong; see [`Error::kind`].
+///
+/// ```
+/// use mlxgk_steering::{ErrorKind, HookPoint, Schedule, SteeringVectors};
+///
+/// let empty = SteeringVectors::new([(HookPoint::FinalNorm, vec![])]);
+/// assert_eq!(empty.unwrap_err().kind(), ErrorKind::Vector);
+/// let schedule = Schedule::Warmup { steps: 0 }.check();
+/// assert_eq!(schedule.unwrap_err().kind(), ErrorKind::Parameter);
+/// assert_eq!(SteeringVectors::load("./missing").unwrap_err().kind(), ErrorKind::File);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -25,6 +35,16 @@ pub enum ErrorKind {
 /// Why steering failed, in one sentence.
 ///
 /// Two are equal where kind and sentence are.
+///
+/// ```
+/// use mlxgk_steering::{ErrorKind, HookPoint, SteeringVectors};
+///
+/// let joy = SteeringVectors::new([(HookPoint::ResidPost(2), vec![0.5, 1.0])])?;
+/// let error = joy.at_layers(&[3]).unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::Layer);
+/// println!("{error}"); // no vector for layer 3; expected one of ...
+/// # Ok::<(), mlxgk_steering::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Error {
     kind: ErrorKind,

@@ -3,6 +3,14 @@
 use crate::{Suspicion, derive_seed, suspicions};
 
 /// Why an answer was drawn again.
+///
+/// ```
+/// use mlxgk_steering::{Reason, Suspicion};
+///
+/// let reason = Reason::Suspect(vec![Suspicion::Latex, Suspicion::Loop]);
+/// assert_eq!(reason.to_string(), "LaTeX-like tokens, a loop");
+/// assert_eq!(Reason::SameAsBase.to_string(), "the unsteered answer");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reason {
@@ -13,6 +21,19 @@ pub enum Reason {
 }
 
 /// An answer, and what the guardrails say of it.
+///
+/// ```
+/// use mlxgk_steering::{Guard, Suspicion};
+///
+/// // Greedy decoding has nothing to draw again, so that what is suspect stands.
+/// let guard = Guard { resamples: false, ..Guard::default() };
+/// let draw = |_: &[usize], _| Ok::<_, std::convert::Infallible>(vec!["so so so so so"]);
+/// let guarded = guard.draw(1, |it| (*it, &[]), draw)?.remove(0);
+/// let (answer, verdict) = guarded.split();
+/// assert_eq!((answer, verdict.resampled), ("so so so so so", None));
+/// assert_eq!(verdict.suspicions, [Suspicion::Loop]);
+/// # Ok::<(), std::convert::Infallible>(())
+/// ```
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Guarded<A> {

@@ -28,6 +28,21 @@ type Places = BTreeMap<HookPoint, Vec<Effect>>;
 /// It keeps nothing between passes. A clone shares the vectors on the device, so every stream can have
 /// one, in any thread; rows that are steered differently share a batch through
 /// [`RowHooks`](mlxgk_mlx_models::RowHooks).
+///
+/// ```
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
+/// use mlxgk_steering::{HookPoint, Injection, Steering, SteeringVectors};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let vector = vec![0.5; model.hidden_size()];
+/// let vectors = SteeringVectors::new([(HookPoint::ResidPost(1), vector)])?;
+/// let mut hook = Steering::from(Injection::new(vectors, 2.0)).hook(&model)?;
+/// let steered = model.forward(&[&[5, 9]], &mut model.new_cache(1), &mut hook)?;
+/// let plain = model.forward(&[&[5, 9]], &mut model.new_cache(1), &mut NoHook)?;
+/// assert!(!steered.all_close(&plain, None, None, None)?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct SteeringHook {
     /// Locked while a graph is built: arrays may be used by one thread at a time.

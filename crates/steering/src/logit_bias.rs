@@ -17,6 +17,26 @@ use crate::{Conflict, Error, ErrorKind, Operation, Positions, Result, Schedule, 
 ///
 /// Every model here takes hooks, and a hook at the final norm is cheaper: `hidden` additions per token
 /// instead of one per vocabulary entry. Prefer [`Steering::hook`] where there is a choice.
+///
+/// ```
+/// use mlxgk_logits_processors::{Context, LogitsProcessor};
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
+/// use mlxgk_steering::{HookPoint, Injection, Steering, SteeringVectors};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let vectors = SteeringVectors::new([(HookPoint::FinalNorm, vec![0.1; model.hidden_size()])])?;
+/// let steering = Steering::from(Injection::new(vectors, 1.0));
+/// let mut hook = steering.hook(&model)?;
+/// let steered = model.forward(&[&[5]], &mut model.new_cache(1), &mut hook)?;
+/// let plain = model.forward(&[&[5]], &mut model.new_cache(1), &mut NoHook)?;
+///
+/// let mut scores = plain.to_vec_exact::<f32>()?;
+/// steering.logit_bias(&model)?.process(&Context::new(&[5], 1), &mut scores)?;
+/// let steered = steered.to_vec_exact::<f32>()?;
+/// assert!(scores.iter().zip(&steered).all(|(a, b)| (a - b).abs() < 1e-4));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct LogitBias {
     parts: Vec<Part>,

@@ -8,6 +8,14 @@ use crate::names::named;
 /// of `a`, alpha is either the target of the operation (`clamp`, `cap-max`, `cap-min`) or unused, except that
 /// 0 turns the operation off (`ablate`, `ablate-subspace`, `replace`, `affine`), and the schedule
 /// scales the change itself.
+///
+/// ```
+/// use mlxgk_steering::Operation;
+///
+/// assert_eq!("norm-preserve".parse(), Ok(Operation::NormPreserve));
+/// assert_eq!(Operation::CapMax.to_string(), "cap-max");
+/// assert!(Operation::Clamp.uses_alpha() && !Operation::Ablate.uses_alpha());
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Operation {

@@ -12,14 +12,25 @@ use crate::{
 /// One change to the residual stream.
 ///
 /// ```
-/// use mlxgk_steering::{Clause, HookPoint, Injection, Operation, Schedule, SteeringVectors};
+/// use mlxgk_mlx_models::{Capture, ComputeDtype, Decoder};
+/// use mlxgk_steering::{Clause, HookPoint, Injection, Operation, Steering, SteeringVectors};
 ///
-/// let joy = SteeringVectors::new([(HookPoint::ResidPost(2), vec![0.5; 256])])?;
-/// let injection = Injection::new(joy, 1.5)
-///     .operation(Operation::NormPreserve)
-///     .positions(Clause::Generation.into())
-///     .schedule(Schedule::Warmup { steps: 8 });
-/// # Ok::<(), mlxgk_steering::Error>(())
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let point = HookPoint::ResidPost(1);
+/// let joy = SteeringVectors::new([(point, vec![0.5; model.hidden_size()])])?;
+/// let injection = Injection::new(joy, 2.0)
+///     .operation(Operation::Add)
+///     .positions(Clause::Tokens(vec![9]).into());
+/// let mut steered = (Steering::from(injection).hook(&model)?, Capture::new([point]));
+/// let mut plain = Capture::new([point]);
+/// model.forward(&[&[5, 9]], &mut model.new_cache(1), &mut steered)?;
+/// model.forward(&[&[5, 9]], &mut model.new_cache(1), &mut plain)?;
+/// // 2 · 0.5 in every number of the stream at token 9, and nothing at token 5.
+/// let moved = steered.1.captured()[&point].subtract(&plain.captured()[&point])?;
+/// let mean = moved.mean_axis(2, false)?.to_vec_exact::<f32>()?;
+/// assert!(mean[0] == 0.0 && (mean[1] - 1.0).abs() < 1e-5);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Injection {
@@ -113,6 +124,23 @@ impl Injection {
 }
 
 /// What happens where several injections select the same token at the same place.
+///
+/// ```
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, ErrorKind};
+/// use mlxgk_steering::{Conflict, HookPoint, Injection, Steering, SteeringVectors};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let vector = vec![0.5; model.hidden_size()];
+/// let vectors = SteeringVectors::new([(HookPoint::ResidPost(1), vector)])?;
+/// let both = vec![Injection::new(vectors.clone(), 1.0), Injection::new(vectors, 2.0)];
+/// // Both are for every token.
+/// let mut hook = Steering::new(both, Conflict::Error).hook(&model)?;
+/// let error = model.forward(&[&[5]], &mut model.new_cache(1), &mut hook).unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::Hook);
+/// println!("{error}"); // names the place, and says what to do
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Conflict {
     /// Each one's change is found from the stream as it came in, and the changes are added up, so
@@ -127,20 +155,23 @@ pub enum Conflict {
 
 /// Injections that work together.
 ///
-/// ```no_run
+/// ```
 /// use mlxgk_mlx_models::{ComputeDtype, Decoder};
-/// use mlxgk_steering::{Injection, Steering, SteeringVectors};
+/// use mlxgk_steering::{HookPoint, Injection, Steering, SteeringVectors};
 ///
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let model = Decoder::load("models/qwen3", ComputeDtype::Auto)?;
-/// let joy = SteeringVectors::load("joy.safetensors")?;
-/// let steering = Steering::from(Injection::new(joy, 1.5));
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let vectors = |at| SteeringVectors::new([(at, vec![0.5; model.hidden_size()])]);
+/// let (joy, calm) = (vectors(HookPoint::ResidPost(1))?, vectors(HookPoint::FinalNorm)?);
+/// let steering = Steering::from(Injection::new(joy, 1.5)).with(Injection::new(calm, -1.0));
+/// assert_eq!(steering.deepest().unwrap().0, HookPoint::FinalNorm);
 /// let mut hook = steering.hook(&model)?;
-/// let mut cache = model.new_cache(1);
-/// let steered = model.forward(&[&[5, 17, 300]], &mut cache, &mut hook)?;
-/// # let _ = steered;
-/// # Ok(())
-/// # }
+/// let steered = model.forward(&[&[5, 17, 30]], &mut model.new_cache(1), &mut hook)?;
+/// // At strength 0 nothing is steered.
+/// let mut off = steering.scaled(0.0).hook(&model)?;
+/// let plain = model.forward(&[&[5, 17, 30]], &mut model.new_cache(1), &mut off)?;
+/// assert!(!steered.all_close(&plain, None, None, None)?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Steering {

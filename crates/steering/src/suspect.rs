@@ -3,6 +3,13 @@
 use std::fmt;
 
 /// A sign of degenerate output.
+///
+/// ```
+/// use mlxgk_steering::{Suspicion, suspicions};
+///
+/// assert_eq!(suspicions("It cost 1234567890123 coins."), [Suspicion::Digits]);
+/// assert_eq!(Suspicion::Digits.to_string(), "a long run of digits");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Suspicion {

@@ -6,6 +6,12 @@ use mlxgk_reports::Table;
 use serde_json::{Map, Value, json};
 
 /// Where a cell was steered to.
+///
+/// ```
+/// use mlxgk_validation::Direction;
+///
+/// assert_eq!(Direction::Negated.as_str(), "negated");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Direction {
@@ -32,6 +38,8 @@ impl Direction {
 }
 
 /// What is measured in a cell. Shares are in 0..=1.
+///
+/// See the example of [`Report`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Measure {
@@ -106,6 +114,8 @@ impl Measure {
 }
 
 /// One line of the table: all prompts and seeds at one direction and alpha.
+///
+/// See the example of [`Report`].
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Cell {
@@ -152,6 +162,30 @@ impl Cell {
 }
 
 /// The whole table.
+///
+/// ```
+/// use mlx_genkit::{
+///     ComputeDtype, HookPoint, Model, Prompt,
+///     steering::{Injection, Steering, SteeringVectors},
+/// };
+/// use mlxgk_validation::{Direction, Measure, Options, validate};
+///
+/// let model = Model::bundled(ComputeDtype::Auto)?;
+/// let vector = vec![1.0; model.decoder().hidden_size()];
+/// let vectors = SteeringVectors::new([(HookPoint::ResidPost(2), vector)])?;
+/// let mut options = Options::new(vec![Prompt::from("The sea is")]);
+/// options.alphas = vec![1.0];
+/// options.controls = false;
+/// options.config.max_new_tokens = Some(4);
+/// let steering = Steering::from(Injection::new(vectors, 0.5));
+/// let report = validate(&model, &steering, &options, |_| ())?;
+///
+/// let [base, steered] = &report.cells[..] else { panic!("there are two cells") };
+/// assert_eq!((base.direction, steered.direction), (Direction::Base, Direction::Steered));
+/// assert!(steered.get(Measure::Kl).unwrap() > 0.0);
+/// println!("{report}");
+/// # Ok::<(), mlx_genkit::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Report {

@@ -14,6 +14,16 @@ use crate::{
 };
 
 /// What is run.
+///
+/// ```
+/// use mlxgk_validation::{Options, news_prompts};
+///
+/// let mut options = Options::new(news_prompts());
+/// assert_eq!((&options.alphas[..], options.random_draws), (&[0.5, 1.0, 1.5, 2.0][..], 3));
+/// // A second seed tells how much of a difference is chance.
+/// options.seeds.push(1);
+/// println!("{} answers per cell", options.prompts.len() * options.seeds.len());
+/// ```
 #[derive(Debug, Clone)]
 pub struct Options {
     /// What is answered.
@@ -75,6 +85,26 @@ impl Options {
 }
 
 /// How far a validation has come, in answers drawn and texts measured.
+///
+/// ```
+/// use mlx_genkit::{
+///     ComputeDtype, HookPoint, Model, Prompt,
+///     steering::{Injection, Steering, SteeringVectors},
+/// };
+/// use mlxgk_validation::{Options, validate};
+///
+/// let model = Model::bundled(ComputeDtype::Auto)?;
+/// let vector = vec![1.0; model.decoder().hidden_size()];
+/// let vectors = SteeringVectors::new([(HookPoint::ResidPost(2), vector)])?;
+/// let mut options = Options::new(vec![Prompt::from("The sea is")]);
+/// (options.alphas, options.controls) = (vec![1.0], false);
+/// options.config.max_new_tokens = Some(2);
+/// let mut last = None;
+/// validate(&model, &Injection::new(vectors, 0.5).into(), &options, |it| last = Some(it))?;
+/// let last = last.unwrap();
+/// assert_eq!(last.done, last.of);
+/// # Ok::<(), mlx_genkit::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress {

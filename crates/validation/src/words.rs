@@ -5,6 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use mlx_genkit::{Error, ErrorKind, Result};
 
 /// Words by voice, and the voice that steering is to lead to.
+///
+/// ```
+/// use mlxgk_validation::WordLists;
+///
+/// let lists = WordLists::from_json(r#"{"pirate": ["arr", "matey"], "poet": ["o"]}"#, "pirate")?;
+/// assert!(lists.is_heard("Arr, the sea!"));
+/// assert_eq!(lists.heard("O sea, o sea, arr!"), Some("poet"));
+/// let error = WordLists::from_json(r#"{"poet": ["o"]}"#, "pirate").unwrap_err();
+/// assert!(error.to_string().contains("poet")); // the voices that there are
+/// # Ok::<(), mlx_genkit::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WordLists {
     lists: BTreeMap<String, BTreeSet<String>>,

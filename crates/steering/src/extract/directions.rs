@@ -5,6 +5,18 @@ use crate::{Error, ErrorKind, Result, names::named};
 
 /// How a direction is found from positive activations `H⁺` and negative ones `H⁻`, paired row by row;
 /// `D = H⁺ - H⁻`. A bar is the mean over rows.
+///
+/// ```
+/// use mlxgk_steering::extract::{Method, direction};
+///
+/// let positive = [vec![2.0, 1.0], vec![4.0, -1.0]];
+/// let negative = [vec![-1.0, 1.0], vec![1.0, -1.0]];
+/// let method: Method = "mean-diff".parse()?;
+/// assert_eq!(method, Method::MeanDiff);
+/// // Not of unit length: alpha 1 is the distance between the groups.
+/// assert_eq!(direction(method, &positive, &negative)?.vector, [3.0, 0.0]);
+/// # Ok::<(), mlxgk_steering::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Method {
@@ -36,6 +48,18 @@ named! { Method: "extraction method" {
 } }
 
 /// A direction and how much it explains.
+///
+/// ```
+/// use mlxgk_steering::extract::{Method, direction};
+///
+/// // Half of what the pairs differ by lies along the first axis.
+/// let positive = [vec![1.0, 0.0], vec![0.0, 1.0]];
+/// let negative = [vec![0.0, 0.0], vec![0.0, 0.0]];
+/// let found = direction(Method::MeanDiff, &positive, &negative)?;
+/// assert_eq!(found.vector, [0.5, 0.5]);
+/// assert!((found.explained_variance - 0.5).abs() < 1e-6);
+/// # Ok::<(), mlxgk_steering::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Direction {
     /// Of unit length, except for `mean-diff`.

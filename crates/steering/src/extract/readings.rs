@@ -11,6 +11,8 @@ use mlxgk_mlx_models::{Capture, Decoder, HookPoint};
 use crate::{Error, ErrorKind, Result};
 
 /// A text as the model reads it, and where the part begins that is to be read from.
+///
+/// See the example of [`Pair`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Example {
     /// Prompt and response.
@@ -20,6 +22,24 @@ pub struct Example {
 }
 
 /// Two texts that differ in what the direction is to mean.
+///
+/// ```
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder};
+/// use mlxgk_steering::extract::{Example, Pair, Read, read_pairs};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// // The same prompt of two tokens, and two responses.
+/// let pair = Pair {
+///     positive: Example { tokens: vec![5, 9, 14, 7], response: 2 },
+///     negative: Example { tokens: vec![5, 9, 30], response: 2 },
+/// };
+/// let readings = read_pairs(&model, &[pair], Read::Response, || ())?;
+/// // `[layer][pair][hidden]`, the mean over each response.
+/// assert_eq!(readings.positive.len(), model.layers().len());
+/// assert_eq!(readings.negative[0][0].len(), model.hidden_size());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pair {
     /// What steering with a positive alpha leads to.
@@ -29,6 +49,16 @@ pub struct Pair {
 }
 
 /// Which tokens of the response are read; the mean over them where they are several.
+///
+/// ```
+/// use mlxgk_steering::extract::Read;
+///
+/// assert_eq!("last".parse(), Ok(Read::Last));
+/// // The last three tokens of the response.
+/// assert_eq!("-3..".parse(), Ok(Read::Range(-3, None)));
+/// assert_eq!(Read::Range(0, Some(4)).to_string(), "0..4");
+/// assert!("first".parse::<Read>().is_err());
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Read {
     /// The last one.
@@ -92,6 +122,20 @@ impl Read {
 }
 
 /// What the residual stream held after every block, for both sides of every pair.
+///
+/// ```
+/// use mlxgk_steering::extract::{Method, Readings};
+///
+/// // One layer, two pairs, a stream of width two: as `read_pairs` leaves it.
+/// let readings = Readings {
+///     positive: vec![vec![vec![2.0, 0.0], vec![4.0, 1.0]]],
+///     negative: vec![vec![vec![0.0, 0.0], vec![0.0, 1.0]]],
+/// };
+/// assert_eq!(readings.pairs(), 2);
+/// let extraction = readings.extract(Method::MeanDiff, 0.0)?;
+/// assert_eq!(extraction.vectors.iter().next().unwrap().1, [3.0, 0.0]);
+/// # Ok::<(), mlxgk_steering::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Readings {
     /// `[layer][pair][hidden]`.

@@ -7,6 +7,18 @@ use super::{Method, Readings, direction};
 use crate::{Error, ErrorKind, Result, SteeringVectors, vectors::norm};
 
 /// Vectors with a report per layer.
+///
+/// ```
+/// use mlxgk_steering::{HookPoint, extract::{Method, Readings}};
+///
+/// let positive = vec![vec![vec![2.0, 0.0], vec![3.0, 0.1], vec![2.5, 0.2], vec![4.0, 0.3]]];
+/// let negative = vec![vec![vec![0.0, 0.3], vec![0.5, 0.2], vec![0.1, 0.1], vec![0.2, 0.0]]];
+/// // Every fourth pair is kept apart, to try the vectors on.
+/// let extraction = Readings { positive, negative }.extract(Method::PcaDiffUncentered, 0.25)?;
+/// assert_eq!((extraction.trained_on, extraction.held_out), (3, 1));
+/// assert!((extraction.vectors.norm(HookPoint::ResidPost(0)) - 1.0).abs() < 1e-6);
+/// # Ok::<(), mlxgk_steering::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Extraction {
     /// One vector after every block, with the report in its notes.
@@ -20,6 +32,20 @@ pub struct Extraction {
 }
 
 /// What is known of one layer's vector.
+///
+/// ```
+/// use mlxgk_steering::extract::{LayerReport, Method, Readings};
+///
+/// let positive = vec![vec![vec![3.0, 4.0], vec![3.0, 4.0], vec![3.0, 4.0]]];
+/// let negative = vec![vec![vec![-3.0, 4.0], vec![-3.0, 4.0], vec![-3.0, 4.0]]];
+/// let extraction = Readings { positive, negative }.extract(Method::MeanDiff, 1.0 / 3.0)?;
+/// let report = &extraction.layers[0];
+/// assert_eq!((report.norm, report.stream_norm, report.dose()), (6.0, 5.0, 1.2));
+/// assert_eq!(report.accuracy, Some(1.0));
+/// // The vectors' file keeps it.
+/// assert_eq!(LayerReport::of(&extraction.vectors)[0].norm, 6.0);
+/// # Ok::<(), mlxgk_steering::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerReport {
     /// Counted from 0.

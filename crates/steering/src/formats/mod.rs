@@ -16,6 +16,21 @@ use crate::{
 };
 
 /// A file format of another project, and which block its numbers mean.
+///
+/// ```
+/// use mlxgk_steering::{Format, HookPoint, SteeringVectors};
+///
+/// let point = HookPoint::ResidPost(2);
+/// let last = (HookPoint::FinalNorm, vec![1.0, 1.0]);
+/// let joy = SteeringVectors::new([(point, vec![0.5, 1.0]), last])?;
+/// let folder = tempfile::tempdir().unwrap();
+/// let path = folder.path().join("joy.gguf");
+/// assert_eq!(Format::of(&path)?, Format::Gguf);
+/// // llama.cpp's format has a place after blocks only.
+/// assert_eq!(Format::Gguf.export(&joy, "llama", &path)?, [HookPoint::FinalNorm]);
+/// assert_eq!(Format::Gguf.import(&path)?.get(point), joy.get(point));
+/// # Ok::<(), mlxgk_steering::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Format {

@@ -10,6 +10,18 @@ use crate::{Error, Result};
 pub(crate) use self::selection::{Selection, prompt_end};
 
 /// One way to select tokens. A row's prompt has `P` tokens; padding is never selected.
+///
+/// ```
+/// use mlxgk_steering::{Clause, Positions};
+///
+/// // The last two tokens of the prompt.
+/// let end = Positions::from(Clause::PromptWindow(-2, None));
+/// assert_eq!(end, "prompt[-2..]".parse()?);
+/// // The choice of the first four new tokens.
+/// let first = Positions::from(Clause::GenerationWindow(0, Some(4)));
+/// assert_eq!(first.to_string(), "generation[0..4]");
+/// # Ok::<(), mlxgk_steering::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Clause {
