@@ -5,6 +5,14 @@ use std::{fmt, str::FromStr};
 /// How a conversation is put into caches before each cluster's output is asked for.
 ///
 /// In all but [`NoMessages`](Self::NoMessages), a cluster is also given the outputs that it reads, as text.
+///
+/// ```
+/// use mlxgk_isolation::Condition;
+///
+/// assert_eq!("turn-reset".parse(), Ok(Condition::TurnReset));
+/// assert_eq!(Condition::SharedPrefix.to_string(), "shared-prefix");
+/// assert!("together".parse::<Condition>().unwrap_err().contains("sequential"));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Condition {

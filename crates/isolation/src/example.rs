@@ -9,6 +9,23 @@ use serde_json::{Map, Value};
 use crate::graph;
 
 /// A conversation whose turns belong to clusters.
+///
+/// ```
+/// use mlxgk_isolation::Example;
+///
+/// let example = Example::from_json(r#"{
+///     "id": "kitchen",
+///     "semantic_clusters": {"cluster_1": {}, "cluster_2": {"terminology": ["rent"]}},
+///     "turns": [
+///         {"turn_id": 1, "cluster": 1, "content": "The oven is new."},
+///         {"turn_id": 2, "cluster": 2, "content": "The rent goes up in May."}
+///     ]
+/// }"#)?;
+/// assert_eq!(example.clusters[1].terms, ["rent"]);
+/// assert_eq!((example.turns[1].cluster, &*example.turns[1].role), (Some(1), "user"));
+/// assert_eq!(example.specialists(), [0, 1]);
+/// # Ok::<(), mlx_genkit::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Example {
@@ -27,6 +44,8 @@ pub struct Example {
 }
 
 /// Turns that belong together, and the output that is asked for after them.
+///
+/// See the example of [`Example`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Cluster {
@@ -45,6 +64,8 @@ pub struct Cluster {
 }
 
 /// One turn.
+///
+/// See the example of [`Example`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Turn {

@@ -18,6 +18,40 @@ use crate::{
 const CHUNK: usize = 32;
 
 /// What the model's inside tells of an output.
+///
+/// ```
+/// use mlx_genkit::{ComputeDtype, Model};
+/// use mlxgk_isolation::{Condition, Example, Options, TurnFormat, run};
+///
+/// # let kitchen = r#"{
+/// #     "id": "kitchen",
+/// #     "semantic_clusters": {
+/// #         "cluster_1": {"task_type": "cooking", "terminology": ["oven", "dough"]},
+/// #         "cluster_2": {"task_type": "accounts", "terminology": ["rent", "budget"]},
+/// #         "cluster_3": {"task_type": "synthesis"}
+/// #     },
+/// #     "turns": [
+/// #         {"turn_id": 1, "cluster": 1, "content": "The oven is new."},
+/// #         {"turn_id": 2, "cluster": 2, "content": "The rent goes up in May."},
+/// #         {"turn_id": 3, "cluster": 3, "query": "Can we go on baking?"}
+/// #     ]
+/// # }"#;
+/// let model = Model::bundled(ComputeDtype::Auto)?;
+/// let mut options = Options::new(TurnFormat::of(&model));
+/// options.conditions = vec![Condition::Sequential, Condition::Semantic];
+/// options.internals = true;
+/// options.config.max_new_tokens = Some(2);
+/// let examples = [Example::from_json(kitchen)?];
+/// let report = run(&model, &examples, &options, |_| ())?;
+/// let [sequential, semantic] = &report.examples[0].conditions[..] else { panic!("two were run") };
+/// let attention = |it: &mlxgk_isolation::ConditionResult| {
+///     it.outputs[0].internals.as_ref().and_then(|it| it.attention).unwrap()
+/// };
+/// // In a cache of its own a cluster cannot look at another's turns.
+/// assert!(attention(sequential).other > 0.0 && attention(semantic).other == 0.0);
+/// assert!(semantic.outputs[0].internals.as_ref().unwrap().kl > Some(0.0));
+/// # Ok::<(), mlx_genkit::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Internals {
@@ -34,6 +68,8 @@ pub struct Internals {
 
 /// Attention by what it falls on, averaged over layers, heads and the output's tokens. The sum is 1, or less in
 /// models with attention sinks.
+///
+/// See the example of [`Internals`].
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 #[non_exhaustive]
 pub struct AttentionShare {

@@ -6,6 +6,36 @@ use mlx_rs::Dtype;
 use crate::{Example, example::refused, metrics::occurrences, transcript::term_tokens};
 
 /// How turns are put into clusters.
+///
+/// ```
+/// use mlx_genkit::{ComputeDtype, Model};
+/// use mlxgk_isolation::{Condition, Example, Labels, Options, TurnFormat, run};
+///
+/// # let kitchen = r#"{
+/// #     "id": "kitchen",
+/// #     "semantic_clusters": {
+/// #         "cluster_1": {"task_type": "cooking", "terminology": ["oven", "dough"]},
+/// #         "cluster_2": {"task_type": "accounts", "terminology": ["rent", "budget"]},
+/// #         "cluster_3": {"task_type": "synthesis"}
+/// #     },
+/// #     "turns": [
+/// #         {"turn_id": 1, "cluster": 1, "content": "The oven is new."},
+/// #         {"turn_id": 2, "cluster": 2, "content": "The rent goes up in May."},
+/// #         {"turn_id": 3, "cluster": 3, "query": "Can we go on baking?"}
+/// #     ]
+/// # }"#;
+/// let model = Model::bundled(ComputeDtype::Auto)?;
+/// let mut options = Options::new(TurnFormat::of(&model));
+/// options.conditions = vec![Condition::Semantic];
+/// options.labels = Labels::Keyword;
+/// options.config.max_new_tokens = Some(1);
+/// let examples = [Example::from_json(kitchen)?];
+/// let report = run(&model, &examples, &options, |_| ())?;
+/// // "oven" and "rent" are terms of the first two; the third has none and gets what is left.
+/// assert_eq!(report.examples[0].labels, [0, 1, 2]);
+/// assert_eq!((report.labels, report.agreement()), ("keyword", Some(1.0)));
+/// # Ok::<(), mlx_genkit::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Labels {

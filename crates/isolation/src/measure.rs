@@ -11,6 +11,14 @@ use crate::{
 
 /// What is measured. Of contamination, over the specialists (the clusters that read no other's output); of
 /// synthesis, over the clusters that do.
+///
+/// ```
+/// use mlxgk_isolation::Measure;
+///
+/// assert_eq!(Measure::Leakage.as_str(), "vocabulary_leakage");
+/// ```
+///
+/// See also the example of [`Report`](crate::Report).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Measure {

@@ -127,6 +127,15 @@ pub fn jaccard(a: &str, b: &str) -> f64 {
 
 /// ROUGE-L of a text against a reference, as `rouge_score` computes it without stemming: the longest common
 /// subsequence of words (runs of ASCII letters and digits) over either's words.
+///
+/// ```
+/// use mlxgk_isolation::metrics::rouge_l;
+///
+/// // Two of the three words of the reference are in the text, in this order.
+/// let found = rouge_l("a red fox", "fox, a small fox");
+/// assert_eq!((found.recall, found.precision), (2.0 / 3.0, 0.5));
+/// assert!((found.f - 4.0 / 7.0).abs() < 1e-12);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct RougeL {

@@ -12,6 +12,41 @@ use crate::{
 };
 
 /// What a run found.
+///
+/// ```
+/// use mlx_genkit::{ComputeDtype, Model};
+/// use mlxgk_isolation::{Condition, Example, Measure, Options, TurnFormat, run};
+///
+/// # let kitchen = r#"{
+/// #     "id": "kitchen",
+/// #     "semantic_clusters": {
+/// #         "cluster_1": {"task_type": "cooking", "terminology": ["oven", "dough"]},
+/// #         "cluster_2": {"task_type": "accounts", "terminology": ["rent", "budget"]},
+/// #         "cluster_3": {"task_type": "synthesis"}
+/// #     },
+/// #     "turns": [
+/// #         {"turn_id": 1, "cluster": 1, "content": "The oven is new."},
+/// #         {"turn_id": 2, "cluster": 2, "content": "The rent goes up in May."},
+/// #         {"turn_id": 3, "cluster": 3, "query": "Can we go on baking?"}
+/// #     ]
+/// # }"#;
+/// let model = Model::bundled(ComputeDtype::Auto)?;
+/// let mut options = Options::new(TurnFormat::of(&model));
+/// options.conditions = vec![Condition::Sequential, Condition::Semantic];
+/// options.config.max_new_tokens = Some(2);
+/// let examples = [Example::from_json(kitchen)?];
+/// let report = run(&model, &examples, &options, |_| ())?;
+/// for found in &report.examples[0].conditions {
+///     println!("{}: {:?}", found.condition, found.outputs[0].said.text);
+///     println!("{} tokens in {} caches", found.read_tokens, found.caches.len());
+/// }
+/// // One cache for all turns, or one for each cluster.
+/// let caches = report.examples[0].conditions.iter().map(|it| it.caches.len());
+/// assert_eq!(caches.collect::<Vec<_>>(), [1, 3]);
+/// assert!(report.mean(Condition::Semantic, Measure::CacheTokens) > Some(0.0));
+/// println!("{report}");
+/// # Ok::<(), mlx_genkit::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Report {
@@ -34,6 +69,39 @@ pub struct Report {
 }
 
 /// Two conditions over the same examples.
+///
+/// ```
+/// use mlx_genkit::{ComputeDtype, Model};
+/// use mlxgk_isolation::{Condition, Example, Measure, Options, TurnFormat, run};
+///
+/// # let kitchen = r#"{
+/// #     "id": "kitchen",
+/// #     "semantic_clusters": {
+/// #         "cluster_1": {"task_type": "cooking", "terminology": ["oven", "dough"]},
+/// #         "cluster_2": {"task_type": "accounts", "terminology": ["rent", "budget"]},
+/// #         "cluster_3": {"task_type": "synthesis"}
+/// #     },
+/// #     "turns": [
+/// #         {"turn_id": 1, "cluster": 1, "content": "The oven is new."},
+/// #         {"turn_id": 2, "cluster": 2, "content": "The rent goes up in May."},
+/// #         {"turn_id": 3, "cluster": 3, "query": "Can we go on baking?"}
+/// #     ]
+/// # }"#;
+/// let model = Model::bundled(ComputeDtype::Auto)?;
+/// let mut options = Options::new(TurnFormat::of(&model));
+/// options.conditions = vec![Condition::Sequential, Condition::Semantic];
+/// options.config.max_new_tokens = Some(1);
+/// let examples = [Example::from_json(kitchen)?];
+/// // Two examples are the fewest that can be compared; the same one twice will do here.
+/// let examples = [examples[0].clone(), examples[0].clone()];
+/// let report = run(&model, &examples, &options, |_| ())?;
+/// let compared = report.comparisons();
+/// let tokens = compared.iter().find(|it| it.measure == Measure::CacheTokens).unwrap();
+/// assert_eq!((tokens.condition, tokens.against), (Condition::Semantic, Condition::Sequential));
+/// // Two examples show nothing: chance gives as large a difference every other time.
+/// assert_eq!((tokens.paired.n, tokens.paired.p), (2, 0.5));
+/// # Ok::<(), mlx_genkit::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Comparison {

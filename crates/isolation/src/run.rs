@@ -16,6 +16,15 @@ use crate::{
 };
 
 /// What is run, and how.
+///
+/// ```
+/// use mlxgk_isolation::{Condition, Labels, Options, TurnFormat};
+///
+/// let options = Options::new(TurnFormat::Raw);
+/// assert_eq!(options.conditions, Condition::ALL);
+/// assert_eq!((options.labels, options.seed), (Labels::Given, 0));
+/// assert_eq!((options.config.temperature, options.config.top_p), (Some(0.7), Some(0.9)));
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Options {
@@ -56,6 +65,34 @@ impl Options {
 }
 
 /// How far a run is, in examples times conditions.
+///
+/// ```
+/// use mlx_genkit::{ComputeDtype, Model};
+/// use mlxgk_isolation::{Condition, Example, Options, TurnFormat, run};
+///
+/// # let kitchen = r#"{
+/// #     "id": "kitchen",
+/// #     "semantic_clusters": {
+/// #         "cluster_1": {"task_type": "cooking", "terminology": ["oven", "dough"]},
+/// #         "cluster_2": {"task_type": "accounts", "terminology": ["rent", "budget"]},
+/// #         "cluster_3": {"task_type": "synthesis"}
+/// #     },
+/// #     "turns": [
+/// #         {"turn_id": 1, "cluster": 1, "content": "The oven is new."},
+/// #         {"turn_id": 2, "cluster": 2, "content": "The rent goes up in May."},
+/// #         {"turn_id": 3, "cluster": 3, "query": "Can we go on baking?"}
+/// #     ]
+/// # }"#;
+/// let model = Model::bundled(ComputeDtype::Auto)?;
+/// let mut options = Options::new(TurnFormat::of(&model));
+/// options.conditions = vec![Condition::Semantic, Condition::NoMessages];
+/// options.config.max_new_tokens = Some(1);
+/// let examples = [Example::from_json(kitchen)?];
+/// let mut seen = Vec::new();
+/// run(&model, &examples, &options, |it| seen.push((it.done, it.of)))?;
+/// assert_eq!(seen, [(1, 2), (2, 2)]);
+/// # Ok::<(), mlx_genkit::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     /// Those done.
@@ -65,6 +102,8 @@ pub struct Progress {
 }
 
 /// What came of one example.
+///
+/// See the example of [`Report`](crate::Report).
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ExampleResult {
@@ -77,6 +116,8 @@ pub struct ExampleResult {
 }
 
 /// What came of an example under one condition.
+///
+/// See the example of [`Report`](crate::Report).
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ConditionResult {
@@ -96,7 +137,9 @@ pub struct ConditionResult {
     pub measures: crate::Values,
 }
 
-/// What a cluster came to.
+/// What the model wrote for a cluster.
+///
+/// See the example of [`Report`](crate::Report).
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Output {

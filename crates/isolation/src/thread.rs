@@ -11,6 +11,8 @@ use crate::{
 };
 
 /// What the model said.
+///
+/// See the example of [`Report`](crate::Report).
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Said {
@@ -31,6 +33,8 @@ pub struct Said {
 }
 
 /// A cache as it stands.
+///
+/// See the example of [`Report`](crate::Report).
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CacheSize {

@@ -13,6 +13,16 @@ use mlx_genkit::{
 use crate::example::refused;
 
 /// How turns become one text.
+///
+/// ```
+/// use mlx_genkit::{ComputeDtype, Model};
+/// use mlxgk_isolation::TurnFormat;
+///
+/// // The bundled model has a chat template.
+/// let format = TurnFormat::of(&Model::bundled(ComputeDtype::Auto)?);
+/// assert_eq!((format, format.as_str()), (TurnFormat::Chat, "chat"));
+/// # Ok::<(), mlx_genkit::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TurnFormat {
