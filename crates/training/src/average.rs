@@ -30,7 +30,17 @@ pub fn ema_update(target: &mut Vec<Array>, source: &[Array], decay: f64) -> Resu
     Ok(())
 }
 
-/// An average of all that is trained, in fp32.
+/// An exponential moving average of the parameters under training, in fp32.
+///
+/// ```
+/// use mlx_rs::Array;
+/// use mlxgk_training::Ema;
+///
+/// let mut ema = Ema::new(&[Array::from_slice(&[1.0_f32, 0.0], &[2])], 0.75, false)?;
+/// ema.update(&[Array::from_slice(&[5.0_f32, 4.0], &[2])])?;
+/// assert_eq!(ema.averages()[0].as_slice::<f32>(), [2.0, 1.0]); // 0.75 · 1 + 0.25 · 5, and so on
+/// # Ok::<(), mlxgk_training::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Ema {
     decay: f64,

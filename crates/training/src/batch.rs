@@ -12,6 +12,16 @@ use crate::{Error, Result};
 pub const IGNORE_INDEX: i32 = -100;
 
 /// One sequence: its tokens, and a label for each.
+///
+/// ```
+/// use mlxgk_training::{Example, IGNORE_INDEX};
+///
+/// let example = Example::completion(&[5, 17], &[300, 2]);
+/// assert_eq!(example.tokens, [5, 17, 300, 2]);
+/// // A label stands at its own token's place; the prompt has none.
+/// assert_eq!(example.labels, [IGNORE_INDEX, IGNORE_INDEX, 300, 2]);
+/// assert_eq!(example.supervised(), 2);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Example {
     /// Token ids.
@@ -41,6 +51,17 @@ impl Example {
 }
 
 /// Sequences side by side, padded on the right: under a causal mask no token sees what pads it.
+///
+/// ```
+/// use mlxgk_training::{Batch, Example};
+///
+/// let batch = Batch::new(&[Example::completion(&[5, 17], &[300, 2]), Example::text(vec![8, 9])])?;
+/// assert_eq!((batch.rows(), batch.width()), (2, 4));
+/// // Nothing comes before the first token of a text, so that it is not predicted.
+/// assert_eq!(batch.counts(), [2, 1]);
+/// assert_eq!(batch.row_of().collect::<Vec<_>>(), [0, 0, 1]);
+/// # Ok::<(), mlxgk_training::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Batch {
     pub(crate) tokens: Vec<Vec<u32>>,

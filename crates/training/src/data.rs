@@ -12,7 +12,24 @@ use serde_json::{Map, Value};
 
 use crate::{Error, ErrorKind, Example, IGNORE_INDEX, Result};
 
-/// What makes tokens of a row.
+/// Turns rows of data into tokens and labels, with a model's tokenizer and chat template.
+///
+/// ```
+/// use mlxgk_tokenizer_bridge::{Files, Tokenizer};
+/// use mlxgk_training::{Encoder, Row};
+///
+/// let json = r#"{"model": {"type": "WordLevel", "vocab": {"hm": 0, "sea": 1, "</s>": 2},
+///                "unk_token": "hm"}, "pre_tokenizer": {"type": "Whitespace"}}"#;
+/// let files = Files { tokenizer: Some(json.as_bytes().into()), ..Files::default() };
+/// let tokenizer = Tokenizer::from_files(&files)?;
+/// let encoder = Encoder { tokenizer: &tokenizer, template: None, ends: &[2], context: 64 };
+///
+/// let data = tempfile::NamedTempFile::new()?;
+/// std::fs::write(data.path(), r#"{"prompt": "hm", "completion": " sea sea"}"#)?;
+/// let rows = encoder.read(data.path())?;
+/// assert!(matches!(&rows[..], [Row::Example(it)] if it.tokens == [0, 1, 1, 2]));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct Encoder<'a> {
     /// The model's tokenizer.
@@ -26,6 +43,16 @@ pub struct Encoder<'a> {
 }
 
 /// One row of data.
+///
+/// ```
+/// use mlxgk_training::{Example, Row};
+///
+/// let answer = |token| Example::completion(&[5, 17], &[token, 2]);
+/// let pair = Row::Preference { chosen: answer(8), rejected: answer(9) };
+/// let rows = [Row::Example(answer(300)), pair];
+/// let pairs = rows.iter().filter(|it| matches!(it, Row::Preference { .. }));
+/// assert_eq!(pairs.count(), 1);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Row {

@@ -3,6 +3,14 @@
 use std::{fmt, sync::Arc};
 
 /// What went wrong; see [`Error::kind`].
+///
+/// ```
+/// use mlxgk_training::{Batch, Ema, ErrorKind, SoftPrompt};
+///
+/// assert_eq!(Batch::new(&[]).unwrap_err().kind(), ErrorKind::Data);
+/// assert_eq!(Ema::new(&[], 1.5, false).unwrap_err().kind(), ErrorKind::Config);
+/// assert_eq!(SoftPrompt::load("./no-folder").unwrap_err().kind(), ErrorKind::File);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -23,6 +31,15 @@ pub enum ErrorKind {
 /// Why training failed, in one sentence.
 ///
 /// Two are equal where kind and sentence are.
+///
+/// ```
+/// use mlxgk_training::{Batch, ErrorKind, Example};
+///
+/// let example = Example { tokens: vec![5, 17, 300], labels: vec![5, 17] };
+/// let error = Batch::new(&[example]).unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::Data);
+/// println!("{error}"); // names the row: it has not one label per token
+/// ```
 #[derive(Debug, Clone)]
 pub struct Error {
     kind: ErrorKind,

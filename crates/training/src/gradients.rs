@@ -22,6 +22,25 @@ use crate::{
 };
 
 /// How gradients are taken.
+///
+/// ```
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
+/// use mlxgk_training::{Batch, Example, GradientOptions, Trainee};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let mut model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let mut trainee = Trainee::new(&mut model).weights(&["norm"], &[])?;
+/// let batch = Batch::new(&[Example::text(vec![5, 9, 14, 7])])?;
+/// let plain = trainee.gradients(&batch, GradientOptions::default(), &mut NoHook)?;
+/// // One block's activations at a time: less memory, the same gradients.
+/// let options = GradientOptions { checkpoint_layers: Some(1), ..Default::default() };
+/// let frugal = trainee.gradients(&batch, options, &mut NoHook)?;
+/// assert!((plain.loss - frugal.loss).abs() < 1e-4);
+/// for (a, b) in plain.values.iter().zip(&frugal.values) {
+///     assert!(a.all_close(b, 1e-3, 1e-4, None)?);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct GradientOptions<'o> {
     /// What is minimized.
@@ -33,7 +52,7 @@ pub struct GradientOptions<'o> {
     pub checkpoint_layers: Option<usize>,
     /// Predicted tokens whose logits are held at a time; `None` for as many as take 128 MiB.
     pub logits_chunk: Option<usize>,
-    /// What adapters do not see of what they are given.
+    /// The dropout before adapters; `None` for none.
     pub dropout: Option<AdapterDropout>,
 }
 
@@ -45,6 +64,23 @@ impl Default for GradientOptions<'_> {
 }
 
 /// A batch's loss, and what it takes to lower it.
+///
+/// ```
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
+/// use mlxgk_training::{Batch, Example, GradientOptions, Trainee};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let mut model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let mut trainee = Trainee::new(&mut model).vectors(&[1])?;
+/// let batch = Batch::new(&[Example::text(vec![5, 9, 14, 7])])?;
+/// let gradients = trainee.gradients(&batch, GradientOptions::default(), &mut NoHook)?;
+/// assert_eq!(gradients.tokens, 3);
+/// println!("{:.3} nats per token", gradients.loss / gradients.tokens as f64);
+/// // One gradient per name, of the parameter's shape.
+/// assert_eq!(trainee.names(), ["resid_post.1"]);
+/// assert_eq!(gradients.values[0].shape(), trainee.masters()[0].shape());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Gradients {
     /// The loss: of cross-entropy the sum over the predicted tokens. Not scaled.

@@ -24,6 +24,24 @@ use crate::{
 const CHUNK_LOGITS: usize = 1 << 25;
 
 /// What is minimized.
+///
+/// ```
+/// use mlx_rs::Array;
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
+/// use mlxgk_training::{Batch, Example, GradientOptions, Objective, Trainee};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let mut model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let mut trainee = Trainee::new(&mut model).vectors(&[1])?;
+/// let batch = Batch::new(&[Example::completion(&[5, 9], &[14, 7])])?;
+/// // Twice the negative log-likelihood of the answer.
+/// let twice = |logprobs: &Array| Ok(logprobs.sum(None)?.multiply(Array::from_f32(-2.0))?);
+/// let options = GradientOptions { objective: Objective::LogProbs(&twice), ..Default::default() };
+/// let own = trainee.gradients(&batch, options, &mut NoHook)?.loss;
+/// let sum = trainee.gradients(&batch, GradientOptions::default(), &mut NoHook)?.loss;
+/// assert!((own - 2.0 * sum).abs() < 1e-3);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy)]
 pub enum Objective<'o> {
     /// The sum of the predicted tokens' cross-entropies, with label smoothing.

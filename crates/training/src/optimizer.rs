@@ -14,21 +14,38 @@ pub use self::muon::{AdjustLr, Muon};
 type After = (Array, Vec<Array>);
 
 /// Which optimizer, with the names and defaults of torch's.
+///
+/// ```
+/// use mlx_rs::Array;
+/// use mlxgk_training::{Optimizer, OptimizerKind};
+///
+/// let [parameter, gradient] = [1.0_f32, 0.5].map(|it| Array::from_slice(&[it], &[1]));
+/// let step = |kind| {
+///     let after = Optimizer::new(kind)?.step(&[parameter.clone()], &[gradient.clone()], 0.1)?;
+///     Ok::<f32, mlxgk_training::Error>(after[0].as_slice::<f32>()[0])
+/// };
+/// let sgd = OptimizerKind::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 };
+/// assert_eq!(step(sgd)?, 0.95); // 1 - 0.1 · 0.5
+/// // AdamW's first step is as long as the learning rate, whatever the gradient.
+/// let adam_w = OptimizerKind::AdamW { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0 };
+/// assert!((step(adam_w)? - 0.9).abs() < 1e-6);
+/// # Ok::<(), mlxgk_training::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum OptimizerKind {
     /// AdamW (Loshchilov & Hutter, 2019), with bias correction.
     AdamW {
-        /// How slowly the averages of gradients and of their squares forget.
+        /// Decay rates of the moving averages of gradients and of their squares.
         betas: [f64; 2],
         /// Added to the root of the latter.
         eps: f64,
-        /// What of a parameter a step of learning rate 1 takes away.
+        /// Decoupled weight decay: times the learning rate, the share that a step takes off a parameter.
         weight_decay: f64,
     },
     /// Stochastic gradient descent.
     Sgd {
-        /// How slowly the average of gradients forgets; 0 for none.
+        /// Decay rate of the moving average of gradients; 0 for none.
         momentum: f64,
         /// Nesterov's momentum.
         nesterov: bool,
@@ -146,6 +163,23 @@ impl OptimizerKind {
 }
 
 /// An optimizer and what it remembers.
+///
+/// ```
+/// use mlx_rs::Array;
+/// use mlxgk_training::{Optimizer, OptimizerKind};
+///
+/// // The least of (x - 3)², whose gradient is 2 (x - 3).
+/// let sgd = OptimizerKind::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 };
+/// let mut optimizer = Optimizer::new(sgd)?;
+/// let mut x = vec![Array::from_slice(&[0.0_f32], &[1])];
+/// for _ in 0..50 {
+///     let gradient = Array::from_slice(&[2.0 * (x[0].as_slice::<f32>()[0] - 3.0)], &[1]);
+///     x = optimizer.step(&x, &[gradient], 0.1)?;
+/// }
+/// assert!((x[0].as_slice::<f32>()[0] - 3.0).abs() < 1e-3);
+/// assert_eq!(optimizer.steps(), 50);
+/// # Ok::<(), mlxgk_training::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Optimizer {
     kind: OptimizerKind,

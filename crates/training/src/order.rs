@@ -5,7 +5,19 @@ use mlxgk_torch::TorchRng;
 /// How many batches are sorted by length together (Hugging Face's `group_by_length`).
 const GROUP: usize = 50;
 
-/// Batches of rows of one epoch after the other.
+/// Which rows make up each batch of an epoch: shuffled, and in batches of similar lengths.
+///
+/// ```
+/// use mlxgk_training::Order;
+///
+/// let order = Order::new(vec![4; 10], 4, 7);
+/// assert_eq!(order.batches(), 3);
+/// // Every row once, in an order that is another in each epoch.
+/// let mut rows = order.epoch(0).concat();
+/// rows.sort();
+/// assert_eq!(rows, (0..10).collect::<Vec<_>>());
+/// assert_ne!(order.epoch(0), order.epoch(1));
+/// ```
 #[derive(Debug, Clone)]
 pub struct Order {
     lengths: Vec<usize>,

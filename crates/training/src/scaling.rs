@@ -5,6 +5,18 @@ use crate::{Error, Result};
 
 /// torch's `GradScaler`: the scale falls by half whenever a gradient overflows, and doubles after many
 /// steps without.
+///
+/// ```
+/// use mlxgk_training::LossScaler;
+///
+/// let mut scaler = LossScaler::dynamic().starting_at(1024.0)?.growing_after(2);
+/// scaler.update(true);
+/// assert_eq!(scaler.scale(), 512.0);
+/// scaler.update(false);
+/// scaler.update(false);
+/// assert_eq!(scaler.scale(), 1024.0);
+/// # Ok::<(), mlxgk_training::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LossScaler {
     scale: f32,
@@ -55,7 +67,7 @@ impl LossScaler {
         Err(Error::config(format!("the loss scale is {scale}, must be above 0")))
     }
 
-    /// The same, growing after so many steps.
+    /// The same, but doubling after this many steps without an overflow.
     #[must_use]
     pub fn growing_after(self, growth_interval: u64) -> Self {
         Self { growth_interval: growth_interval.max(1), ..self }

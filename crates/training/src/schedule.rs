@@ -5,6 +5,18 @@ use std::f64::consts::PI;
 use crate::{Error, Result};
 
 /// The shape after the warm-up.
+///
+/// ```
+/// use mlxgk_training::{Decay, Schedule};
+///
+/// let factors = |decay| {
+///     let schedule = Schedule { warmup: 0, decay };
+///     [0, 2, 4, 6].map(|step| (schedule.factor(step, 8) * 100.0).round() / 100.0)
+/// };
+/// assert_eq!(factors(Decay::Constant), [1.0, 1.0, 1.0, 1.0]);
+/// assert_eq!(factors(Decay::Cosine), [1.0, 0.85, 0.5, 0.15]);
+/// assert_eq!(factors(Decay::Wsd { steps: 4 }), [1.0, 1.0, 1.0, 0.5]);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Decay {
@@ -15,7 +27,7 @@ pub enum Decay {
     Linear,
     /// Falls to 0 along half a cosine (`cosine`).
     Cosine,
-    /// Stays, and falls along half a cosine in the last so many steps (warm-up, stable, decay).
+    /// Stays, and falls along half a cosine in the last `steps` steps (warm-up, stable, decay).
     Wsd {
         /// The last steps.
         steps: u64,
@@ -24,6 +36,8 @@ pub enum Decay {
 
 /// A factor per step. The first step after `warmup` 0 has factor 1; with a warm-up the first step of
 /// all has factor 0, as in transformers.
+///
+/// See the example of [`factor`](Self::factor).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Schedule {
     /// Steps in which the factor grows from 0 to 1.

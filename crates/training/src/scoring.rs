@@ -10,6 +10,19 @@ use crate::{
 };
 
 /// How the log-probabilities of a row's tokens become one number.
+///
+/// ```
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder};
+/// use mlxgk_training::{Batch, Example, LogprobReduction, sequence_logprob};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let batch = Batch::new(&[Example::completion(&[5, 17], &[30, 2])])?;
+/// let sum = sequence_logprob(&model, &batch, LogprobReduction::Sum)?[0];
+/// let mean = sequence_logprob(&model, &batch, LogprobReduction::Mean)?[0];
+/// assert!((sum - 2.0 * mean).abs() < 1e-5);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LogprobReduction {
     /// Their sum: the log-probability of the completion.
@@ -37,16 +50,19 @@ pub fn token_logprobs(
 /// Labels stand at their own tokens' places; the shift is made here: the state *before* a token predicts
 /// it. (The Python original expected labels that were shifted already.)
 ///
-/// ```no_run
+/// ```
 /// use mlxgk_mlx_models::{ComputeDtype, Decoder};
-/// use mlxgk_training::{Batch, Example, LogprobReduction, sequence_logprob};
+/// use mlxgk_training::{Batch, Example, LogprobReduction, sequence_logprob, token_logprobs};
+/// # use mlxgk_mlx_models::NoHook;
 ///
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let model = Decoder::load("models/qwen3", ComputeDtype::Auto)?;
-/// let batch = Batch::new(&[Example::completion(&[5, 17], &[300, 2])])?;
-/// let sums = sequence_logprob(&model, &batch, LogprobReduction::Sum)?; // log p(300, 2 | 5, 17)
-/// # Ok(())
-/// # }
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let batch = Batch::new(&[Example::completion(&[5, 17], &[30, 2])])?;
+/// // log p(30, 2 | 5, 17)
+/// let sums = sequence_logprob(&model, &batch, LogprobReduction::Sum)?;
+/// let each = token_logprobs(&model, &batch, &mut NoHook)?;
+/// assert!((sums[0] - each[0] - each[1]).abs() < 1e-5);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
 /// # Errors

@@ -22,7 +22,22 @@ use crate::{
 const WEIGHTS: &str = "adapter_model.safetensors";
 const TENSOR: &str = "prompt_embeddings";
 
-/// Embeddings that precede a text, `[virtual tokens, hidden]`.
+/// Embeddings that precede a text, `[virtual tokens, hidden]` (prompt tuning, Lester et al., 2021).
+///
+/// ```
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder};
+/// use mlxgk_training::SoftPrompt;
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// // Four virtual tokens, which begin as the embeddings of three words.
+/// let prompt = SoftPrompt::from_tokens(&model, &[5, 9, 14], 4)?;
+/// assert_eq!(prompt.embeddings().shape(), [4, model.hidden_size() as i32]);
+/// let folder = tempfile::tempdir()?;
+/// prompt.save(folder.path(), "./llama")?;
+/// assert_eq!(SoftPrompt::load(folder.path())?.rows()?, prompt.rows()?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct SoftPrompt {
     embeddings: Array,

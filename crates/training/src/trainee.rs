@@ -28,6 +28,20 @@ use crate::{
 pub const SOFT_PROMPT: &str = "soft_prompt";
 
 /// A model under training.
+///
+/// ```
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder};
+/// use mlxgk_training::{LoraConfig, Trainee, attach_lora};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let mut model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let adapted = attach_lora(&mut model, &LoraConfig::default())?.len();
+/// // The adapters, and a steering vector after the second block.
+/// let trainee = Trainee::new(&mut model).adapters()?.vectors(&[1])?;
+/// assert_eq!(trainee.names().len(), 2 * adapted + 1); // A and B of each
+/// assert_eq!(trainee.count(), trainee.masters().iter().map(|it| it.size()).sum::<usize>());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Trainee<'m> {
     pub(crate) decoder: &'m mut Decoder,

@@ -14,6 +14,17 @@ use crate::{
 
 /// How a run goes. Which precision it computes in is the model's, chosen when it is loaded; parameters
 /// under training have fp32 masters in any case.
+///
+/// ```
+/// use mlxgk_training::{Decay, OptimizerKind, Schedule, TrainingConfig};
+///
+/// let mut config = TrainingConfig::new(1000, 1e-4);
+/// config.schedule = Schedule { warmup: 100, decay: Decay::Cosine };
+/// config.ema_decay = Some(0.999);
+/// assert!(matches!(config.optimizer, OptimizerKind::AdamW { .. }));
+/// assert_eq!(config.max_grad_norm, Some(1.0));
+/// assert_eq!(config.learning_rate * config.schedule.factor(50, config.steps), 0.5e-4);
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct TrainingConfig {
@@ -61,6 +72,8 @@ impl TrainingConfig {
 }
 
 /// What a step did.
+///
+/// See the example of [`Trainer`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct StepReport {
@@ -81,6 +94,26 @@ pub struct StepReport {
 }
 
 /// A run under way.
+///
+/// ```
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
+/// use mlxgk_training::{Batch, Example, LoraConfig, Trainee, Trainer, TrainingConfig, attach_lora};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let mut model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// attach_lora(&mut model, &LoraConfig::default())?;
+/// let trainee = Trainee::new(&mut model).adapters()?;
+/// let mut trainer = Trainer::new(trainee, TrainingConfig::new(8, 1e-2))?;
+/// let batches = [Batch::new(&[Example::completion(&[5, 9], &[14, 7])])?];
+/// let first = trainer.train_step(&batches, 0.0, &mut NoHook)?;
+/// let mut last = first;
+/// for _ in 1..8 {
+///     last = trainer.train_step(&batches, 0.0, &mut NoHook)?;
+/// }
+/// assert_eq!((first.step, first.tokens, last.step), (1, 2, 8));
+/// assert!(last.loss < first.loss);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Trainer<'m> {
     trainee: Trainee<'m>,

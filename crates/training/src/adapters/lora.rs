@@ -7,6 +7,24 @@ use mlxgk_torch::TorchRng;
 use crate::{Error, Result};
 
 /// How a model is adapted.
+///
+/// ```
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder};
+/// use mlxgk_training::{LoraConfig, attach_lora};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let mut model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let config = LoraConfig {
+///     rank: 4,
+///     targets: vec!["q_proj".into(), "v_proj".into()],
+///     layers: vec![0, 1],
+///     ..LoraConfig::default()
+/// };
+/// let adapted = attach_lora(&mut model, &config)?;
+/// assert_eq!(adapted.len(), 4);
+/// assert!(adapted.contains(&"model.layers.1.self_attn.v_proj".to_owned()));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraConfig {
     /// Columns of the low-rank matrices.

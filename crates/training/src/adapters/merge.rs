@@ -12,6 +12,20 @@ use super::{add_adapter, clear_adapters};
 use crate::{Error, ErrorKind, Result, files::failed, folder::write_folder, trainee::put};
 
 /// What a merge took away, so that it can be given back to the bit.
+///
+/// ```
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder};
+/// use mlxgk_training::{LoraConfig, attach_lora, clear_adapters, merge_adapters};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let mut model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let adapted = attach_lora(&mut model, &LoraConfig::default())?.len();
+/// let merged = merge_adapters(&mut model)?;
+/// assert_eq!(clear_adapters(&mut model), 0); // they are in the weights now
+/// merged.undo(&mut model)?;
+/// assert_eq!(clear_adapters(&mut model), adapted);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Merged {
     weights: Vec<(String, Array)>,

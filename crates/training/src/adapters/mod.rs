@@ -17,7 +17,23 @@ pub use self::merge::{Merged, merge_adapters, merge_folder};
 
 use crate::{Error, ErrorKind, Result, files, files::failed};
 
-/// Whose files.
+/// The files that an adapter is written as.
+///
+/// ```
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder};
+/// use mlxgk_training::{AdapterFormat, LoraConfig, attach_lora, load_adapter, save_adapter};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let mut model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let adapted = attach_lora(&mut model, &LoraConfig::default())?.len();
+/// for format in [AdapterFormat::Peft, AdapterFormat::MlxLm] {
+///     let adapter = tempfile::tempdir()?;
+///     save_adapter(&model, adapter.path(), format, "./llama")?;
+///     // Which of the two it is, loading finds out by itself.
+///     assert_eq!(load_adapter(&mut model, adapter.path())?, adapted);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum AdapterFormat {

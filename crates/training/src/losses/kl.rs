@@ -9,6 +9,21 @@ use mlx_rs::{
 use super::{number, selective_log_softmax};
 
 /// What is computed of two distributions p and q.
+///
+/// ```
+/// use mlx_rs::Array;
+/// use mlxgk_training::{KlEstimator, losses::kl_divergence};
+///
+/// // Logits of p = (0.75, 0.25) and q = (0.5, 0.5), and the label that was drawn.
+/// let (p, q) = ([3f32.ln(), 0.0], [0.0_f32, 0.0]);
+/// let [p, q] = [p, q].map(|it| Array::from_slice(&it, &[1, 2]));
+/// let label = Array::from_slice(&[0_u32], &[1]);
+/// let of = |it| kl_divergence(&p, &q, &label, it).map(|it| it.item_exact::<f32>());
+/// assert!((of(KlEstimator::Full)? - 0.1308).abs() < 1e-4);
+/// assert!((of(KlEstimator::K1)? - 1.5f32.ln()).abs() < 1e-6); // ln(0.75 / 0.5)
+/// assert!((of(KlEstimator::K3)? - 0.0721).abs() < 1e-4);
+/// # Ok::<(), mlx_rs::error::Exception>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum KlEstimator {

@@ -10,6 +10,27 @@ use super::{kl::k3, number};
 use crate::{Batch, Error, Result};
 
 /// How the losses of tokens become one number.
+///
+/// ```
+/// use mlx_rs::Array;
+/// use mlxgk_training::{Batch, Example, losses::{Grpo, Reduction}};
+///
+/// // An answer of one token and one of three; only the first is rewarded.
+/// let batch = Batch::new(&[
+///     Example::completion(&[5], &[7]),
+///     Example::completion(&[5], &[8, 9, 2]),
+/// ])?;
+/// let logprobs = Array::from_slice(&[-1.0_f32; 4], &[4]);
+/// let loss = |reduction| {
+///     let grpo = Grpo { reduction, ..Grpo::default() };
+///     let loss = grpo.loss(&batch, &logprobs, &logprobs, None, &[1.0, 0.0])?;
+///     Ok::<f32, mlxgk_training::Error>(loss.item_exact::<f32>())
+/// };
+/// assert_eq!(loss(Reduction::Answers)?, -0.5); // one of two answers
+/// assert_eq!(loss(Reduction::Tokens)?, -0.25); // one of four tokens
+/// assert_eq!(loss(Reduction::Constant(10))?, -0.05); // one of 2 · 10 places
+/// # Ok::<(), mlxgk_training::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Reduction {
@@ -22,7 +43,25 @@ pub enum Reduction {
     Constant(usize),
 }
 
-/// The clipped objective over the tokens of answers.
+/// The clipped objective of GRPO (Shao et al., 2024) over the tokens of answers.
+///
+/// ```
+/// use mlx_rs::Array;
+/// use mlxgk_training::{Batch, Example, losses::{Grpo, group_advantages}};
+///
+/// let batch = Batch::new(&[Example::completion(&[5], &[7]), Example::completion(&[5], &[8])])?;
+/// let advantages = group_advantages(&[1.0, 0.0], 2)?;
+/// let old = Array::from_slice(&[-1.0_f32, -1.0], &[2]);
+/// let loss = |policy: [f32; 2]| {
+///     let policy = Array::from_slice(&policy, &[2]);
+///     let loss = Grpo::default().loss(&batch, &policy, &old, None, &advantages)?;
+///     Ok::<f32, mlxgk_training::Error>(loss.item_exact::<f32>())
+/// };
+/// // Towards the better answer the loss falls, but beyond the clip no further.
+/// assert!(loss([-0.9, -1.1])? < loss([-1.0, -1.0])?);
+/// assert_eq!(loss([-0.2, -1.8])?, loss([-0.1, -1.9])?);
+/// # Ok::<(), mlxgk_training::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Grpo {
     /// The ratio π / π_old is clipped at `1 - clip_low`.

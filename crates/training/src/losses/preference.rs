@@ -10,6 +10,23 @@ use mlx_rs::{
 use super::{log_sigmoid, number};
 
 /// The shape of a DPO loss, of the margin Δ = (log π_c - log ref_c) - (log π_r - log ref_r).
+///
+/// ```
+/// use mlx_rs::Array;
+/// use mlxgk_training::losses::{Dpo, DpoLoss};
+///
+/// // A margin of 2, and β = 0.5.
+/// let logprobs = [-1.0_f32, -3.0, -2.0];
+/// let [chosen, rejected, reference] = logprobs.map(|it| Array::from_slice(&[it], &[1]));
+/// let of = |loss| {
+///     let dpo = Dpo { beta: 0.5, label_smoothing: 0.0, loss };
+///     dpo.loss([&chosen, &rejected], [&reference, &reference]).map(|it| it.item_exact::<f32>())
+/// };
+/// assert!((of(DpoLoss::Sigmoid)? - (1.0 + (-1f32).exp()).ln()).abs() < 1e-6);
+/// assert_eq!(of(DpoLoss::Hinge)?, 0.0); // max(0, 1 - 0.5 · 2)
+/// assert_eq!(of(DpoLoss::Ipo)?, 1.0); // (2 - 1 / (2 · 0.5))²
+/// # Ok::<(), mlx_rs::error::Exception>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum DpoLoss {
@@ -24,6 +41,23 @@ pub enum DpoLoss {
 }
 
 /// Direct preference optimization.
+///
+/// ```
+/// use mlx_rs::Array;
+/// use mlxgk_training::losses::Dpo;
+///
+/// let logprobs = |it: f32| Array::from_slice(&[it], &[1]);
+/// let dpo = Dpo::default();
+/// let loss = |chosen: f32, rejected: f32| {
+///     let [chosen, rejected, reference] = [chosen, rejected, -4.0].map(logprobs);
+///     dpo.loss([&chosen, &rejected], [&reference; 2]).map(|it| it.item_exact::<f32>())
+/// };
+/// assert!(loss(-3.0, -5.0)? < loss(-4.0, -4.0)?);
+/// // What the chosen answer has gained over the reference, times β.
+/// let reward = dpo.reward(&logprobs(-3.0), &logprobs(-4.0))?.item_exact::<f32>();
+/// assert!((reward - 0.1).abs() < 1e-6);
+/// # Ok::<(), mlx_rs::error::Exception>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Dpo {
     /// How strongly the policy is held to the reference; TRL's default is 0.1.

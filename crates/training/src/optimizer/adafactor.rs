@@ -6,17 +6,35 @@ use mlx_rs::{Array, error::Result as MlxResult, ops::maximum};
 use super::{After, number};
 
 /// Settings of transformers' `Adafactor` with a learning rate of the run's (`relative_step=False`).
+///
+/// ```
+/// use mlx_rs::Array;
+/// use mlxgk_training::{Adafactor, Optimizer, OptimizerKind};
+///
+/// let step = |scale_parameter| {
+///     let settings = Adafactor { scale_parameter, ..Adafactor::default() };
+///     let mut optimizer = Optimizer::new(OptimizerKind::Adafactor(settings))?;
+///     let ten = [Array::from_slice(&[10.0_f32; 4], &[2, 2])];
+///     let gradient = [Array::from_slice(&[1.0_f32; 4], &[2, 2])];
+///     let after = optimizer.step(&ten, &gradient, 0.01)?;
+///     Ok::<f32, mlxgk_training::Error>(after[0].as_slice::<f32>()[0])
+/// };
+/// // A step of the learning rate, or of that times the parameter's size.
+/// assert!((step(false)? - 9.99).abs() < 1e-4);
+/// assert!((step(true)? - 9.9).abs() < 1e-4);
+/// # Ok::<(), mlxgk_training::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Adafactor {
     /// What is added to squared gradients, and the least size that a parameter counts with.
     pub eps: [f64; 2],
     /// The bound on the root mean square of an update.
     pub clip_threshold: f64,
-    /// The exponent of the step by which averages forget ever less.
+    /// Exponent of the step number t in the share `t^exponent` that a new square has in the moving averages.
     pub decay_rate: f64,
-    /// How slowly an average of updates forgets; `None` for none.
+    /// Decay rate of a moving average of updates; `None` for none.
     pub beta1: Option<f64>,
-    /// What of a parameter a step of learning rate 1 takes away.
+    /// Decoupled weight decay: times the learning rate, the share that a step takes off a parameter.
     pub weight_decay: f64,
     /// Whether the learning rate is multiplied by a parameter's root mean square.
     pub scale_parameter: bool,
@@ -37,15 +55,30 @@ impl Default for Adafactor {
 }
 
 /// Settings of torch's `torch.optim.Adafactor`, whose learning rate is relative and bounded by the run's.
+///
+/// ```
+/// use mlx_rs::Array;
+/// use mlxgk_training::{Optimizer, OptimizerKind, TorchAdafactor};
+///
+/// let kind = OptimizerKind::TorchAdafactor(TorchAdafactor::default());
+/// let mut optimizer = Optimizer::new(kind)?;
+/// let one = [Array::from_slice(&[1.0_f32; 4], &[2, 2])];
+/// let gradient = [Array::from_slice(&[0.5_f32; 4], &[2, 2])];
+/// let after = optimizer.step(&one, &gradient, 0.01)?;
+/// // Against the gradient, by no more than the learning rate and the parameter's size allow.
+/// let value = after[0].as_slice::<f32>()[0];
+/// assert!((0.98..1.0).contains(&value));
+/// # Ok::<(), mlxgk_training::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TorchAdafactor {
-    /// The exponent of the step by which averages forget ever less.
+    /// Exponent of the step number t in the share `t^exponent` that a new square has in the moving averages.
     pub beta2_decay: f64,
     /// The least mean square, and the least size that a parameter counts with.
     pub eps: [f64; 2],
     /// The bound on the root mean square of an update.
     pub d: f64,
-    /// What of a parameter a step of learning rate 1 takes away.
+    /// Decoupled weight decay: times the learning rate, the share that a step takes off a parameter.
     pub weight_decay: f64,
 }
 

@@ -5,13 +5,31 @@ use mlx_rs::{Array, Dtype, error::Result as MlxResult, ops::maximum};
 use super::{After, number};
 
 /// Settings of `torch.optim.Muon`; for matrices alone.
+///
+/// ```
+/// use mlx_rs::Array;
+/// use mlxgk_training::{Muon, Optimizer, OptimizerKind};
+///
+/// let settings = Muon { weight_decay: 0.0, ..Muon::default() };
+/// let mut optimizer = Optimizer::new(OptimizerKind::Muon(settings))?;
+/// let zero = [Array::from_slice(&[0.0_f32; 4], &[2, 2])];
+/// // Directions that the gradient has more and less of are moved about equally far.
+/// let gradient = [Array::from_slice(&[10.0_f32, 0.0, 0.0, 1.0], &[2, 2])];
+/// let after = optimizer.step(&zero, &gradient, 0.1)?;
+/// let [more, _, _, less] = after[0].as_slice::<f32>() else { panic!("four numbers") };
+/// assert!(*more < 0.0 && *less < 0.0 && more / less < 2.0);
+/// // It is for matrices alone.
+/// let vector = [Array::from_slice(&[0.0_f32; 4], &[4])];
+/// assert!(Optimizer::new(OptimizerKind::Muon(settings))?.step(&vector, &vector, 0.1).is_err());
+/// # Ok::<(), mlxgk_training::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Muon {
-    /// How slowly the average of gradients forgets.
+    /// Decay rate of the moving average of gradients.
     pub momentum: f64,
     /// Nesterov's momentum.
     pub nesterov: bool,
-    /// What of a parameter a step of learning rate 1 takes away.
+    /// Decoupled weight decay: times the learning rate, the share that a step takes off a parameter.
     pub weight_decay: f64,
     /// Coefficients of the iteration that makes a matrix orthogonal.
     pub ns_coefficients: [f64; 3],
@@ -39,6 +57,25 @@ impl Default for Muon {
 }
 
 /// How the learning rate depends on a matrix's shape, with torch's names (`adjust_lr_fn`).
+///
+/// ```
+/// use mlx_rs::Array;
+/// use mlxgk_training::{AdjustLr, Muon, Optimizer, OptimizerKind};
+///
+/// let step = |adjust_lr| {
+///     let settings = Muon { adjust_lr, weight_decay: 0.0, ..Muon::default() };
+///     let mut optimizer = Optimizer::new(OptimizerKind::Muon(settings))?;
+///     // One row, four columns.
+///     let zero = [Array::from_slice(&[0.0_f32; 4], &[1, 4])];
+///     let gradient = [Array::from_slice(&[1.0_f32, 0.0, 0.0, 0.0], &[1, 4])];
+///     let after = optimizer.step(&zero, &gradient, 0.1)?;
+///     Ok::<f32, mlxgk_training::Error>(after[0].as_slice::<f32>()[0])
+/// };
+/// let original = step(AdjustLr::Original)?;
+/// assert!((step(AdjustLr::SpectralUnclamped)? / original - 0.5).abs() < 1e-4); // √(1 / 4)
+/// assert!((step(AdjustLr::MatchRmsAdamw)? / original - 0.4).abs() < 1e-4); // 0.2 · √4
+/// # Ok::<(), mlxgk_training::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum AdjustLr {
