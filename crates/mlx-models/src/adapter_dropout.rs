@@ -10,6 +10,22 @@ use crate::{
 /// PEFT's `lora_dropout`: of what a product is given, its adapter sees each number with probability
 /// `1 - rate`, and then divided by that. Which numbers are dropped follows from seed, product and place
 /// alone, so a pass that is computed again drops the same.
+///
+/// ```
+/// use mlxgk_mlx_models::{Adapter, AdapterDropout, ComputeDtype, Decoder};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let mut model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let ones = |shape: [i32; 2]| mlx_rs::ops::ones::<f32>(&shape);
+/// let product = model.linear_mut("model.layers.0.self_attn.q_proj").unwrap();
+/// let [outputs, inputs] = product.shape().map(|it| it as i32);
+/// product.set_adapter(Adapter::new(ones([2, inputs])?, ones([outputs, 2])?, 0.1)?)?;
+/// let whole = model.logits_of(&[&[5, 9]])?;
+/// model.set_adapter_dropout(Some(AdapterDropout { rate: 0.5, seed: 7 }))?;
+/// let dropped = model.logits_of(&[&[5, 9]])?;
+/// assert!(!dropped.all_close(&whole, None, None, None)?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdapterDropout {
     /// How likely a number is dropped, below 1.

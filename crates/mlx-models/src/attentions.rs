@@ -18,6 +18,22 @@ use crate::{Error, HookPoint, ResidualHook, Result};
 /// prompt, single tokens and checked drafts make up one sequence, and what is rolled back is
 /// forgotten. A layer without attention leaves nothing. Rows must not join, nor common padding be
 /// dropped, while it records, for then columns are renumbered.
+///
+/// ```
+/// use mlxgk_mlx_models::{AttentionRecorder, ComputeDtype, Decoder};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let mut recorder = AttentionRecorder::new([1]);
+/// let mut cache = model.new_cache(1);
+/// model.forward(&[&[5, 9, 14]], &mut cache, &mut recorder)?;
+/// model.forward(&[&[7]], &mut cache, &mut recorder)?;
+/// // What the fourth token looked at: itself and the three before it, by each of four heads.
+/// let weights = recorder.weights(1, 3..4)?.unwrap();
+/// assert_eq!(weights.shape(), [1, 4, 1, 4]);
+/// assert!(recorder.weights(0, 3..4)?.is_none()); // not asked for
+/// # Ok::<(), mlxgk_mlx_models::Error>(())
+/// ```
 #[derive(Debug, Default)]
 pub struct AttentionRecorder {
     layers: BTreeMap<usize, Vec<Part>>,

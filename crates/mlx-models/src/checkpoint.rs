@@ -106,6 +106,19 @@ const NAMINGS: [Naming; 7] = [
 const USUAL: Naming = Naming { body: "model.", head: "lm_head.", table: "embed_tokens" };
 
 /// Tensors of a multimodal checkpoint that the language model does not need.
+///
+/// ```
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/muse-glimmer");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// // A model of text and images, of which the language model is loaded.
+/// for part in model.skipped() {
+///     println!("{}: {} tensors are not loaded", part.part, part.tensors);
+/// }
+/// assert!(model.skipped().iter().any(|it| it.part.contains("vision")));
+/// # Ok::<(), mlxgk_mlx_models::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Skipped {

@@ -16,6 +16,40 @@ use crate::{
 /// ([`Decoder::replace_block`]).
 ///
 /// As every block, it returns what each half adds to the residual stream.
+///
+/// ```
+/// use mlx_rs::Array;
+/// use mlxgk_kv_cache::LayerSpec;
+/// use mlxgk_mlx_models::{BlockPass, ComputeDtype, CustomBlock, Decoder, Result};
+///
+/// /// Adds nothing to the stream: a model without one of its layers.
+/// #[derive(Debug)]
+/// struct Nothing;
+///
+/// impl CustomBlock for Nothing {
+///     fn mix(&self, _: usize, hidden: &Array, _: &mut BlockPass<'_>) -> Result<Array> {
+///         Ok(hidden.multiply(Array::from_f32(0.0))?)
+///     }
+///
+///     fn feed_forward(&self, hidden: &Array) -> Result<Array> {
+///         Ok(hidden.multiply(Array::from_f32(0.0))?)
+///     }
+///
+///     fn spec(&self) -> LayerSpec {
+///         LayerSpec::Nothing
+///     }
+/// }
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let mut model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let bytes = model.kv_bytes_per_token();
+/// model.replace_block(1, Nothing)?;
+/// assert_eq!(model.layers()[1], LayerSpec::Nothing);
+/// assert!(model.kv_bytes_per_token() < bytes);
+/// let (_, states) = model.forward_with_hidden(&[&[5, 9]], &[0, 1])?;
+/// assert!(states[0].all_close(&states[1], None, None, None)?);
+/// # Ok::<(), mlxgk_mlx_models::Error>(())
+/// ```
 pub trait CustomBlock: Debug + Send {
     /// What the token mixer adds to `hidden`, `[batch, tokens, hidden]`, for layer number `layer`. It
     /// [appends](BlockPass::append) keys and values, or [replaces](BlockPass::set_state) a state, as

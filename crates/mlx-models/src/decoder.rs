@@ -22,6 +22,18 @@ use crate::{
 };
 
 /// The dtype that weights are converted to and activations are computed in.
+///
+/// ```
+/// use mlx_rs::Dtype;
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Bfloat16)?;
+/// assert_eq!(model.dtype(), Dtype::Bfloat16);
+/// // Logits are fp32, whatever the model computes in.
+/// assert_eq!(model.logits_of(&[&[5, 9]])?.dtype(), Dtype::Float32);
+/// # Ok::<(), mlxgk_mlx_models::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ComputeDtype {
     /// The checkpoint's on a GPU; fp32 on the CPU backend, whose half-precision loops are many times
@@ -61,6 +73,22 @@ pub(crate) const NO_TOKENS: &str =
 /// A decoder-only language model.
 ///
 /// It holds weights and nothing else; what it remembers of a request is the caller's [`KvCache`].
+///
+/// ```
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let mut cache = model.new_cache(1);
+/// let prompt = model.forward(&[&[5, 9, 14]], &mut cache, &mut NoHook)?;
+/// assert_eq!(prompt.shape(), [1, 3, model.vocab_size() as i32]);
+/// let next = model.forward(&[&[7]], &mut cache, &mut NoHook)?;
+/// assert_eq!((next.dim(1), cache.len()), (1, 4));
+/// // A token that the model does not know is refused, and the cache is as it was.
+/// assert!(model.forward(&[&[9_999]], &mut cache, &mut NoHook).is_err());
+/// assert_eq!(cache.len(), 4);
+/// # Ok::<(), mlxgk_mlx_models::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Decoder {
     pub(crate) model_type: String,
@@ -98,6 +126,17 @@ pub(crate) struct DecoderOptions {
 }
 
 /// A decoder's parts, found once when it is loaded.
+///
+/// ```
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let parts = model.components();
+/// assert_eq!((parts.embedding, parts.layers), ([151, 32], 3));
+/// assert!(!parts.tied_head && !parts.quantized && parts.logit_cap.is_none());
+/// # Ok::<(), mlxgk_mlx_models::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Components {
@@ -369,7 +408,7 @@ impl Decoder {
     }
 
     /// Numbers per head of the keys and of the values that the layers keep, by layer; `None` for a layer
-    /// that keeps none, or is a [block of one's own](crate::CustomBlock). The groups of a quantized cache
+    /// that keeps none, or is a [custom block](crate::CustomBlock). The groups of a quantized cache
     /// have to divide them.
     pub fn head_dims(&self) -> impl Iterator<Item = Option<[usize; 2]>> + '_ {
         self.blocks.iter().map(|it| it.head_dims())

@@ -5,6 +5,15 @@ use std::{fmt, sync::Arc};
 use mlx_rs::error::Exception;
 
 /// What went wrong; see [`Error::kind`].
+///
+/// ```
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, ErrorKind};
+///
+/// let missing = Decoder::load("./no-folder", ComputeDtype::Auto);
+/// assert_eq!(missing.unwrap_err().kind(), ErrorKind::File);
+/// let config = Decoder::from_bytes(br#"{"model_type": "abacus"}"#, &[], ComputeDtype::Auto);
+/// assert_eq!(config.unwrap_err().kind(), ErrorKind::Config);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -27,6 +36,17 @@ pub enum ErrorKind {
 /// A model that cannot be loaded or run, in one sentence.
 ///
 /// Two are equal where kind and sentence are.
+///
+/// ```
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, ErrorKind};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let error = model.logits_of(&[&[5, 9_999]]).unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::Tokens);
+/// assert!(error.to_string().contains("9999"));
+/// # Ok::<(), mlxgk_mlx_models::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Error {
     kind: ErrorKind,

@@ -15,6 +15,20 @@ use crate::{AdapterChoice, Addition, Result};
 
 /// A place in the decoder where the residual stream can be read or rewritten, named as
 /// TransformerLens names it (`blocks.{layer}.hook_resid_pre` and so on). Layers count from 0.
+///
+/// ```
+/// use mlxgk_mlx_models::{Capture, ComputeDtype, Decoder, HookPoint};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let point = HookPoint::ResidPost(1);
+/// assert_eq!((point.to_string().as_str(), point.layer()), ("resid_post.1", Some(1)));
+/// // HF's `hidden_states[2]`.
+/// let mut capture = Capture::new([point]);
+/// model.forward(&[&[5, 9]], &mut model.new_cache(1), &mut capture)?;
+/// assert_eq!(capture.captured()[&point].shape(), [1, 2, 32]);
+/// # Ok::<(), mlxgk_mlx_models::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum HookPoint {
     /// What block `layer` is given.
@@ -56,6 +70,31 @@ impl std::fmt::Display for HookPoint {
 ///
 /// A hook moves with the request it belongs to, so it is `Send`; one that its owner looks into while
 /// something else drives it stands behind an `Arc<Mutex<_>>`.
+///
+/// ```
+/// use mlx_rs::Array;
+/// use mlxgk_kv_cache::Step;
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, HookPoint, NoHook, ResidualHook, Result};
+///
+/// /// Takes the stream after one block times a factor.
+/// struct Scale(usize, f32);
+///
+/// impl ResidualHook for Scale {
+///     fn apply(&mut self, point: HookPoint, hidden: Array, _: &Step) -> Result<Array> {
+///         if point == HookPoint::ResidPost(self.0) {
+///             return Ok(hidden.multiply(Array::from_f32(self.1))?);
+///         }
+///         Ok(hidden)
+///     }
+/// }
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let plain = model.forward(&[&[5, 9]], &mut model.new_cache(1), &mut NoHook)?;
+/// let scaled = model.forward(&[&[5, 9]], &mut model.new_cache(1), &mut Scale(1, 3.0))?;
+/// assert!(!scaled.all_close(&plain, None, None, None)?);
+/// # Ok::<(), mlxgk_mlx_models::Error>(())
+/// ```
 pub trait ResidualHook: Send {
     /// Returns the residual stream to continue with, `[batch, tokens, hidden]`, in the dtype it came in.
     /// Returning `hidden` itself costs nothing.
@@ -96,7 +135,7 @@ pub trait ResidualHook: Send {
     /// How far the hook may move the choice of a row's token: the most that KL(hooked ‖ unhooked) may be,
     /// in nats. A loop that chooses tokens keeps to it by scaling the hook down with
     /// [`KvCache::set_strengths`](mlxgk_kv_cache::KvCache::set_strengths), for which `apply` has to
-    /// heed [`Step::strengths`].
+    /// take [`Step::strengths`] into account.
     fn budget(&self, row: RowId) -> Option<f64> {
         let _ = row;
         None
@@ -292,6 +331,8 @@ impl<A: ResidualHook, B: ResidualHook> ResidualHook for (A, B) {
 }
 
 /// The hook that does nothing.
+///
+/// See the example of [`ResidualHook`], which compares with it.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoHook;
 
@@ -315,10 +356,18 @@ impl ResidualHook for NoHook {
 /// Keeps the residual stream at chosen points.
 ///
 /// ```
-/// use mlxgk_mlx_models::{Capture, HookPoint};
+/// use mlxgk_mlx_models::{Capture, ComputeDtype, Decoder, HookPoint};
 ///
-/// let capture = Capture::new([HookPoint::ResidPost(0), HookPoint::FinalNorm]);
-/// assert!(capture.captured().is_empty());
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let mut capture = Capture::new([HookPoint::ResidPost(0), HookPoint::FinalNorm]);
+/// let logits = model.forward(&[&[5, 9]], &mut model.new_cache(1), &mut capture)?;
+/// let mut states = capture.into_captured();
+/// // The head makes the logits of what the final norm returned.
+/// let last = states.remove(&HookPoint::FinalNorm).unwrap();
+/// assert!(model.logits(&last)?.all_close(&logits, None, None, None)?);
+/// assert_eq!(states.len(), 1);
+/// # Ok::<(), mlxgk_mlx_models::Error>(())
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct Capture {

@@ -4,17 +4,17 @@
 //! caller's [`KvCache`](mlxgk_kv_cache::KvCache), and calls a [`ResidualHook`] between any two
 //! additions to the residual stream. Log-probabilities agree with transformers in fp32 to 1e-4.
 //!
-//! ```no_run
+//! ```
 //! use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
 //!
-//! # fn main() -> Result<(), mlxgk_mlx_models::Error> {
-//! let model = Decoder::load("models/qwen3", ComputeDtype::Auto)?;
+//! # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+//! let model = Decoder::load(folder, ComputeDtype::Float32)?;
 //! let mut cache = model.new_cache(1);
-//! let prompt = model.forward(&[&[5, 17, 300]], &mut cache, &mut NoHook)?; // [1, 3, vocabulary]
-//! let next = model.forward(&[&[42]], &mut cache, &mut NoHook)?; // [1, 1, vocabulary]
-//! # let _ = (prompt, next);
-//! # Ok(())
-//! # }
+//! let prompt = model.forward(&[&[5, 17, 30]], &mut cache, &mut NoHook)?;
+//! let next = model.forward(&[&[42]], &mut cache, &mut NoHook)?;
+//! let vocabulary = model.vocab_size() as i32;
+//! assert_eq!((prompt.shape(), next.shape()), (&[1, 3, vocabulary][..], &[1, 1, vocabulary][..]));
+//! # Ok::<(), mlxgk_mlx_models::Error>(())
 //! ```
 
 mod activation;

@@ -25,6 +25,18 @@ use crate::{
 /// `y = x Wᵀ + b`, or a token table, whose rows are looked up.
 ///
 /// It keeps the name it was loaded under, and may carry an [`Adapter`].
+///
+/// ```
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let linears = model.linears();
+/// let query = linears.iter().find(|it| it.path() == "model.layers.0.self_attn.q_proj").unwrap();
+/// assert_eq!(query.shape(), [32, 32]);
+/// assert!(!query.is_quantized() && query.adapter().is_none());
+/// # Ok::<(), mlxgk_mlx_models::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Linear {
     path: Arc<str>,
@@ -281,6 +293,24 @@ fn row_norms(matrix: &Array) -> MlxResult<Array> {
 ///
 /// Of a mixture's experts each has its own: `A` is `[experts, rank, in]`, `B` `[experts, out, rank]`, as in
 /// mlx-lm.
+///
+/// ```
+/// use mlx_rs::Array;
+/// use mlxgk_mlx_models::{Adapter, ComputeDtype, Decoder};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let mut model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let product = model.linear_mut("model.layers.0.self_attn.q_proj").unwrap();
+/// let before = product.merged()?;
+/// // Rank 1: every number of the matrix grows by 0.5 · 2 · 1.
+/// let a = Array::from_slice(&[2.0_f32; 32], &[1, 32]);
+/// let b = Array::from_slice(&[1.0_f32; 32], &[32, 1]);
+/// product.set_adapter(Adapter::new(a, b, 0.5)?)?;
+/// let grown = before.add(Array::from_f32(1.0))?;
+/// assert!(product.merged()?.all_close(&grown, None, None, None)?);
+/// assert_eq!(product.clear_adapter().unwrap().rank(), 1);
+/// # Ok::<(), mlxgk_mlx_models::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Adapter {
     a: Array,

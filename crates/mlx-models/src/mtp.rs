@@ -102,7 +102,7 @@ impl MtpHeads {
         Ok((!heads.is_empty()).then_some(Self { heads }))
     }
 
-    /// How many there are: so many tokens they guess at once.
+    /// How many heads there are, and so how many tokens they guess at once.
     #[allow(clippy::len_without_is_empty, reason = "there is at least one")]
     pub fn len(&self) -> usize {
         self.heads.len()

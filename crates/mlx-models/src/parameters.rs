@@ -9,6 +9,8 @@ use mlx_rs::{Array, error::Result as MlxResult};
 use crate::{Decoder, Error, ErrorKind, Result, experts::Experts, linear::Linear, norm::RmsNorm};
 
 /// What a parameter is for.
+///
+/// See the example of [`Parameter`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ParameterKind {
@@ -31,6 +33,22 @@ pub enum ParameterKind {
 }
 
 /// One named array of a model.
+///
+/// ```
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, ParameterKind};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let mut norms = Vec::new();
+/// model.visit_parameters(|it| {
+///     if it.kind == ParameterKind::Norm {
+///         norms.push((it.path.to_owned(), it.count));
+///     }
+/// });
+/// assert_eq!(norms[0], ("model.layers.0.input_layernorm.weight".to_owned(), 32));
+/// assert_eq!(norms.len(), 7); // two per block, and the last one
+/// # Ok::<(), mlxgk_mlx_models::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Parameter<'a> {
@@ -264,6 +282,17 @@ impl Tensor {
 }
 
 /// What the weights take once loaded.
+///
+/// ```
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let whole = Decoder::load(folder, ComputeDtype::Float32)?.footprint();
+/// assert_eq!(whole.bytes, 4 * whole.parameters);
+/// let half = Decoder::load(folder, ComputeDtype::Float16)?.footprint();
+/// assert_eq!((half.parameters, half.bytes), (whole.parameters, whole.bytes / 2));
+/// # Ok::<(), mlxgk_mlx_models::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Footprint {
@@ -276,20 +305,19 @@ pub struct Footprint {
 impl Decoder {
     /// Calls `f` with every parameter, the token table first and the head last.
     ///
-    /// ```no_run
+    /// ```
     /// use mlxgk_mlx_models::{ComputeDtype, Decoder, ParameterKind};
     ///
-    /// # fn main() -> Result<(), mlxgk_mlx_models::Error> {
-    /// let model = Decoder::load("models/qwen3", ComputeDtype::Auto)?;
+    /// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+    /// let model = Decoder::load(folder, ComputeDtype::Float32)?;
     /// let mut trained = 0;
     /// model.visit_parameters(|it| {
     ///     if it.kind == ParameterKind::Norm {
     ///         trained += it.count;
     ///     }
     /// });
-    /// println!("the norms hold {trained} parameters");
-    /// # Ok(())
-    /// # }
+    /// assert_eq!(trained, 7 * model.hidden_size()); // two norms per block, and the last one
+    /// # Ok::<(), mlxgk_mlx_models::Error>(())
     /// ```
     pub fn visit_parameters(&self, mut f: impl FnMut(Parameter<'_>)) {
         self.visit(&mut |module| module.parameters(&mut f));

@@ -12,6 +12,8 @@ use crate::{
 };
 
 /// One forward pass as a block sees it: the cache's pass, and what all blocks share.
+///
+/// See the example of [`CustomBlock`](crate::CustomBlock), which is given one.
 #[derive(Debug)]
 pub struct BlockPass<'c> {
     /// The caller's cache; a block reads and writes its own layer.

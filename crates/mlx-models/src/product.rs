@@ -9,6 +9,19 @@ use crate::{
 };
 
 /// A product with weights that may carry an [`Adapter`].
+///
+/// ```
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/qwen3-moe");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// // All experts of a layer together are one product, `[experts, out, in]`.
+/// let products = model.products();
+/// let experts = products.iter().find(|it| it.path().ends_with("switch_mlp.up_proj")).unwrap();
+/// assert_eq!(experts.shape().len(), 3);
+/// assert!(model.linears().iter().all(|it| it.path() != experts.path()));
+/// # Ok::<(), mlxgk_mlx_models::Error>(())
+/// ```
 pub trait Product {
     /// The name without an ending: `model.layers.0.self_attn.q_proj`, or of all experts together mlx-lm's,
     /// `model.layers.0.mlp.switch_mlp.up_proj`.

@@ -12,6 +12,21 @@ use crate::{Error, ErrorKind, HookPoint, ResidualHook, Result};
 /// Unlike [`Capture`](crate::Capture), which has the last pass, it goes by position: chunks of a
 /// prompt, single tokens and checked drafts make up one sequence, and what is rolled back is
 /// forgotten. The last new token is not fed to the model, so it has no entry.
+///
+/// ```
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, HookPoint, Recording};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let mut recording = Recording::new([HookPoint::ResidPost(0)]);
+/// let mut cache = model.new_cache(1);
+/// model.forward(&[&[5, 9, 14]], &mut cache, &mut recording)?;
+/// model.forward(&[&[7]], &mut cache, &mut recording)?;
+/// // Both passes are one text.
+/// let states = recording.states(HookPoint::ResidPost(0))?.unwrap();
+/// assert_eq!(states.shape(), [1, 4, 32]);
+/// # Ok::<(), mlxgk_mlx_models::Error>(())
+/// ```
 #[derive(Debug, Default)]
 pub struct Recording {
     points: BTreeMap<HookPoint, Vec<(usize, Array)>>,

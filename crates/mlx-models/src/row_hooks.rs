@@ -18,6 +18,34 @@ use crate::{AdapterChoice, Error, ErrorKind, HookPoint, ResidualHook, Result, ho
 pub type SharedHook<'a> = Arc<Mutex<dyn ResidualHook + 'a>>;
 
 /// A vector that a hook adds to the residual stream of one row.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use mlx_rs::Array;
+/// use mlxgk_kv_cache::{KvCache, LayerSpec, Step};
+/// use mlxgk_mlx_models::{Addition, HookPoint, ResidualHook, Result};
+///
+/// /// Adds a vector to all tokens but the first of each step.
+/// struct Later(Arc<[f32]>);
+///
+/// impl ResidualHook for Later {
+///     fn apply(&mut self, _: HookPoint, hidden: Array, _: &Step) -> Result<Array> {
+///         // As `additions` says, for a batch of its own.
+///         # Ok(hidden)
+///     }
+///
+///     fn additions(&self, _: HookPoint, step: &Step, _: usize) -> Result<Option<Vec<Addition>>> {
+///         let factors = (0..step.count()).map(|it| if it > 0 { 1.0 } else { 0.0 }).collect();
+///         Ok(Some(vec![Addition { vector: Arc::clone(&self.0), factors }]))
+///     }
+/// }
+///
+/// let step = KvCache::new(&[LayerSpec::Full], 1).step(3);
+/// let added = Later([0.5; 32].into()).additions(HookPoint::FinalNorm, &step, 0)?.unwrap();
+/// assert_eq!(added[0].factors, [0.0, 1.0, 1.0]);
+/// # Ok::<(), mlxgk_mlx_models::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Addition {
     /// `[hidden]`. The same allocation from pass to pass, since it is known again by its address.

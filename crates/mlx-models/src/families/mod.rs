@@ -149,6 +149,8 @@ const HEADS: &[(&str, HeadPlace)] = &[
 const QWEN_HEAD: HeadPlace = HeadPlace::Apart { attention: "full_attention" };
 
 /// An architecture that can be loaded.
+///
+/// See the example of [`supported`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Supported {
