@@ -9,6 +9,29 @@ use crate::{
 /// under way before the host knows the token that it reads.
 ///
 /// The pass after the last token is then under way for nothing, and taken back.
+///
+/// ```
+/// use mlxgk_decoding_strategies::{
+///     AheadLoop, DecoderSession, DeviceChoice, LeftPadded, Limits, RowGroup, SampleLoop,
+///     TokenLoop,
+/// };
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let prompts = LeftPadded::new(&[vec![5, 9, 14]], 0)?;
+/// let session = || DecoderSession::prefill(&model, &prompts, 64, NoHook);
+/// let group = || RowGroup::greedy(Limits { max_new_tokens: 4, eos: vec![] });
+/// let run = |mut it: Box<dyn TokenLoop + '_>| {
+///     while it.step().transpose()?.is_some() {}
+///     it.finish().map(|it| it.rows[0].tokens.clone())
+/// };
+/// let choice = DeviceChoice::of(&session()?, &group());
+/// let choice = choice.expect("the device can take the likeliest token");
+/// let ahead = run(Box::new(AheadLoop::new(session()?, &prompts, group(), choice)))?;
+/// assert_eq!(ahead, run(Box::new(SampleLoop::new(session()?, &prompts, group())))?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct AheadLoop<'a> {
     session: DecoderSession<'a>,

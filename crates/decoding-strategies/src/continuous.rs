@@ -21,6 +21,32 @@ pub const JOIN_CHUNK: usize = 512;
 ///
 /// It is the [`SampleLoop`] with a queue in front: between two tokens of the running rows at most one
 /// chunk of a waiting prompt is fed. A row's tokens do not depend on who shares its batch.
+///
+/// ```
+/// use mlxgk_decoding_strategies::{ContinuousBatch, LeftPadded, Limits, Prefill, RowGroup};
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let mut batch = ContinuousBatch::default();
+/// let mut requests = Vec::new();
+/// for (prompt, max_new_tokens) in [(vec![5, 9, 14], 4), (vec![7], 2)] {
+///     let prompts = LeftPadded::new(&[prompt], 0)?;
+///     let (first, hook) = (batch.reserve(1), batch.hook());
+///     let mut prefill = Prefill::new(&model, &prompts, hook);
+///     prefill.name_rows(first, 1)?;
+///     let group = RowGroup::greedy(Limits { max_new_tokens, eos: vec![] });
+///     batch.join(first, prefill, &prompts, 1, group)?;
+///     requests.push(first);
+///     batch.step()?; // the first request is under way when the second joins
+/// }
+/// while !batch.is_empty() {
+///     batch.step()?;
+/// }
+/// let lengths: Vec<_> = requests.iter().map(|it| batch.take(*it).rows[0].tokens.len()).collect();
+/// assert_eq!(lengths, [4, 2]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct ContinuousBatch<'a> {
     rows: SampleLoop<DecoderSession<'a>>,

@@ -18,6 +18,8 @@ use crate::{Chooser, DecoderSession, Record, Result, RowGroup};
 
 /// How tokens are chosen on the device: the likeliest, or a draw behind temperature, top-k and top-p, by
 /// quantiles that the host's generator gives.
+///
+/// See the example of [`AheadLoop`](crate::AheadLoop).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DeviceChoice(Choice);
 

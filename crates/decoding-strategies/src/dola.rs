@@ -19,6 +19,23 @@ use crate::{Chooser, Error, ErrorKind, Result, reader::last_position};
 const RELATIVE_TOP: f64 = 0.1;
 
 /// The earlier layers to choose from. Layer 0 is the embedding, layer ℓ what block ℓ - 1 returns.
+///
+/// ```
+/// use mlxgk_decoding_strategies::{DolaLayers, LeftPadded, Prefill};
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let prompts = LeftPadded::new(&[vec![5, 9, 14]], 0)?;
+/// let layers = DolaLayers::Listed(vec![0, 2]);
+/// assert_eq!(layers.of(model.layers().len(), false)?, [0, 2]);
+/// let session = Prefill::new(&model, &prompts, NoHook).dola(&layers)?.finish()?;
+/// # drop(session);
+/// // The last layer cannot be contrasted with itself.
+/// let last = DolaLayers::Listed(vec![model.layers().len()]);
+/// assert!(Prefill::new(&model, &prompts, NoHook).dola(&last).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DolaLayers {
     /// Every other layer of the lower half; of more than 40 layers, of the first 20.

@@ -3,6 +3,13 @@
 use std::{fmt, sync::Arc};
 
 /// What went wrong; see [`Error::kind`].
+///
+/// ```
+/// use mlxgk_decoding_strategies::{Constraint, ErrorKind, LeftPadded};
+///
+/// assert_eq!(LeftPadded::new(&[], 0).unwrap_err().kind(), ErrorKind::Prompt);
+/// assert_eq!(Constraint::phrase(vec![]).unwrap_err().kind(), ErrorKind::Constraint);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -23,6 +30,19 @@ pub enum ErrorKind {
 /// A sequence that cannot be continued, in one sentence.
 ///
 /// Two are equal where kind and sentence are.
+///
+/// ```
+/// use mlxgk_decoding_strategies::{DecoderSession, ErrorKind, LeftPadded};
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let prompts = LeftPadded::new(&[vec![5, 9_999]], 0)?;
+/// let error = DecoderSession::prefill(&model, &prompts, 64, NoHook).unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::Model);
+/// println!("{error}"); // names the token, and how many the vocabulary has
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Error {
     kind: ErrorKind,

@@ -7,10 +7,32 @@ use crate::{
 /// Makes the model of a part, given the indices of its prompts.
 type Feed<'a, M> = Box<dyn FnMut(&[usize]) -> Result<M> + 'a>;
 
-/// Greedy rows of which at most so many run at once; the next ones begin when all of these have ended.
+/// Greedy rows, of which a limited number run at once; the next ones begin when all of these have ended.
 ///
 /// A row's tokens are those it would have beside all the others: it has the padding of the whole batch,
 /// its own index and its own name. Draws are not served, because torch takes them for all rows in turn.
+///
+/// ```
+/// use mlxgk_decoding_strategies::{
+///     DecoderSession, InParts, LeftPadded, Limits, RowGroup, TokenLoop,
+/// };
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let prompts = LeftPadded::new(&[vec![5, 9, 14], vec![7], vec![30, 2]], 0)?;
+/// let mut parts = Vec::new();
+/// let group = RowGroup::greedy(Limits { max_new_tokens: 3, eos: vec![] });
+/// let mut it = InParts::new(&prompts, group, 2, |rows| {
+///     parts.push(rows.to_vec());
+///     DecoderSession::prefill(&model, &prompts.part(rows), 64, NoHook)
+/// });
+/// while it.step().transpose()?.is_some() {}
+/// let output = Box::new(it).finish()?;
+/// assert!(output.rows.len() == 3 && output.rows.iter().all(|it| it.tokens.len() == 3));
+/// assert_eq!(parts, [vec![0, 1], vec![2]]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct InParts<'a, M> {
     rows: SampleLoop<M>,
     most: usize,

@@ -20,20 +20,22 @@ pub const DEFAULT_PREFILL_CHUNK: usize = 2048;
 
 /// Prompts on their way into a cache, a chunk at a time.
 ///
-/// ```no_run
-/// use mlxgk_decoding_strategies::{LeftPadded, Prefill};
+/// ```
+/// use mlxgk_decoding_strategies::{LanguageModel, LeftPadded, Prefill};
 /// use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
 ///
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let model = Decoder::load("models/qwen3", ComputeDtype::Auto)?;
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
 /// let prompts = LeftPadded::new(&[vec![5, 6, 7], vec![8]], 0)?;
-/// let mut prefill = Prefill::new(&model, &prompts, NoHook).chunk(512);
+/// let mut prefill = Prefill::new(&model, &prompts, NoHook).chunk(2);
+/// let mut to_go = Vec::new();
 /// while !prefill.step(usize::MAX)? {
-///     println!("{} tokens to go", prefill.remaining());
+///     to_go.push(prefill.remaining());
 /// }
-/// let session = prefill.finish()?;
-/// # Ok(())
-/// # }
+/// assert_eq!(to_go, [1]); // after the first two of three columns
+/// let mut session = prefill.finish()?;
+/// assert_eq!(session.scores()?.len(), 2 * model.vocab_size());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Prefill<'a> {
     reader: Reader<'a>,
@@ -160,7 +162,7 @@ impl<'a> Prefill<'a> {
         }
     }
 
-    /// Feeds at most so many tokens per row and step.
+    /// Feeds at most `tokens` tokens per row and step.
     #[must_use]
     pub fn chunk(self, tokens: usize) -> Self {
         Self { chunk: tokens.max(1), ..self }
@@ -184,7 +186,7 @@ impl<'a> Prefill<'a> {
         Ok(self)
     }
 
-    /// Makes room for so many columns at once: [`KvCache::reserve`].
+    /// Makes room for `columns` columns at once: [`KvCache::reserve`].
     #[must_use]
     pub fn reserve(mut self, columns: usize) -> Self {
         self.cache.reserve(columns);

@@ -7,6 +7,29 @@ use crate::Result;
 /// What to record of each step besides its token.
 ///
 /// Scores and logits are a whole vocabulary per token: 600 kB each for a model of 150,000 tokens.
+///
+/// ```
+/// use mlxgk_decoding_strategies::{
+///     DecoderSession, LeftPadded, Limits, Record, RowGroup, SampleLoop, TokenLoop,
+/// };
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let prompts = LeftPadded::new(&[vec![5, 9, 14]], 0)?;
+/// let session = DecoderSession::prefill(&model, &prompts, 64, NoHook)?;
+/// let record = Record { logits: true, logprobs: Some(2), ..Record::default() };
+/// let group = RowGroup::greedy(Limits { max_new_tokens: 3, eos: vec![] }).record(record);
+/// let mut it = SampleLoop::new(session, &prompts, group);
+/// while it.step().transpose()?.is_some() {}
+/// let row = it.into_parts().1.remove(0);
+/// assert!(row.recorded.scores.is_empty()); // not asked for
+/// assert_eq!(row.recorded.logits[2].len(), model.vocab_size());
+/// // Greedy rows take the likeliest token.
+/// let third = &row.recorded.logprobs[2];
+/// assert_eq!((third.token, third.top[0]), (row.tokens[2], (row.tokens[2], third.logprob)));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Record {
     /// The scores that the token was chosen from, after processors and warpers (HF `output_scores`).
@@ -18,6 +41,19 @@ pub struct Record {
 }
 
 /// How likely a token was under the model's own logits, whatever processors and warpers made of it.
+///
+/// ```
+/// use mlxgk_decoding_strategies::score;
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let scored = score(&model, &[5, 9, 14], 3, &mut NoHook)?;
+/// // What follows 5, and what follows 5, 9.
+/// assert_eq!(scored.iter().map(|it| it.token).collect::<Vec<_>>(), [9, 14]);
+/// assert!(scored[0].top.len() == 3 && scored[0].top[0].1 >= scored[0].logprob);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenLogprobs {
     /// The token that was chosen.
@@ -29,6 +65,8 @@ pub struct TokenLogprobs {
 }
 
 /// What was recorded of one row, an entry per token; empty where it was not asked for.
+///
+/// See the example of [`Record`].
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Recorded {
     /// Processed scores, `-inf` for what was banned or cut.

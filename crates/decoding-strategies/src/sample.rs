@@ -13,6 +13,30 @@ use crate::{
 ///
 /// Rows of several requests may [join](Self::join) and [leave](TokenLoop::leave) between steps. What
 /// a row is given does not depend on who shares its batch.
+///
+/// ```
+/// use mlxgk_decoding_strategies::{
+///     DecoderSession, LeftPadded, Limits, RowGroup, SampleLoop, TokenLoop,
+/// };
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let prompts = |tokens: &[u32]| LeftPadded::new(&[tokens.to_vec()], 0);
+/// let session = |it: &LeftPadded| DecoderSession::prefill(&model, it, 64, NoHook);
+/// let group = || RowGroup::greedy(Limits { max_new_tokens: 3, eos: vec![] });
+///
+/// let first = prompts(&[5, 9, 14])?;
+/// let mut it = SampleLoop::new(session(&first)?, &first, group());
+/// it.step().transpose()?;
+/// // A second request joins while the first is under way.
+/// let second = prompts(&[7])?;
+/// let id = it.reserve(1);
+/// it.join(id, session(&second)?, &second, group())?;
+/// while it.step().transpose()?.is_some() {}
+/// assert_eq!(it.take(id).rows[0].tokens.len(), 3);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct SampleLoop<M> {
     /// None while there are no rows.

@@ -13,6 +13,21 @@ use crate::{
 };
 
 /// A decoder in the middle of a batch of sequences.
+///
+/// ```
+/// use mlxgk_decoding_strategies::{DecoderSession, LanguageModel, LeftPadded};
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let prompts = LeftPadded::new(&[vec![5, 9, 14]], 0)?;
+/// let mut session = DecoderSession::prefill(&model, &prompts, 64, NoHook)?;
+/// session.repeat(2)?; // two samples of one prompt
+/// session.feed(&[7, 30])?;
+/// assert_eq!(session.scores()?.len(), 2 * model.vocab_size());
+/// assert_eq!(session.cache().tokens(1), [5, 9, 14, 30]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct DecoderSession<'a> {
     reader: Reader<'a>,
     cache: KvCache,

@@ -5,6 +5,8 @@ use mlxgk_kv_cache::KvCache;
 use crate::{Acceptance, BeamPath, Error, FinishReason, Recorded, Result, RowId};
 
 /// What a step made of one row.
+///
+/// See the example of [`TokenLoop`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct RowEvent {
     /// Which row.
@@ -14,6 +16,8 @@ pub struct RowEvent {
 }
 
 /// See [`RowEvent`].
+///
+/// See the example of [`TokenLoop`].
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum RowOutcome {
@@ -31,6 +35,8 @@ pub enum RowOutcome {
 }
 
 /// What became of one row.
+///
+/// See the example of [`TokenLoop`].
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct RowOutput {
@@ -44,7 +50,9 @@ pub struct RowOutput {
     pub beam: Option<BeamPath>,
 }
 
-/// What a loop leaves.
+/// The outcome of a loop.
+///
+/// See the example of [`TokenLoop`].
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct LoopOutput {
@@ -60,6 +68,35 @@ pub struct LoopOutput {
 ///
 /// Loops differ in what they propose for the next tokens; what a row is, and when it ends, is the
 /// same in all of them.
+///
+/// ```
+/// use mlxgk_decoding_strategies::{
+///     DecoderSession, FinishReason, LeftPadded, Limits, RowGroup, RowOutcome, SampleLoop,
+///     TokenLoop,
+/// };
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let prompts = LeftPadded::new(&[vec![5, 9, 14], vec![7]], 0)?;
+/// let session = DecoderSession::prefill(&model, &prompts, 64, NoHook)?;
+/// let group = RowGroup::greedy(Limits { max_new_tokens: 3, eos: vec![] });
+/// let mut it: Box<dyn TokenLoop> = Box::new(SampleLoop::new(session, &prompts, group));
+/// let mut tokens = [0, 0];
+/// while let Some(step) = it.step() {
+///     for event in step? {
+///         match event.outcome {
+///             RowOutcome::Token { .. } => tokens[event.row.get() as usize] += 1,
+///             RowOutcome::Failed(error) => eprintln!("row {}: {error}", event.row),
+///             _ => {}
+///         }
+///     }
+/// }
+/// let output = it.finish()?;
+/// assert_eq!(tokens, [3, 3]);
+/// assert_eq!(output.rows[1].finish_reason, Some(FinishReason::Length));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait TokenLoop {
     /// Waits until the scores of the next token are there: the end of the prefill, when called before
     /// the first step.

@@ -12,6 +12,8 @@ use crate::{
 };
 
 /// How many guesses were accepted.
+///
+/// See the example of [`AssistedLoop`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Acceptance {
@@ -38,6 +40,27 @@ impl Acceptance {
 /// Each step adds at least one token. They are those that [`SampleLoop`](crate::SampleLoop) gives
 /// without help where nothing is drawn, or where the guesses come without scores and every row has a
 /// stream of its own; otherwise they are distributed alike.
+///
+/// ```
+/// use mlxgk_decoding_strategies::{
+///     AssistedLoop, DecoderSession, LeftPadded, Limits, PromptLookup, RowGroup, TokenLoop,
+/// };
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let prompt = [5, 9, 14, 5, 9];
+/// let prompts = LeftPadded::new(&[prompt.to_vec()], 0)?;
+/// let session = DecoderSession::prefill(&model, &prompts, 64, NoHook)?;
+/// let group = RowGroup::greedy(Limits { max_new_tokens: 6, eos: vec![] });
+/// let mut it = AssistedLoop::new(session, PromptLookup::new(3, 2)?, &prompt, group);
+/// while it.step().transpose()?.is_some() {}
+/// let acceptance = it.acceptance();
+/// assert!(acceptance.guessed >= 3); // what followed 5, 9 before
+/// println!("{:?} of the guesses were accepted", acceptance.rate());
+/// assert_eq!(it.into_parts().1.tokens.len(), 6);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct AssistedLoop<'a, M> {
     model: M,
     generator: Box<dyn CandidateGenerator + 'a>,

@@ -6,6 +6,8 @@ use super::{Guide, nothing_left};
 use crate::{Chooser, Result};
 
 /// Guesses for the next tokens.
+///
+/// See the example of [`CandidateGenerator`].
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Candidates {
     /// The tokens, in order; may be none.
@@ -16,6 +18,8 @@ pub struct Candidates {
 }
 
 /// Where the text stands when a guess is asked for.
+///
+/// See the example of [`PromptLookup`](crate::PromptLookup), which is given one.
 #[derive(Debug)]
 pub struct DraftContext<'a, 'm> {
     /// Prompt and new tokens.
@@ -49,6 +53,40 @@ impl DraftContext<'_, '_> {
 }
 
 /// Guesses tokens that a model may say next (HF `CandidateGenerator`).
+///
+/// ```
+/// use mlxgk_decoding_strategies::{
+///     AssistedLoop, CandidateGenerator, Candidates, Chooser, DecoderSession, DraftContext,
+///     LeftPadded, Limits, Result, RowGroup, TokenLoop,
+/// };
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
+///
+/// /// Guesses that the last token comes again.
+/// struct Again;
+///
+/// impl CandidateGenerator for Again {
+///     fn candidates(
+///         &mut self,
+///         draft: &mut DraftContext<'_, '_>,
+///         _: &mut Chooser,
+///     ) -> Result<Candidates> {
+///         let last = draft.context.tokens.last().copied();
+///         Ok(Candidates { tokens: last.into_iter().collect(), scores: Vec::new() })
+///     }
+///
+///     fn update(&mut self, _guessed: usize, _accepted: usize) {}
+/// }
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let prompts = LeftPadded::new(&[vec![5, 9]], 0)?;
+/// let session = DecoderSession::prefill(&model, &prompts, 64, NoHook)?;
+/// let group = RowGroup::greedy(Limits { max_new_tokens: 4, eos: vec![] });
+/// let mut it = AssistedLoop::new(session, Again, &[5, 9], group);
+/// while it.step().transpose()?.is_some() {}
+/// assert!(it.acceptance().guessed > 0 && it.into_parts().1.tokens.len() == 4);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait CandidateGenerator {
     /// Guesses at most `draft.max_checkable` tokens; those beyond `draft.budget` are lost. `chooser`
     /// warps and draws where tokens are drawn.

@@ -7,6 +7,8 @@ use super::{CandidateGenerator, Candidates, DraftContext, Speculative};
 use crate::{Chooser, Result};
 
 /// How the number of guesses changes with their success (`num_assistant_tokens_schedule`).
+///
+/// See the example of [`AssistantOptions`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Schedule {
     /// It does not.
@@ -18,6 +20,15 @@ pub enum Schedule {
 }
 
 /// How a draft model guesses: fields of the draft model's own generation config, as in HF.
+///
+/// ```
+/// use mlxgk_decoding_strategies::{AssistantOptions, Schedule};
+///
+/// // transformers' defaults: 20 guesses at a time, fewer where the draft model is unsure.
+/// let usual = AssistantOptions::default();
+/// assert_eq!((usual.num_tokens, usual.schedule), (20, Schedule::Constant));
+/// assert_eq!(usual.confidence_threshold, 0.4);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AssistantOptions {
     /// Guesses per turn at most (`num_assistant_tokens`).
@@ -37,6 +48,29 @@ impl Default for AssistantOptions {
 }
 
 /// Guesses what a smaller model with the same vocabulary would say (HF `AssistedCandidateGenerator`).
+///
+/// ```
+/// use mlxgk_decoding_strategies::{
+///     AssistantOptions, AssistedLoop, DecoderSession, DraftModel, LeftPadded, Limits, RowGroup,
+///     TokenLoop,
+/// };
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let prompt = [5, 9, 14];
+/// let prompts = LeftPadded::new(&[prompt.to_vec()], 0)?;
+/// let session = || DecoderSession::prefill(&model, &prompts, 64, NoHook);
+/// // The model drafts for itself, so that every guess is right.
+/// let options =
+///     AssistantOptions { num_tokens: 2, confidence_threshold: 0.0, ..Default::default() };
+/// let draft = DraftModel::new(session()?, &prompt, options);
+/// let group = RowGroup::greedy(Limits { max_new_tokens: 6, eos: vec![] });
+/// let mut it = AssistedLoop::new(session()?, draft, &prompt, group);
+/// while it.step().transpose()?.is_some() {}
+/// assert_eq!(it.acceptance().rate(), Some(1.0));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct DraftModel<D> {
     model: D,

@@ -18,6 +18,22 @@ use crate::Result;
 ///
 /// A pass over columns that were there before takes their place and that of those behind them, so
 /// what was taken back is gone once something else stands there.
+///
+/// ```
+/// use mlxgk_decoding_strategies::{DecoderSession, FinalStates, LeftPadded};
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let states = FinalStates::default();
+/// let prompts = LeftPadded::new(&[vec![5, 9, 14]], 0)?;
+/// let session = DecoderSession::prefill(&model, &prompts, 64, states.clone())?;
+/// let last = states.between(1, 3)?.unwrap();
+/// assert_eq!(last.shape(), [1, 2, model.hidden_size() as i32]);
+/// assert!(states.between(1, 4)?.is_none()); // the fourth column was not fed yet
+/// # drop(session);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct FinalStates(Arc<Mutex<Kept>>);
 

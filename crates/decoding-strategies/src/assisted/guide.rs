@@ -11,6 +11,29 @@ use crate::Result;
 /// As in HF it is fed the last token of whatever text scores are guided for, in that order: the texts that a
 /// draft tries out, those that the model checks, rejected guesses included. So what a guided row says with a
 /// helper is not what it says without one.
+///
+/// ```
+/// use mlxgk_decoding_strategies::{
+///     AssistedLoop, DecoderSession, Guide, LeftPadded, Limits, PromptLookup, RowGroup, TokenLoop,
+/// };
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let fed = |tokens: &[u32]| {
+///     DecoderSession::prefill(&model, &LeftPadded::new(&[tokens.to_vec()], 0)?, 64, NoHook)
+/// };
+/// let run = |scale: f64| {
+///     let group = RowGroup::greedy(Limits { max_new_tokens: 8, eos: vec![] });
+///     let it = AssistedLoop::new(fed(&[5, 9, 14])?, PromptLookup::new(2, 2)?, &[5, 9, 14], group);
+///     let mut it = it.guide(Some(Guide::new(fed(&[14])?, scale)));
+///     while it.step().transpose()?.is_some() {}
+///     Ok::<_, mlxgk_decoding_strategies::Error>(it.into_parts().1.tokens)
+/// };
+/// // Moved away from what the model would say behind the last token alone.
+/// assert_ne!(run(1.0)?, run(4.0)?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Guide<'a> {
     model: Box<dyn Speculative + 'a>,
     scale: f64,

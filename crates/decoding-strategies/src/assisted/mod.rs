@@ -33,6 +33,21 @@ pub use self::mtp_draft::MtpDraft;
 pub use self::prompt_lookup::PromptLookup;
 
 /// A model with one row that takes several tokens at once, and takes them back.
+///
+/// ```
+/// use mlxgk_decoding_strategies::{DecoderSession, LanguageModel, LeftPadded, Speculative};
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let prompts = LeftPadded::new(&[vec![5, 9]], 0)?;
+/// let mut session = DecoderSession::prefill(&model, &prompts, 64, NoHook)?;
+/// session.feed_several(&[14, 7, 30])?;
+/// assert_eq!(session.scores()?.len(), 3 * model.vocab_size());
+/// session.roll_back(2)?; // the second guess was wrong, and with it the third
+/// assert_eq!(session.cache().tokens(0), [5, 9, 14]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait Speculative: LanguageModel {
     /// Appends `tokens` to the row. [`scores`](LanguageModel::scores) then holds one row of scores
     /// for each of them: what follows it.

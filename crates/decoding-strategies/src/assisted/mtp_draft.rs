@@ -12,6 +12,27 @@ use crate::{Chooser, DEFAULT_PREFILL_CHUNK, Error, ErrorKind, Result, reader::la
 ///
 /// The heads read what the model left after its final norm, column by column, so they guess once it has added
 /// a token to the prompt. They read the whole text that the model read in this request, a chunk at a time.
+///
+/// ```
+/// use mlxgk_decoding_strategies::{
+///     AssistedLoop, DecoderSession, FinalStates, LeftPadded, Limits, MtpDraft, RowGroup,
+///     TokenLoop,
+/// };
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, MtpHeads};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/assisted/mtp-glm4-moe");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let heads = MtpHeads::load(folder, &model)?.expect("the folder has heads");
+/// let (states, prompt) = (FinalStates::default(), [5, 9, 14]);
+/// let prompts = LeftPadded::new(&[prompt.to_vec()], 0)?;
+/// let session = DecoderSession::prefill(&model, &prompts, 64, states.clone())?;
+/// let group = RowGroup::greedy(Limits { max_new_tokens: 5, eos: vec![] });
+/// let draft = MtpDraft::new(&heads, states, prompt.len());
+/// let mut it = AssistedLoop::new(session, draft, &prompt, group);
+/// while it.step().transpose()?.is_some() {}
+/// assert!(it.acceptance().guessed > 0 && it.into_parts().1.tokens.len() == 5);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct MtpDraft<'a> {
     heads: &'a MtpHeads,
@@ -25,14 +46,14 @@ pub struct MtpDraft<'a> {
 }
 
 impl<'a> MtpDraft<'a> {
-    /// Guesses after a prompt of so many tokens, from what `states` saw the model leave: it has to be the last
+    /// Guesses after a prompt of `prompt` tokens, from what `states` saw the model leave: it has to be the last
     /// hook of all of the model's passes.
     pub fn new(heads: &'a MtpHeads, states: FinalStates, prompt: usize) -> Self {
         let (caches, chunk) = (heads.new_caches(), DEFAULT_PREFILL_CHUNK);
         Self { heads, states, prompt, chunk, caches, begin: None }
     }
 
-    /// Lets the heads read at most about so many columns at once.
+    /// Lets the heads read at most about `columns` columns at once.
     #[must_use]
     pub fn chunk(self, columns: usize) -> Self {
         Self { chunk: columns.max(1), ..self }

@@ -7,6 +7,16 @@
 use crate::{Error, ErrorKind, Result};
 
 /// A phrase, or several of which one is enough.
+///
+/// ```
+/// use mlxgk_decoding_strategies::Constraint;
+///
+/// let either = Constraint::any_of(vec![vec![20, 21], vec![20, 22]])?;
+/// assert_eq!(either.alternatives().len(), 2);
+/// // The longer one could never be chosen.
+/// assert!(Constraint::any_of(vec![vec![20], vec![20, 21]]).is_err());
+/// # Ok::<(), mlxgk_decoding_strategies::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Constraint {
     alternatives: Vec<Vec<u32>>,

@@ -21,6 +21,8 @@ use crate::{
 };
 
 /// What sets a search apart.
+///
+/// See the example of [`HeapBeamSearch`].
 #[derive(Debug, Clone, PartialEq)]
 pub enum Variant {
     /// Diverse beam search (Vijayakumar et al., arXiv 1610.02424): in every step the groups choose
@@ -40,6 +42,33 @@ pub enum Variant {
 /// A search in groups or for given words, under way; stepped like [`BeamSearch`](crate::BeamSearch).
 ///
 /// Sequences that end with any of several end tokens are returned with the first of them, as in HF.
+///
+/// ```
+/// use mlxgk_decoding_strategies::{
+///     BeamOptions, Constraint, DecoderSession, EarlyStopping, HeapBeamSearch, LeftPadded, Limits,
+///     RowGroup, TokenLoop, Variant,
+/// };
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let prompts = LeftPadded::new(&[vec![5, 9, 14]], 0)?;
+/// let mut session = DecoderSession::prefill(&model, &prompts, 64, NoHook)?;
+/// session.repeat(4)?; // a row per beam
+/// let options = BeamOptions {
+///     num_beams: 4,
+///     num_return_sequences: 1,
+///     length_penalty: 1.0,
+///     early_stopping: EarlyStopping::Heuristic,
+/// };
+/// let group = RowGroup::greedy(Limits { max_new_tokens: 5, eos: vec![] });
+/// let words = Variant::Words(vec![Constraint::phrase(vec![20, 21])?]);
+/// let mut search = HeapBeamSearch::new(session, &prompts, group, options, words)?;
+/// while search.step().transpose()?.is_some() {}
+/// let best = search.into_parts()?.1.remove(0);
+/// assert!(best.tokens.windows(2).any(|it| it == [20, 21]));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct HeapBeamSearch<M> {
     model: M,

@@ -20,6 +20,8 @@ pub use self::search::BeamSearch;
 use crate::{Error, ErrorKind, Result};
 
 /// When the search for one prompt is over, apart from the length: HF's `early_stopping`.
+///
+/// See the example of [`BeamSearch`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum EarlyStopping {
     /// `false`: when the best running beam, scored at its present length, no longer beats the worst
@@ -33,6 +35,8 @@ pub enum EarlyStopping {
 }
 
 /// How beams are kept and scored.
+///
+/// See the example of [`BeamSearch`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BeamOptions {
     /// Continuations followed per prompt; at least 1.
@@ -60,6 +64,8 @@ impl BeamOptions {
 }
 
 /// How a search came by a sequence.
+///
+/// See the example of [`BeamSearch`].
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct BeamPath {

@@ -25,6 +25,36 @@ use crate::{
 /// `max(2, 1 + end tokens) · num_beams`, so that enough are left when many end. Those that end
 /// compete, by their score divided by the length, for the places of the finished; the best of the
 /// others run on.
+///
+/// ```
+/// use mlxgk_decoding_strategies::{
+///     BeamOptions, BeamSearch, DecoderSession, EarlyStopping, LeftPadded, Limits, RowGroup,
+///     TokenLoop,
+/// };
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let prompts = LeftPadded::new(&[vec![5, 9, 14]], 0)?;
+/// let mut session = DecoderSession::prefill(&model, &prompts, 64, NoHook)?;
+/// session.repeat(4)?; // a row per beam
+/// let options = BeamOptions {
+///     num_beams: 4,
+///     num_return_sequences: 2,
+///     length_penalty: 1.0,
+///     early_stopping: EarlyStopping::Heuristic,
+/// };
+/// let group = RowGroup::greedy(Limits { max_new_tokens: 5, eos: vec![] });
+/// let mut search = BeamSearch::new(session, &prompts, group, options)?;
+/// while search.step().transpose()?.is_some() {}
+/// let sequences = search.into_parts()?.1;
+/// let best = sequences[0].beam.as_ref().unwrap();
+/// assert!(best.score >= sequences[1].beam.as_ref().unwrap().score);
+/// // The mean of the tokens' log-probabilities, since the length penalty is 1.
+/// let sum: f32 = best.transition_scores.iter().sum();
+/// assert!((best.score - sum / 5.0).abs() < 1e-4);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct BeamSearch<M> {
     model: M,

@@ -10,6 +10,8 @@ use crate::{
 };
 
 /// How likelihood and novelty are weighed.
+///
+/// See the example of [`ContrastiveLoop`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ContrastiveOptions {
     /// HF's `penalty_alpha`: the weight of the penalty on repetition; what is left to 1 is the weight
@@ -24,6 +26,30 @@ pub struct ContrastiveOptions {
 /// Each step takes the candidate with the highest (1 - α) · p - α · s: p is its probability after
 /// the processors, s the highest cosine of its hidden state with those before it. The chooser of the
 /// rows is not asked.
+///
+/// ```
+/// use mlxgk_decoding_strategies::{
+///     ContrastiveLoop, ContrastiveOptions, ContrastiveSession, LeftPadded, Limits, Prefill,
+///     RowGroup, TokenLoop,
+/// };
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let prompts = LeftPadded::new(&[vec![5, 9, 14]], 0)?;
+/// let run = |penalty_alpha, top_k| {
+///     let session = ContrastiveSession::prefill(Prefill::new(&model, &prompts, NoHook))?;
+///     let group = RowGroup::greedy(Limits { max_new_tokens: 6, eos: vec![] });
+///     let options = ContrastiveOptions { penalty_alpha, top_k };
+///     let mut it = ContrastiveLoop::new(session, &prompts, group, options);
+///     while it.step().transpose()?.is_some() {}
+///     Ok::<_, mlxgk_decoding_strategies::Error>(it.into_parts().1[0].tokens.clone())
+/// };
+/// // Without a penalty, or with a single candidate, it takes the likeliest token.
+/// assert_eq!(run(0.0, 4)?, run(0.6, 1)?);
+/// assert_ne!(run(0.9, 4)?, run(0.6, 1)?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct ContrastiveLoop<M> {
     model: M,

@@ -14,6 +14,27 @@ pub use self::session::ContrastiveSession;
 use crate::{Reorder, Result};
 
 /// A model that tries several tokens for each row before one of them counts.
+///
+/// ```
+/// use mlxgk_decoding_strategies::{
+///     ContrastiveSession, DecoderSession, LanguageModel, LeftPadded, Lookahead, Prefill,
+/// };
+/// use mlxgk_mlx_models::{ComputeDtype, Decoder, NoHook};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama");
+/// let model = Decoder::load(folder, ComputeDtype::Float32)?;
+/// let prompts = LeftPadded::new(&[vec![5, 9, 14]], 0)?;
+/// let mut session = ContrastiveSession::prefill(Prefill::new(&model, &prompts, NoHook))?;
+/// // Three candidates for the one row: how alike each one's state is to those before it.
+/// let cosines = session.look_ahead(&[14, 30, 7], 3)?;
+/// assert!(cosines.len() == 3 && cosines.iter().all(|it| (-1.001..=1.001).contains(it)));
+/// session.accept(&[1])?; // 30
+/// let fed = LeftPadded::new(&[vec![5, 9, 14, 30]], 0)?;
+/// let mut whole = DecoderSession::prefill(&model, &fed, 64, NoHook)?;
+/// let mut scores = session.scores()?.iter().zip(whole.scores()?);
+/// assert!(scores.all(|(a, b)| (a - b).abs() < 1e-4));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait Lookahead: Reorder {
     /// Feeds each row `per_row` of `tokens`, each to a copy of its own. Returns how much each copy's
     /// new hidden state resembles the most similar one of its row so far: the cosine, in -1..=1,

@@ -13,6 +13,8 @@ use crate::{
 };
 
 /// A decoder in the middle of a batch of sequences, with what its last layer made of every token.
+///
+/// See the example of [`ContrastiveLoop`](crate::ContrastiveLoop).
 #[derive(Debug)]
 pub struct ContrastiveSession<'a> {
     /// While copies are tried, it has a row for each.
