@@ -11,8 +11,8 @@ use crate::{Context, LogitsProcessor, Result, Stage};
 /// Adds a bias to tokens at every step: OpenAI's `logit_bias`.
 ///
 /// OpenAI limits a bias to -100..=100, where the ends ban and force; here any number will do, and
-/// minus infinity bans. transformers says the same with a
-/// [sequence bias](super::SequenceBias) on sequences of one token.
+/// minus infinity bans. In transformers this is a [sequence bias](super::SequenceBias) on
+/// sequences of one token.
 ///
 /// ```
 /// use mlxgk_logits_processors::{Context, LogitsProcessor, TokenBias};

@@ -4,7 +4,7 @@ use crate::Context;
 
 /// Which part of a row's history a penalty looks at.
 ///
-/// The field disagrees, and the results differ, so each choice has a name:
+/// Libraries disagree, and the results differ, so each choice has a name:
 ///
 /// | library | history | prompt counts |
 /// |---|---|---|
