@@ -26,24 +26,34 @@ pub type SharedHook<'a> = Arc<Mutex<dyn ResidualHook + 'a>>;
 /// use mlxgk_kv_cache::{KvCache, LayerSpec, Step};
 /// use mlxgk_mlx_models::{Addition, HookPoint, ResidualHook, Result};
 ///
-/// /// Adds a vector to all tokens but the first of each step.
+/// /// Adds a vector to all tokens but the text's first.
 /// struct Later(Arc<[f32]>);
 ///
+/// fn factors(step: &Step) -> Vec<f32> {
+///     let columns = step.start()..step.start() + step.count();
+///     columns.map(|it| if it > 0 { 1.0 } else { 0.0 }).collect()
+/// }
+///
 /// impl ResidualHook for Later {
-///     fn apply(&mut self, _: HookPoint, hidden: Array, _: &Step) -> Result<Array> {
-///         // As `additions` says, for a batch of its own.
-///         # Ok(hidden)
+///     fn apply(&mut self, _: HookPoint, hidden: Array, step: &Step) -> Result<Array> {
+///         let vector = Array::from_slice(&self.0, &[self.0.len() as i32]);
+///         let factors = Array::from_slice(&factors(step), &[1, step.count() as i32, 1]);
+///         Ok(hidden.add(vector.multiply(factors)?)?)
 ///     }
 ///
+///     /// The same, said in a way that rows with other hooks can share a batch with.
 ///     fn additions(&self, _: HookPoint, step: &Step, _: usize) -> Result<Option<Vec<Addition>>> {
-///         let factors = (0..step.count()).map(|it| if it > 0 { 1.0 } else { 0.0 }).collect();
-///         Ok(Some(vec![Addition { vector: Arc::clone(&self.0), factors }]))
+///         Ok(Some(vec![Addition { vector: Arc::clone(&self.0), factors: factors(step) }]))
 ///     }
 /// }
 ///
 /// let step = KvCache::new(&[LayerSpec::Full], 1).step(3);
-/// let added = Later([0.5; 32].into()).additions(HookPoint::FinalNorm, &step, 0)?.unwrap();
+/// let mut later = Later([0.5; 4].into());
+/// let added = later.additions(HookPoint::FinalNorm, &step, 0)?.unwrap();
 /// assert_eq!(added[0].factors, [0.0, 1.0, 1.0]);
+/// let zeros = mlx_rs::ops::zeros::<f32>(&[1, 3, 4])?;
+/// let hidden = later.apply(HookPoint::FinalNorm, zeros, &step)?;
+/// assert_eq!(hidden.sum(None)?.item_exact::<f32>(), 4.0); // 2 tokens · 4 · 0.5
 /// # Ok::<(), mlxgk_mlx_models::Error>(())
 /// ```
 #[derive(Debug, Clone)]
