@@ -1,53 +1,72 @@
 //! Fields of a config that change what a model computes, and that its family did not ask for.
 //!
 //! A config holds much that a graph does without (dropout, initialisation, training), and programs add
-//! fields of their own, so a field that no family knows is not an error. But some are known to change the
-//! numbers and leave no trace in the tensors: a cap, a factor, another kind of positions. Where one is set to
-//! something that does anything, and the family did not read it, the model would be another one.
+//! fields of their own, so a field that no family knows is not an error. But some change the numbers and
+//! leave no trace in the tensors: a cap, a factor, another kind of positions, settings of single layers. They
+//! are known by name, or by what names of their kind have in common. Where one is set to something that does
+//! anything, and the family did not read it, the model would be another one.
 
 use serde_json::Value;
 
 use crate::{Result, config::Config};
 
-/// Caps on scores or logits, and other numbers that 0 leaves without effect.
-const CAPS: [&str; 8] = [
-    "attn_logit_softcapping",
-    "final_logit_softcapping",
-    "logits_soft_cap",
-    "router_logit_softcapping",
-    "moe_router_logit_softcapping",
-    "clip_qkv",
-    "query_pre_attn_scalar",
-    "attention_chunk_size",
-];
+/// Numbers that 0 leaves without effect.
+const LIMITS: [&str; 3] = ["clip_qkv", "query_pre_attn_scalar", "attention_chunk_size"];
+
+/// Parts of the names of caps on scores or logits, which 0 leaves without effect, too.
+const CAPS: [&str; 2] = ["softcap", "soft_cap"];
 
 /// Factors, which 1 leaves without effect.
-const FACTORS: [&str; 14] = [
-    "attention_in_multiplier",
-    "attention_multiplier",
-    "attention_out_multiplier",
-    "embedding_multiplier",
-    "key_multiplier",
-    "lm_head_multiplier",
-    "logit_scale",
-    "logits_scaling",
-    "output_multiplier",
-    "qk_scale_factor",
-    "residual_multiplier",
-    "scale_emb",
-    "ssm_in_multiplier",
-    "ssm_out_multiplier",
-];
+const FACTORS: [&str; 5] =
+    ["logit_scale", "logits_scaling", "qk_scale_factor", "rotary_pct", "scale_emb"];
 
 /// What is off unless it is `true`, or named.
-const SWITCHES: [&str; 6] = [
-    "alibi",
-    "attn_temperature_tuning",
-    "moe_apply_router_weight_on_input",
-    "use_alibi",
-    "use_bidirectional_attention",
-    "use_parallel_residual",
-];
+const SWITCHES: [&str; 3] =
+    ["attn_temperature_tuning", "moe_apply_router_weight_on_input", "use_parallel_residual"];
+
+/// Parts of the names of further ones.
+const KINDS_OF_SWITCHES: [&str; 2] = ["alibi", "bidirectional"];
+
+/// What the key of a field says of it.
+enum Effect {
+    /// None that is known of.
+    Unknown,
+    /// None at this number.
+    Number(f64),
+    /// None at this answer.
+    Switch(bool),
+    /// None where it holds nothing.
+    Entries,
+    /// None at this name.
+    Name(&'static str),
+}
+
+impl Effect {
+    fn of(key: &str) -> Self {
+        let has = |parts: &[&str]| parts.iter().any(|it| key.contains(it));
+        // The width of a feed-forward layer shows in its tensors.
+        let is_factor = key.ends_with("_multiplier") && !key.contains("ff");
+        match key {
+            _ if LIMITS.contains(&key) || has(&CAPS) => Self::Number(0.0),
+            _ if FACTORS.contains(&key) || is_factor => Self::Number(1.0),
+            _ if SWITCHES.contains(&key) || has(&KINDS_OF_SWITCHES) => Self::Switch(false),
+            "is_causal" | "use_parallel_block" => Self::Switch(true),
+            "per_layer_config" => Self::Entries,
+            "position_embedding_type" => Self::Name("rope"),
+            _ => Self::Unknown,
+        }
+    }
+
+    fn is_idle(&self, value: &Value) -> bool {
+        match (self, value) {
+            (Self::Unknown, _) | (_, Value::Null) => true,
+            (Self::Number(idle), _) => value.as_f64() == Some(*idle),
+            (Self::Switch(idle), _) => value.as_bool() == Some(*idle),
+            (Self::Entries, _) => value.as_object().is_some_and(|it| it.is_empty()),
+            (Self::Name(idle), _) => value.as_str() == Some(idle),
+        }
+    }
+}
 
 /// Refuses such a field of the config, or of the language model's in it.
 pub(crate) fn check(config: &Config) -> Result<()> {
@@ -55,16 +74,7 @@ pub(crate) fn check(config: &Config) -> Result<()> {
         check(&text)?;
     }
     for (key, value) in config.unread() {
-        let number = value.as_f64();
-        let is_idle = match key.as_str() {
-            key if CAPS.contains(&key) => value.is_null() || number == Some(0.0),
-            key if FACTORS.contains(&key) => value.is_null() || number == Some(1.0),
-            key if SWITCHES.contains(&key) => matches!(value, Value::Null | Value::Bool(false)),
-            "is_causal" => matches!(value, Value::Null | Value::Bool(true)),
-            "position_embedding_type" => value.is_null() || value.as_str() == Some("rope"),
-            _ => true,
-        };
-        if !is_idle {
+        if !Effect::of(&key).is_idle(&value) {
             let what = format_args!("is {value}, which this architecture does not know");
             return Err(config.error(&key, what));
         }

@@ -18,6 +18,11 @@ pub(super) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
     let heads = Heads::read(config, &DEFAULTS, dims.hidden)?;
     let style = RopeStyle { interleaved: true, ..RopeStyle::of_theta(10_000.0) };
     let rope = styled_rope(config, &dims, heads, style)?;
+    // What published configs call the rotation above.
+    let key = "position_embedding_type";
+    if let Some(other) = config.str(key)?.filter(|it| *it != "rope_gptj") {
+        return Err(config.error(key, format_args!("is {other:?}; known is rope_gptj")));
+    }
     let bias = config.bool("attention_bias")?.unwrap_or(false);
     let window = window(config, Some(4096))?;
     let pattern = config.usize("sliding_window_pattern")?.unwrap_or(4).max(1);

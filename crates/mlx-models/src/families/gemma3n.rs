@@ -60,6 +60,13 @@ pub(super) fn build_multimodal(config: &Config, weights: Weights) -> Result<Deco
 pub(super) fn build(config: &Config, mut weights: Weights) -> Result<Decoder> {
     let dims = Dims::read(config, &DEFAULTS)?;
     let heads = Heads::read(config, &DEFAULTS, dims.hidden)?;
+    // Published configs have it. As in HF, scores are not scaled.
+    let key = "query_pre_attn_scalar";
+    if let Some(other) = config.f64(key)?.filter(|it| *it != 256.0) {
+        return Err(
+            config.error(key, format_args!("is {other}; known is 256, which changes nothing"))
+        );
+    }
     let streams = streams(config)?;
     let (full, local) = gemma3::ropes(config, &dims, heads)?;
     let slides = sliding_layers(config, &dims, |layer| !(layer + 1).is_multiple_of(5))?;
