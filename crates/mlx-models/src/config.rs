@@ -183,6 +183,14 @@ impl Config {
         self
     }
 
+    /// The same object, with what it has under a second name under the usual one.
+    pub(crate) fn renamed(mut self, second: &str, usual: &str) -> Self {
+        if let Some(value) = self.get(second).cloned() {
+            self.fields.insert(usual.to_owned(), value);
+        }
+        self
+    }
+
     /// The same object with other values of fields of the language model, which a wrapper has in its
     /// `text_config`.
     pub(crate) fn with_text_fields<const N: usize>(mut self, fields: [(&str, Value); N]) -> Self {

@@ -87,6 +87,7 @@ impl MtpHeads {
     fn open(folder: &Path, model: &Decoder, is_lazy: bool) -> Result<Option<Self>> {
         let config = Config::read(&folder.join("config.json"))?;
         let config = foreign::with_settings_beside(config, folder)?;
+        let config = families::with_usual_names(&config)?;
         let Some(place) = families::head_place(&config)? else { return Ok(None) };
         let tensors = checkpoint::open(folder)?;
         let config = config.for_weights(checkpoint::numbers(&tensors));

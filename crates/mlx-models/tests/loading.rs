@@ -584,6 +584,11 @@ fn values_that_a_family_does_not_know_are_refused_by_name() {
         ("gemma3n", "vocab_size_per_layer_input", json!(u64::MAX / 2)),
         ("kimi-linear", "mla_use_nope", json!(false)),
         ("kimi-linear", "moe_router_activation_func", json!("softmax")),
+        ("cohere2", "position_embedding_type", json!("rope")),
+        ("gemma3n", "query_pre_attn_scalar", json!(144)),
+        ("deepseek-v2", "partial_rotary_factor", json!(0.5)),
+        ("deepseek-v3", "partial_rotary_factor", json!(0.5)),
+        ("glm4-moe-lite", "partial_rotary_factor", json!(0.5)),
     ];
     for (name, field, value) in cases {
         let folder = copy(name);
@@ -649,6 +654,12 @@ fn fields_that_matter_are_obeyed_or_refused_by_every_family() {
         ("logits_scaling", json!(9.0)),
         ("logit_scale", json!(0.017)),
         ("output_multiplier", json!(0.013)),
+        ("rotary_pct", json!(0.5)),
+        ("new_score_softcap", json!(3.0)),
+        ("new_residual_multiplier", json!(0.5)),
+        ("new_bidirectional_layers", json!([0])),
+        ("use_parallel_block", json!(false)),
+        ("per_layer_config", json!({"0": {"rms_norm_eps": 0.5}})),
         ("position_embedding_type", json!("alibi")),
         ("alibi", json!(true)),
         ("is_causal", json!(false)),
@@ -685,7 +696,64 @@ fn fields_that_matter_are_obeyed_or_refused_by_every_family() {
             }
         }
     }
-    assert!(seen.len() > 40 && refused > 500 && obeyed > 10, "{refused} {obeyed}");
+    assert!(seen.len() > 40 && refused > 800 && obeyed > 10, "{refused} {obeyed}");
+}
+
+/// Fields of published configs whose names say that they matter, and whose values say that they do not.
+#[test]
+fn published_fields_that_change_nothing_are_passed_over() {
+    let of_cohere = json!({
+        "cache_implementation": "hybrid", "head_dim": 4, "layer_switch": 4, "order_of_interleaved_layers": "local_attn_first",
+        "position_embedding_type": "rope_gptj", "rotary_pct": 1.0, "use_embedding_sharing": true,
+        "use_gated_activation": true, "use_parallel_block": true, "use_parallel_embedding": true, "use_qk_norm": false,
+    });
+    let of_gemma3n = json!({
+        "altup_coef_clip": 120.0, "altup_lr_multiplier": 1.0, "attn_logit_softcapping": null,
+        "query_pre_attn_scalar": 256,
+    });
+    for (name, fields) in [("cohere2", of_cohere), ("gemma3n", of_gemma3n)] {
+        let logits = |folder: &Path| -> Vec<f32> {
+            let model = Decoder::load(folder, ComputeDtype::Float32).unwrap();
+            model.logits_of(&[&[5, 17, 42, 9, 30]]).unwrap().to_vec_exact().unwrap()
+        };
+        let folder = copy(name);
+        edit_config(folder.path(), |config| {
+            let fields = fields.as_object().unwrap().clone();
+            config.as_object_mut().unwrap().extend(fields);
+        });
+        assert_eq!(logits(folder.path()), logits(&fixture(name)), "{name}");
+    }
+}
+
+/// A field under its second name in HF is that field, also beside the usual one.
+#[test]
+fn second_names_of_fields_are_read() {
+    let logits = |folder: &Path| -> Vec<f32> {
+        let model = Decoder::load(folder, ComputeDtype::Float32).unwrap();
+        model.logits_of(&[&[5, 17, 42, 9, 30]]).unwrap().to_vec_exact().unwrap()
+    };
+    for (name, usual, second) in [
+        ("ernie4_5-moe", "moe_k", "num_experts_per_tok"),
+        ("ernie4_5-moe", "moe_num_experts", "num_experts"),
+        ("deepseek-v2", "n_routed_experts", "num_experts"),
+        ("deepseek-v3", "n_routed_experts", "num_local_experts"),
+        ("gpt-oss", "num_local_experts", "num_experts"),
+        ("kimi-linear", "num_experts_per_token", "num_experts_per_tok"),
+        ("lfm3", "norm_eps", "rms_norm_eps"),
+        ("nemotron-h", "n_routed_experts", "num_local_experts"),
+    ] {
+        let folder = copy(name);
+        edit_config(folder.path(), |config| {
+            let value = config.as_object_mut().unwrap().remove(usual).unwrap();
+            config[second] = value;
+        });
+        assert_eq!(logits(folder.path()), logits(&fixture(name)), "{name}: {second}");
+    }
+    let folder = copy("ernie4_5-moe");
+    edit_config(folder.path(), |config| config["num_experts_per_tok"] = json!(1));
+    let one = copy("ernie4_5-moe");
+    edit_config(one.path(), |config| config["moe_k"] = json!(1));
+    assert_eq!(logits(folder.path()), logits(one.path()));
 }
 
 /// A wrapper's language model is the architecture that its `text_config` names.

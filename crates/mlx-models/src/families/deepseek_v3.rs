@@ -130,6 +130,17 @@ struct Latent {
     growth: Option<Growth>,
 }
 
+impl Latent {
+    /// What `partial_rotary_factor` is: Mistral's class has it for the whole head, the others for the part
+    /// that is rotated.
+    fn whole(&self, sizes: LatentSizes) -> f64 {
+        match self.growth {
+            Some(_) => sizes.rotary as f64 / (sizes.plain + sizes.rotary) as f64,
+            None => 1.0,
+        }
+    }
+}
+
 fn assemble_latent(
     model_type: &str,
     config: &Config,
@@ -139,7 +150,7 @@ fn assemble_latent(
     halves: &Halves,
 ) -> Result<Decoder> {
     let sizes = latent.sizes.read(config)?;
-    let parameters = RopeParameters::read(config, dims.max_positions)?;
+    let parameters = rotary_parameters(config, &dims, latent.whole(sizes))?;
     let build = if latent.interleaved { Rope::interleaved } else { Rope::new };
     let options = LatentOptions {
         heads: config.size("num_attention_heads")?,
@@ -163,6 +174,17 @@ fn assemble_latent(
         let norms = (Norms::Before, form);
         Ok(Box::new(TransformerBlock::load(weights, at, &dims, norms, mixer, half)?))
     })
+}
+
+/// Of an embedding that rotates the `whole` of the rotary part.
+fn rotary_parameters(config: &Config, dims: &Dims, whole: f64) -> Result<RopeParameters> {
+    let parameters = RopeParameters::read(config, dims.max_positions)?;
+    let key = "partial_rotary_factor";
+    let part = parameters.scaling().f64(key)?.or(config.f64(key)?);
+    match part.filter(|it| (it - whole).abs() > 1e-6) {
+        Some(part) => Err(config.error(key, format_args!("is {part}; known is {whole}"))),
+        None => Ok(parameters),
+    }
 }
 
 /// What scores are multiplied by: under a scaled embedding more, where it has `mscale_all_dim`.

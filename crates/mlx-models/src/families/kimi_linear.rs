@@ -23,24 +23,7 @@ const SIZES: LatentSizes =
 const MIXTURE: deepseek::Mixture =
     deepseek::Mixture { inner: 1024, scale: 2.446, groups: (1, 1), ..deepseek::Mixture::V3 };
 
-/// HF's usual names of fields, and those that the published files have.
-const FIELDS: [(&str, &str); 7] = [
-    ("max_position_embeddings", "model_max_length"),
-    ("norm_topk_prob", "moe_renormalize"),
-    ("n_group", "num_expert_group"),
-    ("n_routed_experts", "num_experts"),
-    ("n_routed_experts", "num_local_experts"),
-    ("num_experts_per_tok", "num_experts_per_token"),
-    ("n_shared_experts", "num_shared_experts"),
-];
-
 pub(super) fn build(config: &Config, mut weights: Weights) -> Result<Decoder> {
-    let config = &FIELDS.iter().fold(config.clone(), |config, (usual, published)| {
-        match config.get(published).cloned() {
-            None => config,
-            Some(value) => config.or_value(usual, value),
-        }
-    });
     let dims = Dims::read(config, &DEFAULTS)?;
     let key = "mla_use_nope";
     if !config.bool(key)?.unwrap_or(true) {

@@ -3,11 +3,12 @@
 
 use serde_json::json;
 
-use super::{assemble_before, layer_kinds, lfm2, prelude::*, rope_of_kind, window};
+use super::{assemble_before, layer_kinds, lfm2, prelude::*, window};
 use crate::{
     activation::Activation,
     block::{FeedForward, Mixer, TransformerBlock},
     mlp::GatedMlp,
+    rope::{Rope, RopeParameters},
     self_attention::{Gating, OutputGate, SelfAttention},
     short_convolution::ShortConvolution,
 };
@@ -40,11 +41,11 @@ pub(super) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
         0 if layer > 0 => Some(SLIDING),
         _ => None,
     })?;
-    let rope = |kind| {
+    let of_kind = |kind| {
         let is_there = kinds.contains(&Some(kind));
-        is_there.then(|| rope_of_kind(config, &dims, heads, kind, (1e6, 1.0))).transpose()
+        is_there.then(|| rope(config, &dims, heads, kind)).transpose()
     };
-    let (full, local) = (rope(FULL)?, rope(SLIDING)?);
+    let (full, local) = (of_kind(FULL)?, of_kind(SLIDING)?);
     let window = window(config, Some(256))?;
     let flag = |key: &str, default| Ok::<_, crate::Error>(config.bool(key)?.unwrap_or(default));
     let (bias, conv_bias) = (flag("attention_bias", false)?, flag("conv_bias", false)?);
@@ -84,4 +85,13 @@ pub(super) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
         let half = FeedForward::Gated { mlp };
         Ok(Box::new(TransformerBlock::load(weights, at, &dims, (norms, form), mixer, half)?))
     })
+}
+
+/// The rotary embedding of layers of a `kind`. As in HF, a part is for proportional ones: others rotate
+/// whole heads.
+fn rope(config: &Config, dims: &Dims, heads: Heads, kind: &str) -> Result<Rope> {
+    let kinds = config.require("rope_parameters", Config::object)?;
+    let of_kind = kinds.require(kind, Config::object)?;
+    let parameters = RopeParameters::new(config, Some(of_kind), 1e6, dims.max_positions)?;
+    Rope::new(&parameters, heads.dim, heads.dim)
 }

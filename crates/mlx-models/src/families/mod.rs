@@ -148,6 +148,41 @@ const HEADS: &[(&str, HeadPlace)] = &[
 
 const QWEN_HEAD: HeadPlace = HeadPlace::Apart { attention: "full_attention" };
 
+/// Second names of fields, by HF's `attribute_map`: of an architecture the second name, and the usual one.
+/// A config that has both means the second.
+const SECOND_NAMES: &[(&str, &str, &str)] = &[
+    ("deepseek_v2", "num_experts", "n_routed_experts"),
+    ("deepseek_v3", "num_local_experts", "n_routed_experts"),
+    ("deepseek_v3", "num_mtp_layers", "num_nextn_predict_layers"),
+    ("ernie4_5_moe", "num_experts", "moe_num_experts"),
+    ("ernie4_5_moe", "num_experts_per_tok", "moe_k"),
+    ("glm4_moe", "num_local_experts", "n_routed_experts"),
+    ("glm4_moe", "num_mtp_layers", "num_nextn_predict_layers"),
+    ("glm4_moe_lite", "num_local_experts", "n_routed_experts"),
+    ("gpt_oss", "num_experts", "num_local_experts"),
+    ("kimi_k2", "num_local_experts", "n_routed_experts"),
+    ("kimi_k2", "num_mtp_layers", "num_nextn_predict_layers"),
+    ("kimi_linear", "model_max_length", "max_position_embeddings"),
+    ("kimi_linear", "moe_renormalize", "norm_topk_prob"),
+    ("kimi_linear", "num_expert_group", "n_group"),
+    ("kimi_linear", "num_experts", "n_routed_experts"),
+    ("kimi_linear", "num_experts_per_token", "num_experts_per_tok"),
+    ("kimi_linear", "num_local_experts", "n_routed_experts"),
+    ("kimi_linear", "num_shared_experts", "n_shared_experts"),
+    ("lfm3", "rms_norm_eps", "norm_eps"),
+    ("minimax_m2", "num_experts", "num_local_experts"),
+    ("mistral4", "num_local_experts", "n_routed_experts"),
+    ("mixtral", "num_experts", "num_local_experts"),
+    ("nemotron_h", "num_local_experts", "n_routed_experts"),
+];
+
+/// The config with its fields under their usual names.
+pub(crate) fn with_usual_names(config: &Config) -> Result<Config> {
+    let model_type = config.str("model_type")?;
+    let names = SECOND_NAMES.iter().filter(|(of, ..)| Some(*of) == model_type);
+    Ok(names.fold(config.clone(), |config, (_, second, usual)| config.renamed(second, usual)))
+}
+
 /// An architecture that can be loaded.
 ///
 /// See the example of [`supported`].
@@ -212,6 +247,7 @@ pub(crate) fn check(config: &Config) -> Result<()> {
 
 /// Builds the model that the config describes.
 pub(crate) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
+    let config = &with_usual_names(config)?;
     let decoder = find(config)?(config, weights)?;
     unread::check(config)?;
     Ok(decoder)
