@@ -326,11 +326,21 @@ impl Model {
             }
         };
         heads.as_ref().ok_or_else(|| {
-            let what = format!(
-                "`use_mtp` is true, but {} has no multi-token-prediction heads: few models are published \
-                 with them, and conversions leave them out",
-                self.name
-            );
+            let left_out = self.decoder.skipped().iter().find(|it| it.part.contains("mtp"));
+            let what = match left_out {
+                Some(heads) => format!(
+                    "`use_mtp` is true, but the multi-token-prediction heads of {} models, which {} has under \
+                     `{}`, are not supported",
+                    self.decoder.model_type(),
+                    self.name,
+                    heads.part
+                ),
+                None => format!(
+                    "`use_mtp` is true, but {} has no multi-token-prediction heads: few models are \
+                     published with them, and conversions leave them out",
+                    self.name
+                ),
+            };
             Error::of_field("use_mtp", what)
         })
     }

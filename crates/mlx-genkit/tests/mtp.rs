@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use mlx_genkit::{
     ComputeDtype, Generation, GenerationConfig, HookPoint, Model, Request, ResidualHook, Seed,
@@ -11,6 +11,7 @@ use mlx_genkit::{
     mlx_models,
     mlx_rs::Array,
 };
+use serde_json::{Value, json};
 
 const FOLDERS: [&str; 5] =
     ["mtp-glm4-moe", "mtp-deepseek-v3", "mtp-mellum", "mtp-qwen3_5", "mtp-qwen3_5-moe"];
@@ -153,6 +154,24 @@ fn a_prefix_store_changes_nothing() {
     assert_eq!((&first, &second), (&run(None), &run(None)));
 }
 
+/// A copy of a folder, with a tensor more, under `mtp`.
+fn with_left_out_heads(name: &str) -> tempfile::TempDir {
+    let of = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name);
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(of.join("config.json"), folder.path().join("config.json")).unwrap();
+    let bytes = fs::read(of.join("model.safetensors")).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let (header, numbers) = bytes[8..].split_at(length);
+    let mut header: Value = serde_json::from_slice(header).unwrap();
+    let offsets = [numbers.len(), numbers.len() + 4];
+    header["mtp.norm.weight"] = json!({"dtype": "F32", "shape": [1], "data_offsets": offsets});
+    let header = header.to_string();
+    let length = (header.len() as u64).to_le_bytes();
+    let edited = [&length[..], header.as_bytes(), numbers, &[0; 4]].concat();
+    fs::write(folder.path().join("model.safetensors"), edited).unwrap();
+    folder
+}
+
 #[test]
 fn what_cannot_be_is_refused_by_name() {
     let refused = |model: &Model, request: Request<'_>, words: &[&str]| {
@@ -163,6 +182,13 @@ fn what_cannot_be_is_refused_by_name() {
         let words = ["`use_mtp` is true, but", name, "no multi-token-prediction heads"];
         refused(&load(&format!("models/{name}")), request(greedy(true)), &words);
     }
+    let folder = with_left_out_heads("models/nemotron-h");
+    let model = Model::load(folder.path(), ComputeDtype::Float32).unwrap();
+    refused(
+        &model,
+        request(greedy(true)),
+        &["heads of nemotron_h models", "`mtp`", "not supported"],
+    );
     let model = tiny("mtp-mellum");
     let beams = GenerationConfig { num_beams: Some(2), ..greedy(true) };
     refused(&model, request(beams), &["`use_mtp` is not available with beam search"]);
