@@ -343,9 +343,26 @@ MODELS = (
 
 NAMES = tuple(it.name for it in MODELS)
 
-# For transformers positions are columns where queries grow, so a padded row is another text there: no batches of
-# unequal lengths, and no other areas.
+# Where a padded row is another text to transformers: positions are columns where queries grow, and the biases of the
+# products in front of convolutions reach the first tokens. So no batches of unequal lengths, and no other areas.
 UNPADDED = (
+    small("nemotron-h-biases", config("NemotronHForCausalLM", "nemotron_h", num_hidden_layers=3, hybrid_override_pattern="M*M",
+                                      mamba_num_heads=4, mamba_head_dim=6, n_groups=2, ssm_state_size=5, conv_kernel=4, chunk_size=16,
+                                      use_bias=True, use_conv_bias=True, time_step_min=1e-12, tie_word_embeddings=False),
+          form="4.x", lengths=(1, 40), batch=(23, 23, 23)),
+    small("granite-hybrid-biases", config("GraniteMoeHybridForCausalLM", "granitemoehybrid", head_dim=None, layer_types=["mamba", "attention", "mamba"],
+                                          mamba_n_heads=4, mamba_d_head=8, mamba_n_groups=1, mamba_d_state=6, mamba_d_conv=3, mamba_expand=2,
+                                          mamba_chunk_size=16, mamba_conv_bias=False, mamba_proj_bias=True, num_local_experts=0,
+                                          num_experts_per_tok=0, shared_intermediate_size=20, attention_bias=True, tie_word_embeddings=False),
+          lengths=(1, 40), batch=(23, 23, 23)),
+    small("falcon-h1-biases", config("FalconH1ForCausalLM", "falcon_h1", mamba_d_ssm=24, mamba_n_heads=4, mamba_d_head="auto", mamba_n_groups=2,
+                                     mamba_d_state=6, mamba_d_conv=4, mamba_chunk_size=16, mamba_rms_norm=True, mamba_proj_bias=True,
+                                     projectors_bias=True, ssm_multipliers=[0.7, 1.2, 0.8, 1.3, 0.6], ssm_in_multiplier=1.3,
+                                     tie_word_embeddings=False),
+          lengths=(1, 40), batch=(23, 23, 23)),
+    small("lfm2-biases", config("Lfm2ForCausalLM", "lfm2", head_dim=None, num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"],
+                                conv_L_cache=4, conv_bias=True, block_auto_adjust_ff_dim=False, tie_word_embeddings=True),
+          lengths=(1, 40), batch=(23, 23, 23)),
     small("llama4-growing", config("Llama4ForCausalLM", "llama4_text", num_hidden_layers=4, attention_chunk_size=9, num_local_experts=2,
                                    floor_scale=6, attn_scale=0.8, intermediate_size=12, intermediate_size_mlp=20,
                                    tie_word_embeddings=False),
