@@ -167,7 +167,7 @@ impl Pass<'_> {
             return Err(Error::argument(what));
         };
         let seen = if single {
-            let mask = self.step.mask(Sight { spec: sight, first: 0, slots: false })?;
+            let mask = self.step.mask(Sight { spec: sight, first: 0, slots: false });
             self.written[layer] = Written::Columns;
             Format::Dense.show(vec![keys.clone(), values.clone()], mask)?
         } else {
@@ -189,7 +189,7 @@ impl Pass<'_> {
             let shown = target
                 .shown(first, start + count)
                 .map_err(|e| Error::mlx("showing a layer its columns", &e))?;
-            let mask = self.step.mask(Sight { spec: sight, first, slots })?;
+            let mask = self.step.mask(Sight { spec: sight, first, slots });
             self.written[layer] = moved.map_or(Written::Columns, Written::Moved);
             format.show(shown, mask)?
         };

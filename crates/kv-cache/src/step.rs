@@ -2,11 +2,7 @@
 
 use std::cell::RefCell;
 
-use mlx_rs::{
-    Array,
-    error::Exception,
-    ops::{arange, broadcast_to, concatenate},
-};
+use mlx_rs::Array;
 
 use crate::{Error, LayerSpec, Result, RowId, row::RowState};
 
@@ -257,16 +253,16 @@ impl Step {
     }
 
     /// Which of the keys that `sight` shows the step's tokens may look at.
-    pub(crate) fn mask(&self, sight: Sight) -> Result<Mask> {
+    pub(crate) fn mask(&self, sight: Sight) -> Mask {
         if let Some((_, mask)) = self.masks.borrow().iter().find(|(it, _)| *it == sight) {
-            return Ok(mask.clone());
+            return mask.clone();
         }
-        let mask = self.build(sight).map_err(|e| Error::mlx("building the attention mask", &e))?;
+        let mask = self.build(sight);
         self.masks.borrow_mut().push((sight, mask.clone()));
-        Ok(mask)
+        mask
     }
 
-    fn build(&self, Sight { spec, first, slots }: Sight) -> Result<Mask, Exception> {
+    fn build(&self, Sight { spec, first, slots }: Sight) -> Mask {
         let end = self.start + self.count;
         let size =
             if let LayerSpec::Bounded { size, .. } = spec { Some(size) } else { spec.newest() };
@@ -276,42 +272,40 @@ impl Step {
         let is_chunked = matches!(spec, LayerSpec::Chunked { .. });
         let exact = spec.sinks() == 0 && self.count == 1 && !is_chunked;
         if !padded && (exact || !limited) {
-            return Ok(if self.count == 1 { Mask::None } else { Mask::Causal });
+            return if self.count == 1 { Mask::None } else { Mask::Causal };
         }
-        let queries = arange::<i32, i32>(self.start as i32, end as i32, 1)?.expand_dims(1)?;
-        let keys = arange::<i32, i32>(first as i32, end as i32, 1)?.expand_dims(0)?;
-        let padding: Vec<i32> = self.padding.iter().map(|&it| it as i32).collect();
-        let padding = Array::from_slice(&padding, &[padding.len() as i32, 1, 1]);
-        let mut seen = keys.le(&queries)?;
-        if let Some(newest) = spec.newest().filter(|_| limited || padded) {
-            let mut near = keys.gt(queries.subtract(Array::from_int(newest as i32))?)?;
-            if spec.sinks() > 0 {
-                let sinks = padding.add(Array::from_int(spec.sinks() as i32))?;
-                near = near.logical_or(keys.lt(sinks)?)?;
-            }
-            seen = seen.logical_and(near)?;
-        }
-        if let LayerSpec::Chunked { size } = spec {
-            let size = Array::from_int(size.min(i32::MAX as usize) as i32);
-            let piece = |it: &Array| it.subtract(&padding)?.floor_divide(&size);
-            seen = seen.logical_and(piece(&keys)?.eq(piece(&queries)?)?)?;
-        }
-        if padded {
-            // A padding query sees itself: with nothing to see its softmax would be NaN, and a NaN
-            // value poisons the rows that mask it (0 · NaN).
-            seen = seen.logical_and(keys.ge(&padding)?)?.logical_or(keys.eq(&queries)?)?;
-        }
-        if slots {
+        let rows = match self.positions {
+            Positions::Same(_) => &self.padding[..1],
+            Positions::PerRow(_) => &self.padding,
+        };
+        let slots = if slots { spec.sinks() } else { 0 };
+        let width = slots + end - first;
+        // Written down here, a stretch at a time: as operations they would be ten, on every number.
+        let mut seen = vec![false; rows.len() * self.count * width];
+        for (line, seen) in seen.chunks_exact_mut(width).enumerate() {
+            let (padding, query) = (rows[line / self.count], self.start + line % self.count);
+            let (taken, seen) = seen.split_at_mut(slots);
             // A slot counts once the column that it was taken from is no longer shown.
-            let places =
-                arange::<i32, i32>(0, spec.sinks() as i32, 1)?.expand_dims_axes(&[0, 1])?;
-            let taken = padding.add(places)?.lt(Array::from_int(first as i32))?;
-            let (rows, count) = (self.padding.len() as i32, self.count as i32);
-            let taken = broadcast_to(&taken, &[rows, count, spec.sinks() as i32])?;
-            let seen = broadcast_to(&seen, &[rows, count, (end - first) as i32])?;
-            return Ok(Mask::Array(concatenate(&[&taken, &seen], -1)?.expand_dims(1)?));
+            taken[..first.saturating_sub(padding).min(slots)].fill(true);
+            let mut show = |from: usize, to: usize| {
+                let at = |column: usize| column.clamp(first, query + 1) - first;
+                seen[at(from)..at(to).max(at(from))].fill(true);
+            };
+            if query < padding {
+                // A padding query sees itself: with nothing to see its softmax would be NaN, and a
+                // NaN value poisons the rows that mask it (0 · NaN).
+                show(query, query + 1);
+                continue;
+            }
+            let piece = match spec {
+                LayerSpec::Chunked { size } => query - (query - padding) % size,
+                _ => padding,
+            };
+            let newest = spec.newest().map_or(0, |newest| (query + 1).saturating_sub(newest));
+            show(piece.max(newest), query + 1);
+            show(padding, padding + spec.sinks());
         }
-        let axes: &[i32] = if seen.ndim() == 3 { &[1] } else { &[0, 1] };
-        Ok(Mask::Array(seen.expand_dims_axes(axes)?))
+        let shape = [rows.len(), 1, self.count, width].map(|it| it as i32);
+        Mask::Array(Array::from_slice(&seen, &shape))
     }
 }
