@@ -86,17 +86,15 @@ impl Piece<'_> {
         }
     }
 
-    /// The slots, and the columns from `from` on after the move, zeros in place of padding that is
-    /// not held.
-    fn columns(&self, from: usize) -> Result<Vec<Array>, Exception> {
-        let filler = 0_usize.saturating_add_signed(self.shift).saturating_sub(from);
+    /// How many columns of padding are not held, of those from `from` on after the move.
+    fn filler(&self, from: usize) -> usize {
+        0_usize.saturating_add_signed(self.shift).saturating_sub(from)
+    }
+
+    /// The slots, and the columns held of those from `from` on after the move.
+    fn held(&self, from: usize) -> Result<(Vec<Array>, Vec<Array>), Exception> {
         let own = from.saturating_add_signed(-self.shift);
-        let sinks = self.buffer.sinks(own, self.padding)?;
-        let columns = self.buffer.columns(own, self.len)?;
-        let part = |(sinks, columns): (Array, Array)| {
-            concatenate(&[&sinks, &zeros_like(&columns, filler)?, &columns], 2)
-        };
-        sinks.into_iter().zip(columns).map(part).collect()
+        Ok((self.buffer.sinks(own, self.padding)?, self.buffer.columns(own, self.len)?))
     }
 }
 
@@ -108,16 +106,29 @@ impl Buffer {
     /// The rows of all pieces, as far back as each of them goes, up to column `len`.
     pub(crate) fn join(pieces: &[Piece<'_>; 2], len: usize) -> Result<Self, Exception> {
         let first = pieces.iter().map(Piece::first).max().unwrap_or(0);
-        let rows = pieces.iter().map(|it| it.columns(first)).collect::<Result<Vec<_>, _>>()?;
-        let count = rows.iter().map(|it| it.first().map_or(0, |it| it.dim(0) as usize)).sum();
-        let capacity = capacity(len - first, count);
+        let parts = pieces.iter().map(|it| it.held(first)).collect::<Result<Vec<_>, _>>()?;
+        let rows = pieces.iter().map(|it| it.padding.len()).sum();
         let (slots, format) = (pieces[0].buffer.slots, pieces[0].buffer.format);
+        // The next column has room, or the block would be moved again as soon as it is made.
+        let capacity = capacity(len - first + 1, rows);
         let whole = |which: usize| {
-            let parts: Vec<&Array> = rows.iter().map(|it| &it[which]).collect();
-            let rows = concatenate(&parts, 0)?;
-            concatenate(&[&rows, &zeros_like(&rows, capacity - (len - first))?], 2)
+            let like = &parts[0].1[which];
+            let shape = [rows as i32, like.dim(1), (slots + capacity) as i32, like.dim(3)];
+            let mut block = zeros_dtype(&shape, like.dtype())?;
+            let mut row = 0;
+            for (piece, (sinks, columns)) in pieces.iter().zip(&parts) {
+                let (sinks, columns) = (&sinks[which], &columns[which]);
+                let rows = row..row + columns.dim(0);
+                if slots > 0 {
+                    block.try_index_mut((rows.clone(), .., 0..slots as i32, ..), sinks)?;
+                }
+                let at = (slots + piece.filler(first)) as i32;
+                block.try_index_mut((rows.clone(), .., at..at + columns.dim(2), ..), columns)?;
+                row = rows.end;
+            }
+            Ok(block)
         };
-        let arrays = (0..rows[0].len()).map(whole).collect::<Result<Vec<_>, _>>()?;
+        let arrays = (0..parts[0].1.len()).map(whole).collect::<Result<Vec<_>, Exception>>()?;
         Ok(Self { arrays, format, slots, first, capacity })
     }
 
