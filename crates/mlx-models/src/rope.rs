@@ -297,7 +297,9 @@ impl Rope {
                 let angles = || inverse.iter().map(|it| position * it);
                 cos.extend(angles().map(|it| it.cos() * attention_scale));
                 sin.extend(angles().map(|it| -it.sin() * attention_scale));
-                sin.extend(angles().map(|it| it.sin() * attention_scale));
+                sin.extend_from_within(sin.len() - inverse.len()..);
+                let plus = sin.len() - inverse.len();
+                sin[plus..].iter_mut().for_each(|it| *it = -*it);
             }
         }
         let shape = |halves| [rows.len(), 1, step.count(), halves, dims / 2].map(|it| it as i32);
