@@ -1,5 +1,10 @@
 // A general product copies the weights into blocks first, which pays off when every block meets many
-// rows. Here the weights are read once, in the order they lie in, and meet all rows in registers.
+// rows. Here the weights are read once, as they lie, and meet all rows in registers.
+//
+// The rows of weights that are met together lie apart: a chunk's first, the first of its second part, and so on.
+// So memory is read as a few long streams, which the processor recognises and fetches ahead; single rows are too
+// short for that. On an AMD EPYC (Zen 4) two threads read bf16 rows of 2 KB at 45 GB/s this way, and at 26 where
+// neighbouring rows were met and prefetched by instructions.
 
 #include "ops/few_rows.h"
 
@@ -15,20 +20,18 @@ namespace {
 
 constexpr int kAtOnce = 8;
 
-// N columns of M rows. Every sum has one accumulator of sixteen lanes, and its terms come in one order,
-// whatever M, N and the kind of vector are.
+// N columns of M rows, `apart` from each other. Every sum has one accumulator of sixteen lanes, and its terms
+// come in one order, whatever M, N and the kind of vector are.
 template <int M, int N, typename Vector, typename Weight>
 INLINE void block(int k, const float* x, long x_row, const Weight* w, long w_row, float* y,
-                  long y_row) {
+                  long y_row, long apart) {
   Vector sums[M][N] = {};
+  const Weight* columns[N];
+  for (int n = 0; n < N; ++n) columns[n] = w + n * apart * w_row;
   int i = 0;
   for (; i + kLanes <= k; i += kLanes) {
     Vector weights[N];
-    for (int n = 0; n < N; ++n) {
-      weights[n] = load_to<Vector>(w + n * w_row + i);
-      // The block after this one: its rows are too short for the processor to see them coming.
-      __builtin_prefetch(w + (n + N) * w_row + i);
-    }
+    for (int n = 0; n < N; ++n) weights[n] = load_to<Vector>(columns[n] + i);
     for (int m = 0; m < M; ++m) {
       const Vector inputs = load_to<Vector>(x + m * x_row + i);
       for (int n = 0; n < N; ++n) sums[m][n] += inputs * weights[n];
@@ -37,8 +40,8 @@ INLINE void block(int k, const float* x, long x_row, const Weight* w, long w_row
   for (int m = 0; m < M; ++m) {
     for (int n = 0; n < N; ++n) {
       float total = sum(sums[m][n]);
-      for (int j = i; j < k; ++j) total += x[m * x_row + j] * widened(w[n * w_row + j]);
-      y[m * y_row + n] = total;
+      for (int j = i; j < k; ++j) total += x[m * x_row + j] * widened(columns[n][j]);
+      y[m * y_row + n * apart] = total;
     }
   }
 }
@@ -46,11 +49,11 @@ INLINE void block(int k, const float* x, long x_row, const Weight* w, long w_row
 template <int M, int N, typename Vector, typename Weight>
 INLINE void columns(int n, int k, const float* x, long x_row, const Weight* w, long w_row, float* y,
                     long y_row) {
-  int done = 0;
-  for (; done + N <= n; done += N)
-    block<M, N, Vector>(k, x, x_row, w + done * w_row, w_row, y + done, y_row);
-  for (; done < n; ++done)
-    block<M, 1, Vector>(k, x, x_row, w + done * w_row, w_row, y + done, y_row);
+  const int apart = n / N;
+  for (int at = 0; at < apart; ++at)
+    block<M, N, Vector>(k, x, x_row, w + at * w_row, w_row, y + at, y_row, apart);
+  for (int rest = N * apart; rest < n; ++rest)
+    block<M, 1, Vector>(k, x, x_row, w + rest * w_row, w_row, y + rest, y_row, 0);
 }
 
 // As many columns at once as 32 registers of sixteen floats hold sums for.
@@ -164,7 +167,7 @@ void multiply(int m, int n, int k, const float* x, long x_row, const float* w, l
   if (m <= 0 || n <= 0) return;
   Aligned inputs(m, k, x, x_row);
   // Products in a chunk: it takes a core a few microseconds, several times as long as handing it
-  // over, and the first rows of a chunk, which no prefetch was ahead of, are few among its rows.
+  // over, and the first rows of a chunk, before which nothing is fetched, are few among its rows.
   const long products = static_cast<long>(m) * n * k;
   const long share = std::clamp<long>(products / 16, 1 << 16, 1 << 18);
   const long columns = std::max<long>(share / (static_cast<long>(m) * std::max(k, 1)), 1);

@@ -68,7 +68,7 @@ AVX512_INLINE __m512 of_bf16(__m256i bits) {
 }
 
 // As Rows::widen, which is a call of its own; whole vectors are written.
-AVX512_INLINE void widen(const packed::Rows& w, int n, int first, int count, float* scales,
+AVX512_INLINE void widen(const packed::Rows& w, long n, int first, int count, float* scales,
                          float* biases) {
   using Kind = ::scales::Kind;
   if (w.kind != Kind::kBf16 || w.biases_kind != Kind::kBf16 || w.biases == nullptr)
@@ -96,24 +96,22 @@ AVX512_INLINE void add_products(const float* x, long x_row, const __m512 (&weigh
   }
 }
 
-// Up to N columns of M rows. Every sum has one accumulator, and its terms come in one order, whatever
-// is beside it.
+// N columns of M rows, `apart` from each other: see few_rows.cpp. Every sum has one accumulator, and its terms
+// come in one order, whatever is beside it.
 template <int Group, int M, int N>
 AVX512_INLINE void block(const float* codes, const float* x, long x_row, const packed::Rows& w,
-                         int columns, float* y, long y_row) {
+                         long apart, float* y, long y_row) {
   const __m512 table = _mm512_load_ps(codes);
   const __m512i shifts = first_shifts<Group>();
   const std::uint8_t* starts[N];
-  // Columns that are not there are computed as the first is.
-  for (int n = 0; n < N; ++n) starts[n] = w.words + (n < columns ? n : 0) * w.words_row;
+  for (int n = 0; n < N; ++n) starts[n] = w.words + n * apart * w.words_row;
   __m512 sums[M][N];
   for (int m = 0; m < M; ++m)
     for (int n = 0; n < N; ++n) sums[m][n] = _mm512_setzero_ps();
   for (int first = 0; first < w.groups; first += packed::kSegment) {
     const int count = std::min(packed::kSegment, w.groups - first);
     float scales[N][packed::kSegment], biases[N][packed::kSegment];
-    for (int n = 0; n < N; ++n)
-      widen(w, n < columns ? n : 0, first, count, scales[n], biases[n]);
+    for (int n = 0; n < N; ++n) widen(w, n * apart, first, count, scales[n], biases[n]);
     for (int g = 0; g < count; ++g) {
       const long at = first + g;
       __m512 values[N];
@@ -123,8 +121,6 @@ AVX512_INLINE void block(const float* codes, const float* x, long x_row, const p
         const std::uint8_t* from = starts[n] + at * (Group * kBits / 8);
         values[n] = _mm512_fmadd_ps(table, _mm512_set1_ps(scales[n][g]), _mm512_set1_ps(biases[n][g]));
         bits[n] = _mm512_srlv_epi32(words<Group>(from), shifts);
-        // The block after this one: its rows are too short for the processor to see them coming.
-        __builtin_prefetch(from + N * w.words_row);
       }
 #pragma GCC unroll 8
       for (int j = 0; j < Group / 16; ++j) {
@@ -138,15 +134,17 @@ AVX512_INLINE void block(const float* codes, const float* x, long x_row, const p
     }
   }
   for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n)
-      if (n < columns) y[m * y_row + n] = _mm512_reduce_add_ps(sums[m][n]);
+    for (int n = 0; n < N; ++n) y[m * y_row + n * apart] = _mm512_reduce_add_ps(sums[m][n]);
 }
 
 template <int Group, int M, int N>
 AVX512_INLINE void columns(const float* codes, int n, const float* x, long x_row,
                            const packed::Rows& w, float* y, long y_row) {
-  for (int done = 0; done < n; done += N)
-    block<Group, M, N>(codes, x, x_row, w.from(done), std::min(n - done, N), y + done, y_row);
+  const int apart = n / N;
+  for (int at = 0; at < apart; ++at)
+    block<Group, M, N>(codes, x, x_row, w.from(at), apart, y + at, y_row);
+  for (int rest = N * apart; rest < n; ++rest)
+    block<Group, M, 1>(codes, x, x_row, w.from(rest), 0, y + rest, y_row);
 }
 
 template <int Group>
@@ -285,23 +283,19 @@ AVX512_INLINE Groups<Group, sizeof...(I)> groups_of(const float (*scales)[packed
 
 // As `block`, for numbers that are unpacked in the order of the row.
 template <typename Group, int M, int N>
-AVX512_INLINE void decoded(const float* x, long x_row, const packed::Rows& w, int columns, float* y,
+AVX512_INLINE void decoded(const float* x, long x_row, const packed::Rows& w, long apart, float* y,
                            long y_row) {
   const std::uint8_t* starts[N];
-  for (int n = 0; n < N; ++n) starts[n] = w.words + (n < columns ? n : 0) * w.words_row;
+  for (int n = 0; n < N; ++n) starts[n] = w.words + n * apart * w.words_row;
   __m512 sums[M][N];
   for (int m = 0; m < M; ++m)
     for (int n = 0; n < N; ++n) sums[m][n] = _mm512_setzero_ps();
   for (int first = 0; first < w.groups; first += packed::kSegment) {
     const int count = std::min(packed::kSegment, w.groups - first);
     float scales[N][packed::kSegment], biases[N][packed::kSegment];
-    for (int n = 0; n < N; ++n)
-      widen(w, n < columns ? n : 0, first, count, scales[n], biases[n]);
+    for (int n = 0; n < N; ++n) widen(w, n * apart, first, count, scales[n], biases[n]);
     for (int g = 0; g < count; ++g) {
       const int begin = (first + g) * w.group;
-      for (int n = 0; n < N; ++n)
-        for (int at = 0; at < w.group; at += 512 / Group::kWidth)
-          __builtin_prefetch(starts[n] + N * w.words_row + (begin + at) / 8 * Group::kWidth);
       const auto groups = groups_of<Group>(scales, biases, g, std::make_index_sequence<N>());
       for (int i = begin; i < begin + w.group; i += 16) {
         __m512 weights[N];
@@ -313,15 +307,17 @@ AVX512_INLINE void decoded(const float* x, long x_row, const packed::Rows& w, in
     }
   }
   for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n)
-      if (n < columns) y[m * y_row + n] = _mm512_reduce_add_ps(sums[m][n]);
+    for (int n = 0; n < N; ++n) y[m * y_row + n * apart] = _mm512_reduce_add_ps(sums[m][n]);
 }
 
 template <typename Group, int M, int N>
 AVX512_INLINE void decoded_columns(const float* x, long x_row, const packed::Rows& w, int n,
                                    float* y, long y_row) {
-  for (int done = 0; done < n; done += N)
-    decoded<Group, M, N>(x, x_row, w.from(done), std::min(n - done, N), y + done, y_row);
+  const int apart = n / N;
+  for (int at = 0; at < apart; ++at)
+    decoded<Group, M, N>(x, x_row, w.from(at), apart, y + at, y_row);
+  for (int rest = N * apart; rest < n; ++rest)
+    decoded<Group, M, 1>(x, x_row, w.from(rest), 0, y + rest, y_row);
 }
 
 template <typename Group>
