@@ -104,6 +104,43 @@ fn every_mode_is_the_product_with_the_weights_unpacked() {
     }
 }
 
+/// Some processors multiply whole numbers, which inputs become by the group.
+#[test]
+fn inputs_of_any_size_lose_no_more_than_sums_of_floats_do() {
+    let (out, length) = (24, 512);
+    for (bits, group) in [(4, 32), (4, 64), (4, 128), (8, 32), (8, 64), (8, 128)] {
+        let how = Quantization::affine(group, bits).unwrap();
+        let weight = packed(1, &[out, length], how, Dtype::Bfloat16);
+        let wide = values(&weight.dequantized(Dtype::Float32).unwrap());
+        for (size, outlier, bound) in
+            [(1.0, 1.0, 2e-7), (1e-25, 1.0, 2e-7), (1e30, 1.0, 2e-7), (1.0, 1000.0, 1e-6)]
+        {
+            let mut x = values(&noise(2, &[length]));
+            x[70] *= outlier;
+            x.iter_mut().for_each(|it| *it *= size);
+            let x = [x, vec![0.0; length as usize]].concat();
+            let rows = Array::from_slice(&x, &[2, length]);
+            let ours = values(&native().packed_product(&rows, &weight).unwrap());
+            for (row, ours) in wide.chunks(length as usize).zip(&ours) {
+                let each = || row.iter().zip(&x).map(|(w, x)| f64::from(*w) * f64::from(*x));
+                let (exact, most) = (each().sum::<f64>(), each().map(f64::abs).sum::<f64>());
+                let off = (f64::from(*ours) - exact).abs() / most;
+                assert!(off < bound, "{bits} bits, groups of {group}, {size}, {outlier}: {off}");
+            }
+            assert!(ours[out as usize..].iter().all(|it| *it == 0.0), "zeros make {ours:?}");
+        }
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut x = values(&noise(2, &[2, length]));
+            x[200] = bad;
+            let x = Array::from_slice(&x, &[2, length]);
+            let ours = values(&native().packed_product(&x, &weight).unwrap());
+            let (first, second) = ours.split_at(out as usize);
+            assert!(first.iter().all(|it| !it.is_finite()), "{bits} bits with {bad}: {first:?}");
+            assert!(second.iter().all(|it| it.is_finite()), "beside {bad}: {second:?}");
+        }
+    }
+}
+
 #[test]
 fn an_odd_number_of_nvfp4_groups_is_unpacked() {
     for (shape, ids) in [([3, 16], vec![2]), ([5, 16], vec![0, 4, 1]), ([3, 48], vec![1])] {

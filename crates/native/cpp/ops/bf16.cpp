@@ -44,6 +44,8 @@ class OfBf16 : public matrix::Matrix {
 
   void ready() override { weight_.ready(); }
 
+  long room() const override { return weight_.length(); }
+
   void arrange(const float* x, float* to) const override { std::copy_n(x, weight_.length(), to); }
 
   void multiply(int m, const float* x, long x_row, long from, int count, float* y,

@@ -15,11 +15,13 @@ class Matrix : public turn::Weights {
   // Comes before everything else, when the content of the arrays is there.
   virtual void ready() = 0;
 
-  // Puts a row of inputs in the order in which `multiply` takes it, and writes no more than its length.
+  // Puts a row of inputs into the form in which `multiply` takes it, which is `room()` floats long and begins at a
+  // multiple of 64 bytes.
   virtual void arrange(const float* x, float* to) const = 0;
+  virtual long room() const = 0;
 
   // y[i][j] = x[i] · w[from + j] for `m` rows of inputs that were arranged and `count` rows of weights,
-  // on the caller's thread. Quickest where `x` and its rows begin at multiples of 64 bytes.
+  // on the caller's thread. `x` and its rows begin at multiples of 64 bytes.
   //
   // A row's result does not depend on the rows beside it, to the last bit.
   virtual void multiply(int m, const float* x, long x_row, long from, int count, float* y,

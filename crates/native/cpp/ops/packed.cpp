@@ -335,7 +335,7 @@ struct Kernels {
   packed::Turn turn = nullptr;
 };
 
-Kernels kernels(packed::Code code, int bits, int group) {
+Kernels kernels(packed::Code code, int bits, int group, long length) {
 #define KERNELS(NAME) {{multiply_##NAME, packed::as_they_are}, unpack_##NAME}
   Kernels found = KERNELS(8);
   if (code == packed::Code::kE2m1) found = KERNELS(e2m1);
@@ -345,8 +345,9 @@ Kernels kernels(packed::Code code, int bits, int group) {
   if (code == packed::Code::kWhole && bits == 4) found = KERNELS(4);
   if (code == packed::Code::kWhole && bits == 5) found = KERNELS(5);
   if (code == packed::Code::kWhole && bits == 6) found = KERNELS(6);
-  const packed::Meeting quicker = packed::on_avx512(code, bits, group);
-  if (quicker.multiply != nullptr) found.meeting = quicker;
+  for (const packed::Meeting& quicker :
+       {packed::on_avx512(code, bits, group), packed::on_vnni(code, bits, group, length)})
+    if (quicker.multiply != nullptr) found.meeting = quicker;
   found.turn = packed::turning_on_avx512(code, bits);
   return found;
 }
@@ -395,7 +396,8 @@ class OfGroups {
 class OfPacked : public matrix::Matrix {
  public:
   OfPacked(const op::Arrays& arrays, const matrix::Packing& packing)
-      : kernels_(kernels(code(packing), packing.bits, packing.group)),
+      : kernels_(kernels(code(packing), packing.bits, packing.group,
+                         static_cast<long>(arrays[1].shape(-1)) * packing.group)),
         words_(arrays[0]),
         scales_(arrays[1], packing),
         groups_(arrays[1].shape(-1)),
@@ -409,6 +411,8 @@ class OfPacked : public matrix::Matrix {
     scales_.ready();
     if (biases_) biases_->ready();
   }
+
+  long room() const override { return kernels_.meeting.room(groups_ * group_); }
 
   void arrange(const float* x, float* to) const override {
     kernels_.meeting.arrange(x, groups_ * group_, to);

@@ -35,7 +35,7 @@ struct Rows {
   }
 
   // The scales and biases of `count` groups of the n-th row. Modes without biases have zeros.
-  void widen(int n, int first, int count, float* to_scales, float* to_biases) const {
+  void widen(long n, int first, int count, float* to_scales, float* to_biases) const {
     scales::widen(kind, scales + n * scales_row + first * scales::bytes_of(kind), count, to_scales);
     if (biases == nullptr) std::fill_n(to_biases, count, 0.0f);
     else
@@ -59,10 +59,14 @@ using Unpack = void (*)(const FloatRows& w, int count, float* to);
 // How whole numbers of so many bits do on this processor.
 Unpack unpacking(int bits);
 
-// How a few rows of inputs meet packed weights, and in what order they do.
+inline long as_long(int length) { return length; }
+
+// How a few rows of inputs meet packed weights, in what form they do, and how many floats a row of that form takes.
 struct Meeting {
-  void (*multiply)(int m, const float* x, long x_row, const Rows& w, int n, float* y, long y_row);
-  void (*arrange)(const float* x, int length, float* to);
+  void (*multiply)(int m, const float* x, long x_row, const Rows& w, int n, float* y, long y_row) =
+      nullptr;
+  void (*arrange)(const float* x, int length, float* to) = nullptr;
+  long (*room)(int length) = as_long;
 };
 
 inline void as_they_are(const float* x, int length, float* to) { std::copy_n(x, length, to); }
@@ -72,8 +76,9 @@ inline void as_they_are(const float* x, int length, float* to) { std::copy_n(x, 
 using Turn = void (*)(const Rows& w, int group, int words, float* to);
 constexpr int kFewestWords = 16;
 
-// The ways of AVX-512, where the processor knows it; else none.
+// The ways of AVX-512, where the processor knows it; else none. With VNNI there is one for rows of some lengths.
 Meeting on_avx512(Code code, int bits, int group);
+Meeting on_vnni(Code code, int bits, int group, long length);
 Turn turning_on_avx512(Code code, int bits);
 Unpack unpacking_on_avx512(int bits);
 

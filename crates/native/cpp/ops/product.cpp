@@ -44,7 +44,8 @@ class Product {
         n_(n),
         k_(inputs[0].shape(-1)),
         m_(static_cast<int>(outputs[0].size() / n_)),
-        scratch_(is_few() ? m_ * whole(k_) : many_rows::scratch(m_, k_)) {}
+        x_row_(whole(weights_->room())),
+        scratch_(is_few() ? m_ * x_row_ : many_rows::scratch(m_, k_)) {}
 
   void run() {
     x_.ready();
@@ -62,12 +63,12 @@ class Product {
   bool is_few() const { return m_ <= few_rows::kMost; }
 
   void few() {
-    const long x_row = whole(k_);
-    for (int row = 0; row < m_; ++row) weights_->arrange(x_.at(row), scratch_.data() + row * x_row);
+    for (int row = 0; row < m_; ++row)
+      weights_->arrange(x_.at(row), scratch_.data() + row * x_row_);
     const int chunk = chunk_of(m_, n_, k_);
     workers::share(workers::chunks(n_, chunk), [&](int index, int) {
       const int from = index * chunk;
-      weights_->multiply(m_, scratch_.data(), x_row, from, std::min(chunk, n_ - from), y_ + from,
+      weights_->multiply(m_, scratch_.data(), x_row_, from, std::min(chunk, n_ - from), y_ + from,
                          n_);
     });
   }
@@ -76,6 +77,7 @@ class Product {
   layout::Rows<float> x_;
   float* y_;
   int n_, k_, m_;
+  long x_row_;
   memory::Floats scratch_;
 };
 
@@ -145,7 +147,8 @@ class Gathered {
         next_(experts + 1),
         few_(experts),
         chunk_(chunk_of(1, n_, k_)),
-        inputs_(count_ * whole(k_)),
+        x_row_(whole(std::max<long>(k_, weights_->room()))),
+        inputs_(count_ * x_row_),
         outputs_(static_cast<long>(workers::count()) * few_rows::kMost * chunk_),
         many_(count_ > few_rows::kMost ? count_ * n_ : 0),
         scratch_(count_ > few_rows::kMost ? many_rows::scratch(static_cast<int>(count_), k_) : 0) {}
@@ -209,13 +212,13 @@ class Gathered {
   }
 
   long rows_of(int expert) const { return (first_[expert + 1] - first_[expert]) * rows_; }
-  float* inputs_of(int expert) const { return inputs_.data() + first_[expert] * rows_ * whole(k_); }
+  float* inputs_of(int expert) const { return inputs_.data() + first_[expert] * rows_ * x_row_; }
 
   // Copies an expert's inputs, one behind another.
   void place(int expert, bool arranged) const {
     float* to = inputs_of(expert);
     for (long place = first_[expert]; place < first_[expert + 1]; ++place)
-      for (int row = 0; row < rows_; ++row, to += whole(k_)) {
+      for (int row = 0; row < rows_; ++row, to += x_row_) {
         const float* x = x_.at(from_[order_[place]] + row);
         if (arranged) weights_->arrange(x, to);
         else std::copy_n(x, k_, to);
@@ -231,13 +234,13 @@ class Gathered {
 
   void meet(int expert, int column, float* outputs) const {
     const int count = std::min(chunk_, n_ - column);
-    weights_->multiply(static_cast<int>(rows_of(expert)), inputs_of(expert), whole(k_),
+    weights_->multiply(static_cast<int>(rows_of(expert)), inputs_of(expert), x_row_,
                        static_cast<long>(expert) * n_ + column, count, outputs, count);
     spread(expert, outputs, count, column, count);
   }
 
   void multiply(int expert) const {
-    many_rows::multiply(static_cast<int>(rows_of(expert)), n_, k_, inputs_of(expert), whole(k_),
+    many_rows::multiply(static_cast<int>(rows_of(expert)), n_, k_, inputs_of(expert), x_row_,
                         *weights_, static_cast<long>(expert) * n_, many_.data(), n_,
                         scratch_.data());
     spread(expert, many_.data(), n_, 0, n_);
@@ -254,6 +257,7 @@ class Gathered {
   std::vector<long> from_, order_, first_, next_;
   std::vector<int> few_;
   int chunk_;
+  long x_row_;
   memory::Floats inputs_, outputs_, many_, scratch_;
 };
 
