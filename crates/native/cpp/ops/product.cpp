@@ -45,7 +45,8 @@ class Product {
         k_(inputs[0].shape(-1)),
         m_(static_cast<int>(outputs[0].size() / n_)),
         x_row_(whole(weights_->room())),
-        scratch_(is_few() ? m_ * x_row_ : many_rows::scratch(m_, k_)) {}
+        few_(is_few() ? m_ * x_row_ : 0),
+        many_(is_few() ? nullptr : memory::share(many_rows::scratch(m_, k_))) {}
 
   void run() {
     x_.ready();
@@ -55,7 +56,9 @@ class Product {
     } else if (is_few()) {
       few();
     } else {
-      many_rows::multiply(m_, n_, k_, x_.data(), x_.row(), *weights_, 0, y_, n_, scratch_.data());
+      const std::lock_guard<std::mutex> guard(many_->in_use);
+      many_rows::multiply(m_, n_, k_, x_.data(), x_.row(), *weights_, 0, y_, n_,
+                          many_->floats.data());
     }
   }
 
@@ -64,12 +67,11 @@ class Product {
 
   void few() {
     for (int row = 0; row < m_; ++row)
-      weights_->arrange(x_.at(row), scratch_.data() + row * x_row_);
+      weights_->arrange(x_.at(row), few_.data() + row * x_row_);
     const int chunk = chunk_of(m_, n_, k_);
     workers::share(workers::chunks(n_, chunk), [&](int index, int) {
       const int from = index * chunk;
-      weights_->multiply(m_, scratch_.data(), x_row_, from, std::min(chunk, n_ - from), y_ + from,
-                         n_);
+      weights_->multiply(m_, few_.data(), x_row_, from, std::min(chunk, n_ - from), y_ + from, n_);
     });
   }
 
@@ -78,7 +80,9 @@ class Product {
   float* y_;
   int n_, k_, m_;
   long x_row_;
-  memory::Floats scratch_;
+  // Inputs of a few rows, arranged; what a product of many takes.
+  memory::Floats few_;
+  std::shared_ptr<memory::Shared> many_;
 };
 
 // The gradient by x, by·w, from that by y, of m × n. Rows of weights become floats, a panel at a time.
@@ -151,7 +155,9 @@ class Gathered {
         inputs_(count_ * x_row_),
         outputs_(static_cast<long>(workers::count()) * few_rows::kMost * chunk_),
         many_(count_ > few_rows::kMost ? count_ * n_ : 0),
-        scratch_(count_ > few_rows::kMost ? many_rows::scratch(static_cast<int>(count_), k_) : 0) {}
+        scratch_(count_ > few_rows::kMost
+                     ? memory::share(many_rows::scratch(static_cast<int>(count_), k_))
+                     : nullptr) {}
 
   void run() {
     x_.ready();
@@ -173,8 +179,11 @@ class Gathered {
       meet(few_[chunk / per], chunk % per * chunk_,
            outputs_.data() + static_cast<long>(worker) * few_rows::kMost * chunk_);
     });
-    for (int expert = 0; expert < experts_; ++expert)
-      if (rows_of(expert) > few_rows::kMost) multiply(expert);
+    if (scratch_ != nullptr) {
+      const std::lock_guard<std::mutex> guard(scratch_->in_use);
+      for (int expert = 0; expert < experts_; ++expert)
+        if (rows_of(expert) > few_rows::kMost) multiply(expert);
+    }
     // There is no such expert.
     for (long place = first_[experts_]; place < first_[experts_ + 1]; ++place)
       std::fill_n(y_ + order_[place] * rows_ * n_, static_cast<long>(rows_) * n_,
@@ -242,7 +251,7 @@ class Gathered {
   void multiply(int expert) const {
     many_rows::multiply(static_cast<int>(rows_of(expert)), n_, k_, inputs_of(expert), x_row_,
                         *weights_, static_cast<long>(expert) * n_, many_.data(), n_,
-                        scratch_.data());
+                        scratch_->floats.data());
     spread(expert, many_.data(), n_, 0, n_);
   }
 
@@ -258,7 +267,8 @@ class Gathered {
   std::vector<int> few_;
   int chunk_;
   long x_row_;
-  memory::Floats inputs_, outputs_, many_, scratch_;
+  memory::Floats inputs_, outputs_, many_;
+  std::shared_ptr<memory::Shared> scratch_;
 };
 
 // What is multiplied by `weights`, in MLX's own operations.
