@@ -27,10 +27,11 @@ using Make = std::function<std::unique_ptr<matrix::Matrix>(const op::Arrays& wei
 long whole(long count) { return (count + 15) / 16 * 16; }
 
 // How many rows of weights are a chunk of work for `m` rows of inputs: it takes a core a few
-// microseconds, several times as long as handing it over.
+// microseconds, several times as long as handing it over. Chunks are about equal.
 int chunk_of(long m, long n, long k) {
   const long products = std::clamp<long>(m * n * k / 16, 1 << 16, 1 << 18);
-  const long rows = std::max<long>(products / std::max<long>(m * k, 1), 1);
+  const long most = std::max<long>(products / std::max<long>(m * k, 1), 1);
+  const long rows = (n + workers::chunks(n, most) - 1) / std::max(workers::chunks(n, most), 1);
   return static_cast<int>(std::min<long>((rows + 23) / 24 * 24, n));
 }
 

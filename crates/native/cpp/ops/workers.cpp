@@ -14,6 +14,18 @@ namespace {
 // is generated. So it looks out for work this long before it sleeps, and lets others run meanwhile.
 constexpr std::chrono::milliseconds kSpin{2};
 
+// How often it looks before it lets others run, which takes the system longer than most waits are.
+constexpr int kLooks = 64;
+
+// Tells the processor that this is a wait.
+inline void pause() {
+#ifdef __x86_64__
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
 // One piece of work at a time, handed out in chunks from the last to the first.
 class ThreadPool {
  public:
@@ -42,7 +54,10 @@ class ThreadPool {
     turn_.notify_all();
     take_chunks(turn, 0);
     shares = false;
-    while (undone_.load(std::memory_order_acquire) != 0) std::this_thread::yield();
+    for (int looks = 1; undone_.load(std::memory_order_acquire) != 0; ++looks) {
+      if (looks % kLooks == 0) std::this_thread::yield();
+      else pause();
+    }
   }
 
  private:
@@ -62,9 +77,12 @@ class ThreadPool {
     std::uint32_t seen = 0;
     for (;;) {
       const auto since = std::chrono::steady_clock::now();
-      while (turn_.load(std::memory_order_acquire) == seen &&
-             std::chrono::steady_clock::now() - since < kSpin)
+      for (int looks = 1; turn_.load(std::memory_order_acquire) == seen; ++looks) {
+        pause();
+        if (looks % kLooks != 0) continue;
+        if (std::chrono::steady_clock::now() - since >= kSpin) break;
         std::this_thread::yield();
+      }
       turn_.wait(seen, std::memory_order_acquire);
       seen = turn_.load(std::memory_order_acquire);
       take_chunks(seen, worker);
