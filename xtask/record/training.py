@@ -300,6 +300,10 @@ ADAPTERS = (
     ("dora", "qwen2", {"r": 2, "lora_alpha": 4, "use_dora": True, "target_modules": r".*\.(q_proj|up_proj)"}),
     ("embedding", "gemma-5x", {"r": 2, "lora_alpha": 4, "target_modules": ["embed_tokens", "o_proj"]}),
     ("moe", "qwen3-moe", {"r": 2, "lora_alpha": 2, "target_modules": ["k_proj"], "layers_to_transform": [1]}),
+    ("experts", "qwen3-moe", {"r": 2, "lora_alpha": 3, "target_modules": ["q_proj"],
+                              "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}),
+    ("experts-down", "mixtral", {"r": 3, "lora_alpha": 4, "use_rslora": True, "target_modules": [],
+                                 "target_parameters": ["experts.down_proj"]}),
     ("fused", "phi3", {"r": 2, "lora_alpha": 3, "target_modules": ["qkv_proj", "gate_up_proj"]}),
 )  # fmt: skip
 

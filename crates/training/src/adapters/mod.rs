@@ -1,6 +1,7 @@
 //! Low-rank adapters: LoRA, rsLoRA and DoRA on a model's products, dense or packed, in the files of PEFT
 //! and of mlx-lm.
 
+mod experts;
 mod lora;
 mod merge;
 mod mlx_lm;

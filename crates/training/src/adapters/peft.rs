@@ -7,18 +7,17 @@ use mlxgk_mlx_models::{Adapter, Decoder};
 use regex::Regex;
 use serde_json::{Map, Value, json};
 
-use super::{CONFIG, Parts, assemble, lora::layer_of, transposed};
+use super::{CONFIG, Parts, assemble, experts, lora::layer_of, transposed};
 use crate::{Error, ErrorKind, Result, files, files::failed};
 
 pub(crate) const WEIGHTS: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.";
 
 /// What of a config changes the result, and is not supported unless it is empty.
-const UNSUPPORTED: [&str; 9] = [
+const UNSUPPORTED: [&str; 8] = [
     "modules_to_save",
     "layer_replication",
     "trainable_token_indices",
-    "target_parameters",
     "alora_invocation_tokens",
     "arrow_config",
     "use_qalora",
@@ -101,12 +100,16 @@ pub(super) fn read(
         );
         return Err(failed(&file, what));
     }
-    assemble(&file, parts, |path, found| {
+    let scale = |path: &str, found: usize| {
         // The matrices say what the rank is; a pattern that says otherwise would be for another file.
         let rank = if ranks.is_empty() && rank as usize == found { rank } else { found as f64 };
         let divisor = if is_stabilized { rank.sqrt() } else { rank };
         (of(&alphas, path, alpha) / divisor) as f32
-    })
+    };
+    let targets = experts::targets(config).map_err(about)?;
+    let mut of_experts = experts::take(decoder, &file, &targets, &mut parts, scale)?;
+    of_experts.extend(assemble(&file, parts, scale)?);
+    Ok(of_experts)
 }
 
 type Written = (&'static str, Vec<(String, Array)>, Value);

@@ -54,6 +54,16 @@ fn adapters_of_peft_say_and_learn_what_they_do_there() {
         assert_close(&[found.loss as f32 / count], &floats(&case["loss"]), 1e-5, what);
         let expected = case["gradients"].as_object().unwrap();
         for (of_peft, kept) in expected {
+            if of_peft.contains(".experts.") {
+                let found = of_experts_in_peft(&trainee, &found.values, of_peft);
+                let what = format!("{what}, {of_peft}");
+                assert_kept(
+                    &host(&found).iter().map(|it| it / count).collect::<Vec<_>>(),
+                    kept,
+                    &what,
+                );
+                continue;
+            }
             // PEFT's matrices of a token table are transposed; ours are under the other letter.
             let (of_peft, is_table) = match of_peft.rsplit_once(".lora_embedding_") {
                 Some((path, "A")) => (format!("{path}.lora_B.weight"), true),
@@ -68,19 +78,48 @@ fn adapters_of_peft_say_and_learn_what_they_do_there() {
                 value = value.t().contiguous().unwrap();
             }
             let values: Vec<f32> = host(&value).iter().map(|it| it / count).collect();
-            let norm = values.iter().map(|it| it * it).sum::<f32>().sqrt();
-            let torchs = floats(&kept["norm"])[0];
-            assert!((norm - torchs).abs() <= 2e-5 * torchs, "{what}, {name}: {norm} for {torchs}");
-            for (at, expected) in kept["at"].as_array().unwrap().iter().zip(floats(&kept["values"]))
-            {
-                let found = values[at.as_u64().unwrap() as usize];
-                let size = expected.abs().max(torchs / (values.len() as f32).sqrt());
-                assert!(
-                    (found - expected).abs() <= 3e-5 * size,
-                    "{what}, {name}: {found} for {expected}"
-                );
-            }
+            assert_kept(&values, kept, &format!("{what}, {name}"));
         }
+    }
+}
+
+/// Compares a gradient with what was kept of torch's.
+fn assert_kept(values: &[f32], kept: &Value, what: &str) {
+    let norm = values.iter().map(|it| it * it).sum::<f32>().sqrt();
+    let torchs = floats(&kept["norm"])[0];
+    assert!((norm - torchs).abs() <= 2e-5 * torchs, "{what}: {norm} for {torchs}");
+    for (at, expected) in kept["at"].as_array().unwrap().iter().zip(floats(&kept["values"])) {
+        let found = values[at.as_u64().unwrap() as usize];
+        let size = expected.abs().max(torchs / (values.len() as f32).sqrt());
+        assert!((found - expected).abs() <= 3e-5 * size, "{what}: {found} for {expected}");
+    }
+}
+
+/// The gradient by one of the matrices that PEFT has for a parameter of all experts. Gate and up share one
+/// A there, and have the halves of one B.
+fn of_experts_in_peft(trainee: &Trainee<'_>, gradients: &[Array], of_peft: &str) -> Array {
+    let (path, matrix) = of_peft.split_once(".experts.").unwrap();
+    let layer = path.strip_prefix("base_model.model.").unwrap();
+    let (is_inner, is_a) = (matrix.starts_with("base_layer."), matrix.contains("lora_A"));
+    let kind = if is_a { "lora_A.weight" } else { "lora_B.weight" };
+    let find = |ends: [&str; 2]| {
+        let found = trainee.names().iter().position(|it| {
+            let is_one = |end: &&str| it.ends_with(&format!(".switch_mlp.{end}.{kind}"));
+            it.starts_with(&layer[..layer.rfind('.').unwrap()]) && ends.iter().any(is_one)
+        });
+        gradients[found.unwrap_or_else(|| panic!("no {ends:?} in {layer}"))].clone()
+    };
+    let whole = match (is_inner, is_a) {
+        (false, _) => find(["down_proj", "w2"]),
+        (true, true) => find(["gate_proj", "w1"]).add(find(["up_proj", "w3"])).unwrap(),
+        (true, false) => {
+            concatenate(&[find(["gate_proj", "w1"]), find(["up_proj", "w3"])], 1).unwrap()
+        }
+    };
+    match is_a {
+        true => whole,
+        // By experts, outputs, rank: by outputs, rank, experts.
+        false => whole.transpose_axes(&[1, 2, 0]).unwrap(),
     }
 }
 
@@ -353,10 +392,16 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
         ("lora_alpha", json!("much")),
         ("peft_type", json!("IA3")),
         ("target_parameters", json!(["mlp.experts.gate_up_proj"])),
+        ("target_parameters", json!(["mlp.gate.weight"])),
+        ("target_parameters", json!("mlp.experts.gate_up_proj")),
     ] {
         let error = change(field, value);
         assert!(error.contains(field), "{error}");
     }
+    let error = refused(&mut model("mellum"), &path("peft-experts"));
+    assert!(error.contains("gate_up_proj` is adapted by [12, 32] and [32, 12]"), "{error}");
+    let error = refused(&mut model("gpt-oss"), &path("peft-experts"));
+    assert!(error.contains("no experts there that can be adapted"), "{error}");
     let mut tied = model("qwen2");
     if tied.components().tied_head {
         attach_lora(
