@@ -2,7 +2,7 @@
 //! MLX's operations put together.
 
 use mlx_rs::{
-    Array, Device, DeviceType, Dtype,
+    Array, Dtype,
     error::Result as MlxResult,
     fast::{ScaledDotProductAttentionMask, rms_norm, scaled_dot_product_attention},
     ops::{broadcast_to, logsumexp_axis, ones, rsqrt},
@@ -10,9 +10,10 @@ use mlx_rs::{
 use mlxgk_kv_cache::{Columns, Mask, Seen};
 
 use crate::{
-    Error, Result,
+    Result,
     activation::Activation,
     attention::{self, Softmax},
+    device,
     native::{Native, Packed, Quantization},
     rope,
 };
@@ -35,7 +36,7 @@ enum Kind {
 impl Backend {
     /// For a model that computes in `dtype` on the default device.
     pub(crate) fn new(dtype: Dtype) -> Result<Self> {
-        if is_gpu()? {
+        if device::is_gpu()? {
             return Ok(Self(Kind::Gpu));
         }
         let native = Native::new().filter(|_| dtype == Dtype::Float32);
@@ -199,11 +200,4 @@ impl Norm {
             | Self::Composed { weight, .. } => weight,
         }
     }
-}
-
-/// Whether the default device has kernels for rotations, norms and attention.
-pub(crate) fn is_gpu() -> Result<bool> {
-    let device = Device::try_default().and_then(|it| it.get_type());
-    let device = device.map_err(|e| Error::mlx("asking for the default device", &e))?;
-    Ok(matches!(device, DeviceType::Gpu))
 }

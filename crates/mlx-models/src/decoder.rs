@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use mlx_rs::{Array, Device, DeviceType, Dtype, ops::tanh};
+use mlx_rs::{Array, Dtype, ops::tanh};
 use mlxgk_kv_cache::{CacheOptions, KvCache, LayerSpec};
 
 use crate::{
@@ -10,6 +10,7 @@ use crate::{
     block::Block,
     checkpoint::Skipped,
     config::Dims,
+    device,
     embedding::Embedding,
     hooks::{Capture, HookPoint, NoHook, ResidualHook},
     linear::Linear,
@@ -55,13 +56,7 @@ impl ComputeDtype {
             Self::Float32 => Some(Dtype::Float32),
             Self::Bfloat16 => Some(Dtype::Bfloat16),
             Self::Float16 => Some(Dtype::Float16),
-            Self::Auto => {
-                let device = Device::try_default().and_then(|it| it.get_type());
-                match device.map_err(|e| Error::mlx("asking for the default device", &e))? {
-                    DeviceType::Cpu => Some(Dtype::Float32),
-                    DeviceType::Gpu => None,
-                }
-            }
+            Self::Auto => (!device::is_gpu()?).then_some(Dtype::Float32),
         })
     }
 }

@@ -128,6 +128,7 @@ fn fp8(file: &str, settings: &Config, tensors: &mut Tensors) -> Result<()> {
 
 /// bf16 weights of e4m3 ones, `[out, in]`, and factors for blocks of them.
 fn of_blocks(codes: &Array, scales: &Array, block: Option<[i32; 2]>) -> MlxResult<Array> {
+    floats(scales)?;
     let weights = of_e4m3(codes)?;
     let scales = scales.as_dtype(Dtype::Float32)?;
     let [rows, columns] = match codes.shape() {
@@ -181,7 +182,7 @@ fn compressed(file: &str, settings: &Config, tensors: &mut Tensors) -> Result<()
             if tensors.contains_key(&format!("{at}.weight_zero_point")) {
                 return Err(Exception::custom("asymmetric weights are not supported"));
             }
-            let words = words.view_dtype(Dtype::Uint32)?;
+            let words = words_of(&words)?;
             let scales = narrowed(&scales, &words)?;
             // Four bits hold q + 8.
             let offset = Array::from_f32(-8.0).as_dtype(scales.dtype())?;
@@ -239,26 +240,27 @@ fn awq(file: &str, settings: &Config, tensors: &mut Tensors) -> Result<()> {
     }
     each(file, tensors, ".qweight", |tensors, at, codes| {
         let zeros = partner(tensors, &format!("{at}.qzeros"))?;
-        let scales = partner(tensors, &format!("{at}.scales"))?.t();
-        let (columns, rows) = (codes.dim(0), codes.dim(-1) * 8);
-        let codes = nibbles(&codes)?;
-        // A row's codes, eight to a word, the first in the lowest bits.
-        let (columns, rows) = (columns as usize, rows as usize);
-        let words: Vec<u32> = (0..rows)
-            .flat_map(|row| {
-                let codes = &codes;
-                (0..columns / 8).map(move |word| {
-                    (0..8).fold(0, |sum, place| {
-                        let code = codes[(word * 8 + place) * rows + row];
-                        sum | u32::from(code) << (4 * place)
-                    })
-                })
-            })
-            .collect();
-        let words = Array::from_slice(&words, &[rows as i32, (columns / 8) as i32]);
-        let count = zeros.dim(0);
-        let zeros: Vec<f32> = nibbles(&zeros)?.into_iter().map(f32::from).collect();
-        let zeros = Array::from_slice(&zeros, &[count, rows as i32]).t();
+        let scales = partner(tensors, &format!("{at}.scales"))?;
+        let (codes, zeros) = (nibbles(&codes)?.t(), nibbles(&zeros)?);
+        // A row's codes, two to a byte and so eight to a word, the first in the lowest bits.
+        let &[rows, columns] = codes.shape() else { return Err(two_axes(&codes)) };
+        if scales.shape() != zeros.shape() || scales.dim(-1) != rows {
+            let (scales, zeros) = (scales.shape(), zeros.shape());
+            let what =
+                format!("scales of {scales:?} and zeros of {zeros:?} do not fit {rows} rows");
+            return Err(Exception::custom(what));
+        }
+        let scales = scales.t();
+        if columns % 8 != 0 {
+            let what = format!("{columns} columns are not a multiple of the 8 that share a word");
+            return Err(Exception::custom(what));
+        }
+        let pairs = codes.contiguous()?.reshape(&[rows, columns / 2, 2])?;
+        let half = |which: i32| pairs.try_index((.., .., which));
+        let sixteen = Array::from_slice(&[16_u8], &[1]);
+        let bytes = half(0)?.add(half(1)?.multiply(&sixteen)?)?;
+        let words = bytes.contiguous()?.view_dtype(Dtype::Uint32)?;
+        let zeros = zeros.as_dtype(Dtype::Float32)?.t();
         let biases = scales.as_dtype(Dtype::Float32)?.multiply(zeros)?.negative()?;
         put(tensors, at, words, &scales.contiguous()?, Some(biases));
         Ok(())
@@ -290,8 +292,7 @@ fn gptq(file: &str, settings: &Config, tensors: &mut Tensors) -> Result<()> {
         let scales = partner(tensors, &format!("{at}.scales"))?;
         let per_word = 32 / bits as i32;
         let (&[words, rows], &[groups, _]) = (codes.shape(), scales.shape()) else {
-            let what = format!("expected two axes, found {:?}", codes.shape());
-            return Err(Exception::custom(what));
+            return Err(two_axes(&codes));
         };
         let columns = words * per_word;
         if scales.shape() != [groups, rows] || zeros.shape() != [groups, rows / per_word] {
@@ -317,7 +318,7 @@ fn gptq(file: &str, settings: &Config, tensors: &mut Tensors) -> Result<()> {
                 return Err(Exception::custom(what));
             }
         }
-        let words = codes.view_dtype(Dtype::Uint32)?.t().contiguous()?;
+        let words = words_of(&codes)?.t().contiguous()?;
         let mask = (1_u32 << bits) - 1;
         let zeros: Vec<f32> = whole_words(&zeros)?
             .into_iter()
@@ -360,6 +361,7 @@ fn modelopt(file: &str, settings: &Config, tensors: &mut Tensors) -> Result<()> 
             let name = format!("{at}.weight");
             let scales = partner(tensors, &format!("{at}.weight_scale"))?;
             let codes = partner(tensors, &name)?;
+            floats(&whole)?;
             let (&[rows, bytes], &[scale_rows, groups]) = (codes.shape(), scales.shape()) else {
                 let what = format!("expected weights of two axes, found {:?}", codes.shape());
                 return Err(Exception::custom(what));
@@ -410,7 +412,7 @@ fn of_e2m1(bytes: &Array) -> MlxResult<Array> {
 
 /// Words of 32 bits, row after row.
 fn whole_words(array: &Array) -> MlxResult<Vec<u32>> {
-    let words = array.view_dtype(Dtype::Uint32)?.contiguous()?;
+    let words = words_of(array)?.contiguous()?;
     words.eval()?;
     let words = words.try_as_slice::<u32>().map_err(|e| Exception::custom(e.to_string()))?;
     Ok(words.to_vec())
@@ -424,12 +426,37 @@ fn whole_numbers(array: &Array) -> MlxResult<Vec<i32>> {
     Ok(numbers.to_vec())
 }
 
-/// The codes of AutoAWQ's words, row after row, in the order of the rows.
-fn nibbles(words: &Array) -> MlxResult<Vec<u8>> {
-    const SHIFTS: [u32; 8] = [0, 16, 4, 20, 8, 24, 12, 28];
-    if words.ndim() != 2 {
-        return Err(Exception::custom(format!("expected two axes, found {:?}", words.shape())));
+/// The codes of AutoAWQ's words, in the order of the rows: bytes, eight for each word.
+fn nibbles(words: &Array) -> MlxResult<Array> {
+    /// Where in a word each code is, counted in codes from the lowest bits.
+    const PLACES: [u32; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
+    let &[rows, words_per_row] = words.shape() else { return Err(two_axes(words)) };
+    let halves: Vec<u8> = (0..=u8::MAX).flat_map(|it| [it & 15, it >> 4]).collect();
+    let bytes = words_of(words)?.contiguous()?.view_dtype(Dtype::Uint8)?;
+    let codes = Array::from_slice(&halves, &[256, 2]).take_axis(bytes, 0)?;
+    let of_words = codes.reshape(&[rows, words_per_row, 8])?;
+    let in_order = of_words.take_axis(Array::from_slice(&PLACES, &[8]), -1)?;
+    in_order.reshape(&[rows, words_per_row * 8])
+}
+
+/// Words of 32 bits, which other programs store as whole numbers with a sign.
+fn words_of(array: &Array) -> MlxResult<Array> {
+    match array.dtype() {
+        Dtype::Int32 | Dtype::Uint32 => array.view_dtype(Dtype::Uint32),
+        found => Err(Exception::custom(format!("expected words of 32 bits, found {found:?}"))),
     }
-    let words = whole_words(words)?;
-    Ok(words.iter().flat_map(|word| SHIFTS.map(|shift| (word >> shift & 15) as u8)).collect())
+}
+
+/// Refuses factors that are not floats.
+fn floats(factors: &Array) -> MlxResult<()> {
+    match factors.dtype() {
+        found if found.is_float() => Ok(()),
+        found => {
+            Err(Exception::custom(format!("expected factors that are floats, found {found:?}")))
+        }
+    }
+}
+
+fn two_axes(found: &Array) -> Exception {
+    Exception::custom(format!("expected two axes, found {:?}", found.shape()))
 }

@@ -143,7 +143,9 @@ impl LatentAttention {
         };
         let down = weights.linear(&name("kv_a_proj_with_mqa"), rank + rotary, hidden, bias)?;
         let norm = weights.norm(&name("kv_a_layernorm"), rank, LATENT_EPS, form)?;
-        let expansion = if weights.has(&name("embed_q.weight")) {
+        let is_split =
+            ["embed_q.weight", "unembed_out.weight"].iter().any(|it| weights.has(&name(it)));
+        let expansion = if is_split {
             Expansion::Split {
                 keys: weights.stacked(&name("embed_q"), [heads, rank, plain])?,
                 values: weights.stacked(&name("unembed_out"), [heads, value, rank])?,

@@ -18,11 +18,7 @@ use mlx_rs::{
 use mlxgk_kv_cache::{Positions, Step};
 use serde_json::Value;
 
-use crate::{
-    Error, ErrorKind, Result,
-    backend::{self, Backend},
-    config::Config,
-};
+use crate::{Error, ErrorKind, Result, backend::Backend, config::Config, device};
 
 /// One rotary embedding; layers of one kind share it.
 #[derive(Debug, Clone)]
@@ -230,7 +226,7 @@ impl Rope {
                 return Err(scaling.error("rope_type", what));
             }
         };
-        let (attention_scale, fused) = (scale as f32, backend::is_gpu()?);
+        let (attention_scale, fused) = (scale as f32, device::is_gpu()?);
         let longest = (parameters.kind == "dynamic").then_some(parameters.max_positions);
         let parts =
             Parts { dims, head_dim, frequencies, interleaved, attention_scale, fused, longest };

@@ -127,7 +127,7 @@ impl RoutedExperts {
         [experts, inner, hidden]: [usize; 3],
         activation: Activation,
     ) -> Result<Self> {
-        let together = weights.has(&format!("{at}.switch_mlp.fc1.weight"));
+        let together = weights.has_part(&format!("{at}.switch_mlp"));
         let [up, down] = if together { ["fc1", "fc2"] } else { ["up_proj", "down_proj"] };
         let mut stack = |name, index, rows, columns| {
             let (names, of) = (ExpertNames::USUAL, (name, index));

@@ -183,11 +183,14 @@ impl Weights {
         self.error(format_args!("{} cannot be read: {}", self.in_file(tensor), e.what()))
     }
 
+    fn missing(&self, tensor: &str) -> Error {
+        let tensor = self.in_file(tensor);
+        self.error(format_args!("the tensor {tensor} is missing; download the model again"))
+    }
+
     fn remove(&mut self, tensor: &str) -> Result<Array> {
         let found = self.tensors.remove(tensor);
-        found.ok_or_else(|| {
-            self.error(format_args!("the tensor {} is missing", self.in_file(tensor)))
-        })
+        found.ok_or_else(|| self.missing(tensor))
     }
 
     /// Takes a float tensor of exactly this shape, converted and in memory.
@@ -197,16 +200,24 @@ impl Weights {
 
     fn take_as(&mut self, tensor: &str, shape: &[usize], dtype: Dtype) -> Result<Array> {
         let array = self.remove(tensor)?;
+        if array.dtype().is_float() != dtype.is_float() {
+            let (name, found) = (self.in_file(tensor), array.dtype());
+            return Err(match tensor.strip_suffix(".weight") {
+                Some(at) if found == Dtype::Uint32 => {
+                    let scales = self.in_file(&format!("{at}.scales"));
+                    self.error(format_args!(
+                        "the tensor {name} is packed, but {scales} is missing; download the model again"
+                    ))
+                }
+                _ => self.error(format_args!(
+                    "the tensor {name} holds {found:?} where {dtype:?} is expected"
+                )),
+            });
+        }
         if !array.shape().iter().map(|&it| it as usize).eq(shape.iter().copied()) {
             let (name, found) = (self.in_file(tensor), array.shape());
             return Err(self.error(format_args!(
                 "the tensor {name} has shape {found:?}, but config.json makes it {shape:?}"
-            )));
-        }
-        if array.dtype().is_float() != dtype.is_float() {
-            let (name, found) = (self.in_file(tensor), array.dtype());
-            return Err(self.error(format_args!(
-                "the tensor {name} holds {found:?} where {dtype:?} is expected"
             )));
         }
         array
@@ -268,8 +279,21 @@ impl Weights {
         let last = |array: Option<&Array>| {
             array.and_then(|it| it.shape().last().copied()).map_or(0, |it| it as usize)
         };
-        let words = last(self.tensors.get(&format!("{at}.weight")));
+        let weight = format!("{at}.weight");
+        if !self.has(&weight) {
+            return Err(self.missing(&weight));
+        }
+        let words = last(self.tensors.get(&weight));
         let scales = self.tensors.get(&format!("{at}.scales"));
+        if let Some(found) = scales.map(Array::dtype)
+            && !found.is_float()
+            && found != Dtype::Uint8
+        {
+            let name = self.in_file(&format!("{at}.scales"));
+            return Err(self.error(format_args!(
+                "the tensor {name} holds {found:?}; scales are floats, or bytes"
+            )));
+        }
         let (groups, is_float) = (last(scales), scales.is_some_and(|it| it.dtype().is_float()));
         let Some(it) = quantization::of_shapes(words, groups, columns, is_float) else {
             return Err(self.error(format_args!(
@@ -281,7 +305,7 @@ impl Weights {
         };
         self.scheme.check(at, it)?;
         let shape = |last: usize| [leading, &[rows, last]].concat();
-        let words = self.take_as(&format!("{at}.weight"), &shape(words), Dtype::Uint32)?;
+        let words = self.take_as(&weight, &shape(words), Dtype::Uint32)?;
         let mut of_groups = |name: &str| {
             let name = format!("{at}.{name}");
             let stored = self.tensors.get(&name).map_or(self.dtype, Array::dtype);
@@ -361,7 +385,11 @@ impl Weights {
             return self.experts_of_all(path, names, [count, rows, columns], bias);
         }
         let path = format!("{at}.{}.{name}", names.together);
-        let together = self.has(&format!("{path}.weight"));
+        // Where any of them is stacked, what is missing is missed under that name. Some families have single
+        // experts in a part of the same name.
+        let part = format!("{at}.{}", names.together);
+        let together = self.has(&format!("{path}.weight"))
+            || (names.together != "experts" && self.has_part(&part));
         let each = names.each[index];
         let path = if together { path } else { format!("{at}.switch_mlp.{each}") };
         let mut take = |ending: &str, shape: &[usize]| -> Result<Array> {
@@ -532,7 +560,9 @@ impl Weights {
                     0 => String::new(),
                     more => format!(" and {more} more"),
                 };
-                Err(self.error(format_args!("this architecture has no tensor {first}{more}")))
+                Err(self.error(format_args!(
+                    "this architecture has no tensor {first}{more}; is config.json this model's?"
+                )))
             }
         }
     }

@@ -189,7 +189,7 @@ Examples:
   mlxgk convert Qwen/Qwen3-0.6B --out qwen3-4bit --bits 4
   mlxgk convert ./qwen3 --out qwen3-mxfp4 --mode mxfp4
   mlxgk convert ./qwen3 --out qwen3-mixed --recipe mixed_3_6 --evaluate text.txt
-  mlxgk convert ./qwen3 --out qwen3-mine --bits 4 --rule '*.v_proj=8,32' --rule 'lm_head=dense'
+  mlxgk convert ./qwen3 --out qwen3-mine --bits 4 --rule '*.v_proj=8,32' --rule '*embed_tokens=dense'
   mlxgk convert ./qwen3-4bit --out qwen3-hf --dequantize --to hf
 
 The result is what mlx_lm.convert writes, to the bit. It appears when it is complete: a run that was

@@ -107,9 +107,13 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<()> {
     let conversion = conversion(args)?;
     let text = args.evaluate.as_deref().map(files::read_text).transpose()?;
     let folder = load::find(&args.model, args.offline)?;
+    // Which tensors a family has is known by its graph alone.
+    load::check(&folder, args.device)?;
+    // What the evaluation takes is looked for before anything is written.
+    let tokens = text.map(|it| evaluate::tokens(&folder, &it)).transpose()?;
     let made = convert_folder(&folder, &args.out, &conversion, &mut DownloadBars::default())?;
-    let evaluation = match &text {
-        Some(text) => Some(evaluate::compare([&folder, &made.folder], text, args.device)?),
+    let evaluation = match &tokens {
+        Some(tokens) => Some(evaluate::compare([&folder, &made.folder], tokens, args.device)?),
         None => None,
     };
     match args.output.format {
@@ -161,11 +165,8 @@ fn conversion(args: &ConvertArgs) -> Result<Conversion> {
 }
 
 fn print(made: &Converted, evaluation: Option<&Evaluation>) -> Result<()> {
-    if made.was_there {
-        terminal::note(&format!("{} was there already", made.folder.display()));
-    }
     let mut rows = vec![
-        ("made", made.folder.display().to_string()),
+        (if made.was_there { "was there" } else { "made" }, made.folder.display().to_string()),
         ("parameters", thousands(made.parameters as usize)),
         ("weights", bytes(made.bytes as usize)),
         ("bits per weight", format!("{:.3}", made.bits_per_weight())),

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use mlx_genkit::{Error, ErrorKind, Model};
+use mlx_genkit::{ComputeDtype, Error, ErrorKind, Model};
 use mlx_rs::{Array, error::Exception, ops::logsumexp_axis};
 use serde::Serialize;
 
@@ -32,10 +32,26 @@ pub(crate) struct Perplexities {
     pub(crate) after: f64,
 }
 
+/// A text as the tokens of the model in a folder.
+pub(crate) fn tokens(folder: &Path, text: &str) -> Result<Vec<u32>> {
+    if !folder.join("tokenizer.json").exists() {
+        let folder = folder.display();
+        return Err(Failure::other(format_args!(
+            "--evaluate: {folder} has no tokenizer.json, by which the text is read; leave the flag out"
+        )));
+    }
+    let model = Model::load_lazily(folder, ComputeDtype::Auto)?;
+    let tokens = model.tokenizer()?.encode(text, true).map_err(Error::from)?;
+    if tokens.len() < 2 {
+        return Err(Failure::usage("--evaluate: the text has fewer than two tokens"));
+    }
+    Ok(tokens)
+}
+
 /// Compares the models of two folders, before and after, on a text.
 pub(crate) fn compare(
     folders: [&Path; 2],
-    text: &str,
+    tokens: &[u32],
     device: Option<DeviceArg>,
 ) -> Result<Evaluation> {
     let load = |folder: &Path| {
@@ -50,10 +66,6 @@ pub(crate) fn compare(
         load::load(&args).map(|(model, _)| model)
     };
     let [before, after] = [load(folders[0])?, load(folders[1])?];
-    let tokens = before.tokenizer()?.encode(text, true).map_err(Error::from)?;
-    if tokens.len() < 2 {
-        return Err(Failure::usage("--evaluate: the text has fewer than two tokens"));
-    }
     let predicted = tokens.len() - 1;
     let bar = StepBar::new(predicted.div_ceil(WINDOW), "windows");
     let mut sums = [0.0; 3];

@@ -5,8 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mlx_genkit::{ComputeDtype, Model};
-use mlx_rs::{Device, DeviceType};
+use mlx_genkit::{
+    ComputeDtype, Model,
+    mlx_models::{Decoder, use_device},
+};
+use mlx_rs::DeviceType;
 use mlxgk_model_hub::Hub;
 use tempfile::TempDir;
 
@@ -53,6 +56,15 @@ pub(crate) fn outline(args: &ModelArgs) -> Result<Model> {
         None => Model::bundled(dtype(args))?,
     };
     with_parts(model, args)
+}
+
+/// Refuses a folder whose tensors are not those that its config asks for, by name and shape: those that
+/// loading it would ask for. The weights stay in their files.
+pub(crate) fn check(folder: &Path, device: Option<DeviceArg>) -> Result<()> {
+    set_device(device)?;
+    let decoder = Decoder::load_lazily(folder, ComputeDtype::Auto);
+    decoder.map_err(mlx_genkit::Error::from)?;
+    Ok(())
 }
 
 /// A model's files: the folder that the flags name, or the model inside the binary written out for as long
@@ -119,19 +131,12 @@ fn dtype(args: &ModelArgs) -> ComputeDtype {
 }
 
 fn set_device(wanted: Option<DeviceArg>) -> Result<()> {
-    // Asking for the default installs MLX's error handler; without it a failing first call ends
-    // the process.
-    let default = Device::try_default()
-        .and_then(|it| it.get_type())
-        .map_err(|e| Failure::other(format_args!("MLX does not start: {}", e.what())))?;
-    match (wanted, default) {
-        (Some(DeviceArg::Gpu), DeviceType::Cpu) => {
-            Err(Failure::usage("--device gpu: this build of MLX has no GPU; leave the flag out"))
-        }
-        (Some(DeviceArg::Cpu), DeviceType::Gpu) => {
-            Device::set_default(&Device::cpu());
-            Ok(())
-        }
-        _ => Ok(()),
+    let wanted = wanted.map(|it| match it {
+        DeviceArg::Cpu => DeviceType::Cpu,
+        DeviceArg::Gpu => DeviceType::Gpu,
+    });
+    match use_device(wanted).map_err(mlx_genkit::Error::from)? {
+        true => Ok(()),
+        false => Err(Failure::usage("--device gpu: MLX has no GPU here; leave the flag out")),
     }
 }

@@ -128,7 +128,7 @@ impl Drop for StepBar {
     }
 }
 
-/// A bar per file of a download or a conversion and one for all; they go away when dropped. Where stderr is not a
+/// A bar per file of a download or a conversion and, of several, one for all; they go away when dropped. Where stderr is not a
 /// terminal, only retries are mentioned.
 #[derive(Debug, Default)]
 pub(crate) struct DownloadBars {
@@ -151,15 +151,24 @@ impl Progress for DownloadBars {
             bar.tick();
             bar
         };
-        self.files = files.iter().map(|(name, size)| bar(name, *size, "")).collect();
-        let sum = files.iter().map(|(_, size)| size).sum();
-        self.all = Some(bar("in all", sum, " {binary_bytes_per_sec}, {eta} left"));
+        let rate = " {binary_bytes_per_sec}, {eta} left";
+        match files {
+            // One file is all there is.
+            [(name, size)] => self.files = vec![bar(name, *size, rate)],
+            _ => {
+                self.files = files.iter().map(|(name, size)| bar(name, *size, "")).collect();
+                let sum = files.iter().map(|(_, size)| size).sum();
+                self.all = Some(bar("in all", sum, rate));
+            }
+        }
     }
 
     fn advance(&mut self, file: usize, bytes: u64) {
-        let (Some(bar), Some(all)) = (self.files.get(file), &self.all) else { return };
+        let Some(bar) = self.files.get(file) else { return };
         bar.set_position(bytes);
-        all.set_position(self.files.iter().map(ProgressBar::position).sum());
+        if let Some(all) = &self.all {
+            all.set_position(self.files.iter().map(ProgressBar::position).sum());
+        }
     }
 
     fn finish(&mut self, file: usize) {

@@ -1,6 +1,10 @@
 //! Models converted on the command line, and run.
 
-use std::{fs, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -35,6 +39,11 @@ fn far(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
 }
 
+/// As [`far`], of the largest.
+fn relative(a: &[f64], b: &[f64]) -> f64 {
+    far(a, b) / b.iter().map(|it| it.abs()).fold(0.0, f64::max)
+}
+
 #[test]
 fn a_model_is_stacked_and_back_without_a_change_of_its_scores() {
     let work = tempfile::tempdir().unwrap();
@@ -67,7 +76,7 @@ fn each_family_runs_in_mlx_layout() {
         let source = fixture(name);
         let (mlx, run) = convert(&source, &work, "mlx", &["--dtype", "float32"]);
         document(&run);
-        let far = far(&logprobs(&mlx), &logprobs(source.to_str().unwrap()));
+        let far = relative(&logprobs(&mlx), &logprobs(source.to_str().unwrap()));
         // Falcon's factors are in the matrices, and kimi's keys and values are taken apart.
         assert!(far < 1e-5, "{name}: {far}");
         let flags = ["--bits", "8", "--group-size", "32", "--dtype", "float32"];
@@ -75,7 +84,7 @@ fn each_family_runs_in_mlx_layout() {
         document(&run);
         let (plain, run) = convert(Path::new(&packed), &work, "plain", &["--dequantize"]);
         document(&run);
-        let far = self::far(&logprobs(&packed), &logprobs(&plain));
+        let far = relative(&logprobs(&packed), &logprobs(&plain));
         // Gemma 3n's low-rank paths amplify the rounding of sums.
         let most = if name == "gemma3n" { 5e-5 } else { 1e-5 };
         assert!(far < most, "{name}: {far}");
@@ -163,11 +172,103 @@ fn a_conversion_is_done_once_and_evaluated() {
     let run = mlxgk(&["convert", source.path().to_str().unwrap(), "--out", &out]);
     assert_eq!(run.status, Some(2));
     assert!(run.stderr.contains("exists, and is not what this conversion makes"), "{}", run.stderr);
+    let again = ["convert", source.path().to_str().unwrap(), "--out", &out];
+    let run = mlxgk(&[&again[..], &flags[..4]].concat());
+    assert!(run.stdout.starts_with("was there        "), "{}", run.stdout);
     let (_, run) = convert(source.path(), &work, "same", &flags[..2]);
     document(&run);
     let text = mlxgk(&["convert", source.path().to_str().unwrap(), "-o", &out, "--bits", "6"]);
     assert_eq!(text.status, Some(2), "{}", text.stdout);
     assert!(fs::metadata(work.path().join("same/tokenizer.json")).is_ok());
+}
+
+/// A recorded model of each family, copied with one of its tensors under a name that no graph asks for.
+/// Returns the tensor's own name.
+fn with_one_renamed(model: &Path, work: &Path) -> String {
+    for entry in fs::read_dir(model).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, work.join(path.file_name().unwrap())).unwrap();
+    }
+    let _ = fs::remove_file(work.join("model.safetensors.index.json"));
+    let weights = |it: &PathBuf| it.extension().is_some_and(|it| it == "safetensors");
+    let files = fs::read_dir(work).unwrap().map(|it| it.unwrap().path());
+    let path = files.filter(weights).min().unwrap();
+    let bytes = fs::read(&path).unwrap();
+    let begin = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut header: serde_json::Map<String, Value> =
+        serde_json::from_slice(&bytes[8..begin]).unwrap();
+    let names: Vec<String> = header.keys().filter(|it| it.contains(".layers.")).cloned().collect();
+    let name = names[names.len() / 2].clone();
+    let about = header.remove(&name).unwrap();
+    header.insert(format!("{name}_2"), about);
+    let text = Value::Object(header).to_string().into_bytes();
+    let all = [&(text.len() as u64).to_le_bytes()[..], &text, &bytes[begin..]].concat();
+    fs::write(path, all).unwrap();
+    name
+}
+
+/// Which tensors there are is asked of the loader, whose own test tries every tensor of every model
+/// (`mlx-models/tests/damaged.rs`).
+#[test]
+fn a_folder_that_lacks_a_tensor_is_refused_by_every_family() {
+    let models = fixture("llama").parent().unwrap().to_owned();
+    let mut folders: Vec<PathBuf> =
+        fs::read_dir(models).unwrap().map(|it| it.unwrap().path()).collect();
+    folders.retain(|it| it.is_dir());
+    folders.sort();
+    let mut families = BTreeSet::new();
+    for model in folders {
+        let config = fs::read(model.join("config.json")).unwrap();
+        let config: Value = serde_json::from_slice(&config).unwrap();
+        if !families.insert(config["model_type"].as_str().unwrap().to_owned()) {
+            continue;
+        }
+        let (source, work) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let tensor = with_one_renamed(&model, source.path());
+        let (out, run) = convert(source.path(), &work, "out", &["--dtype", "float32"]);
+        let about = format!("{}: {}", model.display(), run.stderr);
+        assert_eq!(run.status, Some(1), "{about}");
+        assert!(run.stderr.contains(&format!("`{tensor}` is missing")), "{about}");
+        assert!(!Path::new(&out).exists(), "{about}");
+    }
+    assert!(families.len() > 40, "{families:?}");
+}
+
+#[test]
+fn what_an_evaluation_takes_is_looked_for_first() {
+    let (work, source) = (tempfile::tempdir().unwrap(), bundled());
+    let empty = write(work.path(), "empty.txt", "");
+    let text = write(work.path(), "text.txt", "Once upon a time there was a small fox.");
+    for (model, text, status, words) in [
+        (source.path(), &empty, 2, "the text has fewer than two tokens"),
+        (&*fixture("llama"), &text, 1, "has no tokenizer.json, by which the text is read"),
+        (source.path(), &"no/such/file".to_owned(), 2, "cannot read no/such/file"),
+    ] {
+        let flags = ["--bits", "4", "--evaluate", text];
+        let (out, run) = convert(model, &work, "out", &flags);
+        assert_eq!(run.status, Some(status), "{}", run.stderr);
+        assert!(run.stderr.contains(words), "{}", run.stderr);
+        assert!(!Path::new(&out).exists(), "{words}");
+    }
+    // With few bits a model is further away than with many.
+    let [two, mixed, six] = [&["--bits", "2"][..], &["--recipe", "mixed_2_6"], &["--bits", "6"]]
+        .map(|flags| {
+            let name = flags.join("");
+            let (_, run) =
+                convert(source.path(), &work, &name, &[flags, &["--evaluate", &text]].concat());
+            document(&run)["evaluation"]["kl"].as_f64().unwrap()
+        });
+    assert!(two > six && mixed > six && six > 0.0, "{two} {mixed} {six}");
+}
+
+#[test]
+fn a_rule_for_the_head_of_a_tied_model_says_where_it_is() {
+    let (work, source) = (tempfile::tempdir().unwrap(), bundled());
+    let flags = ["--bits", "4", "--rule", "lm_head=dense"];
+    let (_, run) = convert(source.path(), &work, "out", &flags);
+    assert_eq!(run.status, Some(2));
+    let words = "matches no module of the model; its head is the token table, model.embed_tokens";
+    assert!(run.stderr.contains(words), "{}", run.stderr);
 }
 
 #[test]

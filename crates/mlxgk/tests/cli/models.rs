@@ -50,6 +50,26 @@ fn a_model_in_the_cache_is_loaded_by_its_id() {
 }
 
 #[test]
+fn a_model_in_the_cache_is_converted_by_its_id() {
+    let (cache, work) = (cache(), tempfile::tempdir().unwrap());
+    let out = work.path().join("out");
+    let args = ["convert", "org/small", "--offline", "--bits", "4", "--out", out.to_str().unwrap()];
+    let run = mlxgk(cache.path(), &args);
+    assert_eq!(run.status, Some(0), "{}", run.stderr);
+    for file in ["config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"] {
+        assert!(fs::symlink_metadata(out.join(file)).unwrap().is_file(), "{file}");
+    }
+    // What is not whole is not converted.
+    fs::remove_file(snapshot(cache.path()).join("model.safetensors")).unwrap();
+    let out = work.path().join("other");
+    let args = ["convert", "org/small", "--offline", "--out", out.to_str().unwrap()];
+    let run = mlxgk(cache.path(), &args);
+    assert_eq!(run.status, Some(1), "{}", run.stdout);
+    assert!(run.stderr.contains("org/small@main is not complete in the cache"), "{}", run.stderr);
+    assert!(!out.exists());
+}
+
+#[test]
 fn the_architectures_are_listed_with_what_they_were_checked_against() {
     let cache = tempfile::tempdir().unwrap();
     let text = mlxgk(cache.path(), &["models", "--supported"]);

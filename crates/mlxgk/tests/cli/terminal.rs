@@ -1,4 +1,5 @@
-//! `mlxgk chat` in a terminal: keys go in, and what a person would see comes out.
+//! `mlxgk chat` in a terminal: keys go in, and what a person would see comes out; and the progress that a
+//! conversion shows there.
 
 use std::{
     fs::File,
@@ -12,6 +13,8 @@ use std::{
 
 use nix::pty::{Winsize, openpty};
 use serde_json::Value;
+
+use crate::shared::bundled;
 
 const ENTER: &str = "\r";
 const UP: &str = "\x1b[A";
@@ -34,11 +37,16 @@ struct Session {
 impl Session {
     /// Starts a conversation whose history is kept in a folder.
     fn chat(state: &Path, args: &[&str]) -> Self {
+        let of_chat = ["chat", "--temp", "0", "--max-tokens", "4"];
+        Self::start(state, &[&of_chat, args].concat())
+    }
+
+    /// Starts a command.
+    fn start(state: &Path, args: &[&str]) -> Self {
         let size = Winsize { ws_row: 40, ws_col: 120, ws_xpixel: 0, ws_ypixel: 0 };
         let terminal = openpty(&size, None).unwrap();
         let side = || terminal.slave.try_clone().unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_mlxgk"))
-            .args(["chat", "--temp", "0", "--max-tokens", "4"])
             .args(args)
             .env("XDG_STATE_HOME", state)
             .env("TERM", "xterm")
@@ -101,6 +109,23 @@ fn asked(file: &Path) -> Vec<String> {
     let messages: Vec<Value> = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
     let own = messages.iter().filter(|it| it["role"] == "user");
     own.map(|it| it["content"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_conversion_shows_how_far_it_is() {
+    let work = tempfile::tempdir().unwrap();
+    let (source, out) = (bundled(), work.path().join("out"));
+    let (source, out) = (source.path().to_str().unwrap(), out.to_str().unwrap());
+    let mut session =
+        Session::start(work.path(), &["convert", source, "--out", out, "--bits", "4"]);
+    // One file has one bar, which is full before it goes.
+    session.wait_for("model.safetensors ");
+    session.wait_for("0 B/1.68 MiB");
+    session.wait_for("1.68 MiB/1.68 MiB");
+    session.wait_for("made             ");
+    let screen = String::from_utf8_lossy(&session.screen.lock().unwrap()).into_owned();
+    assert!(!screen.contains("in all"), "{screen:?}");
+    session.ends_well();
 }
 
 #[test]

@@ -99,6 +99,10 @@ impl Converted {
 /// # Ok::<(), mlxgk_model_hub::Error>(())
 /// ```
 ///
+/// Which tensors a layer of the family has is known by its graph alone, and not asked here: a program with
+/// MLX loads the folder first, without its numbers (`Decoder::load_lazily` in `mlxgk-mlx-models`), as `mlxgk
+/// convert` does.
+///
 /// # Errors
 /// When `model` holds no model of a known type, a file of it is damaged, the settings do not fit it,
 /// `out` is there and was made otherwise, or a file cannot be written.

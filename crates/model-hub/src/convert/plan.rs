@@ -337,7 +337,11 @@ impl Planner {
             self.pack(&path, tensor, self.dtype.unwrap_or(stored), own);
         }
         if let Some((_, rule)) = used.iter().zip(rules).find(|(used, _)| !**used) {
-            let what = format!("the rule {rule} matches no module of the model");
+            let mut what = format!("the rule {rule} matches no module of the model");
+            if self.plan.is_tied && rule.matches(&self.path("lm_head")) {
+                let table = self.path("model.embed_tokens");
+                what += &format!("; its head is the token table, {table}");
+            }
             return Err(Error::new(ErrorKind::Settings, what));
         }
         if recipe.is_some() && !has_down {
