@@ -29,6 +29,7 @@ from mlx_lm import utils
 import _fixture
 import _foreign
 import _mlx_convert
+import _small  # noqa: F401  (makes Mistral 4 known to transformers by itself)
 import _tiny
 import convert
 
@@ -53,13 +54,15 @@ FIELDS = {
     "gemma4-moe": {"global_head_dim": 16, "num_global_key_value_heads": 1, "tie_word_embeddings": True},
     "glm4-moe": {"rope_theta": 1000.0, "rope_scaling": None},
     "glm4-moe-lite": {"mlp_layer_types": ["dense", "sparse", "sparse"], "first_k_dense_replace": 1},
-    "granite-hybrid-dense": {"layer_types": ["mamba", "attention", "mamba"]},
+    # A dense layer's width is `shared_intermediate_size` in transformers.
+    "granite-hybrid-dense": {"intermediate_size": 64, "layer_types": ["mamba", "attention", "mamba"]},
     "kimi-linear": {"head_dim": 4, "model_max_length": 512, "rms_norm_eps": 1e-5, "rope_theta": 10000.0},
     "lfm2": {"block_dim": 64, "conv_bias": False},
     "llama4": {"attention_bias": False, "rms_norm_eps": 1e-5, "rope_scaling": None, "use_qk_norm": True},
     # mlx-lm stacks experts where the first layer has some, and knows no other layers.
     "mellum": {"num_experts": 5, "mlp_layer_types": ["sparse"] * 3, "attention_bias": False},
     "minimax-m2": {"shared_intermediate_size": 0},
+    "qwen3-next": {"torch_dtype": "bfloat16"},
 }
 
 # What mlx-lm calls a model that it knows by a multimodal one's name alone.
