@@ -5,6 +5,8 @@
 //! generated configuration file. docs/native-mlx.md tells the whole story.
 
 #[cfg(target_os = "linux")]
+mod backend;
+#[cfg(target_os = "linux")]
 mod bindings;
 #[cfg(target_os = "linux")]
 mod linux;
@@ -20,28 +22,26 @@ mod tools;
 #[cfg(target_os = "linux")]
 mod wheels;
 
-#[cfg(target_os = "linux")]
-use self::linux as platform;
-#[cfg(target_os = "macos")]
-use self::macos as platform;
-
 use crate::cli;
 use crate::failure::Result;
 
 pub(crate) const HELP: &str = "\
 Makes MLX ready to be linked; every other command does this first.
 
-Usage: cargo xtask setup
+Usage: cargo xtask setup [--cpu | --cuda]
 
 Linux   Fetches pinned builds of MLX and OpenBLAS, compiles MLX's C interface with g++, and tells
         cargo where they lie. Needs g++, python3 with pip, and the network; a minute or two the
         first time, nothing afterwards. All of it goes into build/, which `cargo clean` leaves.
+        --cuda takes MLX's build for NVIDIA's GPUs (CUDA 13) and the libraries that it needs, 1.5 GB;
+        NVIDIA's driver has to be installed. --cpu goes back. Without either, the last choice stands.
 macOS   Checks that Xcode's tools and cmake are there. Cargo builds MLX itself, with Metal.
 
 After it, plain `cargo build`, `cargo test` and `cargo run -p mlxgk` work.
 
 Examples:
   cargo xtask setup
+  cargo xtask setup --cuda
   cargo xtask setup && cargo test -p mlxgk-kv-cache";
 
 #[cfg(target_os = "linux")]
@@ -51,17 +51,43 @@ pub(crate) use self::linux::sanitized;
 
 /// The subcommand.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
-    cli::no_arguments("setup", arguments)?;
-    if !ensure()? {
+    let (flag, rest) = match arguments.split_first() {
+        Some((flag, rest)) if flag == "--cpu" || flag == "--cuda" => (Some(&**flag), rest),
+        _ => (None, arguments),
+    };
+    cli::no_arguments("setup", rest)?;
+    let made = match flag {
+        None => ensure()?,
+        Some(flag) => choose(flag == "--cuda")?,
+    };
+    if !made {
         println!("setup: nothing to do");
     }
     Ok(())
 }
 
-/// Makes MLX linkable; says whether there was something to do.
-#[cfg(any(target_os = "linux", target_os = "macos"))]
+/// Makes MLX linkable, as it was chosen before; says whether there was something to do.
+#[cfg(target_os = "linux")]
 pub(crate) fn ensure() -> Result<bool> {
-    platform::ensure()
+    linux::ensure(None)
+}
+
+/// Checks that cargo can build MLX; there is never something to do.
+#[cfg(target_os = "macos")]
+pub(crate) fn ensure() -> Result<bool> {
+    macos::ensure()
+}
+
+/// As [`ensure`], for NVIDIA's GPUs or the CPU.
+#[cfg(target_os = "linux")]
+fn choose(cuda: bool) -> Result<bool> {
+    linux::ensure(Some(if cuda { backend::Backend::Cuda } else { backend::Backend::Cpu }))
+}
+
+/// Elsewhere there is nothing to choose from.
+#[cfg(not(target_os = "linux"))]
+fn choose(_cuda: bool) -> Result<bool> {
+    Err(crate::failure::Failure::usage("--cpu and --cuda are for Linux; a Mac's MLX has Metal"))
 }
 
 /// MLX is published for no other system.
@@ -89,12 +115,16 @@ pub(crate) struct Movable {
 pub(crate) fn movable() -> Result<Movable> {
     use std::fs;
 
-    use crate::failure::Context;
+    use crate::failure::{Context, Failure};
     use crate::workspace;
 
     ensure()?;
-    let recipe = recipe::Recipe::new(&workspace::root())?;
     let build = workspace::build();
+    if backend::Backend::chosen(&build) == backend::Backend::Cuda {
+        let what = "archives hold MLX for the CPU: run `cargo xtask setup --cpu` first";
+        return Err(Failure::usage(what));
+    }
+    let recipe = recipe::Recipe::new(&workspace::root(), backend::Backend::Cpu)?;
     let home = recipe.home(&build);
     let wheels = wheels::Wheels::unpacked(&home);
     let made = build.join("dist/native").join(home.file_name().unwrap_or_default());

@@ -9,26 +9,32 @@ pub(crate) const HELP: &str = "\
 Makes MLX ready and runs every test of every crate: doc tests, and the parity suite, in which each
 recorded case is a test of its own. Goes on to the end, and then lists what failed.
 
-Usage: cargo xtask test
+Usage: cargo xtask test [--device cpu | gpu]
+
+  --device D   only the parity suite, computed on the CPU or the GPU; refused where MLX has no GPU
 
 To run a part of it, use cargo itself after `cargo xtask setup`.
 
 Examples:
   cargo xtask test
+  cargo xtask test --device gpu
   cargo test -p mlxgk-kv-cache
   cargo test -p mlxgk-samplers --test goldens -- top_p
   cargo test -p mlxgk-parity --test goldens -- beams/llama";
 
 /// The subcommand.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
-    cli::no_arguments("test", arguments)?;
+    let device = device(arguments)?;
     setup::ensure()?;
-    // xtask apart from the rest, in the profile it was built in: its dependencies are costly to
-    // optimise, and gain nothing.
-    let runs = [
-        cargo_test(&["--profile", "xtask", "--package", "xtask"])?,
-        cargo_test(&["--workspace", "--exclude", "xtask"])?,
-    ];
+    let runs = match device {
+        // xtask apart from the rest, in the profile it was built in: its dependencies are costly to
+        // optimise, and gain nothing.
+        None => vec![
+            cargo_test(&["--profile", "xtask", "--package", "xtask"], None)?,
+            cargo_test(&["--workspace", "--exclude", "xtask"], None)?,
+        ],
+        Some(_) => vec![cargo_test(&["--package", "mlxgk-parity", "--test", "goldens"], device)?],
+    };
     let failed = runs.iter().any(|it| !it.succeeded);
     let mut all = Outcome::default();
     runs.into_iter().for_each(|it| all.extend(it));
@@ -36,12 +42,28 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     if failed { Err(Failure::silent(1)) } else { Ok(()) }
 }
 
-fn cargo_test(selection: &[&str]) -> Result<Outcome> {
+/// The device that is asked for.
+fn device(arguments: &[String]) -> Result<Option<&str>> {
+    match arguments {
+        [] => Ok(None),
+        [flag, device] if flag == "--device" && matches!(&**device, "cpu" | "gpu") => {
+            Ok(Some(device))
+        }
+        [flag, ..] if flag == "--device" => Err(Failure::usage("--device takes cpu or gpu")),
+        [other, ..] => Err(cli::unexpected("test", other)),
+    }
+}
+
+fn cargo_test(selection: &[&str], device: Option<&str>) -> Result<Outcome> {
     let mut test = process::cargo();
     test.current_dir(crate::workspace::root()).args(["test", "--no-fail-fast"]).args(selection);
     if cfg!(target_os = "macos") {
         // Metal's command buffers are not made for several test threads at once.
         test.args(["--", "--test-threads=1"]);
+    }
+    if let Some(device) = device {
+        // As crates/parity/src/device.rs reads it.
+        test.env("MLXGK_PARITY_DEVICE", device);
     }
     if std::env::var_os("OPENBLAS_NUM_THREADS").is_none() {
         // Tests already run side by side, on small models: a product's threads would only wait.
@@ -121,6 +143,21 @@ fn failed_name(line: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_is_cpu_or_gpu() {
+        let asked = |words: &[&str]| {
+            let words: Vec<String> = words.iter().map(|&it| it.to_owned()).collect();
+            device(&words).map(|it| it.map(str::to_owned))
+        };
+        assert_eq!(asked(&[]).unwrap(), None);
+        assert_eq!(asked(&["--device", "gpu"]).unwrap().as_deref(), Some("gpu"));
+        for wrong in [&["--device"][..], &["--device", "tpu"], &["--device", "gpu", "cpu"]] {
+            let failure = asked(wrong).unwrap_err();
+            assert_eq!(failure.message(), Some("--device takes cpu or gpu"), "{wrong:?}");
+        }
+        assert!(asked(&["gpu"]).unwrap_err().message().unwrap().contains("unexpected argument"));
+    }
 
     #[test]
     fn what_failed_is_listed_at_the_end() {

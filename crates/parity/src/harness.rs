@@ -1,5 +1,7 @@
 //! The cases as tests of their own: `cargo test -p mlxgk-samplers --test goldens -- top_p`.
 
+#[cfg(any(feature = "generate", feature = "models", feature = "steering"))]
+use std::io::{self, Write};
 use std::{path::Path, process::ExitCode};
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -12,6 +14,11 @@ use crate::AREAS;
 /// Areas that run on MLX are run one case at a time, because MLX has one default stream; the others
 /// in parallel.
 pub fn run_tests(areas: &[&str]) -> ExitCode {
+    #[cfg(any(feature = "generate", feature = "models", feature = "steering"))]
+    if let Err(what) = crate::choose_device() {
+        let _ = writeln!(io::stderr(), "error: {what}");
+        return ExitCode::from(2);
+    }
     let mut arguments = Arguments::from_args();
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");
     let mut trials = Vec::new();

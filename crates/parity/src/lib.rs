@@ -16,6 +16,8 @@ mod caches;
 mod case;
 #[cfg(feature = "config")]
 mod config;
+#[cfg(any(feature = "generate", feature = "models", feature = "steering"))]
+mod device;
 #[cfg(any(
     feature = "config",
     feature = "generate",
@@ -51,5 +53,7 @@ mod templates;
 
 pub use self::areas::{AREAS, Area};
 pub use self::case::{Case, Outcome};
+#[cfg(any(feature = "generate", feature = "models", feature = "steering"))]
+pub use self::device::choose_device;
 pub use self::harness::run_tests;
 pub use self::report::{Report, Tally};

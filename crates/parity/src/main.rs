@@ -17,6 +17,8 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let report = parse(std::env::args().skip(1)).and_then(|arguments| {
+        #[cfg(any(feature = "generate", feature = "models", feature = "steering"))]
+        mlxgk_parity::choose_device()?;
         let cases = cases(&arguments);
         if cases.is_empty() && !arguments.chosen.is_empty() {
             let known: Vec<_> = AREAS.iter().map(|it| it.name).collect();

@@ -23,6 +23,24 @@ fn an_unknown_area_is_refused_by_name() {
 }
 
 #[test]
+fn a_device_that_is_not_there_is_refused_by_name() {
+    for (device, words) in [
+        ("tpu", &["MLXGK_PARITY_DEVICE is \"tpu\", expected cpu or gpu"][..]),
+        ("cpu", &["no case matches"]),
+        ("gpu", &["but MLX has no GPU here", "no case matches"]),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_mlxgk-parity"))
+            .args(["--fixtures", FIXTURES, "no-such-area"])
+            .env("MLXGK_PARITY_DEVICE", device)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        let said = stderr(&output);
+        assert!(words.iter().any(|it| said.contains(it)), "{device}: {said}");
+    }
+}
+
+#[test]
 fn a_folder_that_is_not_there_is_refused_by_name() {
     let output = run(&["--fixtures", "no/such/folder"]);
     assert_eq!(output.status.code(), Some(2));

@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use super::backend::{self, Backend};
 use super::recipe::{self, Recipe};
 use super::tools::{self, Tool};
 use super::{bindings, mlxc, wheels};
@@ -34,11 +35,12 @@ const TOOLS: &[Tool] = &[
     },
 ];
 
-/// Makes the native library if it is not there; says whether it had to.
-pub(super) fn ensure() -> Result<bool> {
+/// Makes the native library if it is not there, for what is `wanted` or was chosen before; says whether it
+/// had to.
+pub(super) fn ensure(wanted: Option<Backend>) -> Result<bool> {
     let root = workspace::root();
     let build = workspace::build();
-    let recipe = Recipe::new(&root)?;
+    let recipe = Recipe::new(&root, wanted.unwrap_or_else(|| Backend::chosen(&build)))?;
     if recipe.is_done(&build) {
         return Ok(false);
     }
@@ -57,16 +59,16 @@ pub(super) fn ensure() -> Result<bool> {
     }
     // The configuration comes last: cargo must never be pointed at what is not there.
     write_whole(&recipe::config_file(&build), &recipe.config(&home))?;
-    remove_others(&home);
+    remove_others(&home, recipe.backend());
     eprintln!("setup: done in {:.0} s", start.elapsed().as_secs_f32());
     Ok(true)
 }
 
 /// Makes our own operations with a sanitizer, and returns the library to preload.
 pub(crate) fn sanitized(sanitizer: &str) -> Result<PathBuf> {
-    ensure()?;
+    ensure(None)?;
     let (root, build) = (workspace::root(), workspace::build());
-    let recipe = Recipe::new(&root)?;
+    let recipe = Recipe::new(&root, Backend::chosen(&build))?;
     let sources = mlxc::fetch_sources(&root, recipe.triple())?;
     let wheels = wheels::Wheels::unpacked(&recipe.home(&build));
     let folder = build.join("sanitized").join(sanitizer);
@@ -88,8 +90,11 @@ fn make(recipe: &Recipe, build: &Path, home: &Path) -> Result<()> {
 
     eprintln!("setup: fetching the mlx-sys sources");
     let sources = mlxc::fetch_sources(&workspace::root(), recipe.triple())?;
-    eprintln!("setup: fetching MLX, OpenBLAS and libclang (about 45 MB)");
-    let wheels = wheels::fetch(&unfinished)?;
+    eprintln!("setup: fetching {}", recipe.backend().download());
+    let wheels = wheels::fetch(&unfinished, recipe.backend())?;
+    if recipe.backend() == Backend::Cuda {
+        backend::check_libraries(&wheels)?;
+    }
     eprintln!("setup: compiling MLX's C interface (about a minute on two cores)");
     let library = recipe::library(home);
     mlxc::build(&sources, &wheels, &unfinished, &library)?;
@@ -117,11 +122,14 @@ fn write_whole(path: &Path, text: &str) -> Result<()> {
     fs::rename(&temporary, path).context(|| format!("cannot write {}", path.display()))
 }
 
-/// Removes what earlier recipes made. A leftover does no harm, so a failure is only reported.
-fn remove_others(home: &Path) {
+/// Removes what earlier recipes made for the same backend. A leftover does no harm, so a failure is only
+/// reported.
+fn remove_others(home: &Path, backend: Backend) {
     let Some(folder) = home.parent() else { return };
+    let is_of = |path: &Path| path.to_string_lossy().ends_with(Backend::Cuda.ending());
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    for other in entries.map(|entry| entry.path()).filter(|path| path != home) {
+    let is_other = |path: &PathBuf| path != home && is_of(path) == (backend == Backend::Cuda);
+    for other in entries.map(|entry| entry.path()).filter(is_other) {
         if let Err(error) = fs::remove_dir_all(&other) {
             eprintln!("setup: cannot remove {}: {error}", other.display());
         }

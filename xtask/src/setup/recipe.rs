@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use super::backend::Backend;
 use super::bindings;
 use super::paths::{OUR_SOURCES, files_below, utf8};
 use crate::failure::{Context, Failure, Result};
@@ -22,11 +23,12 @@ const INGREDIENTS: [&str; 2] = [OUR_SOURCES, "xtask/src/setup"];
 pub(super) struct Recipe {
     name: String,
     triple: &'static str,
+    backend: Backend,
 }
 
 impl Recipe {
     /// The recipe for this checkout on this machine.
-    pub(super) fn new(root: &Path) -> Result<Self> {
+    pub(super) fn new(root: &Path, backend: Backend) -> Result<Self> {
         let triple = triple(std::env::consts::ARCH, cfg!(target_env = "gnu"))?;
         let mut hash = Sha256::new();
         let mut add = |ingredient: &[u8]| {
@@ -43,7 +45,13 @@ impl Recipe {
                 add(&text);
             }
         }
-        Ok(Self { name: hex(&hash.finalize()[..6]), triple })
+        let name = format!("{}{}", hex(&hash.finalize()[..6]), backend.ending());
+        Ok(Self { name, triple, backend })
+    }
+
+    /// What MLX computes with.
+    pub(super) fn backend(&self) -> Backend {
+        self.backend
     }
 
     /// The target triple that cargo's configuration is for.
@@ -70,7 +78,7 @@ impl Recipe {
         let library = library(home);
         let search = library.parent().unwrap_or(home);
         format!(
-            "# Written by `cargo xtask setup`; see docs/native-mlx.md.\n\
+            "{}\n\
              [target.{}.mlx]\n\
              rustc-link-search = [{}]\n\
              rustc-link-lib = [\"dylib=mlxc\"]\n\
@@ -78,6 +86,7 @@ impl Recipe {
              native_ops = {}\n\
              # So that mlxgk-native-config does not complain.\n\
              [target.{}.mlxgk_native_config]\n",
+            self.backend.heading(),
             self.triple,
             quote(&format!("native={}", search.display())),
             quote(&home.display().to_string()),
@@ -136,7 +145,7 @@ mod tests {
     }
 
     fn name(root: &TempDir) -> String {
-        Recipe::new(root.path()).unwrap().name
+        Recipe::new(root.path(), Backend::Cpu).unwrap().name
     }
 
     #[test]
@@ -172,7 +181,7 @@ mod tests {
     fn it_is_done_when_the_library_is_there_and_cargo_points_at_it() {
         let root = checkout();
         let build = root.path().join("build");
-        let recipe = Recipe::new(root.path()).unwrap();
+        let recipe = Recipe::new(root.path(), Backend::Cpu).unwrap();
         let home = recipe.home(&build);
         assert!(!recipe.is_done(&build));
         fs::create_dir_all(home.join("lib")).unwrap();
@@ -182,11 +191,16 @@ mod tests {
         assert!(recipe.is_done(&build));
         fs::write(config_file(&build), "# edited\n").unwrap();
         assert!(!recipe.is_done(&build), "the configuration was changed");
+        let cuda = Recipe::new(root.path(), Backend::Cuda).unwrap();
+        assert_ne!(cuda.home(&build), home, "both may be there");
+        fs::write(config_file(&build), recipe.config(&home)).unwrap();
+        assert!(recipe.is_done(&build) && !cuda.is_done(&build));
     }
 
     #[test]
     fn the_configuration_quotes_paths() {
-        let recipe = Recipe { name: "n".into(), triple: "aarch64-unknown-linux-gnu" };
+        let (name, backend) = ("n".into(), Backend::Cpu);
+        let recipe = Recipe { name, triple: "aarch64-unknown-linux-gnu", backend };
         let text = recipe.config(Path::new("/a \"b\"/c\\d"));
         assert!(text.contains("[target.aarch64-unknown-linux-gnu.mlx]"));
         assert!(text.contains("[target.aarch64-unknown-linux-gnu.mlxgk_native_config]"));
