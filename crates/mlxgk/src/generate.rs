@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::Args;
 use mlx_genkit::{
     Assistant, AssistedRequest, FinishReason, Generation, GenerationConfig, Guardrails, Model,
-    Prompt, Request, Seed, Sequence, TokenStream,
+    Prompt, Request, Seed, Sequence, TokenStream, steering::Layers,
 };
 
 use crate::{
@@ -14,8 +14,8 @@ use crate::{
     document::{self, About, Generated, PieceLine, tokens_per_second},
     failure::{Failure, Result},
     flags::{
-        AssistantArgs, ChatArgs, ConfigArgs, Layers, ModelArgs, PromptArgs, SeedArgs,
-        SoftPromptArgs, SteerArgs, StreamFormat, flag_of, number,
+        AssistantArgs, ChatArgs, ConfigArgs, ModelArgs, PromptArgs, SeedArgs, SoftPromptArgs,
+        SteerArgs, StreamFormat, flag_of, number,
     },
     load,
     progress::{Spinner, TokenBar},

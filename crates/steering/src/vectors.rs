@@ -168,7 +168,14 @@ impl SteeringVectors {
     /// # Errors
     /// When the width differs, or a layer does not exist.
     pub fn check(&self, model: &Decoder) -> Result<()> {
-        let (width, layers) = (model.hidden_size(), model.components().layers);
+        self.check_shape(model.hidden_size(), model.components().layers)
+    }
+
+    /// Checks that the vectors fit a model of this width and with so many layers.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub fn check_shape(&self, width: usize, layers: usize) -> Result<()> {
         for (point, vector) in &self.vectors {
             if vector.len() != width {
                 let len = vector.len();

@@ -2,7 +2,6 @@
 
 mod config;
 mod fields;
-mod layers;
 mod model;
 mod output;
 mod prompt;
@@ -10,7 +9,6 @@ mod steering;
 
 pub(crate) use self::config::{AssistantArgs, ConfigArgs};
 pub(crate) use self::fields::{Given, Input, description, flag_of, flags_of, is_field_flag};
-pub(crate) use self::layers::Layers;
 pub(crate) use self::model::{DeviceArg, DtypeArg, ModelArgs, SoftPromptArgs};
 pub(crate) use self::output::{Format, OutputArgs, SeedArgs, StreamFormat, number};
 pub(crate) use self::prompt::{ChatArgs, PromptArgs, TemplateArgs, TextArgs};

@@ -9,12 +9,11 @@ use clap::Args;
 use mlx_genkit::{
     Model,
     steering::{
-        Conflict, ErrorKind, Injection, Operation, Positions, Schedule, Steering, SteeringHook,
-        SteeringVectors,
+        Conflict, ErrorKind, Injection, Layers, Operation, Positions, Schedule, Steering,
+        SteeringHook, SteeringVectors,
     },
 };
 
-use super::Layers;
 use crate::{
     failure::{Failure, Result},
     terminal,
@@ -145,28 +144,9 @@ impl SteerArgs {
         file: &Path,
         model: &Model,
     ) -> Result<SteeringVectors> {
-        let Some(Layers::Only(parts)) = &self.steer_layers else { return Ok(vectors) };
-        let (held, count) = (vectors.layers(), model.decoder().components().layers);
-        let mut layers = Vec::new();
-        for part in parts {
-            let (first, last) = part.layers(count).into_inner();
-            if last >= count {
-                return Err(Failure::usage(format_args!(
-                    "--steer-layers: layer {last} is out of range; the model has layers 0 to {}",
-                    count - 1
-                )));
-            }
-            let before = layers.len();
-            layers.extend((first..=last).filter(|it| first == last || held.contains(it)));
-            if layers.len() == before {
-                let file = file.display();
-                return Err(Failure::usage(format_args!(
-                    "--steer-layers: {file} has no vector for layers {first}..={last}"
-                )));
-            }
-        }
+        let Some(layers) = &self.steer_layers else { return Ok(vectors) };
         vectors
-            .at_layers(&layers)
+            .select(layers, model.decoder().components().layers)
             .map_err(|e| Failure::usage(format_args!("--steer-layers: {}: {e}", file.display())))
     }
 }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use mlx_genkit::{
     Model,
+    steering::Layers,
     training::{
         Adafactor, AdapterFormat, Decay, LoraConfig, LossScaler, Muon, OptimizerKind, Schedule,
         SoftPrompt, TorchAdafactor, Trainee, TrainingConfig, attach_lora,
@@ -17,7 +18,7 @@ use mlx_rs::Dtype;
 
 use crate::{
     failure::{Failure, Result},
-    flags::{Layers, ModelArgs, OutputArgs, SteerArgs},
+    flags::{ModelArgs, OutputArgs, SteerArgs},
 };
 
 pub(crate) use self::run::run;

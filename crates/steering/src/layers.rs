@@ -2,19 +2,33 @@
 
 use std::str::FromStr;
 
-/// Layers that a flag names.
+use mlxgk_mlx_models::HookPoint;
+
+use crate::{Error, ErrorKind, Result, SteeringVectors};
+
+/// Layers that a person names.
 ///
 /// Ranges are written as in Rust: `4..10` is 4 to 9, and so is `4..=9`; either side may be left out. The
 /// older spelling `4-9` is read as `4..=9`.
+///
+/// ```
+/// use mlxgk_steering::Layers;
+///
+/// assert_eq!("1..4,6".parse::<Layers>()?.of(8), [1, 2, 3, 6]);
+/// assert_eq!("all".parse::<Layers>()?.of(2), [0, 1]);
+/// # Ok::<(), mlxgk_steering::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Layers {
+pub enum Layers {
+    /// All there are.
     All,
+    /// These.
     Only(Vec<LayerRange>),
 }
 
 /// One part of the list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum LayerRange {
+pub enum LayerRange {
     /// A single layer.
     One(usize),
     /// From the first to the last, which is included; `None` where the range has no end.
@@ -23,7 +37,7 @@ pub(crate) enum LayerRange {
 
 impl LayerRange {
     /// The layers, where there are `count` of them; the last may lie beyond.
-    pub(crate) fn layers(self, count: usize) -> std::ops::RangeInclusive<usize> {
+    fn layers(self, count: usize) -> std::ops::RangeInclusive<usize> {
         match self {
             Self::One(layer) => layer..=layer,
             Self::Through(first, last) => first..=last.unwrap_or(count.saturating_sub(1)),
@@ -33,7 +47,7 @@ impl LayerRange {
 
 impl Layers {
     /// The layers, where there are `count` of them; the last may lie beyond.
-    pub(crate) fn of(&self, count: usize) -> Vec<usize> {
+    pub fn of(&self, count: usize) -> Vec<usize> {
         match self {
             Self::All => (0..count).collect(),
             Self::Only(parts) => parts.iter().flat_map(|it| it.layers(count)).collect(),
@@ -41,18 +55,49 @@ impl Layers {
     }
 }
 
+impl SteeringVectors {
+    /// Only the vectors after the named blocks of a model with `count` of them: a single block has to have
+    /// one, of a range those are taken that have.
+    ///
+    /// # Errors
+    /// When the model has no such block, or none of a part's blocks has a vector.
+    pub fn select(&self, layers: &Layers, count: usize) -> Result<Self> {
+        let Layers::Only(parts) = layers else { return Ok(self.clone()) };
+        let refuse = |what: String| Err(Error::new(ErrorKind::Layer, what));
+        let is_held = |it: &usize| self.get(HookPoint::ResidPost(*it)).is_some();
+        let mut chosen = Vec::new();
+        for part in parts {
+            let (first, last) = part.layers(count).into_inner();
+            if last >= count {
+                return refuse(format!(
+                    "layer {last} is out of range; the model has layers 0 to {}",
+                    count.saturating_sub(1)
+                ));
+            }
+            let before = chosen.len();
+            chosen.extend((first..=last).filter(|it| first == last || is_held(it)));
+            if chosen.len() == before {
+                return refuse(format!("no vector for layers {first}..={last}"));
+            }
+        }
+        self.at_layers(&chosen)
+    }
+}
+
 /// More layers than any model has; a larger number is a typing error, and would fill the memory.
 const MAX_LAYERS: usize = 100_000;
 
 impl FromStr for Layers {
-    type Err = String;
+    type Err = Error;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self> {
         if text == "all" {
             return Ok(Self::All);
         }
-        let wrong =
-            || format!("unknown layers {text:?}; expected e.g. 3, 2,5, 4..10, 4..=9 or all");
+        let wrong = || {
+            let expected = "expected e.g. 3, 2,5, 4..10, 4..=9 or all";
+            Error::parameter(format!("unknown layers {text:?}; {expected}"))
+        };
         let number = |it: &str| match it.trim().parse::<usize>() {
             Ok(number) if number < MAX_LAYERS => Ok(number),
             _ => Err(wrong()),
@@ -82,7 +127,7 @@ impl FromStr for Layers {
                 last => Ok(LayerRange::Through(first, last)),
             }
         };
-        Ok(Self::Only(text.split(',').map(part).collect::<Result<_, _>>()?))
+        Ok(Self::Only(text.split(',').map(part).collect::<Result<_>>()?))
     }
 }
 
@@ -105,6 +150,25 @@ mod tests {
             ["", "x", "5-2", "-1", "1-", "1,", "3..3", "..0", "..=", "1...3", "0..=99999999"]
         {
             assert!(of(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_single_layer_has_to_be_there_and_of_a_range_some() {
+        let at = |layer| (HookPoint::ResidPost(layer), vec![1.0, 2.0]);
+        let vectors = SteeringVectors::new([at(1), at(3)]).unwrap();
+        let select = |text: &str| vectors.select(&text.parse()?, 5).map(|it| it.layers());
+        assert_eq!(select("all"), Ok(vec![1, 3]));
+        assert_eq!(select("0..3"), Ok(vec![1]));
+        assert_eq!(select("3,.."), Ok(vec![1, 3]));
+        for (text, words) in [
+            ("2", "no vector for layer 2"),
+            ("1,4..", "no vector for layers 4..=4"),
+            ("5", "layer 5 is out of range; the model has layers 0 to 4"),
+            ("0..=5", "layer 5 is out of range"),
+        ] {
+            let error = select(text).unwrap_err().to_string();
+            assert!(error.contains(words), "{text}: {error}");
         }
     }
 }
