@@ -54,7 +54,7 @@ const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 /// assert_eq!(text, "<|im_start|>user\nAhoy!<|im_end|>\n<|im_start|>assistant\n");
 /// # Ok::<(), mlxgk_tokenizer_bridge::Error>(())
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ChatTemplate {
     environment: minijinja::Environment<'static>,
     templates: Vec<Source>,
@@ -62,7 +62,7 @@ pub struct ChatTemplate {
 }
 
 /// One of a model's templates.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Source {
     name: String,
     /// Where it was found, for messages.
