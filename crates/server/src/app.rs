@@ -1,0 +1,105 @@
+//! What the handlers of requests share: everything about the model that needs no arrays, the registered
+//! vectors, the queue.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use mlx_genkit::{
+    GenerationConfig, Model,
+    tokenizer_bridge::{ChatTemplate, Tokenizer},
+};
+
+use crate::{Options, metrics::Metrics, queue::Queue, refusal::Refusal, vectors::Vectors};
+
+/// What the handlers share.
+#[derive(Debug)]
+pub(crate) struct App {
+    pub(crate) about: About,
+    pub(crate) vectors: Vectors,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) metrics: Metrics,
+    pub(crate) api_key: Option<String>,
+    /// Whether only programs on this machine reach the server.
+    pub(crate) is_local: bool,
+    pub(crate) cors_origin: Option<String>,
+    pub(crate) max_rows: usize,
+    pub(crate) max_tokens: usize,
+}
+
+/// What is known of the model without its arrays, which belong to the engine's thread.
+#[derive(Debug)]
+pub(crate) struct About {
+    /// What requests call it.
+    pub(crate) id: String,
+    /// When the server began, in seconds since 1970.
+    pub(crate) created: u64,
+    tokenizer: Option<Tokenizer>,
+    template: Result<ChatTemplate, mlx_genkit::Error>,
+    pub(crate) generation_config: GenerationConfig,
+    /// How many tokens a text can have.
+    pub(crate) context: usize,
+    pub(crate) vocab: usize,
+    pub(crate) width: usize,
+    pub(crate) layers: usize,
+}
+
+impl App {
+    pub(crate) fn new(
+        options: Options,
+        address: SocketAddr,
+        model: &Model,
+        vectors: Vectors,
+        queue: Arc<Queue>,
+    ) -> Self {
+        Self {
+            about: About::new(options.model, model),
+            vectors,
+            queue,
+            metrics: Metrics::default(),
+            api_key: options.api_key,
+            is_local: address.ip().is_loopback(),
+            cors_origin: options.cors_origin,
+            max_rows: options.max_rows,
+            max_tokens: options.max_tokens,
+        }
+    }
+}
+
+impl About {
+    fn new(id: String, model: &Model) -> Self {
+        let decoder = model.decoder();
+        Self {
+            id,
+            created: now(),
+            tokenizer: model.tokenizer().ok().cloned(),
+            template: model.chat_template().cloned(),
+            generation_config: model.generation_config().clone(),
+            context: decoder.max_positions(),
+            vocab: decoder.vocab_size(),
+            width: decoder.hidden_size(),
+            layers: decoder.components().layers,
+        }
+    }
+
+    /// The tokenizer, where the model has one.
+    pub(crate) fn tokenizer(&self) -> Result<&Tokenizer, Refusal> {
+        self.tokenizer.as_ref().ok_or_else(|| {
+            Refusal::request("the model has no tokenizer; give the prompt as token ids instead")
+        })
+    }
+
+    /// The chat template, where the model has one.
+    pub(crate) fn template(&self) -> Result<&ChatTemplate, Refusal> {
+        // Without a tokenizer a missing chat template is not worth mentioning.
+        self.tokenizer()?;
+        self.template.as_ref().map_err(|e| Refusal::request(e.to_string()))
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |it| it.as_secs())
+}

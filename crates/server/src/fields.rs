@@ -1,0 +1,248 @@
+//! The fields of a request's body, each of which is taken by what it is for; what nobody takes is a field of
+//! HF's `GenerationConfig`, or refused.
+
+use mlx_genkit::{GenerationConfig, generation_config::Kwargs};
+use serde_json::{Map, Value, json};
+
+use crate::refusal::Refusal;
+
+/// Fields that say who asks, and cannot change an answer.
+const IGNORED: [&str; 4] = ["user", "metadata", "safety_identifier", "prompt_cache_key"];
+
+/// Fields of other servers that ask for nothing at these values, and are refused at others.
+const NEUTRAL: [(&str, fn(&Value) -> bool); 7] = [
+    ("store", |it| it == &json!(false)),
+    ("service_tier", |it| it == &json!("auto") || it == &json!("default")),
+    ("parallel_tool_calls", |it| it == &json!(true)),
+    ("echo", |it| it == &json!(false)),
+    ("best_of", |it| it == &json!(1)),
+    ("suffix", |it| it == &json!("")),
+    ("modalities", |it| it == &json!(["text"])),
+];
+
+/// Fields of HF's config that ask for more than an answer has room for.
+const WITHOUT_ROOM: [&str; 5] = [
+    "output_attentions",
+    "output_hidden_states",
+    "output_scores",
+    "output_logits",
+    "return_dict_in_generate",
+];
+
+/// OpenAI's names of HF's fields.
+const RENAMED: [(&str, &str); 4] = [
+    ("max_tokens", "max_new_tokens"),
+    ("max_completion_tokens", "max_new_tokens"),
+    ("stop", "stop_strings"),
+    ("n", "num_return_sequences"),
+];
+
+/// The fields of a body that are not taken yet.
+#[derive(Debug)]
+pub(crate) struct Fields(Map<String, Value>);
+
+/// What a request says about how its text is generated.
+#[derive(Debug)]
+pub(crate) struct Generating {
+    pub(crate) kwargs: Kwargs,
+    /// The field that bounds the length, as it is spelled, where one does.
+    pub(crate) length: Option<&'static str>,
+    /// HF's fields and how the request spells them.
+    pub(crate) spelled: Vec<(&'static str, &'static str)>,
+}
+
+impl Fields {
+    /// The fields of a JSON object. One that is null is one that is not there.
+    pub(crate) fn of(body: Value) -> Result<Self, Refusal> {
+        match body {
+            Value::Object(mut fields) => {
+                fields.retain(|_, value| !value.is_null());
+                Ok(Self(fields))
+            }
+            _ => Err(Refusal::request("the body must be a JSON object")),
+        }
+    }
+
+    /// Takes a field out.
+    pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
+        self.0.remove(name)
+    }
+
+    /// Takes a field that is true or false; false where it is not there.
+    pub(crate) fn switch(&mut self, name: &str) -> Result<bool, Refusal> {
+        Ok(self.optional_switch(name)?.unwrap_or(false))
+    }
+
+    /// Takes a field that is true or false.
+    pub(crate) fn optional_switch(&mut self, name: &str) -> Result<Option<bool>, Refusal> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::Bool(value)) => Ok(Some(value)),
+            Some(found) => Err(wrong(name, "true or false", &found)),
+        }
+    }
+
+    /// Takes a field that is a whole number.
+    pub(crate) fn count(&mut self, name: &str) -> Result<Option<u64>, Refusal> {
+        let read =
+            |it: Value| it.as_u64().ok_or_else(|| wrong(name, "a whole number of 0 or more", &it));
+        self.take(name).map(read).transpose()
+    }
+
+    /// Takes a field that is a text.
+    pub(crate) fn text(&mut self, name: &str) -> Result<Option<String>, Refusal> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(found) => Err(wrong(name, "a text", &found)),
+        }
+    }
+
+    /// Takes a field that is an object.
+    pub(crate) fn object(&mut self, name: &str) -> Result<Option<Map<String, Value>>, Refusal> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::Object(object)) => Ok(Some(object)),
+            Some(found) => Err(wrong(name, "an object", &found)),
+        }
+    }
+
+    /// Takes a field that is a list of objects.
+    pub(crate) fn objects(&mut self, name: &str) -> Result<Option<Vec<Value>>, Refusal> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::Array(list)) if list.iter().all(Value::is_object) => Ok(Some(list)),
+            Some(found) => Err(wrong(name, "a list of objects", &found)),
+        }
+    }
+
+    /// Refuses what is left.
+    pub(crate) fn end(self) -> Result<(), Refusal> {
+        match self.0.keys().next() {
+            None => Ok(()),
+            Some(name) => Err(unknown(name)),
+        }
+    }
+
+    /// Reads what is left as fields of HF's config.
+    pub(crate) fn generating(mut self) -> Result<Generating, Refusal> {
+        IGNORED.iter().for_each(|it| _ = self.0.remove(*it));
+        for (name, asks_nothing) in NEUTRAL {
+            if let Some(value) = self.take(name)
+                && !asks_nothing(&value)
+            {
+                return Err(Refusal::field(
+                    name,
+                    format!("`{name}` is {value}, which is not supported"),
+                ));
+            }
+        }
+        for name in WITHOUT_ROOM {
+            if self.switch(name)? {
+                let what =
+                    format!("`{name}` asks for what an answer of this server has no room for");
+                return Err(Refusal::field(name, what));
+            }
+        }
+        self.structure()?;
+        let spelled = self.rename()?;
+        self.temperature()?;
+        let is_field = |it: &str| GenerationConfig::FIELDS.contains(&it) && !it.starts_with('_');
+        if let Some(name) = self.0.keys().find(|it| !is_field(it)) {
+            return Err(unknown(name));
+        }
+        let length =
+            ["max_new_tokens", "max_length"].into_iter().find(|it| self.0.contains_key(*it));
+        let spelling = |field| spelled.iter().find(|it| it.0 == field).map_or(field, |it| it.1);
+        let length = length.map(spelling);
+        let kwargs = Kwargs::from_json(&Value::Object(self.0));
+        let kwargs = kwargs.map_err(|e| Refusal::from(e).spelled(&spelled))?;
+        Ok(Generating { kwargs, length, spelled })
+    }
+
+    /// Gives OpenAI's fields HF's names. Returns those that were there.
+    fn rename(&mut self) -> Result<Vec<(&'static str, &'static str)>, Refusal> {
+        let mut spelled: Vec<(&str, &str)> = Vec::new();
+        for (name, field) in RENAMED {
+            let Some(value) = self.take(name) else { continue };
+            if self.0.insert(field.to_owned(), value).is_some() {
+                let other = spelled.iter().find(|it| it.0 == field).map_or(field, |it| it.1);
+                let what = format!("`{name}` and `{other}` are one field; give one of them");
+                return Err(Refusal::field(name, what));
+            }
+            spelled.push((field, name));
+        }
+        Ok(spelled)
+    }
+
+    /// As on the command line, 0 is greedy and what is above samples: in HF's fields that is a switch
+    /// beside the number.
+    fn temperature(&mut self) -> Result<(), Refusal> {
+        let name = "temperature";
+        let Some(value) = self.0.get(name) else { return Ok(()) };
+        let Some(value) = value.as_f64() else { return Err(wrong(name, "a number", value)) };
+        if value < 0.0 {
+            let what = format!("`{name}` must be 0 or more, but is {value}");
+            return Err(Refusal::field(name, what));
+        }
+        let samples = value > 0.0;
+        if !samples {
+            self.0.remove(name);
+        }
+        match self.0.insert("do_sample".to_owned(), Value::Bool(samples)) {
+            Some(Value::Bool(given)) if given != samples => {
+                let means = if samples { "samples" } else { "is greedy" };
+                let what = format!("`{name}` {value} {means}, but `do_sample` is {given}");
+                Err(Refusal::field("do_sample", what))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes a JSON schema of OpenAI's `response_format`.
+    fn structure(&mut self) -> Result<(), Refusal> {
+        const NAME: &str = "response_format";
+        let Some(mut format) = self.object(NAME)? else { return Ok(()) };
+        let schema = match format.get("type").and_then(Value::as_str) {
+            Some("text") => return Ok(()),
+            Some("json_object") => json!({"type": "object"}),
+            Some("json_schema") => {
+                let given = format.get_mut("json_schema").and_then(|it| it.get_mut("schema"));
+                match given.map(Value::take) {
+                    Some(schema) if !schema.is_null() => schema,
+                    _ => {
+                        let what = "`response_format.json_schema.schema` must be a JSON schema";
+                        return Err(Refusal::field(NAME, what));
+                    }
+                }
+            }
+            _ => {
+                let what =
+                    "`response_format.type` must be \"text\", \"json_object\" or \"json_schema\"";
+                return Err(Refusal::field(NAME, what));
+            }
+        };
+        let own =
+            ["json_schema", "regex", "grammar"].into_iter().find(|it| self.0.contains_key(*it));
+        if let Some(name) = own {
+            let what = format!("`{NAME}` and `{name}` are not available together");
+            return Err(Refusal::field(NAME, what));
+        }
+        self.0.insert("json_schema".to_owned(), schema);
+        Ok(())
+    }
+}
+
+fn unknown(name: &str) -> Refusal {
+    Refusal::field(name, format!("unknown field `{name}`"))
+}
+
+/// A field of another type. What was found is shown as far as it is short.
+pub(crate) fn wrong(name: &str, expected: &str, found: &Value) -> Refusal {
+    let found = found.to_string();
+    let shown = match found.char_indices().nth(60) {
+        None => found,
+        Some((at, _)) => format!("{}…", &found[..at]),
+    };
+    Refusal::field(name, format!("`{name}` must be {expected}, found {shown}"))
+}
