@@ -21,6 +21,7 @@ use crate::{
     models::ModelsArgs,
     perplexity::PerplexityArgs,
     score::ScoreArgs,
+    serve::ServeArgs,
     shell::{CompletionsArgs, ManArgs},
     steer::SteerCommand,
     terminal,
@@ -97,6 +98,20 @@ Examples:
 Every token but the first is predicted once, from at most --window tokens before it. Bits per byte
 are those of the whole text, so that models with different tokenizers can be compared.")]
     Perplexity(Box<PerplexityArgs>),
+    /// Serve a model over HTTP, on OpenAI's routes
+    #[command(after_help = "\
+Examples:
+  mlxgk serve
+  mlxgk serve -m Qwen/Qwen3-0.6B --port 8000 --prefix-cache-mb 512
+  mlxgk serve --steer-name joy=joy.safetensors
+  MLXGK_API_KEY=secret mlxgk serve --host 0.0.0.0
+
+  curl http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' \\
+    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"How is the weather?\"}]}'
+
+It prints its address when requests are taken. Ctrl-C lets those that run end, for 30 seconds; a second
+one ends them at once.")]
+    Serve(Box<ServeArgs>),
     /// Explain what a request would do, without running it
     #[command(after_help = "\
 Examples:

@@ -24,6 +24,7 @@ mod perplexity;
 mod progress;
 mod prompts;
 mod score;
+mod serve;
 mod settings;
 mod shell;
 mod steer;
@@ -52,6 +53,7 @@ fn run() -> Result<()> {
         Subcommand::Chat(args) => chat::run(args),
         Subcommand::Score(args) => score::run(args),
         Subcommand::Perplexity(args) => perplexity::run(args),
+        Subcommand::Serve(args) => serve::run(args),
         Subcommand::Explain(args) => explain::run(args),
         Subcommand::Fields(args) => fields::run(args),
         Subcommand::Bench(args) => bench::run(args),

@@ -3,8 +3,10 @@
 //! A page has a folder of its own, in which `examples`, `crates` and `fixtures` are those of the checkout, and is read
 //! from top to bottom by a shell that knows `mlxgk`. A block in `sh` has to succeed. In `console` each
 //! line after `$ ` is a command, continued by lines after `> `, and the lines below it are what it prints,
-//! where `…` stands for anything within a line and, alone in a line, for any lines. A block that is marked
-//! `no_run` takes what a test has not: the network, a Mac, Python, or minutes.
+//! where `…` stands for anything within a line and, alone in a line, for any lines. A block in `sh,background` is
+//! one command that runs until the page ends, and has begun when it has printed a line. Pages serve at port 8080,
+//! and the test at one that is free. A block that is marked `no_run` takes what a test has not: the network, a
+//! Mac, Python, or minutes. Where there is no `curl`, pages that ask a server are ignored.
 //!
 //! The pages show what is printed on Linux, in fp32. Elsewhere a GPU computes in the model's own precision
 //! and may choose other words, so there the commands have to succeed, and no more.
@@ -14,9 +16,11 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
 use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -33,10 +37,12 @@ fn main() {
     pages_below(&root.join("docs"), &mut pages);
     pages.retain(|it| blocks(&fs::read_to_string(it).unwrap()).iter().any(Block::is_run));
     pages.sort();
+    let has_curl = Command::new("curl").arg("--version").output().is_ok();
     let trials = pages.into_iter().map(|page| {
         let name = page.strip_prefix(&root).unwrap().display().to_string();
+        let asks = fs::read_to_string(&page).unwrap().contains("curl ");
         let root = root.clone();
-        Trial::test(name, move || run_page(&root, &page))
+        Trial::test(name, move || run_page(&root, &page)).with_ignored_flag(asks && !has_curl)
     });
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();
 }
@@ -67,7 +73,7 @@ impl Block {
     }
 
     fn is_run(&self) -> bool {
-        self.is("sh") || self.is("console")
+        self.is("sh") || self.is("console") || self.is("sh,background")
     }
 }
 
@@ -90,7 +96,7 @@ fn blocks(page: &str) -> Vec<Block> {
 
 fn run_page(root: &Path, path: &Path) -> Result<(), Failed> {
     let page = fs::read_to_string(path)?;
-    let shell = Shell::new(root)?;
+    let mut shell = Shell::new(root)?;
     let refresh = std::env::var_os("MLXGK_REFRESH").is_some();
     let mut lines: Vec<String> = page.lines().map(str::to_owned).collect();
     // From the last block to the first, so that what is written moves no block; but run in order.
@@ -98,6 +104,8 @@ fn run_page(root: &Path, path: &Path) -> Result<(), Failed> {
     for block in blocks(&page) {
         if block.is("sh") {
             shell.run(&block.lines.join("\n"), block.begin)?;
+        } else if block.is("sh,background") {
+            shell.begin(&block.lines.join("\n"), block.begin)?;
         } else if block.is("console") {
             let found = shell.show(&block, refresh)?;
             if found != block.lines {
@@ -119,6 +127,22 @@ struct Shell {
     folder: tempfile::TempDir,
     /// Where its programs lie.
     programs: tempfile::TempDir,
+    /// What runs until the page ends.
+    background: Vec<Child>,
+    /// Stands in place of [`PORT`].
+    port: String,
+}
+
+/// Where the pages say that a server is.
+const PORT: &str = "8080";
+
+impl Drop for Shell {
+    fn drop(&mut self) {
+        for child in &mut self.background {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
 }
 
 impl Shell {
@@ -131,22 +155,46 @@ impl Shell {
         let cargo = programs.path().join("cargo");
         fs::write(&cargo, CARGO)?;
         fs::set_permissions(cargo, fs::Permissions::from_mode(0o755))?;
-        Ok(Self { folder, programs })
+        let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port().to_string();
+        Ok(Self { folder, programs, background: Vec::new(), port })
     }
 
-    /// Runs a script; returns its exit status, and what it printed on either stream, in order.
-    fn output(&self, script: &str) -> std::io::Result<(Option<i32>, String)> {
+    /// A script that is to run in the page's folder.
+    fn command(&self, script: &str) -> Command {
         let path = std::env::var("PATH").unwrap_or_default();
-        let output = Command::new("sh")
-            .args(["-e", "-c", &format!("exec 2>&1\n{script}")])
+        let mut command = Command::new("sh");
+        command
+            .args(["-e", "-c", &script.replace(PORT, &self.port)])
             .current_dir(&self.folder)
             .env("PATH", format!("{}:{path}", self.programs.path().display()))
             .env("HF_HOME", self.programs.path())
             // Tests run side by side, where BLAS's threads would mostly wait for each other.
             .env("OPENBLAS_NUM_THREADS", "1")
-            .stdin(Stdio::null())
-            .output()?;
-        Ok((output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned()))
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a script; returns its exit status, and what it printed on either stream, in order.
+    fn output(&self, script: &str) -> std::io::Result<(Option<i32>, String)> {
+        let output = self.command(&format!("exec 2>&1\n{script}")).output()?;
+        let printed = String::from_utf8_lossy(&output.stdout).replace(&self.port, PORT);
+        Ok((output.status.code(), printed))
+    }
+
+    /// Starts a command that runs until the page ends, and waits for its first line.
+    fn begin(&mut self, script: &str, line: usize) -> Result<(), Failed> {
+        // A server that a page leaves at its default port.
+        let script = script.replace("mlxgk serve", &format!("mlxgk serve --port {PORT}"));
+        let mut child = self.command(&format!("exec {script}")).stdout(Stdio::piped()).spawn()?;
+        let mut first = String::new();
+        if let Some(stdout) = child.stdout.take() {
+            BufReader::new(stdout).read_line(&mut first)?;
+        }
+        self.background.push(child);
+        match first.is_empty() {
+            true => Err(format!("line {line}: {script} ends without a line").into()),
+            false => Ok(()),
+        }
     }
 
     fn run(&self, script: &str, line: usize) -> Result<(), Failed> {

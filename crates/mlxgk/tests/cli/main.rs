@@ -14,6 +14,7 @@ mod isolate;
 mod killed;
 mod models;
 mod output;
+mod serve;
 mod shared;
 mod steering;
 mod terminal;
