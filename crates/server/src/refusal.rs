@@ -8,7 +8,7 @@ use axum::{
     response::IntoResponse,
 };
 use mlx_genkit::{
-    ErrorKind,
+    ErrorKind, GenerationConfig,
     decoding_strategies::{self, ErrorKind as LoopErrorKind},
 };
 use serde_json::{Map, Value, json};
@@ -150,6 +150,12 @@ pub(crate) fn spelled(sentence: &str, names: &[(&str, &str)]) -> String {
     names.iter().fold(sentence.to_owned(), spell)
 }
 
+/// The field of HF's config that a sentence begins with, where it does.
+fn field_at_fault(sentence: &str) -> Option<&str> {
+    let name = sentence.strip_prefix('`')?.split('`').next()?;
+    GenerationConfig::FIELDS.contains(&name).then_some(name)
+}
+
 impl From<mlx_genkit::Error> for Refusal {
     fn from(error: mlx_genkit::Error) -> Self {
         let source = error.source().and_then(|it| it.downcast_ref::<decoding_strategies::Error>());
@@ -158,7 +164,13 @@ impl From<mlx_genkit::Error> for Refusal {
         match (error.kind(), error.field()) {
             _ if has_no_token => Self::request(error.to_string()),
             (ErrorKind::Request, Some(field)) => Self::field(field, error.to_string()),
-            (ErrorKind::Request, None) => Self::request(error.to_string()),
+            (ErrorKind::Request, None) => {
+                let message = error.to_string();
+                Self {
+                    param: field_at_fault(&message).map(str::to_owned),
+                    ..Self::request(message)
+                }
+            }
             _ => Self::failed(error.to_string()),
         }
     }
