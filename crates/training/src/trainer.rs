@@ -7,9 +7,10 @@ use mlxgk_mlx_models::{AdapterDropout, ResidualHook};
 use serde_json::{Value, json};
 
 use crate::{
-    Batch, Ema, Error, ErrorKind, GradientOptions, LossScaler, Objective, Optimizer, OptimizerKind,
-    Result, Schedule, Trainee, clip_global_norm,
+    Batch, Ema, Error, ErrorKind, GradientOptions, LossScaler, Objective, OptimizerKind,
+    ParameterGroup, Result, Schedule, Trainee, clip_global_norm,
     files::{self, failed},
+    optimizers::Optimizers,
 };
 
 /// How a run goes. Which precision it computes in is the model's, chosen when it is loaded; parameters
@@ -36,6 +37,9 @@ pub struct TrainingConfig {
     pub schedule: Schedule,
     /// The optimizer.
     pub optimizer: OptimizerKind,
+    /// Parameters with an optimizer and a learning rate of their own: of those that a parameter matches,
+    /// the first has it.
+    pub groups: Vec<ParameterGroup>,
     /// The bound on the norm of all gradients together.
     pub max_grad_norm: Option<f32>,
     /// Loss scaling, for models that compute in f16.
@@ -60,6 +64,7 @@ impl TrainingConfig {
             learning_rate,
             schedule: Schedule::default(),
             optimizer: OptimizerKind::default(),
+            groups: Vec::new(),
             max_grad_norm: Some(1.0),
             scaler: LossScaler::default(),
             ema_decay: None,
@@ -118,7 +123,7 @@ pub struct StepReport {
 pub struct Trainer<'m> {
     trainee: Trainee<'m>,
     config: TrainingConfig,
-    optimizer: Optimizer,
+    optimizers: Optimizers,
     ema: Option<Ema>,
     /// Steps made, skipped ones among them.
     step: u64,
@@ -133,12 +138,6 @@ impl<'m> Trainer<'m> {
         if trainee.masters().is_empty() {
             return Err(Error::config("nothing is chosen to be trained"));
         }
-        // The parameters are fp32.
-        let rate = config.learning_rate;
-        if !(rate >= 0.0 && rate <= f64::from(f32::MAX)) {
-            let what = "expected a number from 0 to the largest of fp32";
-            return Err(Error::config(format!("the learning rate is {rate}; {what}")));
-        }
         if let Some(most) = config.max_grad_norm.filter(|it| it.is_nan() || *it <= 0.0) {
             return Err(Error::config(format!("the bound on norms is {most}, must be above 0")));
         }
@@ -149,13 +148,16 @@ impl<'m> Trainer<'m> {
             )));
         }
         config.schedule.check(config.steps)?;
-        for (name, master) in trainee.names().iter().zip(trainee.masters()) {
-            config.optimizer.check_parameter(name, master)?;
-        }
-        let optimizer = Optimizer::new(config.optimizer)?;
+        let optimizers = Optimizers::new(
+            config.optimizer,
+            config.learning_rate,
+            &config.groups,
+            trainee.names(),
+            trainee.masters(),
+        )?;
         let average = |decay| Ema::new(trainee.masters(), decay, true);
         let ema = config.ema_decay.map(average).transpose()?;
-        Ok(Self { trainee, config, optimizer, ema, step: 0 })
+        Ok(Self { trainee, config, optimizers, ema, step: 0 })
     }
 
     /// One step of cross-entropy over micro-batches, whose gradients are added up: every predicted token
@@ -221,8 +223,8 @@ impl<'m> Trainer<'m> {
         let gradients: Vec<Array> =
             sums.iter().map(|it| it.multiply(&unscale)).collect::<MlxResult<_>>()?;
         let (gradients, grad_norm) = clip_global_norm(gradients, self.config.max_grad_norm)?;
-        let learning_rate =
-            self.config.learning_rate * self.config.schedule.factor(self.step, self.config.steps);
+        let factor = self.config.schedule.factor(self.step, self.config.steps);
+        let learning_rate = self.config.learning_rate * factor;
         let skipped = !grad_norm.is_finite();
         if !self.config.scaler.is_dynamic() && (skipped || !loss.is_finite()) {
             return Err(self.not_finite(loss, &gradients));
@@ -232,7 +234,7 @@ impl<'m> Trainer<'m> {
             return Err(self.not_finite(loss, &gradients));
         }
         if !skipped {
-            let masters = self.optimizer.step(self.trainee.masters(), &gradients, learning_rate)?;
+            let masters = self.optimizers.step(self.trainee.masters(), &gradients, factor)?;
             self.trainee.set_masters(&masters)?;
             if let Some(ema) = &mut self.ema {
                 ema.update(self.trainee.masters())?;
@@ -316,12 +318,12 @@ impl<'m> Trainer<'m> {
     /// # Errors
     /// When it cannot be written; one that was there is then as it was.
     pub fn save(&self, path: impl AsRef<Path>, own: &Value) -> Result<()> {
-        let (steps, kept) = self.optimizer.state();
+        let (steps, kept) = self.optimizers.state();
         let (scale, clean) = self.config.scaler.state();
         let mut arrays = Vec::new();
         for (index, name) in self.trainee.names().iter().enumerate() {
             arrays.push((format!("master.{name}"), self.trainee.masters()[index].clone()));
-            for (place, array) in kept.get(index).into_iter().flatten().enumerate() {
+            for (place, array) in kept[index].iter().enumerate() {
                 arrays.push((format!("optimizer.{place}.{name}"), array.clone()));
             }
             if let Some(ema) = &self.ema {
@@ -378,12 +380,13 @@ impl<'m> Trainer<'m> {
             None => Err(failed(path, format_args!("lacks `{name}`"))),
         };
         let (mut masters, mut kept, mut averages) = (Vec::new(), Vec::new(), Vec::new());
-        for (name, master) in self.trainee.names().iter().zip(self.trainee.masters()) {
+        let trained = self.trainee.names().iter().zip(self.trainee.masters());
+        for (index, (name, master)) in trained.enumerate() {
             masters.push(take(format!("master.{name}"), master.shape())?);
             let mut own = Vec::new();
             if steps > 0 {
-                for (place, shape) in self.config.optimizer.kept(master.shape()).iter().enumerate()
-                {
+                let shapes = self.optimizers.kept_shapes(index, master.shape());
+                for (place, shape) in shapes.iter().enumerate() {
                     own.push(take(format!("optimizer.{place}.{name}"), shape)?);
                 }
             }
@@ -397,7 +400,7 @@ impl<'m> Trainer<'m> {
         let clean = number("clean")?;
         let averaged = if self.ema.is_some() { number("averaged")? } else { 0 };
         self.trainee.set_masters(&masters)?;
-        self.optimizer.set_state(steps, if steps > 0 { kept } else { Vec::new() });
+        self.optimizers.set_state(steps, &kept);
         self.config.scaler.set_state((scale, clean));
         if let Some(ema) = &mut self.ema {
             ema.set_state(averaged, averages);
@@ -409,7 +412,7 @@ impl<'m> Trainer<'m> {
     /// What a run has to have in common with one that it continues.
     fn fingerprint(&self) -> Value {
         let config = &self.config;
-        json!({
+        let mut fingerprint = json!({
             "steps": config.steps,
             "learning_rate": config.learning_rate,
             "schedule": format!("{:?}", config.schedule),
@@ -420,7 +423,12 @@ impl<'m> Trainer<'m> {
             "lora_dropout": (config.lora_dropout > 0.0).then_some((config.lora_dropout, config.seed)),
             "dtype": format!("{:?}", self.trainee.decoder().dtype()),
             "parameters": self.trainee.count(),
-        })
+        });
+        // Checkpoints of runs without groups do not speak of them.
+        if !config.groups.is_empty() {
+            fingerprint["groups"] = format!("{:?}", config.groups).into();
+        }
+        fingerprint
     }
 }
 

@@ -5,8 +5,8 @@ use mlxgk_kv_cache::Step;
 use mlxgk_mlx_models::{ComputeDtype, HookPoint, NoHook, ResidualHook};
 use mlxgk_training::{
     Adafactor, AdjustLr, Batch, Decay, Ema, ErrorKind, Example, LoraConfig, LossScaler, Muon,
-    Optimizer, OptimizerKind, Schedule, TorchAdafactor, Trainee, Trainer, TrainingConfig,
-    attach_lora, clip_global_norm, loss_forward,
+    Optimizer, OptimizerKind, ParameterGroup, Schedule, TorchAdafactor, Trainee, Trainer,
+    TrainingConfig, attach_lora, clip_global_norm, loss_forward,
 };
 use serde_json::{Value, json};
 
@@ -123,6 +123,78 @@ fn batches() -> Vec<Batch> {
 
 fn values(trainee: &Trainee<'_>) -> Vec<Vec<f32>> {
     trainee.masters().iter().map(host).collect()
+}
+
+/// A group's parameters change as under its optimizer and learning rate alone, the others as under the
+/// run's; and a run with groups is continued to the bit.
+#[test]
+fn groups_have_optimizers_of_their_own() {
+    let (matrices, rest) = (r"layers\..*_proj", "embed_tokens|norm");
+    let muon = OptimizerKind::Muon(Muon::default());
+    let group = ParameterGroup { names: matrices.to_owned(), optimizer: muon, learning_rate: 0.02 };
+    let configured = |rate, optimizer, groups| {
+        let mut config = TrainingConfig::new(6, rate);
+        config.schedule = Schedule { warmup: 1, decay: Decay::Cosine };
+        (config.optimizer, config.groups) = (optimizer, groups);
+        config
+    };
+    let both = configured(0.01, OptimizerKind::default(), vec![group.clone()]);
+    // Of a step without groups, those parameters count that the group, or the rest, has.
+    let after_a_step = |config: TrainingConfig, steps, patterns: &[&str], counted: &str| {
+        let mut decoder = model("qwen3");
+        let trainee = Trainee::new(&mut decoder).weights(patterns, &[]).unwrap();
+        let mut trainer = Trainer::new(trainee, config).unwrap();
+        run(&mut trainer, steps);
+        let named = trainer.trainee().names().iter().zip(values(trainer.trainee()));
+        let pattern = regex::Regex::new(counted).unwrap();
+        named.filter(|it| pattern.is_match(it.0)).map(|it| it.1).collect::<Vec<_>>()
+    };
+    let all: &[&str] = &[];
+    // The first step's learning rate is 0, so the gradients of the second are those of the same model;
+    // without clipping they do not depend on what else is trained.
+    let unclipped = |mut config: TrainingConfig| {
+        config.max_grad_norm = None;
+        config
+    };
+    let alone = unclipped(configured(0.02, muon, Vec::new()));
+    let both_unclipped = unclipped(both.clone());
+    assert!(
+        after_a_step(both_unclipped.clone(), 2, all, matrices)
+            == after_a_step(alone, 2, &[matrices], matrices)
+    );
+    let alone = unclipped(configured(0.01, OptimizerKind::default(), Vec::new()));
+    assert!(after_a_step(both_unclipped, 2, all, rest) == after_a_step(alone, 2, all, rest));
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("checkpoint.safetensors");
+    let mut decoder = model("qwen3");
+    let trainee = Trainee::new(&mut decoder).weights(all, &[]).unwrap();
+    let mut whole = Trainer::new(trainee, both.clone()).unwrap();
+    run(&mut whole, 3);
+    whole.save(&path, &Value::Null).unwrap();
+    run(&mut whole, 3);
+    let mut decoder = model("qwen3");
+    let trainee = Trainee::new(&mut decoder).weights(all, &[]).unwrap();
+    let mut resumed = Trainer::new(trainee, both.clone()).unwrap();
+    resumed.resume(&path).unwrap();
+    run(&mut resumed, 3);
+    assert!(values(resumed.trainee()) == values(whole.trainee()));
+
+    let without = configured(0.01, OptimizerKind::default(), Vec::new());
+    let mut other = Trainer::new(resumed.finish(), without).unwrap();
+    assert!(other.resume(&path).unwrap_err().to_string().contains("other settings"));
+
+    let refused = |change: &dyn Fn(&mut ParameterGroup)| {
+        let mut config = both.clone();
+        change(&mut config.groups[0]);
+        let mut decoder = model("qwen3");
+        let trainee = Trainee::new(&mut decoder).weights(all, &[]).unwrap();
+        Trainer::new(trainee, config).unwrap_err().to_string()
+    };
+    assert!(refused(&|it| it.names = "(".to_owned()).contains("names of a parameter group"));
+    assert!(refused(&|it| it.names = "none".to_owned()).contains("for the group `none`"));
+    assert!(refused(&|it| it.names = "norm".to_owned()).contains("Muon trains matrices"));
+    assert!(refused(&|it| it.learning_rate = -1.0).contains("learning rate is -1"));
 }
 
 /// Micro-batches with uneven numbers of predicted tokens are one batch, not a mean of means.
