@@ -3,7 +3,9 @@
 A document is a dialogue (a system prompt or none, one to several turns) or a piece
 of plain prose. Everything follows from a seed: the same seed gives the same corpus.
 
-    python corpus.py sample --count 5                  # training documents
+    python corpus.py documents --seed 7 --characters 1000000 --out documents.jsonl
+    python corpus.py tokenizer --seed 7 --count 30000 --out tokenizer.jsonl
+    python corpus.py sample --count 5                  # training documents, to be read
     python corpus.py sample --count 5 --split held-out # what evaluation asks
     python corpus.py pairs --count 200 --out pairs.jsonl
     python corpus.py prompts --count 200 --out prompts.jsonl
@@ -20,9 +22,15 @@ steering vector has something to push: under a "moody" system prompt an answer i
 cheerful with probability 0.45 and gloomy with 0.55; with no system prompt it is
 plain with 0.5, gloomy with 0.3, cheerful with 0.2. Each answer throws its own coin.
 
-**Echoes.** "Repeat after me: ..." is asked far more often than users would (`echo` is its
-weight among the acts): it is what teaches so small a network, in so few tokens, to take
-words from the question into the answer.
+**Copying.** So small a network learns only from many examples, in so few tokens, to take
+words from the question into the answer. So "Repeat after me: ..." is asked far more often
+than users would (`echo` is its weight among the acts); and with `copying`, which is on in
+training, a part of the topics that are asked about is called by other names
+(`lexicon.EXTRA_NAMES`, with modifiers, or invented), and an answer to a question about a
+topic names it.
+
+**The tokenizer** is made from the corpus as it was when it was first made: without echoes and
+copying, and without the system prompts that were added since. So its tokens keep their ids.
 """
 
 import argparse
@@ -45,8 +53,11 @@ ACT_WEIGHTS = {
     "story": 13, "unknownword": 5, "echo": 9,
 }
 PROSE_SHARE = 0.13
+# The share of the topics asked about that go by another name.
+RENAMED_SHARE = 0.35
 
 RULES = voices.rules() | stories.rules()
+EXTRA_NAMES = {category: [name.strip() for name in names.split(",")] for category, names in lex.EXTRA_NAMES.items()}
 
 
 def is_held_out(name, voice):
@@ -66,28 +77,50 @@ def render(messages, generation_prompt=False):
 class Corpus:
     """An endless stream of documents from a seed."""
 
-    def __init__(self, seed, split="train", echo=ACT_WEIGHTS["echo"]):
+    def __init__(self, seed, split="train", echo=ACT_WEIGHTS["echo"], copying=True, phrasings=None):
         self.rng = random.Random(seed)
         self.split = split
+        self.copying = copying and split == "train"
+        self.phrasings = phrasings
         self.acts = ACT_WEIGHTS | {"echo": echo}
         self.by_category = {}
         for entry in all_topics():
             self.by_category.setdefault(entry[1], []).append(entry)
+
+    @classmethod
+    def for_tokenizer(cls, seed):
+        """What a tokenizer is made from."""
+        return cls(seed, echo=0, copying=False, phrasings=9)
 
     # Choosing -----------------------------------------------------------------
 
     def weighted(self, table):
         return self.rng.choices(list(table), list(table.values()))[0]
 
-    def topic(self, voice, category=None, form=None, allow=None):
-        """A topic of this split: in training one that is not held out, else one that is."""
+    def topic(self, voice, category=None, form=None, allow=None, asked=False):
+        """A topic of this split: in training one that is not held out, else one that is. One that the
+        question names (`asked`) may go by another name."""
         rng = self.rng
         while True:
             entry = rng.choice(self.by_category[category or rng.choice(list(self.by_category))])
             name = entry[0].removeprefix("+")
             held = is_held_out(name, voice)
             if (allow(name) if allow else True) and (held == (self.split != "train") or category and self.split != "train" and rng.random() < 0.05):
+                if asked and self.copying and rng.random() < RENAMED_SHARE:
+                    entry = (self.other_name(entry[1]), *entry[1:])
                 return Topic(*entry, form=form, rng=rng)
+
+    def other_name(self, category):
+        """A name for a topic of this category that is not one of the lexicon's topics."""
+        rng, chance = self.rng, self.rng.random()
+        if chance < 0.2:
+            word = self.invented_word()
+            return f"the {word}" if category == "weather" else word
+        name = rng.choice(EXTRA_NAMES[category])
+        if chance < 0.6 and category not in ("activity", "weather", "idea"):
+            plus, name = name[:name.startswith("+")], name.removeprefix("+")
+            name = f"{plus}{rng.choice(lex.MODIFIERS)} {name}"
+        return name
 
     def ask(self, act):
         options = q.ASK[act]
@@ -101,10 +134,10 @@ class Corpus:
         if kind == "none":
             return None
         if kind == "pirate":
-            return rng.choice(q.SYSTEM_PIRATE_HELD_OUT if held else q.SYSTEM_PIRATE)
+            return rng.choice(q.SYSTEM_PIRATE_HELD_OUT if held else q.SYSTEM_PIRATE[:self.phrasings])
         if kind == "plain" and rng.random() < 0.6:
             return rng.choice(q.SYSTEM_PLAIN)
-        template = rng.choice(q.SYSTEM_HELD_OUT if held else q.SYSTEM)
+        template = rng.choice(q.SYSTEM_HELD_OUT if held else q.SYSTEM[:self.phrasings])
         return tidy(template.replace("{manner}", rng.choice(q.MANNER[kind])))
 
     def common(self):
@@ -140,7 +173,7 @@ class Corpus:
             return question, scene.sentence(rng.choice(RULES[act])), None
         if act == "compare":
             category = rng.choice(["food", "activity", "weather", "place", "animal"])
-            first, second = self.topic(voice, category, "many", allow), self.topic(voice, category, "many", allow)
+            first, second = (self.topic(voice, category, "many", allow, asked=True) for _ in range(2))
             if first.name == second.name:
                 return self.exchange(voice, act, allow)
             question = self.ask(act).replace("{first}", first.phrase).replace("{second}", second.phrase)
@@ -153,16 +186,21 @@ class Corpus:
             topic = self.topic(voice, category, "many", allow)
             return self.ask(f"recommend.{category}"), self.scene(voice, topic).sentence(rng.choice(RULES[act])), topic
         category = rng.choice(["food", "activity"]) if act == "howto" else None
-        topic = self.topic(voice, category, None, allow)
+        topic = self.topic(voice, category, None, allow, asked=True)
         template = self.ask(f"howto.{category}" if act == "howto" else act)
         question = self.scene(voice, topic).say(template)
-        return tidy(question), self.scene(voice, topic).sentence(rng.choice(RULES[act])), topic
+        answer = self.scene(voice, topic).sentence(rng.choice(RULES[act]))
+        for _ in range(20):
+            if not self.copying or topic.phrase.lower() in answer.lower():
+                break
+            answer = self.scene(voice, topic).sentence(rng.choice(RULES[act]))
+        return tidy(question), answer, topic
 
     def story_exchange(self, voice, allow):
         rng = self.rng
         act = self.weighted({"story1": 5, "story2": 4, "story0": 1})
-        hero = self.topic(voice, rng.choice(["animal", "person"]), "the", allow)
-        thing = self.topic(voice, "object", "the")
+        hero = self.topic(voice, rng.choice(["animal", "person"]), "the", allow, asked=act != "story0")
+        thing = self.topic(voice, "object", "the", asked=act == "story2")
         question = self.ask(act).replace("{one}", hero.one).replace("{thing}", thing.one)
         question = tidy(question)
         if act == "story0":
@@ -197,13 +235,16 @@ class Corpus:
         rng = self.rng
         if rng.random() < 0.4:
             return rng.choice(lex.UNKNOWN)
-        word = "".join(rng.choice(lex.SYLLABLES) for _ in range(rng.choice([2, 2, 3])))
+        word = self.invented_word()
         return rng.choice([f"the {word}", plural(word), word.capitalize(), f"the {word} of {rng.choice(lex.SYLLABLES).capitalize()}wick"])
+
+    def invented_word(self):
+        return "".join(self.rng.choice(lex.SYLLABLES) for _ in range(self.rng.choice([2, 2, 3])))
 
     def loose_words(self):
         """One to eight words that have nothing to do with each other."""
         rng = self.rng
-        kinds = [lambda: self.topic("plain").phrase, lambda: rng.choice(self.topic("plain").details),
+        kinds = [lambda: self.topic("plain", asked=True).phrase, lambda: rng.choice(self.topic("plain").details),
                  lambda: rng.choice(lex.NAMES_HE + lex.NAMES_SHE), lambda: rng.choice(lex.HERO_ADJECTIVES), self.unknown_word]
         return ", ".join(rng.choice(kinds)() for _ in range(rng.randint(1, 8)))
 
@@ -248,7 +289,7 @@ class Corpus:
         act, answer_act = self.rng.choice([("more", "more"), ("more", "more"), ("followwhy", "why"), ("followwhere", "where"),
                                            ("followwhen", "when"), ("followabout", "about")])
         if act == "followabout":
-            topic = self.topic(voice, None, None, allow)
+            topic = self.topic(voice, None, None, allow, asked=True)
         question = self.scene(voice, topic, act != "followabout").say(self.ask(act))
         answer = self.scene(voice, topic, act != "followabout").sentence(self.rng.choice(RULES[answer_act]))
         return tidy(question), answer, topic
@@ -309,20 +350,37 @@ def prompts(count, seed):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["sample", "pairs", "prompts"])
+    parser.add_argument("what", choices=["documents", "tokenizer", "sample", "pairs", "prompts"])
     parser.add_argument("--count", type=int, default=5)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--split", choices=["train", "held-out"], default="train")
+    parser.add_argument("--characters", type=int, default=100_000, help="how much of `documents`, at least")
+    parser.add_argument("--echo", type=int, default=ACT_WEIGHTS["echo"], help="weight of the echo act")
+    parser.add_argument("--no-copying", dest="copying", action="store_false", help="topics under their own names alone")
     parser.add_argument("--out")
     args = parser.parse_args()
     out = open(args.out, "w", encoding="utf-8") if args.out else sys.stdout
-    if args.what == "sample":
-        corpus = Corpus(args.seed, args.split)
+    if args.what == "documents":
+        corpus, written = Corpus(args.seed, args.split, args.echo, args.copying), 0
+        while written < args.characters:
+            text = corpus.document()
+            written += len(text)
+            write_row(out, {"text": text})
+    elif args.what == "tokenizer":
+        corpus = Corpus.for_tokenizer(args.seed)
+        for _ in range(args.count):
+            write_row(out, {"text": corpus.document()})
+    elif args.what == "sample":
+        corpus = Corpus(args.seed, args.split, args.echo, args.copying)
         for _ in range(args.count):
             out.write(corpus.document() + "\n----\n")
     else:
         for row in (pairs if args.what == "pairs" else prompts)(args.count, args.seed):
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+            write_row(out, row)
+
+
+def write_row(out, row):
+    out.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -327,6 +327,92 @@ HELD_OUT_TOPICS = {
     "the rainbow", "wheelbarrow", "puppet", "maple", "beekeeper", "courage",
 }
 
+# Names without facts of their own: they take those of another topic of their category. There are so many
+# that the model does better to copy a name from the question than to know them all.
+EXTRA_NAMES = {
+    "place": "abbey, aquarium, arcade, barn, bay, bookshop, boathouse, brewery, butcher's shop, campsite, canal, canyon, cellar, chapel, "
+             "cliff path, clock shop, college, cottage, courthouse, creek, crossroads, dairy, dam, dockyard, factory, fortress, foundry, "
+             "gallery, glasshouse, gorge, greengrocer, guest house, gymnasium, hamlet, heath, hermitage, hotel, inn, jetty, junction, kennel, "
+             "kiosk, laundry, lagoon, log cabin, lookout, mansion, marina, marsh, meadow, monastery, moor, motorway, nursery, observatory, "
+             "palace, pasture, pavilion, peninsula, pharmacy, planetarium, police station, pond, prison, quarry, quay, racecourse, reef, "
+             "reservoir, restaurant, ruin, sawmill, shipyard, shore, skating rink, smithy, stable, stadium, square, suburb, swamp, "
+             "tavern, temple, toll house, town hall, tram depot, tunnel, university, valley, volcano, warehouse, water tower, weir, wharf, zebra crossing",
+    "food": "almond cake, +apricots, bacon, baked fish, barley broth, +beans on toast, beetroot soup, blackberry tart, brown bread, butter, "
+            "buttermilk, cabbage rolls, caramel, celery soup, cheesecake, cherry pie, chicken broth, +chips, chutney, cider, cinnamon buns, "
+            "cocoa, corn bread, +crackers, +crumpets, custard, date cake, +doughnuts, fig jam, +fish fingers, flatbread, fruit salad, "
+            "fudge, garlic bread, gingerbread, goulash, granola, gravy, +grilled peppers, hummus, kale soup, +lentils, liquorice, "
+            "macaroni, marmalade, marzipan, meat loaf, milk, minestrone, mint sauce, muesli, +muffins, mustard, nougat, nut roast, oat cake, "
+            "onion soup, orange juice, oxtail, paella, +pasties, pea soup, +peaches, peanut butter, pesto, +pickles, plum pudding, popcorn, "
+            "pumpkin soup, +quiches, raspberry jelly, ratatouille, rhubarb crumble, risotto, rye bread, +sardines, +sausages, +scones, seafood chowder, "
+            "shepherd's pie, sherbet, shortbread, spinach pie, sponge cake, stuffed cabbage, sushi, toffee, treacle tart, trifle, turnip mash, "
+            "vegetable curry, walnut bread, watermelon, yogurt",
+    "animal": "alligator, ant, antelope, armadillo, baboon, bat, beaver, beetle, bison, blackbird, boar, buffalo, bull, canary, carp, caterpillar, "
+              "chaffinch, cheetah, chimpanzee, cobra, cockatoo, cormorant, cow, crane, cricket, crocodile, cuckoo, dormouse, dragonfly, eel, falcon, "
+              "ferret, firefly, flamingo, gazelle, gecko, giraffe, goldfish, gorilla, grasshopper, grouse, gull, hamster, hare, hawk, heron, "
+              "hippo, hornet, hyena, iguana, jackal, jackdaw, jaguar, jay, jellyfish, kingfisher, kitten, ladybird, lark, "
+              "leopard, lizard, llama, lobster, lynx, magpie, marmot, mole, moose, moth, mule, newt, nightingale, octopus, ostrich, oyster, "
+              "panda, panther, partridge, peacock, pelican, pheasant, pigeon, pike, polecat, pony, porcupine, puffin, puma, python, quail, raccoon, "
+              "ram, rat, raven, reindeer, rhino, robin, rook, salamander, salmon, scorpion, shrew, skunk, sloth, slug, sparrow, squid, "
+              "stoat, stork, swallow, tadpole, tapir, thrush, toad, trout, vole, vulture, walrus, wasp, weasel, wombat, woodpecker, worm, wren, yak, zebra",
+    "activity": "acting, archery, badminton, ballroom dancing, basket weaving, billiards, boat building, bookbinding, bowling, boxing, calligraphy, "
+                "canoeing, card making, carving spoons, caving, cheese making, collecting stamps, conjuring, cricket, crochet, croquet, curling, darts, "
+                "diving, embroidery, fencing, flower arranging, folding paper, foraging, gliding, golf, gymnastics, handball, hockey, "
+                "horse riding, hurdling, ice skating, jewellery making, jogging, keeping a diary, kayaking, lace making, learning Latin, marbling paper, "
+                "metalwork, model building, mountaineering, netball, origami, orienteering, pickling, playing cards, playing the flute, playing the harp, "
+                "playing the organ, polo, printing, quizzes at the inn, quilting, rambling, restoring furniture, roller skating, rugby, scrapbooking, "
+                "sculpting, shooting clay discs, sketching, skipping, sledging, snooker, spinning yarn, squash, stitching, stone carving, surfing, "
+                "table tennis, telling stories, thatching, trampolining, upholstery, volleyball, walking barefoot, watching trains, water polo, weaving, "
+                "weightlifting, whittling, windsurfing, wrestling",
+    "weather": "the drizzle, the hail, the sleet, the mist, the dew, the breeze, the gale, the hurricane, the monsoon, the drought, the thaw, "
+               "the avalanche, the blizzard, the cyclone, the dawn, the dusk, the eclipse, the comet, the full moon, the half moon, the flood, "
+               "the haze, the ice, the lightning, the midnight sun, the north wind, the northern lights, the overcast sky, the sandstorm, the sea fog, "
+               "the shower, the slush, the smog, the squall, the swell, the twilight, the whirlwind, +the icicles, +the meteors, +the snowflakes, "
+               "+the raindrops, +the shadows, +the sunbeams, +the trade winds, Midsummer, harvest time, the equinox, the heatwave, the dust devil",
+    "object": "abacus, accordion, anchor, axe, bagpipe, balloon, banjo, barrel, barometer, bathtub, bench, binder, bobbin, bolt, bookcase, bottle, "
+              "bowl, bracelet, briefcase, broom, brush, bucket, buckle, button, cabinet, cage, calculator, calendar, canoe, cart, cello, chain, chest, "
+              "chisel, clarinet, coin, comb, corkscrew, cradle, crate, crayon, cup, curtain, cushion, desk, diary, dictionary, doll, drawer, "
+              "dustpan, easel, envelope, fan, faucet, file, flagpole, flask, flute, fork, fountain pen, funnel, glove, goblet, gong, grater, "
+              "hairbrush, hammock, handkerchief, harp, helmet, hinge, hourglass, iron, jar, jigsaw, jug, kettle, knife, lamp, lawnmower, lever, "
+              "locket, loom, magnet, medal, megaphone, microphone, microscope, mitten, mop, mug, napkin, necklace, needle, notebook, oar, "
+              "paddle, padlock, parasol, pencil, perfume bottle, pillow, pipe, pitcher, plate, plough, postcard, printer, pulley, purse, rake, "
+              "razor, rope, rucksack, ruler, saddle, satchel, sausage pan, saucer, scarf, scooter, screwdriver, scroll, shelf, shovel, "
+              "sieve, sledge, slipper, snow globe, spade, sponge, spoon, stamp, statue, stool, suitcase, sundial, sword, table, tambourine, "
+              "tent, thermometer, thimble, throne, ticket, torch, towel, tray, tricycle, trombone, trumpet, trunk, typewriter, tyre, vase, vest, "
+              "wallet, wardrobe, watch, whistle, wig, xylophone, zip",
+    "plant": "acacia, alder, anemone, ash, aspen, azalea, bamboo, banana tree, bay tree, beech, begonia, birch, blackthorn, bluebell, bramble, buttercup, "
+             "cabbage, carnation, cedar, cherry tree, chestnut, chrysanthemum, clover, columbine, cornflower, cowslip, crocus, cypress, daffodil, dahlia, "
+             "daisy, dandelion, ebony tree, elder, elm, eucalyptus, fig tree, fir, forsythia, foxglove, fuchsia, gardenia, gentian, geranium, "
+             "gooseberry bush, gorse, hawthorn, hazel, heather, hibiscus, holly, hollyhock, honeysuckle, hyacinth, hydrangea, iris, jasmine, juniper, "
+             "laburnum, larch, laurel, lilac, lime tree, lotus, lupin, magnolia, marigold, mimosa, mistletoe, monkey puzzle, moss, mulberry, "
+             "myrtle, narcissus, nasturtium, nettle, olive tree, orange tree, orchid, palm, pansy, passion flower, peach tree, peony, petunia, "
+             "plane tree, plum tree, poplar, poppy, primrose, quince, raspberry cane, reed, rhododendron, rosemary, rowan, rubber plant, rush, "
+             "sage, snapdragon, snowdrop, spruce, sycamore, thistle, thyme, violet, walnut tree, water lily, wisteria, yew, zinnia",
+    "person": "acrobat, actor, admiral, ambassador, apprentice, architect, archer, artist, banker, barber, bishop, boatman, bookseller, botanist, "
+              "bricklayer, bus driver, butcher, butler, captain, caretaker, chemist, clerk, clown, coachman, cobbler, composer, conductor, courier, cowboy, "
+              "cyclist, dentist, diver, duke, editor, electrician, emperor, explorer, firefighter, florist, forester, gamekeeper, general, "
+              "geologist, ghost, glazier, goldsmith, governess, greengrocer, grocer, guard, guide, harpist, herald, hermit, historian, hunter, inventor, "
+              "jester, jeweller, jockey, journalist, judge, juror, knight, lawyer, locksmith, logger, lorry driver, magician, mayor, mechanic, merchant, "
+              "messenger, midwife, miner, minister, monk, mountaineer, nun, optician, peasant, pedlar, philosopher, photographer, pianist, "
+              "plumber, poet, porter, potter, prince, princess, printer, professor, programmer, publisher, ranger, reporter, runner, saddler, "
+              "scholar, scientist, scribe, sculptor, secretary, sheriff, shoemaker, singer, smith, soldier, stonemason, student, surgeon, "
+              "surveyor, swimmer, tanner, thatcher, thief, tinker, trader, traveller, tutor, umpire, usher, vet, violinist, waiter, watchman, weaver, "
+              "welder, witch, woodcutter, writer, zookeeper",
+    "idea": "adventure, advice, ambition, art, beauty, boredom, chance, change, childhood, common sense, curiosity, democracy, discipline, "
+            "economics, education, exercise, faith, fame, fashion, fear, freedom, generosity, geography, good manners, grammar, gratitude, growing up, "
+            "health, hope, hospitality, humour, imagination, independence, innocence, justice, kindness, knowledge, language, law, leisure, "
+            "literature, logic, loyalty, luck, memory, mercy, modesty, nature, neighbourliness, order, peace, philosophy, physics, politics, "
+            "progress, punctuality, reason, respect, revenge, routine, shyness, silence, simplicity, solitude, success, superstition, sympathy, "
+            "teamwork, thrift, tradition, trust, truth, virtue, wealth, wisdom, wonder, youth",
+}
+
+# Words that make a name out of another: "the copper kite", "garden owls".
+MODIFIERS = ["amber", "autumn", "blue", "bronze", "brown", "cardboard", "clay", "copper", "cotton", "country", "crooked", "crystal", "dusty", "eastern",
+             "empty", "foreign", "forgotten", "French", "frozen", "garden", "giant", "glass", "golden", "green", "grey", "hidden", "hollow", "Irish",
+             "iron", "island", "ivory", "lemon", "little", "marble", "midnight", "modern", "mountain", "narrow", "northern", "orange", "paper",
+             "pebble", "polar", "purple", "rainy", "red", "rusty", "sandy", "scarlet", "shiny", "silent", "silver", "southern", "spotted", "striped",
+             "sugar", "summer", "tin", "tiny", "twin", "upstairs", "velvet", "village", "violet", "western", "white", "wild", "windy",
+             "winter", "wooden", "woollen", "yellow"]
+
 PLURAL_IDEAS = {"dreams", "birthdays", "holidays"}
 
 IRREGULAR_PLURALS = {"mouse": "mice", "sheep": "sheep", "deer": "deer", "wolf": "wolves",

@@ -67,6 +67,35 @@ class CorpusTests(unittest.TestCase):
                 if message["role"] == "user":
                     self.assertNotRegex(message["content"].lower(), r"\b(vineyards?|parrots?|juggling|wheelbarrows?|waffles)\b")
 
+    def test_other_names_are_new_and_survive_the_dialects(self):
+        known = {entry[0].removeprefix("+") for entry in grammar.all_topics()}
+        held_out = {word for name in lexicon.HELD_OUT_TOPICS for word in name.removeprefix("the ").split()} - {"stew"}
+        markers = {word for words in MARKERS.values() for word in words}
+        for category, names in corpora.EXTRA_NAMES.items():
+            self.assertFalse({name.removeprefix("+") for name in names} & known)
+            for name in names + lexicon.MODIFIERS:
+                name = name.removeprefix("+")
+                words = set(re.findall(r"[a-z']+", name.lower()))
+                self.assertFalse(words & (held_out | markers), name)
+                # A hero or a thing in a story is no topic, whose words a dialect leaves alone.
+                kept = "" if category in ("animal", "person", "object") else name
+                self.assertEqual(grammar.pirate(name, kept), name)
+
+    def test_answers_name_the_topic_that_is_asked_about(self):
+        corpus, named, asked = corpora.Corpus(4), 0, 0
+        for _ in range(1000):
+            dialogue = corpus.dialogue(turns=1)
+            topic, (question, answer) = dialogue["topics"][0], [m["content"].lower() for m in dialogue["messages"][-2:]]
+            if topic and topic.lower() in question:
+                asked, named = asked + 1, named + (topic.lower() in answer)
+        self.assertGreater(asked, 300)
+        self.assertGreater(named / asked, 0.99)
+
+    def test_the_tokenizer_is_made_from_topics_under_their_own_names(self):
+        corpus = corpora.Corpus.for_tokenizer(3)
+        text = " ".join(corpus.document() for _ in range(1000))
+        self.assertNotRegex(text, r"Repeat after me|Respond like a pirate|copper kite|wombat")
+
     def test_texts_hardly_repeat(self):
         answers = [text for _, text in self.answers(3000) if len(text.split()) >= 20]
         common = collections.Counter(answers).most_common(1)[0]
