@@ -2,7 +2,7 @@
 
     python evaluate.py                      # everything, on the committed model
     python evaluate.py voices samples       # some of it
-    python evaluate.py --model /tmp/try --count 100
+    python evaluate.py --model build/bundled/run/model --count 100
 
 voices      how often the word list hears the voice that was asked for, greedy and at temperature 0.8
 moods       what is heard where the corpus leaves the mood to chance
@@ -11,53 +11,58 @@ memory      how much of an answer the training corpus holds word for word
 steering    whether a cheerful-minus-gloomy direction moves the moods
 positions   the loss late in the context against the loss early in it
 samples     one answer per voice, story and plain prose
+
+The model answers through `mlxgk` (`--program`), in fp32; nothing but the standard library is needed.
 """
 
 import argparse
+import array
 import collections
-import itertools
+import json
+import math
 import pathlib
 import random
 import re
-
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import struct
+import subprocess
+import tempfile
 
 import corpus as corpora
 import lexicon
 from grammar import all_topics, plural
-from train import rows
 from wordlist import voice_of
 
-# What the committed weights were trained on: (seed, tokens, weight of the echo act) of each run.
-TRAINED = [(20240607, 10_000_000, 9), (20240608, 2_000_000, 9)]
+# What the committed weights were trained on: the seed, and how many documents of rows of each length.
+SEED, TRAINED = 20240607, {512: 0, 1024: 0}
 VOICES = ("cheerful", "gloomy", "formal", "pirate")
 
 
 class Model:
-    """The folder, through transformers, answering in batches."""
+    """A folder, answering in batches."""
 
-    def __init__(self, folder, seed):
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        torch.manual_seed(seed)
+    def __init__(self, args):
+        self.program, self.folder, self.seed = args.program, args.model, args.seed
+        self.scratch = pathlib.Path(tempfile.mkdtemp(prefix="evaluate-"))
 
-    @torch.no_grad()
-    def answer(self, prompts, sample=False, batch=64, new_tokens=200):
-        """Continuations of `prompts` (texts), and whether each ended by itself."""
-        out = []
+    def run(self, *arguments):
+        """What `mlxgk` prints, as JSON."""
+        command = [self.program, *arguments, "--model", self.folder, "--dtype", "float32", "--format", "json", "--quiet"]
+        return json.loads(subprocess.run([str(a) for a in command], stdout=subprocess.PIPE, check=True).stdout)
+
+    def answer(self, prompts, sample=False, batch=64, new_tokens=200, steer=()):
+        """Answers to `prompts` (rows of a file of prompts), and whether each ended by itself."""
+        out, path = [], self.scratch / "prompts.jsonl"
         for i in range(0, len(prompts), batch):
-            inputs = self.tokenizer(prompts[i:i + batch], return_tensors="pt", padding=True, add_special_tokens=False)
-            manner = {"do_sample": True, "temperature": 0.8, "top_k": 0} if sample else {"do_sample": False}
-            ids = self.model.generate(**inputs, max_new_tokens=new_tokens, **manner)[:, inputs["input_ids"].shape[1]:]
-            ends = set(self.model.generation_config.eos_token_id)
-            out += [(self.tokenizer.decode(row, skip_special_tokens=True).strip(), any(t in ends for t in row.tolist())) for row in ids]
+            path.write_text("".join(json.dumps(row) + "\n" for row in prompts[i:i + batch]), encoding="utf-8")
+            self.seed += 1
+            manner = ["--temp", "0.8", "--top-k", "0", "--seed", self.seed] if sample else ["--temp", "0"]
+            found = self.run("generate", "--prompts-file", path, "--no-auto-chat", "-n", new_tokens, *manner, *steer)
+            out += [(row["text"].strip(), row["finish_reason"] != "length") for row in found["sequences"]]
         return out
 
     def chat(self, dialogues, **kwargs):
         """Answers to the last user turn of each dialogue."""
-        prompts = [self.tokenizer.apply_chat_template(d["messages"][:-1], tokenize=False, add_generation_prompt=True) for d in dialogues]
-        return self.answer(prompts, **kwargs)
+        return self.answer([{"messages": d["messages"][:-1]} for d in dialogues], **kwargs)
 
 
 def held_out(kind, count, seed, act=None):
@@ -88,7 +93,7 @@ def moods(model, args):
 
 def known_words(seed, documents=20_000):
     """Every word the generator writes in that many documents, and every word of the lexicon."""
-    corpus = corpora.Corpus(seed)
+    corpus = corpora.Corpus(seed, copying=False)
     words = set()
     for _ in range(documents):
         words.update(re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)?", corpus.document().lower()))
@@ -150,18 +155,19 @@ def grammar(model, args):
 
 def memory(model, args):
     print("\n## Memory (answers at temperature 0.8 against the whole training corpus)")
+    if not any(TRAINED.values()):
+        print("not measured: TRAINED does not say what the weights were trained on")
+        return
     lines, windows = set(), set()
 
     def pieces(text):
         spoken = text.split()
         return {tuple(spoken[i:i + 12]) for i in range(len(spoken) - 11)}
 
-    for (seed, tokens, echo), (length, share) in itertools.product(TRAINED, ((512, 7 / 8), (1024, 1 / 8))):
-        stream, seen_tokens = corpora.Corpus(seed + length, echo=echo), 0
-        while seen_tokens < share * tokens:
-            text = stream.document()
-            seen_tokens += len(model.tokenizer(text)["input_ids"]) + 1
-            for part in re.split(r"<\|im_start\|>assistant\n|<\|im_end\|>", text):
+    for length, documents in TRAINED.items():
+        stream = corpora.Corpus(SEED + length)
+        for _ in range(documents):
+            for part in re.split(r"<\|im_start\|>assistant\n|<\|im_end\|>", stream.document()):
                 lines.add(part.strip())
                 windows |= pieces(part)
     for name, answers in (
@@ -174,59 +180,48 @@ def memory(model, args):
               f"{sum(w in windows for w in total) / len(total):.3f} of their 12-word runs occur", flush=True)
 
 
+def random_like(path, out, layer, seed):
+    """Writes a steering file with a vector of chance in place of this layer's, of the same length."""
+    data = path.read_bytes()
+    size, = struct.unpack("<Q", data[:8])
+    header, rng = json.loads(data[8:8 + size]), random.Random(seed)
+    begin, end = next(it["data_offsets"] for name, it in header.items() if name.endswith(f".{layer}"))
+    vector = array.array("f", data[8 + size + begin:8 + size + end])
+    noise = [rng.gauss(0, 1) for _ in vector]
+    scale = math.hypot(*vector) / math.hypot(*noise)
+    changed = array.array("f", (scale * x for x in noise)).tobytes()
+    out.write_bytes(data[:8 + size + begin] + changed + data[8 + size + end:])
+
+
 def steering(model, args):
-    print("\n## Steering (mean difference over pairs; added to every generated position; moody system prompt)")
-    pairs = list(corpora.pairs(128, args.seed + 5))
-    questions = [row["prompt"] for row in corpora.prompts(args.count, args.seed + 6)]
+    print("\n## Steering (mean difference over pairs; added at every position; moody system prompt)")
     system = {"role": "system", "content": "You are a moody assistant."}
-    layers = model.model.model.layers
-
-    @torch.no_grad()
-    def mean(answers):
-        total = None
-        for row, answer in answers:
-            chat = [system, {"role": "user", "content": row["prompt"]}]
-            head = model.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-            start = len(model.tokenizer(head)["input_ids"])
-            hidden = model.model(**model.tokenizer(head + answer, return_tensors="pt"), output_hidden_states=True).hidden_states
-            mine = torch.stack([h[0, start:].mean(0) for h in hidden[1:]])
-            total = mine if total is None else total + mine
-        return total / len(answers)
-
-    direction = mean([(r, r["positive"]) for r in pairs]) - mean([(r, r["negative"]) for r in pairs])
-    generator = torch.Generator().manual_seed(args.seed)
+    pairs, direction, noise = (model.scratch / name for name in ("pairs.jsonl", "direction.safetensors", "noise.safetensors"))
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in corpora.pairs(128, args.seed + 5)), encoding="utf-8")
+    model.run("steer", "extract", "--pairs", pairs, "--system", system["content"], "--held-out", 0, "--out", direction)
+    questions = [row["prompt"] for row in corpora.prompts(args.count, args.seed + 6)]
     prompts = [{"messages": [system, {"role": "user", "content": q}, None]} for q in questions]
     for layer in args.layers:
-        noise = torch.randn(direction[layer].shape, generator=generator)
-        noise *= direction[layer].norm() / noise.norm()
-        for name, vector in (("direction", direction[layer]), ("random", noise)):
-            for alpha in (-2, -1, 0, 0.5, 1, 1.5, 2, 3):
-                if name == "random" and alpha not in (1, 2, 3):
-                    continue
-                hook = layers[layer].register_forward_hook(
-                    lambda _module, _inputs, output, v=vector, a=alpha: (output[0] + a * v, *output[1:]) if isinstance(output, tuple) else output + a * v)
-                texts = [t for t, _ in model.chat(prompts, sample=True)]
-                hook.remove()
+        random_like(direction, noise, layer, args.seed)
+        for name, file, alphas in (("direction", direction, (-2, -1, 0, 0.5, 1, 1.5, 2, 3)), ("random", noise, (1, 2, 3))):
+            for alpha in alphas:
+                texts = [t for t, _ in model.chat(prompts, sample=True, steer=["--steer", f"{file}:{alpha}", "--steer-layers", layer])]
                 heard = collections.Counter(map(voice_of, texts))
                 print(f"layer {layer} {name} alpha {alpha}: cheerful {heard['cheerful'] / len(texts):.3f} gloomy {heard['gloomy'] / len(texts):.3f} | {texts[0]}", flush=True)
 
 
-@torch.no_grad()
 def positions(model, args):
-    print("\n## Loss by position (held-out rows of 1,024 tokens)")
-    stream = rows(corpora.Corpus(args.seed + 7, "held-out"), Encoder(model.tokenizer), 1025)
-    batch = torch.tensor([next(stream) for _ in range(16)])
-    logits = model.model(input_ids=batch[:, :-1]).logits
-    loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none").mean(0)
-    print({f"{a}-{a + 127}": round(loss[a:a + 128].mean().item(), 3) for a in range(0, 1024, 128)}, "all", round(loss.mean().item(), 4))
-
-
-class Encoder:
-    """The face of a `tokenizers.Tokenizer` that `train.rows` asks for."""
-
-    def __init__(self, tokenizer):
-        self.encode = tokenizer.backend_tokenizer.encode
-        self.token_to_id = tokenizer.backend_tokenizer.token_to_id
+    print("\n## Loss by position (held-out documents one after the other)")
+    corpus, sums, counts = corpora.Corpus(args.seed + 7, "held-out"), collections.Counter(), collections.Counter()
+    for _ in range(16):
+        text = ""
+        while len(text) < 3400:
+            text += corpus.document() + "<|endoftext|>"
+        for position, logprob in enumerate(model.run("score", "--text", text[:3400])["logprobs"]):
+            sums[position // 128] -= logprob
+            counts[position // 128] += 1
+    print({f"{128 * i}-{128 * i + 127}": round(sums[i] / counts[i], 3) for i in sorted(sums) if counts[i] == 128 * 16},
+          "all", round(sum(sums.values()) / sum(counts.values()), 4))
 
 
 def samples(model, args):
@@ -239,7 +234,7 @@ def samples(model, args):
             (text, _), = model.chat([{"messages": messages}], sample=True)
             print(f"[{system}] {question}\n    {text}", flush=True)
     for start in ("Once upon a time", "The harbour", "Arr, gather round"):
-        (text, _), = model.answer([start], sample=True)
+        (text, _), = model.answer([{"prompt": start}], sample=True)
         print(f"[plain text] {start} | {text}")
 
 
@@ -253,12 +248,10 @@ def main():
     parser.add_argument("--count", type=int, default=200, help="prompts per voice")
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--layers", type=int, nargs="*", default=[1, 2, 3])
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--program", default="mlxgk", help="the mlxgk program")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    random.seed(args.seed)
     for part in args.parts or PARTS:
-        PARTS[part](Model(args.model, args.seed), args)
+        PARTS[part](Model(args), args)
 
 
 if __name__ == "__main__":
