@@ -7,7 +7,7 @@ use crate::failure::{Failure, Result};
 use crate::sanitize;
 use crate::{
     bench, book, check, check_adapters, check_convert, examples, features, mac_check, packages,
-    parity, record, release, run, setup, test, tidy, tokenizers,
+    parity, record, release, run, setup, test, tidy, tokenizers, train_bundled,
 };
 
 /// A chore as the user calls it.
@@ -91,6 +91,12 @@ const CHORES: &[Chore] = &[
         summary: "compare published tokenizers with transformers' (downloads them)",
         help: tokenizers::HELP,
         run: tokenizers::run,
+    },
+    Chore {
+        name: "train-bundled",
+        summary: "train the bundled model again",
+        help: train_bundled::HELP,
+        run: train_bundled::run,
     },
     Chore {
         name: "tidy",

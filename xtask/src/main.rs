@@ -36,6 +36,7 @@ mod setup;
 mod test;
 mod tidy;
 mod tokenizers;
+mod train_bundled;
 mod workspace;
 
 use std::process::ExitCode;
