@@ -16,6 +16,7 @@ use crate::{
     conversation::Rendering,
     document,
     failure::{Failure, Result},
+    files::named,
     flags::{ChatArgs, ConfigArgs, Format, ModelArgs, OutputArgs, PromptArgs, SteerArgs},
     load,
     progress::Spinner,
@@ -117,7 +118,7 @@ pub(crate) fn check_name(flag: &str, path: &Path) -> Result<()> {
 
 /// The cache of a file for a prompt that may begin like the text that it holds.
 pub(crate) fn for_prompt(path: &Path, prompt: &Prompt, model: &Model) -> Result<KvCache> {
-    let file = CacheFile::open(path).map_err(mlx_genkit::Error::from)?;
+    let file = named(CacheFile::open(path))?;
     if file.tokens().is_some() {
         return Ok(model.load_cache(path)?);
     }
@@ -125,7 +126,7 @@ pub(crate) fn for_prompt(path: &Path, prompt: &Prompt, model: &Model) -> Result<
 }
 
 fn show(args: &ShowArgs) -> Result<()> {
-    let file = CacheFile::open(&args.file).map_err(mlx_genkit::Error::from)?;
+    let file = named(CacheFile::open(&args.file))?;
     let mut classes = BTreeMap::<&str, usize>::new();
     let mut bytes = 0;
     for (class, size) in file.layers() {

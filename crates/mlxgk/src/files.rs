@@ -1,14 +1,21 @@
-//! Text files that the command line names: read in one way, and written so that no half of one is
+//! Files that the command line names: texts are read in one way, and written so that no half of one is
 //! ever there.
 //!
-//! A file that cannot be read is a wrong command line, whichever flag named it: exit status 2.
+//! A file or folder that is missing, damaged or does not fit the model is a wrong command line, whichever
+//! flag named it: exit status 2. So [`named`] is around whatever reads one. A model is not one of them: its
+//! name may stand for a download. Nor is a file that cannot be written.
 
-use std::{io, path::Path};
+use std::{fmt::Display, io, path::Path};
 
 use mlx_genkit::steering::{read_file, write_file};
 use serde::de::DeserializeOwned;
 
 use crate::failure::{Failure, Result};
+
+/// What was read of a file or folder that the command line names.
+pub(crate) fn named<T>(read: std::result::Result<T, impl Display>) -> Result<T> {
+    read.map_err(Failure::usage)
+}
 
 /// The content of a text file.
 pub(crate) fn read_text(path: &Path) -> Result<String> {

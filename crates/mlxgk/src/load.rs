@@ -15,6 +15,7 @@ use tempfile::TempDir;
 
 use crate::{
     failure::{Failure, Result},
+    files::named,
     flags::{DeviceArg, DtypeArg, ModelArgs},
     progress::{DownloadBars, Spinner},
     terminal,
@@ -39,11 +40,11 @@ pub(crate) fn load(args: &ModelArgs) -> Result<(Model, Duration)> {
 /// The model with the tokenizer and the adapter that the flags name.
 fn with_parts(model: Model, args: &ModelArgs) -> Result<Model> {
     let mut model = match &args.tokenizer {
-        Some(folder) => model.with_tokenizer(folder)?,
+        Some(folder) => named(model.with_tokenizer(folder))?,
         None => model,
     };
     for folder in &args.adapter {
-        model.add_adapter(folder)?;
+        named(model.add_adapter(folder))?;
     }
     Ok(model)
 }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::{
     failure::{Failure, Result},
-    files::read_text,
+    files::{named, read_text},
     flags::{Format, ModelArgs, OutputArgs, steering_failure},
     load,
     progress::StepBar,
@@ -135,7 +135,7 @@ pub(crate) fn run(command: &SteerCommand) -> Result<()> {
     match command {
         SteerCommand::Extract(args) => extract(args),
         SteerCommand::Show(args) => {
-            let vectors = SteeringVectors::load(&args.file).map_err(steering_failure)?;
+            let vectors = named(SteeringVectors::load(&args.file))?;
             show(&vectors, args.output.format)
         }
         SteerCommand::Import(args) => import(args),
@@ -213,16 +213,15 @@ fn contrast_pairs(args: &PairArgs) -> Result<Vec<ContrastPair>> {
 }
 
 fn import(args: &ImportArgs) -> Result<()> {
-    let format =
-        args.from.map_or_else(|| FileFormat::of(&args.file), Ok).map_err(steering_failure)?;
-    let vectors = format.import(&args.file).map_err(steering_failure)?;
+    let format = args.from.map_or_else(|| named(FileFormat::of(&args.file)), Ok)?;
+    let vectors = named(format.import(&args.file))?;
     vectors.save(&args.out).map_err(steering_failure)?;
     show(&vectors, Format::Text)
 }
 
 fn export(args: &ExportArgs) -> Result<()> {
-    let format = args.to.map_or_else(|| FileFormat::of(&args.out), Ok).map_err(steering_failure)?;
-    let vectors = SteeringVectors::load(&args.file).map_err(steering_failure)?;
+    let format = args.to.map_or_else(|| named(FileFormat::of(&args.out)), Ok)?;
+    let vectors = named(SteeringVectors::load(&args.file))?;
     let known = vectors.metadata().get("model").cloned();
     let model = args.model_hint.clone().or(known).unwrap_or_default();
     let left = format.export(&vectors, &model, &args.out).map_err(steering_failure)?;

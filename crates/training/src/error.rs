@@ -18,7 +18,7 @@ pub enum ErrorKind {
     Data,
     /// A setting is out of range, or two do not go together.
     Config,
-    /// An adapter or soft prompt does not fit the model.
+    /// An adapter cannot be read, or it or a soft prompt does not fit the model.
     Adapter,
     /// A file is missing, damaged, or cannot be written.
     File,
@@ -62,6 +62,12 @@ impl Error {
 
     pub(crate) fn data(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Data, message)
+    }
+
+    /// What cannot be read of an adapter's files.
+    pub(crate) fn of_adapter(self) -> Self {
+        let kind = if self.kind == ErrorKind::File { ErrorKind::Adapter } else { self.kind };
+        Self { kind, ..self }
     }
 
     fn caused(kind: ErrorKind, source: impl std::error::Error + Send + Sync + 'static) -> Self {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use mlx_genkit::training::SoftPrompt;
 
-use crate::failure::Result;
+use crate::{failure::Result, files::named};
 
 /// Which model, and where and how it runs.
 #[derive(Debug, Clone, Args)]
@@ -45,8 +45,7 @@ pub(crate) struct SoftPromptArgs {
 impl SoftPromptArgs {
     /// Reads it, where there is one.
     pub(crate) fn load(&self) -> Result<Option<SoftPrompt>> {
-        let load = |path| SoftPrompt::load(path).map_err(mlx_genkit::Error::from);
-        Ok(self.soft_prompt.as_ref().map(load).transpose()?)
+        self.soft_prompt.as_ref().map(|it| named(SoftPrompt::load(it))).transpose()
     }
 }
 

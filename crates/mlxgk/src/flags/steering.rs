@@ -16,6 +16,7 @@ use mlx_genkit::{
 
 use crate::{
     failure::{Failure, Result},
+    files::named,
     terminal,
 };
 
@@ -153,14 +154,14 @@ impl SteerArgs {
 
 /// Reads a steering file and checks it against the model, so that an error names it.
 fn read(file: &Path, model: &Model) -> Result<SteeringVectors> {
-    let vectors = SteeringVectors::load(file).map_err(steering_failure)?;
+    let vectors = named(SteeringVectors::load(file))?;
     vectors
         .check(model.decoder())
         .map_err(|e| Failure::usage(format_args!("{}: {e}", file.display())))?;
     Ok(vectors)
 }
 
-/// A file that cannot be read is a failure of the run, not of the command line.
+/// A file that cannot be written is a failure of the run, not of the command line.
 pub(crate) fn steering_failure(error: mlx_genkit::steering::Error) -> Failure {
     match error.kind() {
         ErrorKind::File | ErrorKind::Run => Failure::other(error),

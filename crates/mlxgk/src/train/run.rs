@@ -58,8 +58,6 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
             args.out.display()
         )));
     }
-    fs::create_dir_all(&args.out)
-        .map_err(|e| Failure::other(format_args!("cannot make {}: {e}", args.out.display())))?;
     let base = args.model.model.clone().unwrap_or_else(|| "the bundled model".to_owned());
     let folder = match args.method {
         Method::Full => Some(load::folder(&args.model)?),
@@ -70,6 +68,9 @@ pub(crate) fn run(args: &TrainArgs) -> Result<()> {
     if let Some(folder) = &folder {
         trainee.check_model(folder.path()).map_err(mlx_genkit::Error::from)?;
     }
+    // Not before all that may be refused has been.
+    fs::create_dir_all(&args.out)
+        .map_err(|e| Failure::other(format_args!("cannot make {}: {e}", args.out.display())))?;
     let references = data.references(&trainee, args.batch_size)?;
     let steps = config.steps;
     let trainer = Trainer::new(trainee, config).map_err(mlx_genkit::Error::from)?;

@@ -301,12 +301,12 @@ fn files_that_are_none() {
             check(&[&TEXT[..], &[flag, file]].concat(), b"", 2, &[file, words]);
         }
         check(&["generate", "--prompts-file", file], b"", 2, &[file, words]);
-        check(&["steer", "show", file], b"", 1, &[file, words]);
-        check(&[&TEXT[..], &["--steer", &format!("{file}:1")]].concat(), b"", 1, &[file, words]);
+        check(&["steer", "show", file], b"", 2, &[file, words]);
+        check(&[&TEXT[..], &["--steer", &format!("{file}:1")]].concat(), b"", 2, &[file, words]);
         if file != folder.path().to_str().unwrap() {
             let config = [&TEXT[..], &["--generation-config", file]].concat();
             check(&config, b"", 2, &[file, "a device or a pipe, not a file"]);
-            check(&[&TEXT[..], &["--soft-prompt", file]].concat(), b"", 1, &[file, words]);
+            check(&[&TEXT[..], &["--soft-prompt", file]].concat(), b"", 2, &[file, words]);
         }
     }
 }

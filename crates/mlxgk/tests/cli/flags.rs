@@ -236,7 +236,7 @@ fn another_tokenizer_is_used_where_it_fits() {
     let small = copy("llama");
     let small = small.path().to_str().unwrap();
     let run = mlxgk(&[&HI[..], &["--model", small, "--tokenizer", whole]].concat());
-    assert_eq!(run.status, Some(1), "{}", run.stderr);
+    assert_eq!(run.status, Some(2), "{}", run.stderr);
     assert!(run.stderr.contains("tokens, but") && run.stderr.contains("151"), "{}", run.stderr);
     let run = mlxgk(&[&HI[..], &["--model", whole, "--tokenizer", small]].concat());
     assert!(run.stderr.contains("tokenizer.json does not exist"), "{}", run.stderr);

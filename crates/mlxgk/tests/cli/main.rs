@@ -13,6 +13,7 @@ mod help;
 mod isolate;
 mod killed;
 mod models;
+mod named_files;
 mod output;
 mod serve;
 mod shared;

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::shared::{Run, fixture, mlxgk, write};
 
 /// A steering file for a model of the given width: a vector of ones, tilted, at every place.
-fn vectors(folder: &Path, name: &str, width: usize, places: &[HookPoint]) -> String {
+pub(crate) fn vectors(folder: &Path, name: &str, width: usize, places: &[HookPoint]) -> String {
     let vector: Vec<f32> = (0..width).map(|it| 0.5 + (it % 7) as f32 / 7.0).collect();
     let path = folder.join(name);
     let places = places.iter().map(|&it| (it, vector.clone()));
@@ -210,10 +210,10 @@ fn what_is_wrong_is_one_sentence() {
     for (extra, status, words) in [
         (vec!["--steer", &narrow], 2, vec!["narrow.safetensors", "7 values", "width is 32"]),
         (vec!["--steer", &deep], 2, vec!["deep.safetensors", "resid_post.9", "layers 0 to 2"]),
-        (vec!["--steer", &junk], 1, vec!["junk.safetensors", "not a safetensors file"]),
-        (vec!["--steer", &gguf], 1, vec!["v.gguf: a GGUF file", "`mlxgk steer import` reads it"]),
-        (vec!["--steer", &svec], 1, vec!["v.svec: a svec file", "`mlxgk steer import` reads it"]),
-        (vec!["--steer", "nowhere.safetensors:2"], 1, vec!["cannot read nowhere.safetensors"]),
+        (vec!["--steer", &junk], 2, vec!["junk.safetensors", "not a safetensors file"]),
+        (vec!["--steer", &gguf], 2, vec!["v.gguf: a GGUF file", "`mlxgk steer import` reads it"]),
+        (vec!["--steer", &svec], 2, vec!["v.svec: a svec file", "`mlxgk steer import` reads it"]),
+        (vec!["--steer", "nowhere.safetensors:2"], 2, vec!["cannot read nowhere.safetensors"]),
         (vec!["--steer", &good, "--steer-layers", "7"], 2, vec!["layer 7 is out of range"]),
         (vec!["--steer", &good, "--steer-layers", "0"], 2, vec!["no vector for layer 0"]),
         (
@@ -276,12 +276,12 @@ fn what_is_wrong_is_one_sentence() {
     let run = mlxgk(&["steer", "extract", "--pairs", &pairs, "--out", out]);
     refused(&run, 2, &["pairs.jsonl, line 1", "`negative` is missing"]);
     let run = mlxgk(&["steer", "import", &junk, "--from", "gguf", "--out", out]);
-    refused(&run, 1, &["junk.safetensors", "not a GGUF file"]);
+    refused(&run, 2, &["junk.safetensors", "not a GGUF file"]);
     let run = mlxgk(&["steer", "import", &junk, "--from", "gguff", "--out", out]);
     refused(&run, 2, &["unknown format \"gguff\""]);
     let nameless = write(path, "joy.bin", "junk");
     let run = mlxgk(&["steer", "import", &nameless, "--out", out]);
-    refused(&run, 1, &["cannot tell the format from the name", ".gguf"]);
+    refused(&run, 2, &["cannot tell the format from the name", ".gguf"]);
     let run = mlxgk(&["steer", "export", &good, "--to", "pickle", "--out", out]);
     refused(&run, 2, &["unknown format \"pickle\""]);
     let run = mlxgk(&["steer", "show", &nan]);

@@ -104,15 +104,7 @@ pub fn load_named_adapter(
 
 /// The adapters in a folder, all of which fit products of the model.
 fn read_fitting(decoder: &Decoder, folder: &Path) -> Result<Vec<(String, Adapter)>> {
-    let config = read_config(folder)?;
-    let adapters = if config.get("peft_type").is_some() {
-        peft::read(decoder, folder, &config)?
-    } else if config.get("fine_tune_type").is_some() || config.get("lora_parameters").is_some() {
-        mlx_lm::read(folder, &config)?
-    } else {
-        let what = "names neither a peft_type nor a fine_tune_type";
-        return Err(failed(&folder.join(CONFIG), what));
-    };
+    let adapters = read(decoder, folder).map_err(Error::of_adapter)?;
     for (path, adapter) in &adapters {
         let wrong = |what: String| {
             let folder = folder.display();
@@ -127,6 +119,19 @@ fn read_fitting(decoder: &Decoder, folder: &Path) -> Result<Vec<(String, Adapter
         }
     }
     Ok(adapters)
+}
+
+/// The adapters in a folder of either format.
+fn read(decoder: &Decoder, folder: &Path) -> Result<Vec<(String, Adapter)>> {
+    let config = read_config(folder)?;
+    if config.get("peft_type").is_some() {
+        peft::read(decoder, folder, &config)
+    } else if config.get("fine_tune_type").is_some() || config.get("lora_parameters").is_some() {
+        mlx_lm::read(folder, &config)
+    } else {
+        let what = "names neither a peft_type nor a fine_tune_type";
+        Err(failed(&folder.join(CONFIG), what))
+    }
 }
 
 fn set(decoder: &mut Decoder, adapters: Vec<(String, Adapter)>) -> Result<usize> {
