@@ -1,4 +1,6 @@
-//! Which files of a repository a model needs.
+//! Which files of a repository a model needs, and how those of a folder are opened.
+
+use std::{fs, io, path::Path};
 
 use crate::{Error, ErrorKind, Result};
 
@@ -41,6 +43,23 @@ pub(crate) fn needed(repo: &str, all: &[&str]) -> Result<Vec<String>> {
     }
     let small = SMALL_FILES.iter().copied().filter(|it| has(it));
     Ok(small.chain(weights).map(str::to_owned).collect())
+}
+
+/// The content of a file of a model's folder.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
+    regular(path)?;
+    fs::read(path).map_err(|e| Error::file("reading", path, e))
+}
+
+/// The length of a file, after making sure that it is one: opening a pipe would wait for a writer, and a
+/// device might never end.
+pub(crate) fn regular(path: &Path) -> Result<u64> {
+    let failed = |e| Error::file("reading", path, e);
+    let about = fs::metadata(path).map_err(failed)?;
+    match about.is_file() {
+        true => Ok(about.len()),
+        false => Err(failed(io::Error::other("it is a folder, a device or a pipe, not a file"))),
+    }
 }
 
 /// The error about a repository or folder, of these files, that has no weights in safetensors.

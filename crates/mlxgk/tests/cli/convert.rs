@@ -296,3 +296,73 @@ fn flags_that_contradict_are_refused() {
     let run = mlxgk(&["convert", "org/other", "--out", "x", "--offline"]);
     assert!(run.stderr.contains("org/other"), "{}", run.stderr);
 }
+
+/// A header may declare what no disk holds; it is refused before a number is read.
+#[cfg(unix)]
+#[test]
+fn tensors_that_the_config_does_not_call_for_are_refused_at_once() {
+    for (name, words) in [
+        ("model.embed_tokens.weight", "has shape [1048576, 524288], but config.json makes it"),
+        ("model.layers.0.mlp.more.weight", "no tensor `model.layers.0.mlp.more.weight`"),
+    ] {
+        let source = crate::shared::copy("llama");
+        let path = source.path().join("model.safetensors");
+        let whole = fs::read(&path).unwrap();
+        let length = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+        let mut header: serde_json::Map<String, Value> =
+            serde_json::from_slice(&whole[8..length]).unwrap();
+        header.remove("__metadata__");
+        let terabyte = serde_json::json!({"dtype": "BF16", "shape": [1 << 20, 1 << 19]});
+        header.insert(name.to_owned(), terabyte);
+        let mut end = 0;
+        for (name, tensor) in &mut header {
+            let shape: Vec<u64> = serde_json::from_value(tensor["shape"].clone()).unwrap();
+            let begin = end;
+            end += shape.iter().product::<u64>() * if tensor["dtype"] == "F32" { 4 } else { 2 };
+            tensor["data_offsets"] = serde_json::json!([begin, end]);
+            assert!(["F32", "BF16"].iter().any(|it| tensor["dtype"] == *it), "{name}");
+        }
+        let header = Value::Object(header).to_string();
+        let start = [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat();
+        fs::write(&path, &start).unwrap();
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        file.set_len(start.len() as u64 + end).unwrap();
+        for flags in [&[][..], &["--bits", "4"], &["--to", "hf"]] {
+            let work = tempfile::tempdir().unwrap();
+            let (out, run) = convert(source.path(), &work, "out", flags);
+            assert_eq!(run.status, Some(1), "{}", run.stderr);
+            assert!(
+                run.stderr.contains(words) && run.stderr.lines().count() == 1,
+                "{}",
+                run.stderr
+            );
+            assert!(!Path::new(&out).exists());
+        }
+    }
+}
+
+/// Reading a pipe would wait for a writer, and a device might never end.
+#[cfg(unix)]
+#[test]
+fn files_of_a_folder_that_are_none() {
+    for name in ["config.json", "generation_config.json", "tokenizer.json", "model.safetensors"] {
+        for device in [None, Some("/dev/zero")] {
+            let source = bundled();
+            let path = source.path().join(name);
+            fs::remove_file(&path).unwrap();
+            match device {
+                Some(device) => std::os::unix::fs::symlink(device, &path).unwrap(),
+                None => {
+                    let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+                    assert!(made.success());
+                }
+            }
+            let work = tempfile::tempdir().unwrap();
+            let (_, run) = convert(source.path(), &work, "out", &[]);
+            assert_eq!(run.status, Some(1), "{}", run.stderr);
+            let words = [name, "a device or a pipe, not a file"];
+            assert!(words.iter().all(|it| run.stderr.contains(it)), "{}", run.stderr);
+            assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
+        }
+    }
+}

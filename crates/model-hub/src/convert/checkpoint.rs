@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 use super::{derived::Derived, float::Float, settings::Scheme};
 use crate::{
     Error, ErrorKind, Result,
-    files::{INDEX, WHOLE, no_safetensors},
+    files::{INDEX, WHOLE, no_safetensors, read, regular},
 };
 
 /// The longest header that is read, as in the `safetensors` crate.
@@ -211,8 +211,7 @@ fn weight_files(folder: &Path) -> Result<(Vec<PathBuf>, BTreeMap<String, String>
 
 /// A JSON file that holds an object; numbers that are not finite as transformers 5 writes them.
 pub(super) fn read_object(path: &Path) -> Result<Object> {
-    let bytes = fs::read(path).map_err(|e| Error::file("reading", path, e))?;
-    match read_json(&bytes) {
+    match read_json(&read(path)?) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(_) => Err(damaged(path, "is not a JSON object")),
         Err(e) => Err(damaged(path, e)),
@@ -222,8 +221,8 @@ pub(super) fn read_object(path: &Path) -> Result<Object> {
 /// The tensors of a safetensors file, which has to be as long as its header says.
 fn header(path: &Path, file: usize) -> Result<Vec<Stored>> {
     let failed = |e| Error::file("reading", path, e);
+    let actual = regular(path)?;
     let mut input = File::open(path).map_err(failed)?;
-    let actual = input.metadata().map_err(failed)?.len();
     let mut length = [0; 8];
     if actual < 8 {
         return Err(damaged(path, format!("is truncated: it has {actual} bytes")));

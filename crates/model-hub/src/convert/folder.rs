@@ -16,7 +16,10 @@ use super::{
     settings::{Conversion, Numbers},
     write::json_file,
 };
-use crate::{Error, ErrorKind, Result, files::INDEX};
+use crate::{
+    Error, ErrorKind, Result,
+    files::{INDEX, regular},
+};
 
 /// In the result: what it was made from, and how.
 const RECORD: &str = "conversion.json";
@@ -105,6 +108,25 @@ impl Place {
         &self.folder
     }
 
+    /// Refuses a result of so many bytes, with what is carried over from a folder, where the disk has no room
+    /// for it.
+    pub(super) fn check_room(&self, bytes: u64, from: &Path) -> Result<()> {
+        let mut needed = bytes;
+        for path in carried(from)? {
+            needed = needed.saturating_add(regular(&path)?);
+        }
+        match free(&self.folder) {
+            Some(free) if free < needed => {
+                let [needed, free] = [needed, free].map(|it| it as f64 / 1e9);
+                let out = self.out.display();
+                let what =
+                    format!("{out} would take {needed:.1} GB, but its disk has {free:.1} GB free");
+                Err(Error::new(ErrorKind::File, what))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Gives the folder its name.
     pub(super) fn finish(mut self) -> Result<()> {
         fs::rename(&self.folder, &self.out).map_err(|e| Error::file("creating", &self.out, e))?;
@@ -180,6 +202,18 @@ fn is_at(_file: &File, _path: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
+/// The bytes that a folder's disk has free, where that can be asked.
+#[cfg(unix)]
+fn free(folder: &Path) -> Option<u64> {
+    let about = rustix::fs::statvfs(folder).ok()?;
+    Some(about.f_bavail.saturating_mul(about.f_frsize))
+}
+
+#[cfg(not(unix))]
+fn free(_folder: &Path) -> Option<u64> {
+    None
+}
+
 /// Copies tokenizer, templates, generation config and licences.
 pub(super) fn carry_over(from: &Path, to: &Path) -> Result<()> {
     for path in carried(from)? {
@@ -204,7 +238,8 @@ fn carried(folder: &Path) -> Result<Vec<PathBuf>> {
     for entry in fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
         let name = path.file_name().and_then(|it| it.to_str()).unwrap_or_default();
-        if is_carried(name) && path.is_file() {
+        if is_carried(name) && !path.is_dir() {
+            regular(&path)?;
             files.push(path);
         }
     }

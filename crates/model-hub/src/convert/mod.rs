@@ -105,7 +105,7 @@ impl Converted {
 ///
 /// # Errors
 /// When `model` holds no model of a known type, a file of it is damaged, the settings do not fit it,
-/// `out` is there and was made otherwise, or a file cannot be written.
+/// `out` is there and was made otherwise, the disk has no room for it, or a file cannot be written.
 pub fn convert(
     model: &Path,
     out: &Path,
@@ -124,9 +124,11 @@ pub fn convert(
         left_out: plan.left_out.clone().into_iter().collect(),
     };
     let record = folder::record(&checkpoint, conversion)?;
+    let bytes = plan.outputs().map(|it| it.bytes()).fold(0, u64::saturating_add);
     let Some(place) = Place::take(out, &record)? else {
-        return Ok(converted(true, plan.outputs().map(|it| it.bytes()).sum()));
+        return Ok(converted(true, bytes));
     };
+    place.check_room(bytes, model)?;
     let bytes = write::weights(
         &checkpoint,
         &plan,

@@ -884,3 +884,22 @@ fn experts_that_are_incomplete_are_named() {
     let error = run(source.path(), &out, &Conversion::new()).unwrap_err();
     assert!(error.to_string().contains("lacks expert 4 of model.layers.0.mlp"), "{error}");
 }
+
+/// A result that the disk has no room for is refused before anything is written.
+#[cfg(unix)]
+#[test]
+fn a_result_that_the_disk_has_no_room_for() {
+    let (source, work) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for name in ["config.json", "model.safetensors"] {
+        let from = fixture("models/llama").join(name);
+        fs::copy(from, source.path().join(name)).unwrap();
+    }
+    // Beside the weights, and as good as empty.
+    let vocab = fs::File::create(source.path().join("vocab.txt")).unwrap();
+    vocab.set_len(1 << 43).unwrap();
+    let error = run(source.path(), &work.path().join("out"), &Conversion::new()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::File);
+    let words = ["out would take 8796.", "GB, but its disk has", "GB free"];
+    assert!(words.iter().all(|it| error.to_string().contains(it)), "{error}");
+    assert_eq!(fs::read_dir(work.path()).unwrap().count(), 0);
+}
