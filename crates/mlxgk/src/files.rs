@@ -6,6 +6,7 @@
 //! name may stand for a download. Nor is a file that cannot be written.
 
 use std::{fmt::Display, io, path::Path};
+use std::{fs, io, path::Path};
 
 use mlx_genkit::steering::{read_file, write_file};
 use serde::de::DeserializeOwned;
@@ -16,10 +17,18 @@ use crate::failure::{Failure, Result};
 pub(crate) fn named<T>(read: std::result::Result<T, impl Display>) -> Result<T> {
     read.map_err(Failure::usage)
 }
+/// The longest text file that is read, in bytes: none that is written for a command line is longer.
+const LONGEST: u64 = 256 << 20;
 
 /// The content of a text file.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
     let name = path.display();
+    if let Some(it) = fs::metadata(path).ok().filter(|it| it.is_file() && it.len() > LONGEST) {
+        let (len, most) = (it.len() >> 20, LONGEST >> 20);
+        let what =
+            format_args!("cannot read {name}: it has {len} MiB, and at most {most} are read");
+        return Err(Failure::usage(what));
+    }
     let bytes =
         read_file(path).map_err(|e| Failure::usage(format_args!("cannot read {name}: {e}")))?;
     utf8(bytes, &name.to_string())

@@ -311,6 +311,23 @@ fn files_that_are_none() {
     }
 }
 
+/// A file of a terabyte that takes no room on the disk.
+#[test]
+fn text_files_without_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hollow");
+    fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+    let file = path.to_str().unwrap();
+    let words = [file, "1048576 MiB, and at most 256 are read"];
+    for flag in ["--json-schema", "--grammar", "--tools"] {
+        check(&[&TEXT[..], &[flag, file]].concat(), b"", 2, &words);
+    }
+    for flag in ["--messages", "--prompts-file"] {
+        check(&["generate", flag, file], b"", 2, &words);
+    }
+    check(&["perplexity", file], b"", 2, &words);
+}
+
 #[cfg(unix)]
 #[test]
 fn arguments_that_are_not_utf8() {
