@@ -8,6 +8,8 @@ use crate::sanitize;
 use crate::{
     bench, book, check, check_adapters, check_convert, examples, features, mac_check, packages,
     parity, record, release, run, setup, test, tidy, tokenizers, train_bundled,
+    bench, book, check, check_adapters, check_convert, examples, features, fuzz, mac_check,
+    packages, parity, record, release, run, setup, test, tidy, tokenizers,
 };
 
 /// A chore as the user calls it.
@@ -73,6 +75,12 @@ const CHORES: &[Chore] = &[
         summary: "run the tests of the C++ operations under sanitizers",
         help: sanitize::HELP,
         run: sanitize::run,
+    },
+    Chore {
+        name: "fuzz",
+        summary: "feed random inputs to the fuzz targets",
+        help: fuzz::HELP,
+        run: fuzz::run,
     },
     Chore {
         name: "features",

@@ -20,6 +20,7 @@ mod dist;
 mod examples;
 mod failure;
 mod features;
+mod fuzz;
 mod links;
 mod mac_check;
 mod packages;
