@@ -6,10 +6,8 @@ use crate::failure::{Failure, Result};
 #[cfg(target_os = "linux")]
 use crate::sanitize;
 use crate::{
-    bench, book, check, check_adapters, check_convert, examples, features, mac_check, packages,
-    parity, record, release, run, setup, test, tidy, tokenizers, train_bundled,
     bench, book, check, check_adapters, check_convert, examples, features, fuzz, mac_check,
-    packages, parity, record, release, run, setup, test, tidy, tokenizers,
+    packages, parity, record, release, run, setup, test, tidy, tokenizers, train_bundled,
 };
 
 /// A chore as the user calls it.

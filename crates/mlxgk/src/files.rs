@@ -5,20 +5,20 @@
 //! flag named it: exit status 2. So [`named`] is around whatever reads one. A model is not one of them: its
 //! name may stand for a download. Nor is a file that cannot be written.
 
-use std::{fmt::Display, io, path::Path};
-use std::{fs, io, path::Path};
+use std::{fmt::Display, fs, io, path::Path};
 
 use mlx_genkit::steering::{read_file, write_file};
 use serde::de::DeserializeOwned;
 
 use crate::failure::{Failure, Result};
 
+/// The longest text file that is read, in bytes: none that is written for a command line is longer.
+const LONGEST: u64 = 256 << 20;
+
 /// What was read of a file or folder that the command line names.
 pub(crate) fn named<T>(read: std::result::Result<T, impl Display>) -> Result<T> {
     read.map_err(Failure::usage)
 }
-/// The longest text file that is read, in bytes: none that is written for a command line is longer.
-const LONGEST: u64 = 256 << 20;
 
 /// The content of a text file.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
