@@ -73,7 +73,7 @@ pub(crate) fn check_stored(base: &Path, parameters: &[(&str, &Array)]) -> Result
                 continue;
             };
             let Some(array) = missing.remove(parameter) else { continue };
-            if bytes_in(&path, array, view.dtype())? != view.data() {
+            if bytes_in(&path, &name, array, view.dtype())? != view.data() {
                 let what = format!(
                     "stores `{name}` in another layout or precision than the model holds it in; train an \
                      adapter, or load the model in the file's precision"
@@ -131,7 +131,8 @@ fn rewrite(from: &Path, to: &Path, replaced: &mut BTreeMap<String, Array>) -> Re
             continue;
         };
         let Some(array) = replaced.remove(&parameter) else { continue };
-        new.insert(name, bytes_in(from, &array, view.dtype())?);
+        let bytes = bytes_in(from, &name, &array, view.dtype())?;
+        new.insert(name, bytes);
     }
     let mut views = Vec::new();
     for (name, view) in tensors.tensors() {
@@ -147,9 +148,18 @@ fn rewrite(from: &Path, to: &Path, replaced: &mut BTreeMap<String, Array>) -> Re
     write_bytes(to, &bytes)
 }
 
-/// The bytes of an array in a dtype of float.
-fn bytes_in(file: &Path, array: &Array, dtype: safetensors::Dtype) -> Result<Vec<u8>> {
-    let rounded = |dtype| -> Result<Vec<f32>> { host(&array.as_dtype(dtype)?) };
+/// The bytes of a tensor of a file in a dtype of float.
+fn bytes_in(file: &Path, name: &str, array: &Array, dtype: safetensors::Dtype) -> Result<Vec<u8>> {
+    let rounded = |dtype| -> Result<Vec<f32>> {
+        let values = host(&array.as_dtype(dtype)?)?;
+        match values.iter().all(|it| it.is_finite()) {
+            true => Ok(values),
+            false => Err(failed(
+                file,
+                format_args!("stores `{name}` as {dtype:?}, which has no room for its numbers now"),
+            )),
+        }
+    };
     Ok(match dtype {
         safetensors::Dtype::F32 => host(array)?.iter().flat_map(|it| it.to_le_bytes()).collect(),
         safetensors::Dtype::BF16 => {

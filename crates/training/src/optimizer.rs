@@ -1,8 +1,8 @@
 //! Optimizers with torch's numbers, on fp32 parameters.
 
-use mlx_rs::{Array, error::Result as MlxResult, transforms::eval};
+use mlx_rs::{Array, error::Result as MlxResult, ops::stack, transforms::eval};
 
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result, head::host};
 
 mod adafactor;
 mod muon;
@@ -207,13 +207,24 @@ impl Optimizer {
     /// One step: the parameters after it, evaluated. Both lists are fp32, in the same order every time.
     ///
     /// # Errors
-    /// When the lists differ from each other or from those of the step before, or MLX fails. Nothing is
-    /// then changed.
+    /// When the lists differ from each other or from those of the step before, the norm of a parameter
+    /// is not finite after the step, or MLX fails. Nothing is then changed.
     pub fn step(
         &mut self,
         parameters: &[Array],
         gradients: &[Array],
         learning_rate: f64,
+    ) -> Result<Vec<Array>> {
+        self.step_named(parameters, gradients, learning_rate, &|index| format!("parameter {index}"))
+    }
+
+    /// As [`step`](Self::step), with a name for each parameter, for errors.
+    pub(crate) fn step_named(
+        &mut self,
+        parameters: &[Array],
+        gradients: &[Array],
+        learning_rate: f64,
+        name: &dyn Fn(usize) -> String,
     ) -> Result<Vec<Array>> {
         let pairs = || parameters.iter().zip(gradients);
         let fits = parameters.len() == gradients.len()
@@ -232,6 +243,14 @@ impl Optimizer {
             kept.push(own);
         }
         eval(after.iter().chain(kept.iter().flatten()))?;
+        if let Some(index) = first_without_norm(&after)? {
+            let what = format!(
+                "the norm of {} is not finite after step {steps}; a lower learning rate or weight decay may \
+                 help",
+                name(index)
+            );
+            return Err(Error::new(ErrorKind::NotFinite, what));
+        }
         (self.steps, self.kept) = (steps, kept);
         Ok(after)
     }
@@ -302,4 +321,12 @@ impl OptimizerKind {
 
 fn number(value: f64) -> Array {
     Array::from_f32(value as f32)
+}
+
+/// The first array whose norm fp32 cannot hold: with a number that is not finite, or too large for a model to
+/// compute with.
+fn first_without_norm(arrays: &[Array]) -> Result<Option<usize>> {
+    let sums = arrays.iter().map(|it| it.square()?.sum(None));
+    let sums = host(&stack(&sums.collect::<MlxResult<Vec<_>>>()?, 0)?)?;
+    Ok(sums.iter().position(|it| !it.is_finite()))
 }

@@ -70,15 +70,17 @@ impl Optimizers {
         Ok(Self { groups: made, count: names.len() })
     }
 
-    /// One step at `factor` times the learning rates: the parameters after it.
+    /// One step at `factor` times the learning rates: the parameters after it. Their names are for errors.
     ///
     /// # Errors
-    /// When the gradients are not those of the parameters, or MLX fails.
+    /// When the gradients are not those of the parameters, a parameter's norm is not finite after the step,
+    /// or MLX fails.
     pub(crate) fn step(
         &mut self,
         parameters: &[Array],
         gradients: &[Array],
         factor: f64,
+        names: &[String],
     ) -> Result<Vec<Array>> {
         let mut after = parameters.to_vec();
         for group in &mut self.groups {
@@ -86,7 +88,9 @@ impl Optimizers {
                 group.members.iter().map(|&it| all[it].clone()).collect()
             };
             let (own, gradients) = (of(parameters), of(gradients));
-            let made = group.optimizer.step(&own, &gradients, factor * group.learning_rate)?;
+            let rate = factor * group.learning_rate;
+            let name = |index: usize| format!("`{}`", names[group.members[index]]);
+            let made = group.optimizer.step_named(&own, &gradients, rate, &name)?;
             for (&index, array) in group.members.iter().zip(made) {
                 after[index] = array;
             }

@@ -164,8 +164,9 @@ impl<'m> Trainer<'m> {
     /// of all of them counts alike, as if they were one batch.
     ///
     /// # Errors
-    /// When a batch does not fit the model, no token is predicted, the loss or (without dynamic scaling)
-    /// a gradient is not finite, or the model fails. The parameters are then as they were.
+    /// When a batch does not fit the model, no token is predicted, the loss, a parameter's norm after the
+    /// step or (without dynamic scaling) a gradient is not finite, or the model fails. The parameters are
+    /// then as they were.
     pub fn train_step(
         &mut self,
         batches: &[Batch],
@@ -234,7 +235,8 @@ impl<'m> Trainer<'m> {
             return Err(self.not_finite(loss, &gradients));
         }
         if !skipped {
-            let masters = self.optimizers.step(self.trainee.masters(), &gradients, factor)?;
+            let (masters, names) = (self.trainee.masters(), self.trainee.names());
+            let masters = self.optimizers.step(masters, &gradients, factor, names)?;
             self.trainee.set_masters(&masters)?;
             if let Some(ema) = &mut self.ema {
                 ema.update(self.trainee.masters())?;

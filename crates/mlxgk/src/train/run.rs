@@ -218,6 +218,7 @@ impl Run<'_, '_> {
             self.misses = own["misses"].as_u64().unwrap_or(0);
         }
         let first = self.trainer.step();
+        let before = self.first_loss()?;
         let mut metrics = Metrics::open(out.join("metrics.jsonl"), first)?;
         let bar = StepBar::new(steps as usize, "steps");
         bar.set(first as usize, steps as usize);
@@ -240,10 +241,16 @@ impl Run<'_, '_> {
             bar.advance();
             let (step, ended) = (report.step, report.step == steps);
             last = Some(report);
-            if self.held_out.is_some() && (ended || step.is_multiple_of(saving.eval_every.max(1))) {
+            let measures =
+                self.held_out.is_some() && (ended || step.is_multiple_of(saving.eval_every.max(1)));
+            let saves = ended || step.is_multiple_of(saving.save_every.max(1));
+            if measures || saves {
+                self.check_loss(before)?;
+            }
+            if measures {
                 stopped = self.measure(step, &mut metrics)?;
             }
-            if ended || stopped || step.is_multiple_of(saving.save_every.max(1)) {
+            if saves || stopped {
                 self.save(&checkpoint)?;
                 write_text(&out.join("loss.svg"), &metrics.plot())?;
             }
@@ -334,6 +341,9 @@ impl Run<'_, '_> {
             Ok(sum / count.max(1) as f64)
         });
         let loss = loss.map_err(mlx_genkit::Error::from)?;
+        if !loss.is_finite() {
+            return Err(diverged(step, "held-out loss", loss));
+        }
         metrics.add(json!({ "step": step, "eval_loss": loss, "perplexity": loss.exp() }))?;
         if self.best.is_none_or(|best| loss < best) {
             self.best = Some(loss);
@@ -343,6 +353,39 @@ impl Run<'_, '_> {
         }
         self.misses += 1;
         Ok(self.args.saving.patience.is_some_and(|it| self.misses >= it))
+    }
+
+    /// The loss of the first batch of the run.
+    fn first_loss(&mut self) -> Result<f64> {
+        let rows = self.rows_at(0);
+        let batch = self.data.batch(&rows)?;
+        let preference = (self.data.together > 1).then(|| self.preference(&batch, &rows));
+        let hook = &mut *self.hook;
+        let loss = self.trainer.with_averages(|trainee| {
+            let found = trainee.logprobs(&batch, hook)?;
+            match preference {
+                Some(loss) => {
+                    let found = Array::from_slice(&found, &[found.len() as i32]);
+                    Ok(values(&loss(&found)?)?.iter().map(|&it| f64::from(it)).sum())
+                }
+                None => {
+                    let sum: f64 = found.iter().map(|&it| f64::from(it)).sum();
+                    Ok(-sum / found.len().max(1) as f64)
+                }
+            }
+        });
+        Ok(loss.map_err(mlx_genkit::Error::from)?)
+    }
+
+    /// Refuses to keep parameters with which the first batch's loss, which was `before`, is above that and
+    /// above that of a guess among all tokens.
+    fn check_loss(&mut self, before: f64) -> Result<()> {
+        let loss = self.first_loss()?;
+        let guess = (self.trainer.trainee().decoder().vocab_size() as f64).ln();
+        if loss <= guess.max(before) {
+            return Ok(());
+        }
+        Err(diverged(self.trainer.step(), "first batch's loss", loss))
     }
 
     /// What says that a checkpoint is of the same data.
@@ -417,19 +460,29 @@ impl Run<'_, '_> {
     }
 }
 
+/// The error about a run that went wrong; what was written before is left as it is.
+fn diverged(step: u64, what: &str, loss: f64) -> Failure {
+    Failure::other(format_args!(
+        "training has diverged: after step {step} the {what} is {loss:.3e}; nothing was written of it, and a \
+         lower --learning-rate may help"
+    ))
+}
+
 /// The vectors under training, by place.
 fn vectors(trainee: &Trainee<'_>) -> mlx_genkit::training::Result<Vec<(HookPoint, Vec<f32>)>> {
     let mut found = Vec::new();
     for (name, master) in trainee.names().iter().zip(trainee.masters()) {
         let layer = name.strip_prefix("resid_post.").and_then(|it| it.parse().ok());
         if let Some(layer) = layer {
-            let wide = master.as_dtype(Dtype::Float32)?.contiguous()?;
-            let values = wide.to_vec_exact().map_err(|e| {
-                use mlx_genkit::training::{Error, ErrorKind};
-                Error::new(ErrorKind::Run, e.to_string())
-            })?;
-            found.push((HookPoint::ResidPost(layer), values));
+            found.push((HookPoint::ResidPost(layer), values(master)?));
         }
     }
     Ok(found)
+}
+
+/// The numbers of an array of floats.
+fn values(array: &Array) -> mlx_genkit::training::Result<Vec<f32>> {
+    use mlx_genkit::training::{Error, ErrorKind};
+    let wide = array.as_dtype(Dtype::Float32)?.contiguous()?;
+    wide.to_vec_exact().map_err(|e| Error::new(ErrorKind::Run, e.to_string()))
 }

@@ -494,3 +494,54 @@ fn training_is_steered() {
     assert!((plain - steered).abs() > 1e-3, "{plain} {steered}");
     assert!((plain - none).abs() < 1e-6, "{plain} {none}");
 }
+
+/// A run that diverges ends in a sentence, and leaves what an earlier one wrote.
+#[test]
+fn a_run_that_diverges_writes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = write(folder.path(), "data.jsonl", DATA);
+    let pair = "{\"prompt\": \"one\", \"chosen\": \" two\", \"rejected\": \" three\"}\n";
+    let pairs = write(folder.path(), "pairs.jsonl", pair);
+    for (at, (data, flags)) in [
+        (&data, "--lr 1e30"),
+        (&data, "--lr 1e30 --steps 1"),
+        (&data, "--lr 1e30 --optimizer sgd"),
+        (&data, "--lr 1e30 --method soft-prompt --virtual-tokens 2"),
+        (&data, "--lr 1e30 --method vector"),
+        (&data, "--lr 1e30 --method dora"),
+        (&data, "--lr 100 --method full --steps 4"),
+        (&data, "--alpha 1e30"),
+        (&data, "--weight-decay 1e30"),
+        (&data, "--lr 1e30 --ema 0.5"),
+        (&pairs, "--lr 1e30"),
+        (&data, "--lr 1e30 --valid DATA --eval-every 1"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let out = folder.path().join(format!("out-{at}"));
+        fs::create_dir(&out).unwrap();
+        let files = ["adapter_model.safetensors", "vector.safetensors", "soft_prompt.safetensors"];
+        for file in files {
+            fs::write(out.join(file), "of an earlier run").unwrap();
+        }
+        let flags = flags.replace("DATA", data);
+        let mut args = vec!["train", "--data", data, "--out", out.to_str().unwrap()];
+        args.extend(flags.split(' '));
+        if !flags.contains("--steps") {
+            args.extend(["--steps", "3"]);
+        }
+        let run = mlxgk(&args);
+        assert_eq!(run.status, Some(1), "{flags}: {}{}", run.stdout, run.stderr);
+        let error = run.stderr.lines().last().unwrap();
+        assert!(error.starts_with("error: ") && error.contains("step"), "{flags}: {}", run.stderr);
+        for file in files {
+            assert_eq!(fs::read(out.join(file)).unwrap(), b"of an earlier run", "{flags}: {file}");
+        }
+        let names =
+            |it: std::io::Result<fs::DirEntry>| it.unwrap().file_name().into_string().unwrap();
+        let left: Vec<String> = fs::read_dir(&out).unwrap().map(names).collect();
+        let known = |it: &String| files.contains(&it.as_str()) || it == "metrics.jsonl";
+        assert!(left.iter().all(known), "{flags}: {left:?}");
+    }
+}

@@ -293,6 +293,28 @@ fn an_overflow_skips_the_step_and_halves_the_scale() {
     assert!(before == values(trainer.trainee()));
 }
 
+/// A step out of what fp32 can hold is an error that names the parameter, and changes nothing.
+#[test]
+fn a_step_to_infinity_is_refused() {
+    let adamw =
+        |weight_decay| OptimizerKind::AdamW { betas: [0.9, 0.999], eps: 1e-8, weight_decay };
+    for (rate, optimizer) in [(1e30, adamw(0.0)), (3e38, adamw(1e30)), (1.0, adamw(f64::MAX))] {
+        let mut decoder = model("llama");
+        let trainee = Trainee::new(&mut decoder).weights(&["q_proj"], &[]).unwrap();
+        let mut config = TrainingConfig::new(9, rate);
+        config.optimizer = optimizer;
+        let mut trainer = Trainer::new(trainee, config).unwrap();
+        let before = values(trainer.trainee());
+        let error = trainer.train_step(&batches(), 0.0, &mut NoHook).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFinite);
+        let words =
+            "the norm of `model.layers.0.self_attn.q_proj.weight` is not finite after step 1";
+        assert!(error.to_string().contains(words), "{error}");
+        assert!(before == values(trainer.trainee()));
+        assert_eq!(trainer.step(), 0);
+    }
+}
+
 /// Steps smaller than bf16 can tell apart add up in the masters.
 #[test]
 fn masters_keep_what_half_precision_loses() {
