@@ -74,10 +74,13 @@ const OWN: &[Own] =
 /// Where the crates without MLX should build, too.
 const OTHER_TARGETS: [&str; 3] = [WASM, "x86_64-pc-windows-gnu", "x86_64-pc-windows-msvc"];
 
-/// WebAssembly has no network of this kind, and asks for random numbers in a way that each program must
-/// choose for itself, which tokenizers need: so without default features.
+/// WebAssembly has no network of this kind, and each program must choose for itself where random numbers
+/// come from, which tokenizers and grammars need: so without default features, and with a choice that no
+/// program would make.
 const WASM: &str = "wasm32-unknown-unknown";
 const NOT_ON_WASM: [&str; 1] = ["mlxgk-model-hub"];
+const CHOICE: (&str, &str) =
+    ("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS", "--cfg getrandom_backend=\"unsupported\"");
 
 /// The subcommand.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
@@ -183,7 +186,7 @@ fn other_targets() -> Result<()> {
             check.current_dir(workspace::root());
             check.args(["check", "--quiet", "--target", target, "--package", name]);
             if target == WASM {
-                check.arg("--no-default-features");
+                check.arg("--no-default-features").env(CHOICE.0, CHOICE.1);
             }
             process::show(&mut check)?;
         }

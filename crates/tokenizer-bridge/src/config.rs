@@ -57,6 +57,7 @@ impl SpecialTokens {
     }
 
     /// Names a token unless the name is taken.
+    #[cfg(feature = "tokenizer")]
     pub(crate) fn set_default(&mut self, name: &str, text: &str) {
         if self.get(name).is_none() {
             self.named.push((name.to_owned(), text.to_owned()));
