@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod batches;
 mod generation;
 mod grammar;
 mod memory;
@@ -9,6 +10,7 @@ pub mod shapes;
 mod task;
 mod training;
 
+pub use self::batches::{LONG, ROWS, pauses, speeds};
 pub use self::generation::{Timed, time};
 pub use self::grammar::{Masks, vocabulary};
 pub use self::memory::peak_bytes;

@@ -13,7 +13,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{
-    Draws, Masks, Result, models, peak_bytes, sampling, shapes::Shape, time, training::train,
+    Draws, Masks, Result, models, pauses, peak_bytes, sampling, shapes::Shape, speeds, time,
+    training::train,
 };
 
 /// One thing to measure, in a process of its own.
@@ -57,6 +58,14 @@ pub enum Task {
         prompts: Vec<Vec<u32>>,
         /// How often; the median counts.
         repeats: usize,
+    },
+    /// Continues eight prompts side by side, by `generate` and in batches that requests join, and lets a long
+    /// prompt join a running row.
+    Batches {
+        /// The model folder; it is computed in fp32.
+        model: PathBuf,
+        /// How often; the medians count.
+        rounds: usize,
     },
     /// Continues a prompt greedily for a long time, and says what a token costs as the text grows.
     Growth {
@@ -213,6 +222,21 @@ impl Task {
                     "tokens_per_second": median(rates),
                     "tokens": sequences.flat_map(|it| &it.tokens).collect::<Vec<_>>(),
                     "acceptance": last.and_then(|it| it.acceptance).map(|it| it.rate()),
+                }))
+            }
+            Self::Batches { model, rounds } => {
+                let model = Model::load(model, ComputeDtype::Float32)?;
+                let [generate, continuous, steered] = speeds(&model, *rounds)?;
+                let milliseconds = |in_chunks| -> Result<Vec<f64>> {
+                    let pauses = pauses(&model, in_chunks)?;
+                    Ok(pauses.iter().map(|it| it.as_secs_f64() * 1e3).collect())
+                };
+                Ok(json!({
+                    "generate_tokens_per_second": generate,
+                    "continuous_tokens_per_second": continuous,
+                    "steered_tokens_per_second": steered,
+                    "milliseconds_while_a_prompt_joins": milliseconds(true)?,
+                    "milliseconds_beside_a_prompt_read_as_a_whole": milliseconds(false)?,
                 }))
             }
             Self::Growth { model, prompt, new_tokens, every } => {

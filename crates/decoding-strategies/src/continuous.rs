@@ -14,8 +14,8 @@ use crate::{
 };
 
 /// Prompt tokens fed between two tokens of running rows, where nothing smaller is asked for: enough to
-/// use the device well, few enough for nobody to notice the pause.
-pub const JOIN_CHUNK: usize = 512;
+/// use the device well, and no more, since the rows wait for them. Blocks of a prefix store divide it.
+pub const JOIN_CHUNK: usize = 256;
 
 /// A batch that requests join and leave between steps: what a server runs.
 ///
