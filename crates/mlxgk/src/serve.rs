@@ -1,6 +1,9 @@
 //! `mlxgk serve`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    env::{self, VarError},
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
 use mlx_genkit::steering::SteeringVectors;
@@ -69,7 +72,10 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
         host: args.host.clone(),
         port: args.port,
         model: args.model_name.clone().unwrap_or_else(|| model_name(&args.model)),
-        api_key: args.api_key.clone().or_else(|| std::env::var(API_KEY).ok()),
+        api_key: match &args.api_key {
+            Some(key) => Some(key.clone()),
+            None => key_of_environment()?,
+        },
         cors_origin: args.cors_origin.clone(),
         max_rows: args.max_rows,
         queue: args.queue,
@@ -89,6 +95,17 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
     }
     terminal::line(format_args!("listening on http://{address}"))?;
     Ok(server.run(&model)?)
+}
+
+/// The key of the environment; an empty variable is one that is not set.
+fn key_of_environment() -> Result<Option<String>> {
+    match env::var(API_KEY) {
+        Ok(key) => Ok(Some(key).filter(|it| !it.is_empty())),
+        Err(VarError::NotPresent) => Ok(None),
+        Err(VarError::NotUnicode(_)) => {
+            Err(Failure::usage(format_args!("{API_KEY} is not valid UTF-8")))
+        }
+    }
 }
 
 /// What a model is called that the flags name: never by a path, which is nobody else's concern.

@@ -11,7 +11,7 @@ use mlx_genkit::{
     ErrorKind, GenerationConfig,
     decoding_strategies::{self, ErrorKind as LoopErrorKind},
 };
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 /// What the `openai` clients read before they send a request again by themselves.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -27,8 +27,8 @@ pub(crate) struct Refusal {
     message: String,
     /// After how many seconds the same request may be served.
     retry_after: Option<u32>,
-    /// Further entries of the error.
-    more: Map<String, Value>,
+    /// How many tokens the prompt has and how many the context holds, where that is what is wrong.
+    lengths: Option<[usize; 2]>,
 }
 
 impl Refusal {
@@ -40,7 +40,7 @@ impl Refusal {
             param: None,
             message: message.into(),
             retry_after: None,
-            more: Map::new(),
+            lengths: None,
         }
     }
 
@@ -73,8 +73,7 @@ impl Refusal {
         let mut refusal = Self::request(message);
         refusal.code = Some("context_length_exceeded");
         refusal.param = new.map(|it| it.1.to_owned());
-        refusal.more.insert("n_prompt_tokens".to_owned(), prompt.into());
-        refusal.more.insert("n_ctx".to_owned(), context.into());
+        refusal.lengths = Some([prompt, context]);
         refusal
     }
 
@@ -131,8 +130,9 @@ impl Refusal {
             "param": self.param,
             "code": self.code,
         });
-        if let Value::Object(entries) = &mut error {
-            entries.extend(self.more.clone());
+        if let Some([prompt, context]) = self.lengths {
+            error["n_prompt_tokens"] = prompt.into();
+            error["n_ctx"] = context.into();
         }
         json!({ "error": error })
     }
