@@ -157,15 +157,15 @@ mod tests {
     fn a_single_layer_has_to_be_there_and_of_a_range_some() {
         let at = |layer| (HookPoint::ResidPost(layer), vec![1.0, 2.0]);
         let vectors = SteeringVectors::new([at(1), at(3)]).unwrap();
-        let select = |text: &str| vectors.select(&text.parse()?, 5).map(|it| it.layers());
+        let select = |text: &str| vectors.select(&text.parse()?, 7).map(|it| it.layers());
         assert_eq!(select("all"), Ok(vec![1, 3]));
         assert_eq!(select("0..3"), Ok(vec![1]));
         assert_eq!(select("3,.."), Ok(vec![1, 3]));
         for (text, words) in [
             ("2", "no vector for layer 2"),
-            ("1,4..", "no vector for layers 4..=4"),
-            ("5", "layer 5 is out of range; the model has layers 0 to 4"),
-            ("0..=5", "layer 5 is out of range"),
+            ("1,5..", "no vector for layers 5..=6"),
+            ("7", "layer 7 is out of range; the model has layers 0 to 6"),
+            ("0..=7", "layer 7 is out of range"),
         ] {
             let error = select(text).unwrap_err().to_string();
             assert!(error.contains(words), "{text}: {error}");
