@@ -85,6 +85,11 @@ impl Config {
         self.fields.contains_key(key)
     }
 
+    /// Whether the field was asked for, there or not.
+    pub(crate) fn was_read(&self, key: &str) -> bool {
+        self.asked.borrow().contains(key)
+    }
+
     /// The entries that nobody asked for.
     pub(crate) fn unread(&self) -> Vec<(String, Value)> {
         let asked = self.asked.borrow();

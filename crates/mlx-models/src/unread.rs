@@ -74,10 +74,26 @@ pub(crate) fn check(config: &Config) -> Result<()> {
         check(&text)?;
     }
     for (key, value) in config.unread() {
-        if !Effect::of(&key).is_idle(&value) {
+        let is_idle = match key.as_str() {
+            "layer_types" => are_usual_layers(config, &value),
+            key => Effect::of(key).is_idle(&value),
+        };
+        if !is_idle {
             let what = format_args!("is {value}, which this architecture does not know");
             return Err(config.error(&key, what));
         }
     }
     Ok(())
+}
+
+/// Whether layers are of the kind that all layers have where a family knows no other: they see everything, or
+/// a window that the family read.
+fn are_usual_layers(config: &Config, value: &Value) -> bool {
+    let slide = config.was_read("sliding_window");
+    let is_usual = |kind: &Value| match kind.as_str() {
+        Some("full_attention") => true,
+        Some("sliding_attention") => slide,
+        _ => false,
+    };
+    value.is_null() || value.as_array().is_some_and(|kinds| kinds.iter().all(is_usual))
 }

@@ -659,6 +659,7 @@ fn fields_that_matter_are_obeyed_or_refused_by_every_family() {
         ("new_residual_multiplier", json!(0.5)),
         ("new_bidirectional_layers", json!([0])),
         ("use_parallel_block", json!(false)),
+        ("layer_types", json!(["new_attention", "new_attention"])),
         ("per_layer_config", json!({"0": {"rms_norm_eps": 0.5}})),
         ("position_embedding_type", json!("alibi")),
         ("alibi", json!(true)),
@@ -741,6 +742,7 @@ fn second_names_of_fields_are_read() {
         ("kimi-linear", "num_experts_per_token", "num_experts_per_tok"),
         ("lfm3", "norm_eps", "rms_norm_eps"),
         ("nemotron-h", "n_routed_experts", "num_local_experts"),
+        ("qwen3-moe", "num_experts", "num_local_experts"),
     ] {
         let folder = copy(name);
         edit_config(folder.path(), |config| {

@@ -170,10 +170,12 @@ const SECOND_NAMES: &[(&str, &str, &str)] = &[
     ("kimi_linear", "num_local_experts", "n_routed_experts"),
     ("kimi_linear", "num_shared_experts", "n_shared_experts"),
     ("lfm3", "rms_norm_eps", "norm_eps"),
+    ("mellum", "num_local_experts", "num_experts"),
     ("minimax_m2", "num_experts", "num_local_experts"),
     ("mistral4", "num_local_experts", "n_routed_experts"),
     ("mixtral", "num_experts", "num_local_experts"),
     ("nemotron_h", "num_local_experts", "n_routed_experts"),
+    ("qwen3_moe", "num_local_experts", "num_experts"),
 ];
 
 /// The config with its fields under their usual names.

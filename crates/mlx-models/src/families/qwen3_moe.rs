@@ -55,8 +55,7 @@ pub(super) struct Mixture {
 }
 
 pub(super) fn mixture(config: &Config, dims: &Dims, defaults: Mixture) -> Result<MixtureOptions> {
-    let experts = config.usize("num_experts")?.or(config.usize("num_local_experts")?);
-    let experts = experts.unwrap_or(defaults.experts);
+    let experts = config.usize("num_experts")?.unwrap_or(defaults.experts);
     let chosen = config.usize("num_experts_per_tok")?.unwrap_or(8);
     if experts > 0 && !(1..=experts).contains(&chosen) {
         let what = format!("is {chosen}, with {experts} experts");
