@@ -9,15 +9,16 @@ use crate::refusal::Refusal;
 /// Fields that say who asks, and cannot change an answer.
 const IGNORED: [&str; 4] = ["user", "metadata", "safety_identifier", "prompt_cache_key"];
 
-/// Fields of other servers that ask for nothing at these values, and are refused at others.
-const NEUTRAL: [(&str, fn(&Value) -> bool); 7] = [
-    ("store", |it| it == &json!(false)),
-    ("service_tier", |it| it == &json!("auto") || it == &json!("default")),
-    ("parallel_tool_calls", |it| it == &json!(true)),
-    ("echo", |it| it == &json!(false)),
-    ("best_of", |it| it == &json!(1)),
-    ("suffix", |it| it == &json!("")),
-    ("modalities", |it| it == &json!(["text"])),
+/// Fields of other servers that ask for nothing at these values, as JSON spells them, and are refused at
+/// others.
+const NEUTRAL: [(&str, &[&str]); 7] = [
+    ("store", &["false"]),
+    ("service_tier", &["\"auto\"", "\"default\""]),
+    ("parallel_tool_calls", &["true"]),
+    ("echo", &["false"]),
+    ("best_of", &["1"]),
+    ("suffix", &["\"\""]),
+    ("modalities", &["[\"text\"]"]),
 ];
 
 /// Fields of HF's config that ask for more than an answer has room for.
@@ -127,9 +128,9 @@ impl Fields {
     /// Reads what is left as fields of HF's config.
     pub(crate) fn generating(mut self) -> Result<Generating, Refusal> {
         IGNORED.iter().for_each(|it| _ = self.0.remove(*it));
-        for (name, asks_nothing) in NEUTRAL {
+        for (name, neutral) in NEUTRAL {
             if let Some(value) = self.take(name)
-                && !asks_nothing(&value)
+                && !neutral.contains(&value.to_string().as_str())
             {
                 return Err(Refusal::field(
                     name,

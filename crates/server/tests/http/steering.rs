@@ -17,7 +17,7 @@ fn put(server: &TestServer, name: &str, bytes: &[u8]) -> crate::client::Answer {
     server.ask(&format!("PUT /v1/vectors/{name} HTTP/1.1"), bytes)
 }
 
-fn ask(server: &TestServer, steering: Value) -> Value {
+fn ask(server: &TestServer, steering: &Value) -> Value {
     let fields = json!({"temperature": 0, "max_tokens": 12, "min_new_tokens": 12, "return_token_ids": true, "steering": steering});
     server.chat("Tell me about the harbour.", fields)
 }
@@ -69,9 +69,9 @@ fn a_request_is_steered_as_it_says() {
         vectors: vec![("joy".to_owned(), vectors(256))],
         ..Options::default()
     });
-    let base = ask(&server, json!(false));
+    let base = ask(&server, &json!(false));
     assert_eq!(base.get("steering"), None);
-    let steered = ask(&server, json!("joy"));
+    let steered = ask(&server, &json!("joy"));
     assert_ne!(steered["choices"], base["choices"]);
     assert_eq!(steered["steering"]["name"], "joy");
     let fingerprint = steered["steering"]["fingerprint"].as_str().unwrap();
@@ -79,11 +79,11 @@ fn a_request_is_steered_as_it_says() {
         fingerprint.starts_with("add 1 at resid_post.1 to resid_post.3, all, constant ("),
         "{fingerprint}"
     );
-    assert_eq!(ask(&server, json!({"name": "joy", "alpha": 1}))["choices"], steered["choices"]);
+    assert_eq!(ask(&server, &json!({"name": "joy", "alpha": 1}))["choices"], steered["choices"]);
     let hash = steered["steering"]["hash"].clone();
-    assert_eq!(ask(&server, json!({"name": hash}))["choices"], steered["choices"]);
+    assert_eq!(ask(&server, &json!({"name": hash}))["choices"], steered["choices"]);
 
-    let off = ask(&server, json!({"name": "joy", "alpha": 0}));
+    let off = ask(&server, &json!({"name": "joy", "alpha": 0}));
     assert_eq!(
         (&off["choices"], &off["steering"]["fingerprint"]),
         (&base["choices"], &Value::Null)
@@ -97,7 +97,7 @@ fn a_request_is_steered_as_it_says() {
         (json!({"name": "joy", "schedule": "warmup:4"}), "warmup:4"),
         (json!({"name": "joy", "kl": 0.01}), "KL up to 0.01"),
     ] {
-        let document = ask(&server, steering.clone());
+        let document = ask(&server, &steering);
         let fingerprint = document["steering"]["fingerprint"].as_str().unwrap();
         assert!(fingerprint.contains(words), "{steering}: {fingerprint}");
     }

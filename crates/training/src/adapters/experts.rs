@@ -127,7 +127,7 @@ fn of_parameter(
     let (experts, inputs) = (products[0].1[0], products[0].1[2]);
     let (rows, columns) = match (a.shape(), b.shape()) {
         (&[ranks, columns], &[rows, same])
-            if ranks == same && ranks > 0 && ranks as usize % experts == 0 =>
+            if ranks == same && ranks > 0 && (ranks as usize).is_multiple_of(experts) =>
         {
             (rows as usize, columns as usize)
         }

@@ -138,7 +138,7 @@ fn groups_have_optimizers_of_their_own() {
         (config.optimizer, config.groups) = (optimizer, groups);
         config
     };
-    let both = configured(0.01, OptimizerKind::default(), vec![group.clone()]);
+    let both = configured(0.01, OptimizerKind::default(), vec![group]);
     // Of a step without groups, those parameters count that the group, or the rest, has.
     let after_a_step = |config: TrainingConfig, steps, patterns: &[&str], counted: &str| {
         let mut decoder = model("qwen3");
