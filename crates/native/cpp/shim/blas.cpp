@@ -15,11 +15,13 @@
 #include <atomic>
 #include <mutex>
 #include <new>
+#include <optional>
 #include <thread>
 
 #include "ops/few_rows.h"
 #include "ops/many_rows.h"
 #include "ops/memory.h"
+#include "ops/workers.h"
 #include "shim/blas.h"
 
 namespace {
@@ -77,6 +79,10 @@ bool one_row_or_column(CBLAS_ORDER order, CBLAS_TRANSPOSE a_trans, CBLAS_TRANSPO
   }
   return true;
 }
+
+// Multiplications that a core does in some tens of microseconds. It does them alone: once another of OpenBLAS's threads
+// has helped, it looks for work for milliseconds, on the cores that ours compute on.
+constexpr double kAlone = 1 << 22;
 
 // How many of `OneThread` live, and how many threads OpenBLAS had before the first of them.
 std::mutex alone;
@@ -156,6 +162,9 @@ void cblas_sgemm(CBLAS_ORDER order, CBLAS_TRANSPOSE a_trans, CBLAS_TRANSPOSE b_t
       return few_rows::multiply(m, n, k, a, lda, b, ldb, c, ldc);
     }
   }
+  std::optional<blas::OneThread> alone;
+  // The threads of workers.h are as many as OpenBLAS's, so they are there first.
+  if (workers::count() > 1 && static_cast<double>(m) * n * k <= kAlone) alone.emplace();
   scipy_cblas_sgemm(order, a_trans, b_trans, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
 
