@@ -36,6 +36,10 @@ pub(crate) fn run(command: &AdapterCommand) -> Result<()> {
     if adapters.is_empty() {
         return Err(Failure::usage("missing required argument: --adapter <DIR>"));
     }
+    if args.model.tokenizer.is_some() {
+        let what = "--tokenizer is not available: the model's own tokenizer is copied";
+        return Err(Failure::usage(what));
+    }
     let base = load::folder(&args.model)?;
     let count = merge_folder(base.path(), adapters, &args.out).map_err(mlx_genkit::Error::from)?;
     terminal::line(format_args!("{count} matrices merged: {}", args.out.display()))?;

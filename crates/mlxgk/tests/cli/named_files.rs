@@ -35,7 +35,7 @@ const COMMANDS: [&str; 18] = [
 /// What says why a request is refused, and exits with 0.
 const EXPLAINED: [&str; 4] = ["--soft-prompt", "--prompt-cache", "--steer", "--steer-logits"];
 
-/// Flags that a command has and refuses, whatever they name, or has no use for.
+/// Flags that a command has and refuses, whatever they name.
 const UNUSED: [(&str, &str); 2] = [("train", "--steer-logits"), ("adapter merge", "--tokenizer")];
 
 /// Files that are written.

@@ -353,6 +353,8 @@ fn adapters_for_another_model_are_refused() {
     };
     let new = text(&merged.path().join("new"));
     refused(2, &["--adapter", &adapter, "--out", &new], "is for another model");
+    let line = ["-m", &model, "--adapter", &adapter, "--tokenizer", &model, "--out", &new];
+    refused(2, &line, "--tokenizer is not available");
     refused(1, &["-m", &model, "--adapter", &adapter, "--out", &out], "is there already");
     refused(2, &["-m", &model, "--out", &new], "missing required argument: --adapter <DIR>");
     assert!(!Path::new(&new).exists());
