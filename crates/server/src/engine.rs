@@ -181,12 +181,17 @@ impl Engine<'_> {
             // Outcomes that do not exist yet.
             _ => return,
         };
-        let told = running.events.send(event);
-        if is_last {
-            self.batch.leave(id);
-            self.running.remove(&id);
-        } else if told.is_err() {
-            self.leave(id);
+        if !is_last {
+            if running.events.send(event).is_err() {
+                self.leave(id);
+            }
+            return;
+        }
+        self.batch.leave(id);
+        if let Some(ended) = self.running.remove(&id) {
+            // Before its client knows, who may ask for the numbers next.
+            self.count();
+            let _ = ended.events.send(event);
         }
     }
 

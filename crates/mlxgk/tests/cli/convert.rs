@@ -72,21 +72,18 @@ fn each_family_runs_in_mlx_layout() {
         let (mlx, run) = convert(&source, &work, "mlx", &["--dtype", "float32"]);
         document(&run);
         let stacked = far(&logprobs(&mlx), &logprobs(source.to_str().unwrap()));
-        // Falcon's factors are in the matrices, and kimi's keys and values are taken apart.
-        assert!(stacked < 1e-5, "{name}, stacked: {stacked}");
+        // Falcon's factors are in the matrices, kimi's keys and values are taken apart, and the experts of
+        // others are other matrices: Mellum's sums were 1.002e-5 apart on one processor.
+        let most = if name == "mellum" { 2e-5 } else { 1e-5 };
+        assert!(stacked < most, "{name}, stacked: {stacked}");
         let flags = ["--bits", "8", "--group-size", "32", "--dtype", "float32"];
         let (packed, run) = convert(&source, &work, "packed", &flags);
         document(&run);
         let (plain, run) = convert(Path::new(&packed), &work, "plain", &["--dequantize"]);
         document(&run);
         let far = far(&logprobs(&packed), &logprobs(&plain));
-        // Sums of packed weights are rounded elsewhere. Gemma 3n's low-rank paths amplify that; Mellum's
-        // were 1.002e-5 apart on one processor.
-        let most = match name {
-            "gemma3n" => 5e-5,
-            "mellum" => 2e-5,
-            _ => 1e-5,
-        };
+        // Gemma 3n's low-rank paths amplify the rounding of sums.
+        let most = if name == "gemma3n" { 5e-5 } else { 1e-5 };
         assert!(far < most, "{name}, packed: {far}");
     }
 }
