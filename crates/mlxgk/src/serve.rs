@@ -11,11 +11,12 @@ use mlxgk_server::{ErrorKind, Options, Server};
 
 use crate::{
     failure::{Failure, Result},
-    flags::{ModelArgs, steering_failure},
+    files,
+    flags::ModelArgs,
     load, terminal,
 };
 
-/// Where the API key may be found that no other process is to see.
+/// Where the API key may be found: unlike a flag, other users of the machine do not see it.
 const API_KEY: &str = "MLXGK_API_KEY";
 
 /// The flags.
@@ -33,7 +34,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "PORT", default_value_t = 8080)]
     port: u16,
     /// Key that requests have to bring, as `Authorization: Bearer KEY`; by default the variable
-    /// MLXGK_API_KEY, which other processes do not see
+    /// MLXGK_API_KEY, which, unlike a flag, other users of the machine do not see
     #[arg(long, value_name = "KEY")]
     api_key: Option<String>,
     /// Origin whose pages may read answers, such as https://example.org, or *
@@ -65,7 +66,7 @@ pub(crate) struct ServeArgs {
 /// The subcommand.
 pub(crate) fn run(args: &ServeArgs) -> Result<()> {
     let load_vectors = |(name, file): &(String, PathBuf)| {
-        let vectors = SteeringVectors::load(file).map_err(steering_failure)?;
+        let vectors = files::named(SteeringVectors::load(file))?;
         Ok((name.clone(), vectors))
     };
     let options = Options {
@@ -82,6 +83,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
         max_tokens: args.max_tokens,
         prefix_cache_mb: args.prefix_cache_mb,
         vectors: args.steer_name.iter().map(load_vectors).collect::<Result<_>>()?,
+        ..Options::default()
     };
     let is_open = options.api_key.is_none();
     // Before the model is loaded, which can take long.

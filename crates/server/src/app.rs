@@ -12,7 +12,12 @@ use mlx_genkit::{
     tokenizer_bridge::{ChatTemplate, Tokenizer},
 };
 
+use tokio::sync::Semaphore;
+
 use crate::{Options, metrics::Metrics, queue::Queue, refusal::Refusal, vectors::Vectors};
+
+/// Files of vectors that are read at a time.
+const UPLOADS: usize = 4;
 
 /// What the handlers share.
 #[derive(Debug)]
@@ -25,6 +30,8 @@ pub(crate) struct App {
     /// Whether only programs on this machine reach the server.
     pub(crate) is_local: bool,
     pub(crate) cors_origin: Option<String>,
+    /// Places for vectors' files that are being read.
+    pub(crate) uploads: Semaphore,
     pub(crate) max_rows: usize,
     pub(crate) max_tokens: usize,
 }
@@ -62,6 +69,7 @@ impl App {
             api_key: options.api_key,
             is_local: address.ip().is_loopback(),
             cors_origin: options.cors_origin,
+            uploads: Semaphore::new(UPLOADS),
             max_rows: options.max_rows,
             max_tokens: options.max_tokens,
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use mlx_genkit::{
     GenerationConfig, Seed,
-    generation_config::{Kwargs, Merged, Resolved, Sources},
+    generation_config::{GenerationMode, Kwargs, Merged, Resolved, Sources},
     steering::Steering,
 };
 
@@ -79,14 +79,17 @@ pub(crate) fn read(
         );
         return Err(Refusal::field("stream", what));
     }
-    let copies = match resolved.mode.streams() {
-        true => resolved.num_return_sequences,
-        false => resolved.num_beams,
+    let copies = match resolved.mode {
+        GenerationMode::ContrastiveSearch => {
+            resolved.config.top_k.unwrap_or(1).clamp(1, app.about.vocab)
+        }
+        mode if mode.streams() => resolved.num_return_sequences,
+        _ => resolved.num_beams,
     };
     let rows = prompts.len().saturating_mul(copies);
     if rows > app.max_rows {
         let what = format!(
-            "the request makes {rows} sequences at once (prompts × `n` or `num_beams`), but this server runs \
+            "the request makes {rows} sequences at once (prompts × `n`, `num_beams`, or `top_k` of contrastive search), but this server runs \
              {} at most",
             app.max_rows
         );

@@ -18,8 +18,12 @@ const TIME: Duration = Duration::from_secs(30);
 /// read why it is refused.
 const DROPPED: usize = 64 << 20;
 
-/// The fields of a body in JSON.
-pub(crate) async fn fields(request: Request<Body>) -> Result<Fields, Refusal> {
+/// What is read from the fields of a body in JSON. It is parsed where it is read, so that no more bodies are
+/// held as trees of values than there are threads for that.
+pub(crate) async fn fields<T: Send + 'static>(
+    request: Request<Body>,
+    read_fields: impl FnOnce(Fields) -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|it| it.to_str().ok());
     let kind = kind.and_then(|it| it.split(';').next()).unwrap_or_default().trim();
     // Asking for it also keeps pages of other origins from sending requests without being allowed to.
@@ -32,7 +36,9 @@ pub(crate) async fn fields(request: Request<Body>) -> Result<Fields, Refusal> {
     }
     let parse = move || {
         let value: Result<Value, _> = serde_json::from_slice(&bytes);
-        Fields::of(value.map_err(|e| Refusal::request(format!("the body is not valid JSON: {e}")))?)
+        let value =
+            value.map_err(|e| Refusal::request(format!("the body is not valid JSON: {e}")))?;
+        read_fields(Fields::of(value)?)
     };
     off_thread(parse).await
 }

@@ -25,9 +25,8 @@ pub(crate) async fn create(
     State(app): State<Arc<App>>,
     request: Request<Body>,
 ) -> Result<Response<Body>, Refusal> {
-    let fields = body::fields(request).await?;
     let reading = Arc::clone(&app);
-    let asked = body::off_thread(move || read(fields, &reading)).await?;
+    let asked = body::fields(request, move |fields| read(fields, &reading)).await?;
     reply::answer(Form::Completion, asked, app).await
 }
 

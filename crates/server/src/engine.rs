@@ -145,13 +145,17 @@ impl Engine<'_> {
 
     /// Advances all requests by a step.
     fn step(&mut self) {
-        let gone = self.running.iter().filter(|(_, it)| it.events.is_closed());
-        for id in gone.map(|it| *it.0).collect::<Vec<_>>() {
-            self.leave(id);
-        }
-        let stepped = catch_unwind(AssertUnwindSafe(|| self.batch.step()));
+        let stepped = catch_unwind(AssertUnwindSafe(|| {
+            let gone = self.running.iter().filter(|(_, it)| it.events.is_closed());
+            for id in gone.map(|it| *it.0).collect::<Vec<_>>() {
+                self.leave(id);
+            }
+            let events = self.batch.step()?;
+            events.into_iter().for_each(|it| self.tell(it));
+            Ok::<_, mlx_genkit::Error>(())
+        }));
         match stepped {
-            Ok(Ok(events)) => events.into_iter().for_each(|it| self.tell(it)),
+            Ok(Ok(())) => {}
             Ok(Err(error)) => self.restart(&Refusal::failed(error.to_string())),
             Err(panic) => self.restart(&broken(&*panic)),
         }

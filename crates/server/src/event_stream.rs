@@ -53,6 +53,7 @@ pub(crate) fn response(
         more,
         include_usage: answering.include_usage,
         return_token_ids: answering.return_token_ids,
+        spelled: answering.spelled.clone(),
     };
     if stream.head.form == Form::Chat {
         let role = json!({"role": "assistant", "content": ""});
@@ -77,6 +78,8 @@ struct EventStream {
     more: Map<String, Value>,
     include_usage: bool,
     return_token_ids: bool,
+    /// HF's fields and how the request spells them.
+    spelled: Vec<(&'static str, &'static str)>,
 }
 
 impl EventStream {
@@ -95,8 +98,8 @@ impl EventStream {
                 self.ended = true;
             }
             Some(Event::Started(_)) => {}
-            Some(Event::Failed(refusal)) => self.fail(&refusal),
-            None => self.fail(&Refusal::stopping()),
+            Some(Event::Failed(refusal)) => self.fail(refusal),
+            None => self.fail(Refusal::stopping()),
         }
     }
 
@@ -129,8 +132,8 @@ impl EventStream {
         self.send(&Value::Object(chunk).to_string());
     }
 
-    fn fail(&mut self, refusal: &Refusal) {
-        self.send(&refusal.document().to_string());
+    fn fail(&mut self, refusal: Refusal) {
+        self.send(&refusal.spelled(&self.spelled).document().to_string());
         self.ended = true;
     }
 

@@ -125,6 +125,17 @@ impl Fields {
         }
     }
 
+    /// Refuses what is left of an object that is itself the field `outer`.
+    fn end_of(self, outer: &str) -> Result<(), Refusal> {
+        match self.0.keys().next() {
+            None => Ok(()),
+            Some(name) => {
+                let field = outer.split('.').next().unwrap_or(outer);
+                Err(Refusal::field(field, format!("unknown field `{outer}.{name}`")))
+            }
+        }
+    }
+
     /// Reads what is left as fields of HF's config.
     pub(crate) fn generating(mut self) -> Result<Generating, Refusal> {
         IGNORED.iter().for_each(|it| _ = self.0.remove(*it));
@@ -203,26 +214,32 @@ impl Fields {
     /// Makes a JSON schema of OpenAI's `response_format`.
     fn structure(&mut self) -> Result<(), Refusal> {
         const NAME: &str = "response_format";
-        let Some(mut format) = self.object(NAME)? else { return Ok(()) };
-        let schema = match format.get("type").and_then(Value::as_str) {
-            Some("text") => return Ok(()),
-            Some("json_object") => json!({"type": "object"}),
+        let Some(format) = self.object(NAME)? else { return Ok(()) };
+        let refuse = |what: &str| Refusal::field(NAME, what);
+        let mut format = Self::of(format.into())?;
+        let schema = match format.text("type")?.as_deref() {
+            Some("text") => None,
+            Some("json_object") => Some(json!({"type": "object"})),
             Some("json_schema") => {
-                let given = format.get_mut("json_schema").and_then(|it| it.get_mut("schema"));
-                match given.map(Value::take) {
-                    Some(schema) if !schema.is_null() => schema,
-                    _ => {
-                        let what = "`response_format.json_schema.schema` must be a JSON schema";
-                        return Err(Refusal::field(NAME, what));
-                    }
+                let expected = "`response_format.json_schema.schema` must be a JSON schema";
+                let given = format.object("json_schema")?.ok_or_else(|| refuse(expected))?;
+                let mut given = Self::of(given.into())?;
+                // Every answer fits the schema, strict or not; its name and description change nothing.
+                for name in ["name", "description", "strict"] {
+                    given.take(name);
                 }
+                let schema = given.take("schema").ok_or_else(|| refuse(expected))?;
+                given.end_of("response_format.json_schema")?;
+                Some(schema)
             }
             _ => {
                 let what =
                     "`response_format.type` must be \"text\", \"json_object\" or \"json_schema\"";
-                return Err(Refusal::field(NAME, what));
+                return Err(refuse(what));
             }
         };
+        format.end_of(NAME)?;
+        let Some(schema) = schema else { return Ok(()) };
         let own =
             ["json_schema", "regex", "grammar"].into_iter().find(|it| self.0.contains_key(*it));
         if let Some(name) = own {

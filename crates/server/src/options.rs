@@ -1,5 +1,7 @@
 //! How a server runs.
 
+use std::time::Duration;
+
 use mlx_genkit::steering::SteeringVectors;
 
 /// How a server runs. The defaults are those of `mlxgk serve`.
@@ -31,6 +33,8 @@ pub struct Options {
     pub max_tokens: usize,
     /// Megabytes for beginnings that prompts have in common; 0 for none.
     pub prefix_cache_mb: usize,
+    /// How long requests may still run when the server is told to stop.
+    pub drain: Duration,
     /// Steering vectors that requests can name from the start.
     pub vectors: Vec<(String, SteeringVectors)>,
 }
@@ -47,6 +51,7 @@ impl Default for Options {
             queue: 64,
             max_tokens: 256,
             prefix_cache_mb: 0,
+            drain: Duration::from_secs(30),
             vectors: Vec::new(),
         }
     }

@@ -4,6 +4,7 @@ use std::error::Error as _;
 
 use axum::{
     body::Body,
+    extract::rejection::PathRejection,
     http::{HeaderName, HeaderValue, Response, StatusCode, header},
     response::IntoResponse,
 };
@@ -173,6 +174,12 @@ impl From<mlx_genkit::Error> for Refusal {
             }
             _ => Self::failed(error.to_string()),
         }
+    }
+}
+
+impl From<PathRejection> for Refusal {
+    fn from(_: PathRejection) -> Self {
+        Self::request("the path is not valid UTF-8")
     }
 }
 

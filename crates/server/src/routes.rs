@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     Router,
     body::Body,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
     http::{Method, Response, StatusCode, Uri, header},
     middleware,
     response::IntoResponse,
@@ -57,8 +57,9 @@ async fn models(State(app): State<Arc<App>>) -> Response<Body> {
 
 async fn model(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Response<Body>, Refusal> {
+    let Path(id) = id?;
     if id != app.about.id {
         return Err(Refusal::unknown_model(&id, &app.about.id));
     }

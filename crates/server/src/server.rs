@@ -26,8 +26,6 @@ use crate::{
     vectors::Vectors,
 };
 
-/// How long requests may still run when the server is told to stop.
-const DRAIN: Duration = Duration::from_secs(30);
 /// How long answers may then take to reach their clients.
 const FLUSH: Duration = Duration::from_secs(5);
 
@@ -115,7 +113,7 @@ impl Server {
     }
 
     /// Serves requests until it is told to stop, on this thread alone as far as the model is concerned.
-    /// Requests that run then get 30 seconds to end.
+    /// Requests that run then get the options' [`drain`](Options::drain) to end.
     ///
     /// # Errors
     /// When a vector of the options does not fit the model, or the system refuses threads.
@@ -146,7 +144,7 @@ impl Server {
                 0 => None,
                 megabytes => Some(PrefixStore::new(megabytes.saturating_mul(1 << 20))),
             },
-            drain: DRAIN,
+            drain: options.drain,
         };
         let app = Arc::new(App::new(options, address, model, vectors, Arc::clone(&queue)));
         let router = routes::router(Arc::clone(&app));
@@ -190,7 +188,11 @@ fn registered(options: &mut Options, model: &Model) -> Result<Vectors> {
     for (name, one) in std::mem::take(&mut options.vectors) {
         let wrong = |what: String| Error::new(ErrorKind::Options, what);
         one.check(model.decoder()).map_err(|e| wrong(format!("the vector {name:?}: {e}")))?;
-        vectors.put(&name, one).map_err(|refusal| wrong(refusal.message().to_owned()))?;
+        let put = vectors.put(&name, one);
+        let (_, is_new) = put.map_err(|refusal| wrong(refusal.message().to_owned()))?;
+        if !is_new {
+            return Err(wrong(format!("the vector {name:?} is given twice")));
+        }
     }
     Ok(vectors)
 }

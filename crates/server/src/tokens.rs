@@ -24,8 +24,7 @@ pub(crate) async fn tokenize(
     State(app): State<Arc<App>>,
     request: Request<Body>,
 ) -> Result<Response<Body>, Refusal> {
-    let fields = body::fields(request).await?;
-    body::off_thread(move || encode(fields, &app)).await
+    body::fields(request, move |fields| encode(fields, &app)).await
 }
 
 /// `POST /detokenize`: the text of `tokens`.
@@ -33,8 +32,7 @@ pub(crate) async fn detokenize(
     State(app): State<Arc<App>>,
     request: Request<Body>,
 ) -> Result<Response<Body>, Refusal> {
-    let fields = body::fields(request).await?;
-    body::off_thread(move || decode(fields, &app)).await
+    body::fields(request, move |fields| decode(fields, &app)).await
 }
 
 fn encode(mut fields: Fields, app: &App) -> Result<Response<Body>, Refusal> {

@@ -7,7 +7,7 @@ use std::{
 
 use axum::{
     body::{Body, Bytes},
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
     http::{Request, Response, StatusCode, header},
     response::IntoResponse,
 };
@@ -110,8 +110,9 @@ pub(crate) async fn list(State(app): Shared) -> Response<Body> {
 /// `GET /v1/vectors/{name}`: the file.
 pub(crate) async fn get(
     State(app): Shared,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
 ) -> Result<Response<Body>, Refusal> {
+    let Path(name) = name?;
     let found = app.vectors.all().get(&name).cloned().ok_or_else(|| missing(&name))?;
     let headers = [
         (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
@@ -123,11 +124,16 @@ pub(crate) async fn get(
 /// `PUT /v1/vectors/{name}`: a steering file as the body.
 pub(crate) async fn put(
     State(app): Shared,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
     request: Request<Body>,
 ) -> Result<Response<Body>, Refusal> {
+    let Path(name) = name?;
+    // Few at a time, since a file is held while it is read.
+    let _place = app.uploads.acquire().await;
     let bytes = body::read(request, MOST_BYTES).await?;
+    let reading = Arc::clone(&app);
     let put = move || {
+        let app = reading;
         let vectors = SteeringVectors::from_bytes(&bytes)
             .and_then(|it| it.check_shape(app.about.width, app.about.layers).map(|()| it))
             .map_err(|e| {
@@ -146,8 +152,9 @@ pub(crate) async fn put(
 /// `DELETE /v1/vectors/{name}`. Requests that run under it are not affected.
 pub(crate) async fn delete(
     State(app): Shared,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
 ) -> Result<Response<Body>, Refusal> {
+    let Path(name) = name?;
     match app.vectors.all().remove(&name) {
         Some(_) => {
             Ok(json_response(&json!({"name": name, "object": "vector.deleted", "deleted": true})))

@@ -1,6 +1,6 @@
 //! Layers as people write them: `all`, or numbers and ranges with commas between.
 
-use std::str::FromStr;
+use std::{collections::BTreeSet, str::FromStr};
 
 use mlxgk_mlx_models::HookPoint;
 
@@ -65,7 +65,7 @@ impl SteeringVectors {
         let Layers::Only(parts) = layers else { return Ok(self.clone()) };
         let refuse = |what: String| Err(Error::new(ErrorKind::Layer, what));
         let is_held = |it: &usize| self.get(HookPoint::ResidPost(*it)).is_some();
-        let mut chosen = Vec::new();
+        let mut chosen = BTreeSet::new();
         for part in parts {
             let (first, last) = part.layers(count).into_inner();
             if last >= count {
@@ -74,18 +74,21 @@ impl SteeringVectors {
                     count.saturating_sub(1)
                 ));
             }
-            let before = chosen.len();
-            chosen.extend((first..=last).filter(|it| first == last || is_held(it)));
-            if chosen.len() == before {
+            let mut found = (first..=last).filter(|it| first == last || is_held(it)).peekable();
+            if found.peek().is_none() {
                 return refuse(format!("no vector for layers {first}..={last}"));
             }
+            chosen.extend(found);
         }
-        self.at_layers(&chosen)
+        self.at_layers(&chosen.into_iter().collect::<Vec<_>>())
     }
 }
 
 /// More layers than any model has; a larger number is a typing error, and would fill the memory.
 const MAX_LAYERS: usize = 100_000;
+/// More parts, and a longer text, than anybody writes.
+const MAX_PARTS: usize = 1000;
+const SHOWN: usize = 60;
 
 impl FromStr for Layers {
     type Err = Error;
@@ -96,8 +99,15 @@ impl FromStr for Layers {
         }
         let wrong = || {
             let expected = "expected e.g. 3, 2,5, 4..10, 4..=9 or all";
-            Error::parameter(format!("unknown layers {text:?}; {expected}"))
+            let shown = match text.char_indices().nth(SHOWN) {
+                Some((at, _)) => format!("{}…", &text[..at]),
+                None => text.to_owned(),
+            };
+            Error::parameter(format!("unknown layers {shown:?}; {expected}"))
         };
+        if text.split(',').nth(MAX_PARTS).is_some() {
+            return Err(wrong());
+        }
         let number = |it: &str| match it.trim().parse::<usize>() {
             Ok(number) if number < MAX_LAYERS => Ok(number),
             _ => Err(wrong()),
@@ -151,6 +161,8 @@ mod tests {
         {
             assert!(of(text).is_err(), "{text}");
         }
+        let error = of(&"0..,".repeat(1_000_000)).unwrap_err().to_string();
+        assert!(error.len() < 200, "{error}");
     }
 
     #[test]
@@ -160,7 +172,7 @@ mod tests {
         let select = |text: &str| vectors.select(&text.parse()?, 7).map(|it| it.layers());
         assert_eq!(select("all"), Ok(vec![1, 3]));
         assert_eq!(select("0..3"), Ok(vec![1]));
-        assert_eq!(select("3,.."), Ok(vec![1, 3]));
+        assert_eq!(select("3,..,.."), Ok(vec![1, 3]));
         for (text, words) in [
             ("2", "no vector for layer 2"),
             ("1,5..", "no vector for layers 5..=6"),

@@ -174,10 +174,10 @@ fn what_cannot_be_served_is_a_sentence() {
         (vec!["--port", "0", "--max-rows", "0"], 2, "at least 1"),
         (vec!["--port", "0", "--api-key", ""], 2, "API key"),
         (vec!["--port", "0", "--steer-name", "joy"], 2, "must be a name"),
-        (vec!["--port", "0", "--steer-name", &junk], 1, "not a safetensors file"),
+        (vec!["--port", "0", "--steer-name", &junk], 2, "not a safetensors file"),
         (
             vec!["--port", "0", "--steer-name", "joy=./nowhere.safetensors"],
-            1,
+            2,
             "nowhere.safetensors",
         ),
         (vec!["--port", "0", "--model", "./nowhere"], 1, "there is no folder ./nowhere"),

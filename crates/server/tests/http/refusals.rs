@@ -39,6 +39,7 @@ fn fields_are_refused_by_name() {
             "one field",
         ),
         (json!({"n": 33, "temperature": 1}), "n", "33 sequences"),
+        (json!({"penalty_alpha": 0.6, "top_k": 40}), "n", "40 sequences"),
         (json!({"n": 2}), "n", "`n`"),
         (json!({"seed": -1}), "seed", "whole number"),
         (json!({"seed": 1.5}), "seed", "whole number"),
@@ -50,6 +51,11 @@ fn fields_are_refused_by_name() {
         (json!({"logprobs": true, "top_logprobs": 21}), "top_logprobs", "at most 20"),
         (json!({"top_logprobs": 2}), "top_logprobs", "needs `logprobs`"),
         (json!({"response_format": {"type": "xml"}}), "response_format", "json_schema"),
+        (
+            json!({"response_format": {"type": "json_object", "schema": {}}}),
+            "response_format",
+            "unknown field `response_format.schema`",
+        ),
         (
             json!({"response_format": {"type": "json_schema"}}),
             "response_format",
