@@ -22,11 +22,38 @@ const MEASURE_EVERY: u64 = 200;
 /// Held-out rows.
 const HELD_OUT_ROWS: usize = 16;
 
+/// Refuses what cannot be counted in.
+fn check(plan: &Plan) -> Result<()> {
+    let (short, long) = (plan.short.row_tokens as u64, plan.long.row_tokens as u64);
+    let batch = plan.batch_tokens as u64;
+    for (name, number) in [
+        ("tokens", plan.tokens),
+        ("batch_tokens", batch),
+        ("short.row_tokens", short),
+        ("long.row_tokens", long),
+        ("long_every", plan.long_every),
+        ("save_every", plan.save_every),
+    ] {
+        if number == 0 {
+            return Err(format!("{name} must be at least 1").into());
+        }
+    }
+    for (name, row) in [("short", short), ("long", long)] {
+        if !batch.is_multiple_of(row) {
+            let what =
+                format!("batch_tokens ({batch}) must be a multiple of {name}.row_tokens ({row})");
+            return Err(what.into());
+        }
+    }
+    Ok(())
+}
+
 /// Trains a model, and says now and then how far it is.
 ///
 /// # Errors
 /// When a file is missing or wrong, the documents end before the run does, or a step fails.
 pub fn run(plan: &Plan, mut say: impl FnMut(&str)) -> Result<()> {
+    check(plan)?;
     let initial = plan.out.join("initial");
     let checkpoint = plan.out.join("checkpoint.safetensors");
     if !plan.resume {
@@ -61,7 +88,7 @@ pub fn run(plan: &Plan, mut say: impl FnMut(&str)) -> Result<()> {
     while trainer.step() < steps {
         let is_long = (trainer.step() + 1).is_multiple_of(plan.long_every);
         let source = if is_long { &mut long } else { &mut short };
-        let batch = source.batch((plan.batch_tokens / source.length()).max(1))?;
+        let batch = source.batch(plan.batch_tokens / source.length())?;
         let report = trainer.train_step(&[batch], 0.0, &mut NoHook)?;
         let step = report.step;
         let is_last = step == steps;

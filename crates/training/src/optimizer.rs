@@ -189,6 +189,14 @@ pub struct Optimizer {
     kept: Vec<Vec<Array>>,
 }
 
+/// A step that is computed and not yet made.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    after: Vec<Array>,
+    steps: u64,
+    kept: Vec<Vec<Array>>,
+}
+
 impl Optimizer {
     /// An optimizer that has made no step.
     ///
@@ -215,17 +223,19 @@ impl Optimizer {
         gradients: &[Array],
         learning_rate: f64,
     ) -> Result<Vec<Array>> {
-        self.step_named(parameters, gradients, learning_rate, &|index| format!("parameter {index}"))
+        let name = |index| format!("parameter {index}");
+        let prepared = self.prepare(parameters, gradients, learning_rate, &name)?;
+        Ok(self.commit(prepared))
     }
 
-    /// As [`step`](Self::step), with a name for each parameter, for errors.
-    pub(crate) fn step_named(
-        &mut self,
+    /// What a [`step`](Self::step) makes, with nothing changed yet; a name for each parameter is for errors.
+    pub(crate) fn prepare(
+        &self,
         parameters: &[Array],
         gradients: &[Array],
         learning_rate: f64,
         name: &dyn Fn(usize) -> String,
-    ) -> Result<Vec<Array>> {
+    ) -> Result<Prepared> {
         let pairs = || parameters.iter().zip(gradients);
         let fits = parameters.len() == gradients.len()
             && (self.kept.is_empty() || self.kept.len() == parameters.len())
@@ -251,8 +261,13 @@ impl Optimizer {
             );
             return Err(Error::new(ErrorKind::NotFinite, what));
         }
+        Ok(Prepared { after, steps, kept })
+    }
+
+    /// Makes a prepared step its own: the parameters after it.
+    pub(crate) fn commit(&mut self, Prepared { after, steps, kept }: Prepared) -> Vec<Array> {
         (self.steps, self.kept) = (steps, kept);
-        Ok(after)
+        after
     }
 
     /// What it remembers, for a checkpoint.
@@ -326,6 +341,9 @@ fn number(value: f64) -> Array {
 /// The first array whose norm fp32 cannot hold: with a number that is not finite, or too large for a model to
 /// compute with.
 fn first_without_norm(arrays: &[Array]) -> Result<Option<usize>> {
+    if arrays.is_empty() {
+        return Ok(None);
+    }
     let sums = arrays.iter().map(|it| it.square()?.sum(None));
     let sums = host(&stack(&sums.collect::<MlxResult<Vec<_>>>()?, 0)?)?;
     Ok(sums.iter().position(|it| !it.is_finite()))

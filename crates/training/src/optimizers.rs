@@ -3,7 +3,7 @@
 use mlx_rs::Array;
 use regex::Regex;
 
-use crate::{Error, Optimizer, OptimizerKind, Result};
+use crate::{Error, Optimizer, OptimizerKind, Result, optimizer::Prepared};
 
 /// Parameters that have an optimizer and a learning rate of their own (torch's parameter group). Schedule,
 /// clipping and averages are those of the run.
@@ -74,7 +74,7 @@ impl Optimizers {
     ///
     /// # Errors
     /// When the gradients are not those of the parameters, a parameter's norm is not finite after the step,
-    /// or MLX fails.
+    /// or MLX fails. Nothing is then changed, in any group.
     pub(crate) fn step(
         &mut self,
         parameters: &[Array],
@@ -82,16 +82,19 @@ impl Optimizers {
         factor: f64,
         names: &[String],
     ) -> Result<Vec<Array>> {
-        let mut after = parameters.to_vec();
-        for group in &mut self.groups {
+        let prepare = |group: &Group| {
             let of = |all: &[Array]| -> Vec<Array> {
                 group.members.iter().map(|&it| all[it].clone()).collect()
             };
             let (own, gradients) = (of(parameters), of(gradients));
             let rate = factor * group.learning_rate;
             let name = |index: usize| format!("`{}`", names[group.members[index]]);
-            let made = group.optimizer.step_named(&own, &gradients, rate, &name)?;
-            for (&index, array) in group.members.iter().zip(made) {
+            group.optimizer.prepare(&own, &gradients, rate, &name)
+        };
+        let prepared: Vec<Prepared> = self.groups.iter().map(prepare).collect::<Result<_>>()?;
+        let mut after = parameters.to_vec();
+        for (group, prepared) in self.groups.iter_mut().zip(prepared) {
+            for (&index, array) in group.members.iter().zip(group.optimizer.commit(prepared)) {
                 after[index] = array;
             }
         }

@@ -463,8 +463,8 @@ impl Run<'_, '_> {
 /// The error about a run that went wrong; what was written before is left as it is.
 fn diverged(step: u64, what: &str, loss: f64) -> Failure {
     Failure::other(format_args!(
-        "training has diverged: after step {step} the {what} is {loss:.3e}; nothing was written of it, and a \
-         lower --learning-rate may help"
+        "training has diverged: after step {step} the {what} is {loss:.3e}; the checkpoint before it is \
+         kept, and a lower --learning-rate may help"
     ))
 }
 

@@ -164,6 +164,15 @@ fn groups_have_optimizers_of_their_own() {
     );
     let alone = unclipped(configured(0.01, OptimizerKind::default(), Vec::new()));
     assert!(after_a_step(both_unclipped, 2, all, rest) == after_a_step(alone, 2, all, rest));
+    // A group can have them all.
+    let whole = ParameterGroup {
+        names: ".*".to_owned(),
+        optimizer: OptimizerKind::default(),
+        learning_rate: 0.01,
+    };
+    let grouped = configured(0.5, OptimizerKind::default(), vec![whole]);
+    let alone = configured(0.01, OptimizerKind::default(), Vec::new());
+    assert!(after_a_step(grouped, 2, all, rest) == after_a_step(alone, 2, all, rest));
 
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("checkpoint.safetensors");
