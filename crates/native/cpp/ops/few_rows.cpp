@@ -9,6 +9,7 @@
 #include "ops/few_rows.h"
 
 #include <algorithm>
+#include <new>
 #include <optional>
 
 #include "ops/memory.h"
@@ -138,21 +139,32 @@ void do_rows(int m, int n, int k, const float* x, long x_row, const Bf16* w, lon
   in_halves<const Bf16*, long>(is_wide() ? wide_rows_of_bf16 : rows_of_bf16, m, n, k, x, x_row, w, w_row, y, y_row);
 }
 
-// The inputs, each row at the beginning of a cache line: they are read once for every column.
+// The inputs, each row at the beginning of a cache line: they are read once for every column. Where there is no memory
+// for that, they are used as they lie.
 class Aligned {
  public:
-  Aligned(int m, int k, const float* x, long x_row) : row_((k + kLanes - 1) / kLanes * kLanes) {
-    const long floats = m * row_;
-    if (floats > kHere) more_.emplace(floats);
-    for (int i = 0; i < m; ++i) std::copy_n(x + i * x_row, k, data() + i * row_);
+  Aligned(int m, int k, const float* x, long x_row) : data_(x), row_(x_row) {
+    const long row = (k + kLanes - 1) / kLanes * kLanes;
+    float* to = here_;
+    if (m * row > kHere) {
+      try {
+        to = more_.emplace(m * row).data();
+      } catch (const std::bad_alloc&) {
+        return;
+      }
+    }
+    for (int i = 0; i < m; ++i) std::copy_n(x + i * x_row, k, to + i * row);
+    data_ = to;
+    row_ = row;
   }
 
-  float* data() { return more_ ? more_->data() : here_; }
+  const float* data() const { return data_; }
   long row() const { return row_; }
 
  private:
   static constexpr long kHere = 8 * 1024;
 
+  const float* data_;
   long row_;
   alignas(64) float here_[kHere];
   std::optional<memory::Floats> more_;

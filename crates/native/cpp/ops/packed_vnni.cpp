@@ -3,8 +3,9 @@
 // A product of packed weights is one of whole numbers, times the scales of its groups. An instruction of VNNI adds up
 // four products of bytes in each of sixteen lanes, which is four times what one for floats does, and it takes codes as
 // they lie. Inputs are floats, so they become whole numbers first, once per product: those of a group share a power of
-// two, by which the largest fills 23 bits and a sign, as many as a float has. Such a number is three bytes, so it takes
-// three instructions; the sums are exact as long as they are whole.
+// two, by which the largest fills 22 or 23 bits and a sign. Such a number is three bytes, so it takes three instructions;
+// the sums are exact as long as they are whole. So a product is off by 2^-23 of its group's largest input at most, times
+// the sum of the group's weights: about what sums in fp32 lose, unless one input outweighs the rest of its group by far.
 //
 // Σ (scale · code + bias) · x = scale · Σ (code - middle) · x + (bias + middle · scale) · Σ x for every group, with the
 // middle of the codes, since sums of signed numbers stay small.

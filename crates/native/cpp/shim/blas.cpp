@@ -162,9 +162,9 @@ void cblas_sgemm(CBLAS_ORDER order, CBLAS_TRANSPOSE a_trans, CBLAS_TRANSPOSE b_t
       return few_rows::multiply(m, n, k, a, lda, b, ldb, c, ldc);
     }
   }
-  std::optional<blas::OneThread> alone;
+  std::optional<blas::OneThread> one_thread;
   // The threads of workers.h are as many as OpenBLAS's, so they are there first.
-  if (workers::count() > 1 && static_cast<double>(m) * n * k <= kAlone) alone.emplace();
+  if (workers::count() > 1 && static_cast<double>(m) * n * k <= kAlone) one_thread.emplace();
   scipy_cblas_sgemm(order, a_trans, b_trans, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
 
