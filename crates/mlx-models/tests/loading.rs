@@ -712,7 +712,9 @@ fn published_fields_that_change_nothing_are_passed_over() {
         "altup_coef_clip": 120.0, "altup_lr_multiplier": 1.0, "attn_logit_softcapping": null,
         "query_pre_attn_scalar": 256,
     });
-    for (name, fields) in [("cohere2", of_cohere), ("gemma3n", of_gemma3n)] {
+    // As Llama 4 was published: a number, which is not 0.
+    let of_llama4 = json!({"attn_temperature_tuning": 4});
+    for (name, fields) in [("cohere2", of_cohere), ("gemma3n", of_gemma3n), ("llama4", of_llama4)] {
         let logits = |folder: &Path| -> Vec<f32> {
             let model = Decoder::load(folder, ComputeDtype::Float32).unwrap();
             model.logits_of(&[&[5, 17, 42, 9, 30]]).unwrap().to_vec_exact().unwrap()

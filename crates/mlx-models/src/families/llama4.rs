@@ -131,7 +131,13 @@ fn specs(config: &Config, dims: &Dims, is_rotated: &[bool]) -> Result<Vec<LayerS
 
 /// How queries grow in layers without positions; `None` where they do not.
 fn growth(config: &Config) -> Result<Option<Growth>> {
-    if !config.bool("attn_temperature_tuning")?.unwrap_or(true) {
+    // Published configs have a number: 4, which is not 0.
+    let key = "attn_temperature_tuning";
+    let grows = match config.get(key) {
+        Some(Value::Number(number)) => number.as_f64() != Some(0.0),
+        _ => config.bool(key)?.unwrap_or(true),
+    };
+    if !grows {
         return Ok(None);
     }
     let context = config.usize("floor_scale")?.unwrap_or(8192);
