@@ -113,10 +113,14 @@ struct Line {
 fn fuzz(folder: &Path, programs: &Path, target: &str, runs: u64) -> Result<Line> {
     let (corpus, artifacts) =
         (folder.join("corpus").join(target), folder.join("artifacts").join(target));
+    // The same finding has the same name in every run.
+    if artifacts.exists() {
+        fs::remove_dir_all(&artifacts)
+            .context(|| format!("cannot empty {}", artifacts.display()))?;
+    }
     for it in [&corpus, &artifacts] {
         fs::create_dir_all(it).context(|| format!("cannot make {}", it.display()))?;
     }
-    let before = files(&artifacts)?;
     let mut command = Command::new(programs.join(target));
     command.arg(&corpus).arg(format!("-runs={runs}")).arg("-print_final_stats=1");
     command.arg(format!("-artifact_prefix={}/", artifacts.display()));
@@ -128,8 +132,7 @@ fn fuzz(folder: &Path, programs: &Path, target: &str, runs: u64) -> Result<Line>
         let number = line.strip_prefix("stat::number_of_executed_units:");
         inputs = number.and_then(|it| it.trim().parse().ok()).or(inputs);
     })?;
-    let mut findings = files(&artifacts)?;
-    findings.retain(|it| !before.contains(it));
+    let findings = files(&artifacts)?;
     match (succeeded, inputs) {
         (true, Some(inputs)) => Ok(Line { target: target.to_owned(), inputs, findings }),
         (false, _) if !findings.is_empty() => {
