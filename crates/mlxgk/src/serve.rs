@@ -37,7 +37,7 @@ pub(crate) struct ServeArgs {
     /// MLXGK_API_KEY, which, unlike a flag, other users of the machine do not see
     #[arg(long, value_name = "KEY")]
     api_key: Option<String>,
-    /// Origin whose pages may read answers, such as https://example.org, or *
+    /// Origin whose pages may read answers, such as `https://example.org`, or `*`
     #[arg(long, value_name = "ORIGIN")]
     cors_origin: Option<String>,
     /// Sequences that run at once
