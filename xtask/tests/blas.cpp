@@ -106,12 +106,14 @@ int main() {
   }
   // Every number of rows that many_rows.cpp does at a time and one more, in several stretches and bands,
   // with columns that fill no block.
-  for (const auto tb : {NoTrans, Trans}) {
-    for (int m = 17; m <= 31; ++m)
-      if (!agrees<float>("float", NoTrans, tb, m, 75, 600, 1, 0, 3)) return 1;
-    if (!agrees<float>("float", NoTrans, tb, 1030, 40, 257, 1, 0, 0)) return 1;
-    products += 16;
-  }
+  for (const auto ta : {NoTrans, Trans})
+    for (const auto tb : {NoTrans, Trans})
+      for (const float beta : {0.0f, 1.0f}) {
+        for (int m = 17; m <= 31; ++m)
+          if (!agrees<float>("float", ta, tb, m, 75, 600, 1, beta, 3)) return 1;
+        if (!agrees<float>("float", ta, tb, 1030, 40, 257, 1, beta, 0)) return 1;
+        products += 16;
+      }
   for (const int m : {1, 2, 5, 33})
     for (const int n : {1, 2, 5, 33})
       for (const int k : {0, 1, 7, 70})

@@ -99,8 +99,23 @@ void narrow_block(const Block& it) { multiply_block<Half, 6>(it); }
 // Scratch of one worker: weights as floats, and turned.
 long own() { return 2l * kStretch * turn::width(); }
 
-void multiply_band(int m, int n, int k, const float* x, long x_row, const turn::Weights& weights,
-                   long from, float* y, long y_row, float* scratch) {
+// Copies `rows` rows from `row` on and `length` columns from `first` on, as far as a stretch, to rows that are
+// `kInputs` apart.
+void copy(const many_rows::Inputs& x, int row, int rows, int first, int length, float* to) {
+  if (!x.turned) {
+    for (int i = 0; i < rows; ++i)
+      std::copy_n(x.data + (row + i) * x.step + first, length, to + static_cast<long>(i) * kInputs);
+    return;
+  }
+  const int width = turn::width();
+  for (int i = 0; i < length; i += width)
+    turn::floats(x.data + (first + i) * x.step + row, x.step, std::min(width, length - i), rows, to + i,
+                 kInputs);
+}
+
+// Rows from `row` on.
+void multiply_band(int row, int m, int n, int k, const many_rows::Inputs& x, const turn::Weights& weights,
+                   long from, float* y, long y_row, bool add, float* scratch) {
   const auto do_block = is_wide() ? wide_block : narrow_block;
   // Stretch by stretch, each of all rows.
   float* inputs = scratch + workers::count() * own();
@@ -109,10 +124,10 @@ void multiply_band(int m, int n, int k, const float* x, long x_row, const turn::
   };
   constexpr int kRows = 16;
   workers::share(workers::chunks(m, kRows), [&](int chunk, int) {
-    for (int row = chunk * kRows; row < std::min(m, (chunk + 1) * kRows); ++row)
-      for (int first = 0; first < k; first += kStretch)
-        std::copy_n(x + row * x_row + first, std::min(kStretch, k - first),
-                    stretch(first) + static_cast<long>(row) * kInputs);
+    const int at = chunk * kRows, rows = std::min(kRows, m - at);
+    for (int first = 0; first < k; first += kStretch)
+      copy(x, row + at, rows, first, std::min(kStretch, k - first),
+           stretch(first) + static_cast<long>(at) * kInputs);
   });
   const int width = turn::width();
   workers::share(workers::chunks(n, width), [&](int chunk, int worker) {
@@ -122,7 +137,7 @@ void multiply_band(int m, int n, int k, const float* x, long x_row, const turn::
     for (int first = 0; first < k; first += kStretch) {
       const int length = std::min(kStretch, k - first);
       weights.turn(from + column, columns, first, length, floats, turned);
-      do_block({m, columns, length, stretch(first), turned, y + column, y_row, first > 0});
+      do_block({m, columns, length, stretch(first), turned, y + column, y_row, add || first > 0});
     }
   });
 }
@@ -136,11 +151,11 @@ long scratch(int m, int k) {
          workers::count() * own();
 }
 
-void multiply(int m, int n, int k, const float* x, long x_row, const turn::Weights& weights,
-              long from, float* y, long y_row, float* scratch) {
+void multiply(int m, int n, int k, const Inputs& x, const turn::Weights& weights, long from, float* y,
+              long y_row, bool add, float* scratch) {
   for (int row = 0; row < m; row += kBand)
-    multiply_band(std::min(kBand, m - row), n, k, x + row * x_row, x_row, weights, from,
-                  y + row * y_row, y_row, scratch);
+    multiply_band(row, std::min(kBand, m - row), n, k, x, weights, from, y + row * y_row, y_row, add,
+                  scratch);
 }
 
 }  // namespace many_rows

@@ -9,11 +9,19 @@ namespace many_rows {
 // How many floats of scratch a product of `m` rows of `k` takes.
 long scratch(int m, int k);
 
-// y = x·w', with x of m × k, w the `n` rows of `weights` from `from` on, and y of m × n, each row-major
-// with its own row length. `scratch` begins at a multiple of 64 bytes.
+// The inputs of a product, of m × k, and how they lie in memory.
+struct Inputs {
+  const float* data;
+  // From one row to the next; or from one column to the next, if they lie turned, as k × m.
+  long step;
+  bool turned;
+};
+
+// y = x·w', or y += x·w' with `add`, with w the `n` rows of `weights` from `from` on, and y of m × n with rows
+// `y_row` apart. `scratch` begins at a multiple of 64 bytes.
 //
 // A row's result does not depend on the rows beside it, to the last bit.
-void multiply(int m, int n, int k, const float* x, long x_row, const turn::Weights& weights,
-              long from, float* y, long y_row, float* scratch);
+void multiply(int m, int n, int k, const Inputs& x, const turn::Weights& weights, long from, float* y,
+              long y_row, bool add, float* scratch);
 
 }  // namespace many_rows

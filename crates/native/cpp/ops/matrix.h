@@ -29,7 +29,7 @@ class Matrix : public turn::Weights {
 
   void turn(long row, int count, int from, int length, float* scratch, float* to) const override {
     for (int i = 0; i < count; ++i) widen(row + i, from, length, scratch + i * turn::kStretch);
-    turn::floats(scratch, turn::kStretch, count, length, to);
+    turn::floats(scratch, turn::kStretch, count, length, to, turn::width());
   }
 
   // `length` weights of a row as floats: whole groups, from the first of a group on.

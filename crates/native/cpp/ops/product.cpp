@@ -58,7 +58,7 @@ class Product {
       few();
     } else {
       const std::lock_guard<std::mutex> guard(many_->in_use);
-      many_rows::multiply(m_, n_, k_, x_.data(), x_.row(), *weights_, 0, y_, n_,
+      many_rows::multiply(m_, n_, k_, {x_.data(), x_.row(), false}, *weights_, 0, y_, n_, false,
                           many_->floats.data());
     }
   }
@@ -250,8 +250,8 @@ class Gathered {
   }
 
   void multiply(int expert) const {
-    many_rows::multiply(static_cast<int>(rows_of(expert)), n_, k_, inputs_of(expert), x_row_,
-                        *weights_, static_cast<long>(expert) * n_, many_.data(), n_,
+    many_rows::multiply(static_cast<int>(rows_of(expert)), n_, k_, {inputs_of(expert), x_row_, false},
+                        *weights_, static_cast<long>(expert) * n_, many_.data(), n_, false,
                         scratch_->floats.data());
     spread(expert, many_.data(), n_, 0, n_);
   }

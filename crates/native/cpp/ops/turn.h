@@ -48,8 +48,8 @@ INLINE void square(const float* from, long from_row, float* to, long to_row) {
 }
 
 // `count` rows of `length` numbers, `width()` and `kStretch` at most, become columns:
-// to[i * width() + row] = from[row * from_row + i], and zeros for rows that are not there.
-void floats(const float* from, long from_row, int count, int length, float* to);
+// to[i * to_row + row] = from[row * from_row + i], and zeros for rows that are not there.
+void floats(const float* from, long from_row, int count, int length, float* to, long to_row);
 
 // The weights of a product of many rows, however they are stored.
 class Weights {
@@ -57,7 +57,7 @@ class Weights {
   virtual ~Weights() = default;
 
   // `length` weights of `count` rows, from one on that is a multiple of `kStretch`, become columns of
-  // floats as `floats` makes them. What is written for rows that are not there does not matter.
+  // floats as `floats` makes them, `width()` apart. What is written for rows that are not there does not matter.
   // `scratch` has room for as much as `to`.
   virtual void turn(long row, int count, int from, int length, float* scratch, float* to) const = 0;
 };

@@ -7,9 +7,9 @@
 // A product with a single row or column goes to OpenBLAS's matrix-vector function: its general
 // product copies the whole matrix into blocks first, which for one row costs more than the product.
 // That is the shape of every weight product while a token is decoded. For the same reason a few rows,
-// a batch or a search with beams, go to a function of our own. So do many, if the first matrix lies as
-// it is multiplied: that is what reading a prompt takes, during which OpenBLAS's threads, which look for
-// work long after a product, must not take the cores from ours.
+// a batch or a search with beams, go to a function of our own. So do many, of which reading a prompt and
+// training consist: OpenBLAS's threads, which look for work long after a product, must not take the cores
+// from ours.
 
 #include <algorithm>
 #include <atomic>
@@ -94,7 +94,7 @@ class OfRows : public turn::Weights {
   OfRows(const float* data, long row) : data_(data), row_(row) {}
 
   void turn(long row, int count, int from, int length, float*, float* to) const override {
-    turn::floats(data_ + row * row_ + from, row_, count, length, to);
+    turn::floats(data_ + row * row_ + from, row_, count, length, to, turn::width());
   }
 
  private:
@@ -118,10 +118,11 @@ class OfColumns : public turn::Weights {
   long row_;
 };
 
-// c = a·b, of m × k and k × n, if there is memory for it.
-bool many(int m, int n, int k, const float* a, int lda, const turn::Weights& b, float* c, int ldc) try {
+// c = a·b, or c += a·b with `add`, of m × k and k × n, if there is memory for it.
+bool many(int m, int n, int k, const many_rows::Inputs& a, const turn::Weights& b, float* c, int ldc,
+          bool add) try {
   const memory::Floats scratch(many_rows::scratch(m, k));
-  many_rows::multiply(m, n, k, a, lda, b, 0, c, ldc, scratch.data());
+  many_rows::multiply(m, n, k, a, b, 0, c, ldc, add, scratch.data());
   return true;
 } catch (const std::bad_alloc&) {
   return false;
@@ -152,15 +153,14 @@ void cblas_sgemm(CBLAS_ORDER order, CBLAS_TRANSPOSE a_trans, CBLAS_TRANSPOSE b_t
   if (call.is_too_late()) return;
   if (one_row_or_column(order, a_trans, b_trans, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc))
     return;
-  const bool is_plain = order == CblasRowMajor && a_trans == CblasNoTrans && alpha == 1 && beta == 0;
-  if (is_plain && m > 0 && n > 0 && k > 0) {
-    if (!is_transposed(b_trans)) {
-      if (many(m, n, k, a, lda, OfColumns(b, ldb), c, ldc)) return;
-    } else if (m > few_rows::kMost) {
-      if (many(m, n, k, a, lda, OfRows(b, ldb), c, ldc)) return;
-    } else {
+  const bool a_turned = is_transposed(a_trans), b_turned = is_transposed(b_trans);
+  if (order == CblasRowMajor && alpha == 1 && (beta == 0 || beta == 1) && m > 0 && n > 0 && k > 0) {
+    if (b_turned && !a_turned && beta == 0 && m <= few_rows::kMost)
       return few_rows::multiply(m, n, k, a, lda, b, ldb, c, ldc);
-    }
+    const many_rows::Inputs inputs{a, lda, a_turned};
+    if (b_turned ? many(m, n, k, inputs, OfRows(b, ldb), c, ldc, beta == 1)
+                 : many(m, n, k, inputs, OfColumns(b, ldb), c, ldc, beta == 1))
+      return;
   }
   std::optional<blas::OneThread> one_thread;
   // The threads of workers.h are as many as OpenBLAS's, so they are there first.
