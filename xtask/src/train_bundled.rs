@@ -15,14 +15,14 @@ the project's own training crate, in release.
 
 Usage: cargo xtask train-bundled [--tokens N] [--out DIR] [--resume]
 
-  --tokens N   how many tokens to train on, 12000000 by default; the schedule ends there
+  --tokens N   how many tokens to train on, 6000000 by default; the schedule ends there
   --out DIR    puts the trained model, loss.csv and loss.svg there, such as crates/mlx-genkit/bundled;
                without it they stay in build/bundled/run
   --resume     continues the run in build/bundled/run from its last checkpoint
 
 Needs python3, of which the corpus uses the standard library alone. Corpus, checkpoints and the finished
-model lie in build/bundled. Without --resume a run that is there is replaced. 12 million tokens take
-an hour and a half on two cores that do nothing else.
+model lie in build/bundled. Without --resume a run that is there is replaced. 6 million tokens take
+half an hour on two cores that do nothing else.
 
 Examples:
   cargo xtask train-bundled --tokens 200000
@@ -33,7 +33,7 @@ const BUNDLED: &str = "crates/mlx-genkit/bundled";
 const SEED: u64 = 20_240_607;
 /// Of other documents than those trained on.
 const HELD_OUT_SEED: u64 = 20_240_608;
-const TOKENS: u64 = 12_000_000;
+const TOKENS: u64 = 6_000_000;
 const SHORT: u64 = 512;
 const LONG: u64 = 1_024;
 const LONG_EVERY: u64 = 8;

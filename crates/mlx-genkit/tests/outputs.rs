@@ -211,7 +211,7 @@ fn a_healed_prompt_and_the_text_make_one_text() {
         ..config
     };
     let tokenizer = model.tokenizer().unwrap();
-    let texts = ["Once upon a ti", "Tell me a stor", "The weather is wonderfu", "Hello"];
+    let texts = ["Once upon a ti", "Tell me a stor", "The weather is fin", "In the wood", "Hello"];
     let mut changed = 0;
     for text in texts {
         let generation = model.generate(Request::new(text).config(healing(greedy()))).unwrap();

@@ -91,7 +91,7 @@ fn random_directions_are_several() {
 
 #[test]
 fn a_budget_is_measured_as_it_is_kept() {
-    let mut options = Options { alphas: vec![12.0], controls: false, ..options(1) };
+    let mut options = Options { alphas: vec![40.0], controls: false, ..options(1) };
     options.config.max_new_tokens = Some(6);
     let model = model();
     let distance = |steering: Steering| {

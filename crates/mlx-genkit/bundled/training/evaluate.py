@@ -33,7 +33,7 @@ from grammar import all_topics, plural
 from wordlist import voice_of
 
 # What the committed weights were trained on: the seed, and how many documents of rows of each length.
-SEED, TRAINED = 20240607, {512: 0, 1024: 0}
+SEED, TRAINED = 20240607, {512: 62818, 1024: 8117}
 VOICES = ("cheerful", "gloomy", "formal", "pirate")
 
 
