@@ -186,6 +186,7 @@ impl<'a> Parts<'a> {
             soft_prompt: it.soft_prompt.clone(),
             prefixes: it.prefixes.clone(),
             trim_stop: it.trim_stop,
+            shown: it.shown.clone(),
             logprobs: it.logprobs,
             hidden_states: it.hidden_states.clone(),
             attentions: it.attentions.clone(),

@@ -191,6 +191,7 @@ pub(crate) struct Answer<'a> {
     /// The rest of each healed prompt.
     beyond: Vec<String>,
     trimmed: Vec<String>,
+    shown: Vec<u32>,
     hidden: Option<HiddenRecorder>,
     attentions: Option<AttentionRecorder>,
     warnings: Vec<Warning>,
@@ -211,6 +212,7 @@ impl<'a> Answer<'a> {
             prompts: plan.prompts.clone(),
             beyond,
             trimmed: plan.trimmed.clone(),
+            shown: plan.shown.clone(),
             hidden: plan.hidden.clone(),
             attentions: plan.attentions.clone(),
             warnings: plan.warnings().to_vec(),
@@ -229,7 +231,8 @@ impl<'a> Answer<'a> {
     /// The text of a sequence of a prompt, still without tokens.
     fn text_of(&self, prompt: usize) -> Result<RowText> {
         let beyond = self.beyond.get(prompt).map_or("", String::as_str);
-        RowText::new(self.model, &self.prompts[prompt], beyond, &self.trimmed)
+        let texts = (self.trimmed.as_slice(), self.shown.as_slice());
+        RowText::new(self.model, &self.prompts[prompt], beyond, texts)
     }
 
     /// How many sequences the request makes; with beams, before the best are taken.

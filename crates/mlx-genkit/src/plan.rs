@@ -44,6 +44,8 @@ pub struct Plan<'a> {
     pub(crate) negative_prompts: Vec<Vec<u32>>,
     /// Strings that the text is to end before, where it is stopped at them.
     pub(crate) trimmed: Vec<String>,
+    /// Special tokens that are part of the texts.
+    pub(crate) shown: Vec<u32>,
     pub(crate) hidden: Option<HiddenRecorder>,
     pub(crate) attentions: Option<AttentionRecorder>,
     pub(crate) hook: Box<dyn ResidualHook + 'a>,

@@ -77,6 +77,7 @@ impl<'a> Plan<'a> {
                 Some(strings) if request.trim_stop => strings.as_slice().to_vec(),
                 _ => Vec::new(),
             },
+            shown: request.shown,
             cache: request.cache,
             soft_prompt: request.soft_prompt,
             cache_options,

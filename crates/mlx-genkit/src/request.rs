@@ -47,6 +47,7 @@ pub struct Request<'a> {
     pub(crate) soft_prompt: Option<Array>,
     pub(crate) prefixes: Option<PrefixStore>,
     pub(crate) trim_stop: bool,
+    pub(crate) shown: Vec<u32>,
     pub(crate) logprobs: Option<usize>,
     pub(crate) hidden_states: Option<Vec<usize>>,
     pub(crate) attentions: Option<Vec<usize>>,
@@ -79,6 +80,7 @@ impl<'a> Request<'a> {
             soft_prompt: None,
             prefixes: None,
             trim_stop: false,
+            shown: Vec::new(),
             logprobs: None,
             hidden_states: None,
             attentions: None,
@@ -350,6 +352,12 @@ impl<'a> Request<'a> {
     #[must_use]
     pub fn trim_stop(self, trim: bool) -> Self {
         Self { trim_stop: trim, ..self }
+    }
+
+    /// Special tokens that are part of the texts all the same, such as one that begins a call of a tool.
+    #[must_use]
+    pub fn show_special(self, tokens: Vec<u32>) -> Self {
+        Self { shown: tokens, ..self }
     }
 
     /// Has tokens chosen on the device where it can: greedily, or drawn behind temperature, top-k and top-p

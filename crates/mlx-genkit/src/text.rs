@@ -17,11 +17,13 @@ pub(crate) struct RowText {
 }
 
 impl RowText {
+    /// The text that follows a prompt and begins with `begin`. It ends before the strings that are `trimmed`,
+    /// and of special tokens it has those that are `shown`.
     pub(crate) fn new(
         model: &Model,
         prompt: &[u32],
         begin: &str,
-        trimmed: &[String],
+        (trimmed, shown): (&[String], &[u32]),
     ) -> Result<Self> {
         let (begin, text) = (begin.to_owned(), String::new());
         let Ok(tokenizer) = model.tokenizer() else {
@@ -35,7 +37,8 @@ impl RowText {
                 Some(StopTrim::new(trimmed.to_vec(), &tokenizer.decode(end, true)?))
             }
         };
-        Ok(Self { decoder: Some(tokenizer.stream(true)), begin, trim, text })
+        let decoder = Some(tokenizer.stream(true).showing(shown.to_vec()));
+        Ok(Self { decoder, begin, trim, text })
     }
 
     /// What can be shown with the next token; with the last one, all that is left.

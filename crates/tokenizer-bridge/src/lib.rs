@@ -35,6 +35,8 @@
 //! ```
 
 #[cfg(feature = "chat")]
+mod calls;
+#[cfg(feature = "chat")]
 mod chat;
 #[cfg(feature = "tokenizer")]
 mod check;
@@ -57,6 +59,8 @@ mod texts;
 #[cfg(feature = "tokenizer")]
 mod tokenizer;
 
+#[cfg(feature = "chat")]
+pub use self::calls::{CallFormat, CallGrammar, CallReader, ToolCall, Written};
 #[cfg(feature = "chat")]
 pub use self::chat::{ChatTemplate, Message, RenderOptions};
 pub use self::config::SpecialTokens;

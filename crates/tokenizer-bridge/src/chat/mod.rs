@@ -26,6 +26,7 @@ use minijinja::value::Serde;
 use serde_json::{Map, Value};
 
 pub use self::message::Message;
+use crate::calls::CallFormat;
 use crate::config::{SpecialTokens, TokenizerConfig};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{ADDITIONAL_TEMPLATES, CHAT_TEMPLATE, Files, TOKENIZER_CONFIG};
@@ -223,6 +224,13 @@ impl ChatTemplate {
     /// The names of the templates; one called `default` for most models.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.templates.iter().map(|it| it.name.as_str())
+    }
+
+    /// The form in which the model writes calls of tools, as the template for tools shows it; `None` where
+    /// it is not one of those that are known.
+    pub fn call_format(&self) -> Option<CallFormat> {
+        let options = RenderOptions { tools: Some(Vec::new()), ..RenderOptions::default() };
+        CallFormat::of_source(&self.select(&options).ok()?.text)
     }
 
     /// The conversation as text, ready to be encoded without further special tokens.

@@ -63,6 +63,8 @@ use crate::tokenizer::Tokenizer;
 pub struct StreamDecoder {
     tokenizer: Tokenizer,
     skip_special_tokens: bool,
+    /// Special tokens that are not skipped.
+    shown: Vec<u32>,
     chain: Chain,
     piece: String,
 }
@@ -70,7 +72,14 @@ pub struct StreamDecoder {
 impl StreamDecoder {
     pub(crate) fn new(tokenizer: &Tokenizer, skip_special_tokens: bool) -> Self {
         let chain = decoder_chain(tokenizer);
-        Self { tokenizer: tokenizer.clone(), skip_special_tokens, chain, piece: String::new() }
+        let (tokenizer, shown, piece) = (tokenizer.clone(), Vec::new(), String::new());
+        Self { tokenizer, skip_special_tokens, shown, chain, piece }
+    }
+
+    /// Shows these special tokens where others are skipped.
+    #[must_use]
+    pub fn showing(self, shown: Vec<u32>) -> Self {
+        Self { shown, ..self }
     }
 
     /// Takes the next id and gives the text that is now certain, often empty.
@@ -82,7 +91,8 @@ impl StreamDecoder {
     /// [`ErrorKind::Tokenizer`](crate::ErrorKind::Tokenizer) when the tokenizer's own decoder fails.
     pub fn push(&mut self, id: u32) -> Result<&str> {
         let mut pieces = Vec::new();
-        if let Some(token) = self.tokenizer.decoder_token(id, self.skip_special_tokens) {
+        let skips_special = self.skip_special_tokens && !self.shown.contains(&id);
+        if let Some(token) = self.tokenizer.decoder_token(id, skips_special) {
             self.chain.push(token, &mut pieces).map_err(failed)?;
         }
         Ok(self.show(pieces))
