@@ -168,6 +168,19 @@ fn common_prefix(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
+/// A copy follows other texts: what is compiled is taken over, and what was read is not.
+impl Clone for GrammarProcessor {
+    fn clone(&self) -> Self {
+        Self {
+            fresh: Mutex::new(lock(&self.fresh).deep_clone()),
+            kind: self.kind,
+            eos: self.eos.clone(),
+            warnings: self.warnings.clone(),
+            states: Mutex::new(Vec::new()),
+        }
+    }
+}
+
 impl LogitsProcessor for GrammarProcessor {
     fn name(&self) -> &'static str {
         "GrammarProcessor"

@@ -267,8 +267,8 @@ impl Model {
         })
     }
 
-    /// The tokenizer with what grammars make of it.
-    pub(crate) fn text(&self) -> Option<&Text> {
+    /// The tokenizer with what grammars make of it, where there is one.
+    pub fn text(&self) -> Option<&Text> {
         self.text.as_ref()
     }
 

@@ -22,6 +22,8 @@ pub use self::chooser::{Chooser, Sampling};
 pub use self::next_token::{NextToken, Step};
 pub use self::rules::Rules;
 pub use self::stop::{FinishReason, Limits, MaxTime, StopConditions, StoppingCriterion};
+#[cfg(feature = "grammars")]
+pub use self::text::CompiledGrammar;
 pub use self::text::Text;
 
 #[cfg(all(doctest, feature = "grammars"))]

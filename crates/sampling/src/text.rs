@@ -10,6 +10,11 @@ use crate::Rules;
 #[cfg(feature = "tokenizer")]
 mod tokenizer;
 
+#[cfg(feature = "grammars")]
+mod compiled;
+
+#[cfg(feature = "grammars")]
+pub use self::compiled::CompiledGrammar;
 #[cfg(feature = "tokenizer")]
 pub use self::tokenizer::Text;
 
@@ -73,19 +78,14 @@ fn dry(resolved: &Resolved, vocab_size: usize, text: Option<&Text>) -> Result<Op
 #[cfg(feature = "grammars")]
 fn add_grammar(rules: &mut Rules, resolved: &Resolved, text: Option<&Text>) -> Result<()> {
     use mlxgk_generation_config::{Warning, WarningKind};
-    use mlxgk_grammars::Grammar;
 
-    let (config, Some(text)) = (&resolved.config, text) else { return Ok(()) };
-    // A valid config has one of them at most.
-    let (field, grammar) = match (&config.json_schema, &config.regex, &config.grammar) {
-        (Some(schema), _, _) => ("json_schema", Grammar::json_schema(schema)?),
-        (_, Some(regex), _) => ("regex", Grammar::regex(regex)?),
-        (_, _, Some(lark)) => ("grammar", Grammar::lark(lark)?),
-        (None, None, None) => return Ok(()),
+    let Some(compiled) = text.map(|it| it.compile(resolved)).transpose()?.flatten() else {
+        return Ok(());
     };
-    let processor = text.processor(&grammar, &resolved.special_tokens.eos)?;
+    let field = compiled.field();
     let warning =
         |it: &String| Warning::new(WarningKind::Grammar, field, format!("`{field}`: {it}"));
+    let processor = compiled.processor();
     rules.warnings = processor.warnings().iter().map(warning).collect();
     rules.processors.insert(Box::new(processor));
     Ok(())

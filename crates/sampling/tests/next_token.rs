@@ -179,6 +179,30 @@ mod about_text {
         }
     }
 
+    /// What somebody holds is not compiled again, and serves texts as if it were.
+    #[test]
+    fn a_grammar_is_compiled_once_while_it_is_held() {
+        let text = text();
+        let compile = |it: &Resolved| text.compile(it).unwrap().unwrap();
+        let held = compile(&resolved(&json!({"regex": "[ab]{2}", "eos_token_id": 0})));
+        assert_eq!(compile(&resolved(&json!({"regex": "[ab]{2}", "eos_token_id": 0}))), held);
+        for other in [
+            json!({"regex": "[ab]{3}", "eos_token_id": 0}),
+            json!({"regex": "[ab]{2}", "eos_token_id": [0, 3]}),
+        ] {
+            assert_ne!(compile(&resolved(&other)), held, "{other}");
+        }
+        assert_eq!(text.compile(&resolved(&json!({"eos_token_id": 0}))).unwrap(), None);
+        for _ in 0..2 {
+            let fields = json!({"regex": "[ab]{2}", "eos_token_id": 0});
+            let (tokens, reason) = run(&mut next(&fields, Some(&text)));
+            assert_eq!((spelled(&text, &tokens).len(), reason), (2, FinishReason::Eos));
+        }
+        let wrong = resolved(&json!({"regex": "[ab", "eos_token_id": 0}));
+        let refused = NextToken::new(&wrong, VOCAB, Some(&text), Seed::Torch(0)).unwrap_err();
+        assert_eq!(text.compile(&wrong).unwrap_err().to_string(), refused.to_string());
+    }
+
     #[test]
     fn a_grammar_that_other_bans_leave_nothing_of_is_an_error() {
         let text = text();

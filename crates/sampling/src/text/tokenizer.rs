@@ -1,13 +1,10 @@
 //! What tokens spell, and what is made from it.
 
-#[cfg(feature = "grammars")]
-use std::sync::{Arc, OnceLock};
-
-#[cfg(feature = "grammars")]
-use mlxgk_grammars::{Grammar, GrammarProcessor, Vocabulary};
 use mlxgk_logits_processors::{Context, Dry, Error, ErrorKind, Result, SequenceBreakers};
 use mlxgk_tokenizer_bridge::{StopStrings, Tokenizer};
 
+#[cfg(feature = "grammars")]
+use super::compiled::Grammars;
 use crate::{FinishReason, StoppingCriterion};
 
 /// What tokens spell: a tokenizer, and the grammar engine's tables over its vocabulary, which are
@@ -41,7 +38,7 @@ use crate::{FinishReason, StoppingCriterion};
 pub struct Text {
     tokenizer: Tokenizer,
     #[cfg(feature = "grammars")]
-    vocabulary: Arc<OnceLock<Vocabulary>>,
+    pub(super) grammars: Grammars,
 }
 
 impl From<Tokenizer> for Text {
@@ -49,7 +46,7 @@ impl From<Tokenizer> for Text {
         Self {
             tokenizer,
             #[cfg(feature = "grammars")]
-            vocabulary: Arc::default(),
+            grammars: Grammars::default(),
         }
     }
 }
@@ -89,18 +86,6 @@ impl Text {
             text.and_then(|it| self.tokenizer.encode_continuation(it)).unwrap_or_default()
         };
         Ok(dry.with_breakers(SequenceBreakers::from_strings(breakers, &words, spell)?))
-    }
-
-    #[cfg(feature = "grammars")]
-    pub(super) fn processor(&self, grammar: &Grammar, eos: &[u32]) -> Result<GrammarProcessor> {
-        let vocabulary = match self.vocabulary.get() {
-            Some(vocabulary) => vocabulary.with_eos(eos)?,
-            None => {
-                let vocabulary = Vocabulary::from_tokenizer(&self.tokenizer, eos)?;
-                self.vocabulary.get_or_init(|| vocabulary).with_eos(eos)?
-            }
-        };
-        GrammarProcessor::new(&vocabulary, grammar)
     }
 }
 
