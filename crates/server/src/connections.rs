@@ -15,6 +15,8 @@ use tokio::{
     time::sleep,
 };
 
+use crate::write_timeout::WriteTimeout;
+
 /// Connections at once; further ones wait to be accepted.
 const MOST: usize = 256;
 /// How long a client may take to send a request's head.
@@ -22,8 +24,14 @@ const HEAD_TIME: Duration = Duration::from_secs(20);
 /// How long to wait where the system has no room for a connection.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves connections until it is told to stop, and those that are in a request then until its end.
-pub(crate) async fn serve(listener: TcpListener, router: Router, mut stop: watch::Receiver<bool>) {
+/// Serves connections until it is told to stop, and those that are in a request then until its end. A client
+/// that reads nothing for `write_time` while there is something to read is one that has left.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    router: Router,
+    write_time: Duration,
+    mut stop: watch::Receiver<bool>,
+) {
     let graceful = GracefulShutdown::new();
     let places = Arc::new(Semaphore::new(MOST));
     loop {
@@ -45,7 +53,7 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, mut stop: watch
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIME)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(WriteTimeout::new(stream, write_time)), service);
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             // A client that breaks off is no concern of ours.

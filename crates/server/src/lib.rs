@@ -23,6 +23,7 @@ mod server;
 mod steering;
 mod tokens;
 mod vectors;
+mod write_timeout;
 
 pub use mlx_genkit;
 

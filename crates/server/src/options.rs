@@ -33,6 +33,8 @@ pub struct Options {
     pub max_tokens: usize,
     /// Megabytes for beginnings that prompts have in common; 0 for none.
     pub prefix_cache_mb: usize,
+    /// How long a client may read nothing while there is something to read; its request is then cancelled.
+    pub write_timeout: Duration,
     /// How long requests may still run when the server is told to stop.
     pub drain: Duration,
     /// Steering vectors that requests can name from the start.
@@ -51,6 +53,7 @@ impl Default for Options {
             queue: 64,
             max_tokens: 256,
             prefix_cache_mb: 0,
+            write_timeout: Duration::from_secs(30),
             drain: Duration::from_secs(30),
             vectors: Vec::new(),
         }

@@ -146,9 +146,11 @@ impl Server {
             },
             drain: options.drain,
         };
+        let write_time = options.write_timeout;
         let app = Arc::new(App::new(options, address, model, vectors, Arc::clone(&queue)));
         let router = routes::router(Arc::clone(&app));
-        let connections = runtime.spawn(connections::serve(listener, router, stop.subscribe()));
+        let connections =
+            runtime.spawn(connections::serve(listener, router, write_time, stop.subscribe()));
         engine::run(model, &queue, &app.metrics, &settings);
         // Whatever has become of connections by then, they end.
         let _ = runtime.block_on(async { timeout(FLUSH, connections).await });

@@ -7,9 +7,12 @@ use std::{
     time::Duration,
 };
 
+use mlxgk_server::Options;
 use serde_json::json;
 
-use crate::client::{CHAT, COMPLETIONS, chat, exactly, post, read, read_chunk, read_head, start};
+use crate::client::{
+    CHAT, COMPLETIONS, chat, exactly, post, read, read_chunk, read_head, start, start_with,
+};
 
 #[test]
 fn bodies_that_are_no_requests_are_refused() {
@@ -203,6 +206,25 @@ fn a_client_that_does_not_read_keeps_nobody_waiting() {
         let said: Vec<u8> = std::iter::from_fn(|| read_chunk(&mut reader)).flatten().collect();
         assert!(said.ends_with(b"data: [DONE]\n\n"));
     }
+}
+
+/// What a client does not read fills the system's buffers; then its request ends, and another one has its place.
+#[test]
+fn a_client_that_never_reads_loses_its_place() {
+    let server = start_with(Options {
+        // Every chunk has it, so that few fill the buffers.
+        model: "m".repeat(50_000),
+        write_timeout: Duration::from_millis(200),
+        ..Options::default()
+    });
+    let mut streamed = chat("Hello", exactly(1000));
+    streamed["stream"] = true.into();
+    let unread = server.send(&post(CHAT), streamed.to_string().as_bytes());
+    server.wait_for("running", 1);
+    server.wait_for("running", 0);
+    assert_eq!(server.metric("mlxgk_requests_cancelled_total"), 1);
+    server.assert_alive();
+    drop(unread);
 }
 
 /// Requests of all kinds, of which many are broken off, from several clients at once.
