@@ -8,8 +8,10 @@ use std::{
 };
 
 use mlx_genkit::{
-    GenerationConfig, Model,
-    tokenizer_bridge::{ChatTemplate, Tokenizer},
+    Error, GenerationConfig, Model,
+    generation_config::Resolved,
+    sampling::{CompiledGrammar, Rules, Text},
+    tokenizer_bridge::{CallFormat, ChatTemplate, Tokenizer},
 };
 
 use tokio::sync::Semaphore;
@@ -43,8 +45,13 @@ pub(crate) struct About {
     pub(crate) id: String,
     /// When the server began, in seconds since 1970.
     pub(crate) created: u64,
-    tokenizer: Option<Tokenizer>,
-    template: Result<ChatTemplate, mlx_genkit::Error>,
+    /// The tokenizer with what grammars make of it; the model's own, which shares what is compiled.
+    text: Option<Text>,
+    template: Result<ChatTemplate, Error>,
+    /// In what form the model calls tools, where that is known.
+    pub(crate) call_format: Option<CallFormat>,
+    /// The words of that form that are special tokens.
+    pub(crate) marks: Vec<(&'static str, u32)>,
     pub(crate) generation_config: GenerationConfig,
     /// How many tokens a text can have.
     pub(crate) context: usize,
@@ -79,11 +86,23 @@ impl App {
 impl About {
     fn new(id: String, model: &Model) -> Self {
         let decoder = model.decoder();
+        let text = model.text().cloned();
+        let tokenizer = text.as_ref().map(Text::tokenizer);
+        let template = model.chat_template().cloned();
+        let call_format = template.as_ref().ok().and_then(ChatTemplate::call_format);
+        let special = |mark: &&'static str| {
+            let (mark, tokenizer) = (*mark, tokenizer?);
+            let id = tokenizer.token_to_id(mark).filter(|it| tokenizer.is_special(*it))?;
+            Some((mark, id))
+        };
+        let marks = call_format.map_or(&[][..], CallFormat::marks);
         Self {
             id,
             created: now(),
-            tokenizer: model.tokenizer().ok().cloned(),
-            template: model.chat_template().cloned(),
+            marks: marks.iter().filter_map(special).collect(),
+            call_format,
+            text,
+            template,
             generation_config: model.generation_config().clone(),
             context: decoder.max_positions(),
             vocab: decoder.vocab_size(),
@@ -92,11 +111,25 @@ impl About {
         }
     }
 
+    /// The special token that a word of the form of calls is, where it is one.
+    pub(crate) fn mark(&self, word: &str) -> Option<u32> {
+        self.marks.iter().find(|it| it.0 == word).map(|it| it.1)
+    }
+
     /// The tokenizer, where the model has one.
     pub(crate) fn tokenizer(&self) -> Result<&Tokenizer, Refusal> {
-        self.tokenizer.as_ref().ok_or_else(|| {
+        self.text.as_ref().map(Text::tokenizer).ok_or_else(|| {
             Refusal::request("the model has no tokenizer; give the prompt as token ids instead")
         })
+    }
+
+    /// The grammar that an answer has to fit, where there is one. It is compiled here, where nobody waits for
+    /// it but who asks; the engine takes it from there as long as it is held.
+    pub(crate) fn compile(&self, resolved: &Resolved) -> Result<Option<CompiledGrammar>, Refusal> {
+        // Without a tokenizer the engine says which field needs one.
+        let Some(text) = &self.text else { return Ok(None) };
+        let refuse = |e| Refusal::from(Error::from(e)).about(Rules::field_about_text(resolved));
+        text.compile(resolved).map_err(refuse)
     }
 
     /// The chat template, where the model has one.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use mlx_genkit::{
     GenerationConfig, Seed,
     generation_config::{GenerationMode, Kwargs, Merged, Resolved, Sources},
+    sampling::CompiledGrammar,
     steering::Steering,
 };
 
@@ -14,6 +15,7 @@ use crate::{
     fields::{Fields, Generating, wrong},
     refusal::Refusal,
     steering::{self, Steered},
+    tools::Calls,
 };
 
 /// What the engine is asked.
@@ -25,6 +27,10 @@ pub(crate) struct Asked {
     /// How many of the likeliest tokens are recorded beside each, where any are.
     pub(crate) logprobs: Option<usize>,
     pub(crate) steering: Option<Arc<Steering>>,
+    /// The grammar, compiled; held until the engine has taken it.
+    pub(crate) grammar: Option<CompiledGrammar>,
+    /// Special tokens that are part of the texts.
+    pub(crate) shown: Vec<u32>,
     /// How many sequences run.
     pub(crate) rows: usize,
 }
@@ -42,6 +48,10 @@ pub(crate) struct Answering {
     pub(crate) seed: Option<u64>,
     /// HF's fields and how the request spells them.
     pub(crate) spelled: Vec<(&'static str, &'static str)>,
+    /// What reads the calls of tools, where there are any to call.
+    pub(crate) calls: Option<Calls>,
+    /// Sentences about what was asked.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// Refuses a model that is not the server's.
@@ -95,6 +105,8 @@ pub(crate) fn read(
         );
         return Err(Refusal::field("n", what));
     }
+    let grammar = app.about.compile(&resolved);
+    let grammar = grammar.map_err(|refusal| refusal.spelled(&generating.spelled))?;
     let steering = steered.as_ref().map(|it| Arc::clone(&it.steering));
     let answering = Answering {
         stream,
@@ -103,8 +115,11 @@ pub(crate) fn read(
         steered,
         seed: resolved.do_sample.then_some(number),
         spelled: generating.spelled,
+        calls: None,
+        warnings: Vec::new(),
     };
-    Ok((Asked { prompts, kwargs, seed, logprobs, steering, rows }, answering))
+    let shown = Vec::new();
+    Ok((Asked { prompts, kwargs, seed, logprobs, steering, grammar, shown, rows }, answering))
 }
 
 fn stream_options(fields: &mut Fields, stream: bool) -> Result<bool, Refusal> {

@@ -18,6 +18,7 @@ use crate::{
     logprobs, messages,
     refusal::Refusal,
     reply::{self, Form},
+    tools::{Calls, Tools},
 };
 
 /// The route.
@@ -32,7 +33,11 @@ pub(crate) async fn create(
 
 fn read(mut fields: Fields, app: &App) -> Result<(Asked, Answering), Refusal> {
     asked::check_model(&mut fields, app)?;
-    let prompt = messages::read(&mut fields, app)?;
+    let tools = Tools::read(&mut fields)?;
+    let prompt = messages::read(&mut fields, tools.told(), app)?;
+    if let Some(grammar) = tools.grammar(&prompt.text, app)? {
+        fields.constrain("tool_choice", grammar)?;
+    }
     let logprobs = match (fields.switch("logprobs")?, asked::top(&mut fields, "top_logprobs")?) {
         (true, top) => Some(top.unwrap_or(0)),
         (false, Some(1..)) => {
@@ -41,16 +46,27 @@ fn read(mut fields: Fields, app: &App) -> Result<(Asked, Answering), Refusal> {
         }
         (false, _) => None,
     };
-    asked::read(fields, vec![prompt], logprobs, app)
+    let (mut asked, mut answering) = asked::read(fields, vec![prompt.tokens], logprobs, app)?;
+    answering.calls = tools.calls(&prompt.text, app);
+    answering.warnings.extend(tools.warning(app));
+    if answering.calls.is_some() {
+        asked.shown = app.about.marks.iter().map(|it| it.1).collect();
+    }
+    Ok((asked, answering))
 }
 
 /// A sequence as an element of `choices`.
-pub(crate) fn choice(index: usize, sequence: &Sequence, app: &App) -> Value {
+pub(crate) fn choice(index: usize, sequence: &Sequence, calls: Option<Calls>, app: &App) -> Value {
+    let (text, reason) = (sequence.text.as_str(), sequence.finish_reason);
+    let (message, reason) = match calls {
+        Some(calls) => calls.message(text, reason),
+        None => (json!({"role": "assistant", "content": text}), reply::finish_reason(reason)),
+    };
     json!({
         "index": index,
-        "message": {"role": "assistant", "content": sequence.text},
+        "message": message,
         "logprobs": logprobs::of_chat(&sequence.recorded.logprobs, app),
-        "finish_reason": reply::finish_reason(sequence.finish_reason),
+        "finish_reason": reason,
     })
 }
 

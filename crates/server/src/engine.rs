@@ -123,6 +123,7 @@ impl Engine<'_> {
         let mut request = Request::batch(asked.prompts)
             .overrides(asked.kwargs)
             .seed(asked.seed)
+            .show_special(asked.shown)
             // OpenAI's answers end before the stop string.
             .trim_stop(true);
         if let Some(top) = asked.logprobs {
@@ -139,6 +140,8 @@ impl Engine<'_> {
             request = request.prefix_store(prefixes);
         }
         let id = self.batch.join(request)?;
+        // It has been taken from there.
+        drop(asked.grammar);
         let warnings = self.batch.warnings(id).iter().map(ToString::to_string).collect();
         Ok((id, Started { warnings, fingerprint }))
     }

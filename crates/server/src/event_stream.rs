@@ -30,6 +30,7 @@ use crate::{
     engine::Event,
     refusal::Refusal,
     reply::{Form, Head, finish_reason, usage},
+    tools::Calls,
 };
 
 /// How long nothing is said at most. A comment after that tells proxies that there is life, and us whether
@@ -54,6 +55,7 @@ pub(crate) fn response(
         include_usage: answering.include_usage,
         return_token_ids: answering.return_token_ids,
         spelled: answering.spelled.clone(),
+        calls: answering.calls.iter().cycle().take(sequences).cloned().collect(),
     };
     if stream.head.form == Form::Chat {
         let role = json!({"role": "assistant", "content": ""});
@@ -80,6 +82,8 @@ struct EventStream {
     return_token_ids: bool,
     /// HF's fields and how the request spells them.
     spelled: Vec<(&'static str, &'static str)>,
+    /// What reads the calls of each sequence; empty where there are none to read.
+    calls: Vec<Calls>,
 }
 
 impl EventStream {
@@ -104,18 +108,31 @@ impl EventStream {
     }
 
     fn piece(&mut self, index: usize, token: u32, text: &str, reason: Option<FinishReason>) {
-        if !text.is_empty() || self.return_token_ids {
+        let text_alone = || match text {
+            "" => Vec::new(),
+            text => vec![json!({ "content": text })],
+        };
+        let calls = self.calls.get_mut(index);
+        let mut deltas = calls.map_or_else(text_alone, |it| it.deltas(text, reason.is_some()));
+        if deltas.is_empty() && self.return_token_ids {
+            deltas.push(json!({"content": ""}));
+        }
+        let mut token = Some(token).filter(|_| self.return_token_ids);
+        for delta in deltas {
             let mut choice = match self.head.form {
-                Form::Chat => chat::chunk(index, &json!({"content": text}), None),
+                Form::Chat => chat::chunk(index, &delta, None),
                 Form::Completion => completions::chunk(index, text, None),
             };
-            if self.return_token_ids {
+            if let Some(token) = token.take() {
                 choice["token_ids"] = json!([token]);
             }
             self.chunk(choice);
         }
         if let Some(reason) = reason {
-            let reason = Some(finish_reason(reason));
+            let reason = Some(match self.calls.get(index) {
+                Some(calls) => calls.reason(reason),
+                None => finish_reason(reason),
+            });
             self.chunk(match self.head.form {
                 Form::Chat => chat::chunk(index, &json!({}), reason),
                 Form::Completion => completions::chunk(index, "", reason),

@@ -30,6 +30,9 @@ const WITHOUT_ROOM: [&str; 5] = [
     "return_dict_in_generate",
 ];
 
+/// HF's fields about what the answer has to fit, of which there is one at most.
+const STRUCTURES: [&str; 3] = ["json_schema", "regex", "grammar"];
+
 /// OpenAI's names of HF's fields.
 const RENAMED: [(&str, &str); 4] = [
     ("max_tokens", "max_new_tokens"),
@@ -40,7 +43,11 @@ const RENAMED: [(&str, &str); 4] = [
 
 /// The fields of a body that are not taken yet.
 #[derive(Debug)]
-pub(crate) struct Fields(Map<String, Value>);
+pub(crate) struct Fields {
+    map: Map<String, Value>,
+    /// HF's fields and how the request spells them, so far.
+    spelled: Vec<(&'static str, &'static str)>,
+}
 
 /// What a request says about how its text is generated.
 #[derive(Debug)]
@@ -58,7 +65,7 @@ impl Fields {
         match body {
             Value::Object(mut fields) => {
                 fields.retain(|_, value| !value.is_null());
-                Ok(Self(fields))
+                Ok(Self { map: fields, spelled: Vec::new() })
             }
             _ => Err(Refusal::request("the body must be a JSON object")),
         }
@@ -66,7 +73,7 @@ impl Fields {
 
     /// Takes a field out.
     pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
-        self.0.remove(name)
+        self.map.remove(name)
     }
 
     /// Takes a field that is true or false; false where it is not there.
@@ -119,7 +126,7 @@ impl Fields {
 
     /// Refuses what is left.
     pub(crate) fn end(self) -> Result<(), Refusal> {
-        match self.0.keys().next() {
+        match self.map.keys().next() {
             None => Ok(()),
             Some(name) => Err(unknown(name)),
         }
@@ -127,7 +134,7 @@ impl Fields {
 
     /// Refuses what is left of an object that is itself the field `outer`.
     fn end_of(self, outer: &str) -> Result<(), Refusal> {
-        match self.0.keys().next() {
+        match self.map.keys().next() {
             None => Ok(()),
             Some(name) => {
                 let field = outer.split('.').next().unwrap_or(outer);
@@ -138,7 +145,7 @@ impl Fields {
 
     /// Reads what is left as fields of HF's config.
     pub(crate) fn generating(mut self) -> Result<Generating, Refusal> {
-        IGNORED.iter().for_each(|it| _ = self.0.remove(*it));
+        IGNORED.iter().for_each(|it| _ = self.map.remove(*it));
         for (name, neutral) in NEUTRAL {
             if let Some(value) = self.take(name)
                 && !neutral.contains(&value.to_string().as_str())
@@ -157,41 +164,40 @@ impl Fields {
             }
         }
         self.structure()?;
-        let spelled = self.rename()?;
+        self.rename()?;
         self.temperature()?;
         let is_field = |it: &str| GenerationConfig::FIELDS.contains(&it) && !it.starts_with('_');
-        if let Some(name) = self.0.keys().find(|it| !is_field(it)) {
+        if let Some(name) = self.map.keys().find(|it| !is_field(it)) {
             return Err(unknown(name));
         }
-        let length =
-            ["max_new_tokens", "max_length"].into_iter().find(|it| self.0.contains_key(*it));
+        let Self { map, spelled } = self;
+        let length = ["max_new_tokens", "max_length"].into_iter().find(|it| map.contains_key(*it));
         let spelling = |field| spelled.iter().find(|it| it.0 == field).map_or(field, |it| it.1);
         let length = length.map(spelling);
-        let kwargs = Kwargs::from_json(&Value::Object(self.0));
+        let kwargs = Kwargs::from_json(&Value::Object(map));
         let kwargs = kwargs.map_err(|e| Refusal::from(e).spelled(&spelled))?;
         Ok(Generating { kwargs, length, spelled })
     }
 
-    /// Gives OpenAI's fields HF's names. Returns those that were there.
-    fn rename(&mut self) -> Result<Vec<(&'static str, &'static str)>, Refusal> {
-        let mut spelled: Vec<(&str, &str)> = Vec::new();
+    /// Gives OpenAI's fields HF's names.
+    fn rename(&mut self) -> Result<(), Refusal> {
         for (name, field) in RENAMED {
             let Some(value) = self.take(name) else { continue };
-            if self.0.insert(field.to_owned(), value).is_some() {
-                let other = spelled.iter().find(|it| it.0 == field).map_or(field, |it| it.1);
+            if self.map.insert(field.to_owned(), value).is_some() {
+                let other = self.spelled.iter().find(|it| it.0 == field).map_or(field, |it| it.1);
                 let what = format!("`{name}` and `{other}` are one field; give one of them");
                 return Err(Refusal::field(name, what));
             }
-            spelled.push((field, name));
+            self.spelled.push((field, name));
         }
-        Ok(spelled)
+        Ok(())
     }
 
     /// As on the command line, 0 is greedy and what is above samples: in HF's fields that is a switch
     /// beside the number.
     fn temperature(&mut self) -> Result<(), Refusal> {
         let name = "temperature";
-        let Some(value) = self.0.get(name) else { return Ok(()) };
+        let Some(value) = self.map.get(name) else { return Ok(()) };
         let Some(value) = value.as_f64() else { return Err(wrong(name, "a number", value)) };
         if value < 0.0 {
             let what = format!("`{name}` must be 0 or more, but is {value}");
@@ -199,9 +205,9 @@ impl Fields {
         }
         let samples = value > 0.0;
         if !samples {
-            self.0.remove(name);
+            self.map.remove(name);
         }
-        match self.0.insert("do_sample".to_owned(), Value::Bool(samples)) {
+        match self.map.insert("do_sample".to_owned(), Value::Bool(samples)) {
             Some(Value::Bool(given)) if given != samples => {
                 let means = if samples { "samples" } else { "is greedy" };
                 let what = format!("`{name}` {value} {means}, but `do_sample` is {given}");
@@ -240,15 +246,36 @@ impl Fields {
         };
         format.end_of(NAME)?;
         let Some(schema) = schema else { return Ok(()) };
-        let own =
-            ["json_schema", "regex", "grammar"].into_iter().find(|it| self.0.contains_key(*it));
-        if let Some(name) = own {
-            let what = format!("`{NAME}` and `{name}` are not available together");
-            return Err(Refusal::field(NAME, what));
+        self.structured_by(NAME, "json_schema", schema)
+    }
+
+    /// Has the answer be calls, which `name` asks for, by their grammar.
+    pub(crate) fn constrain(&mut self, name: &'static str, grammar: String) -> Result<(), Refusal> {
+        let is_text = |it: &Value| it.get("type").is_some_and(|it| it == "text");
+        if self.map.get("response_format").is_some_and(|it| !is_text(it)) {
+            return Err(not_together(name, "response_format"));
         }
-        self.0.insert("json_schema".to_owned(), schema);
+        self.structured_by(name, "grammar", grammar.into())
+    }
+
+    /// Sets one of HF's fields about what the answer has to fit, for another one.
+    fn structured_by(
+        &mut self,
+        name: &'static str,
+        field: &'static str,
+        value: Value,
+    ) -> Result<(), Refusal> {
+        if let Some(own) = STRUCTURES.into_iter().find(|it| self.map.contains_key(*it)) {
+            return Err(not_together(name, own));
+        }
+        self.map.insert(field.to_owned(), value);
+        self.spelled.push((field, name));
         Ok(())
     }
+}
+
+fn not_together(name: &str, other: &str) -> Refusal {
+    Refusal::field(name, format!("`{name}` and `{other}` are not available together"))
 }
 
 fn unknown(name: &str) -> Refusal {

@@ -22,6 +22,7 @@ mod routes;
 mod server;
 mod steering;
 mod tokens;
+mod tools;
 mod vectors;
 mod write_timeout;
 

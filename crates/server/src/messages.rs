@@ -12,8 +12,19 @@ use crate::{
     refusal::Refusal,
 };
 
-/// Takes a conversation's fields, and renders and encodes it.
-pub(crate) fn read(fields: &mut Fields, app: &App) -> Result<Vec<u32>, Refusal> {
+/// A conversation as the chat template renders it.
+#[derive(Debug)]
+pub(crate) struct Rendered {
+    pub(crate) text: String,
+    pub(crate) tokens: Vec<u32>,
+}
+
+/// Takes a conversation's fields, and renders and encodes it, with the tools that the model may call.
+pub(crate) fn read(
+    fields: &mut Fields,
+    tools: Option<Vec<Value>>,
+    app: &App,
+) -> Result<Rendered, Refusal> {
     let messages = match fields.take("messages") {
         Some(Value::Array(messages)) if !messages.is_empty() => messages,
         Some(found) => return Err(wrong("messages", "a list of messages, at least one", &found)),
@@ -23,7 +34,7 @@ pub(crate) fn read(fields: &mut Fields, app: &App) -> Result<Vec<u32>, Refusal> 
     let messages = messages.collect::<Result<Vec<_>, _>>()?;
     let options = RenderOptions {
         add_generation_prompt: true,
-        tools: tools(fields)?,
+        tools,
         extra: fields.object("chat_template_kwargs")?.unwrap_or_default(),
         ..RenderOptions::default()
     };
@@ -33,19 +44,9 @@ pub(crate) fn read(fields: &mut Fields, app: &App) -> Result<Vec<u32>, Refusal> 
         _ => mlx_genkit::Error::from(e).into(),
     })?;
     // The template wrote the special tokens itself.
-    let ids = app.about.tokenizer()?.encode(&text, false);
-    ids.map_err(|e| Refusal::field("messages", e.to_string()))
-}
-
-/// The tools that the template is given: none where the model is not to call any.
-fn tools(fields: &mut Fields) -> Result<Option<Vec<Value>>, Refusal> {
-    let tools = fields.objects("tools")?;
-    match fields.take("tool_choice") {
-        None => Ok(tools),
-        Some(Value::String(choice)) if choice == "auto" => Ok(tools),
-        Some(Value::String(choice)) if choice == "none" => Ok(None),
-        Some(found) => Err(wrong("tool_choice", "\"none\" or \"auto\"", &found)),
-    }
+    let tokens = app.about.tokenizer()?.encode(&text, false);
+    let tokens = tokens.map_err(|e| Refusal::field("messages", e.to_string()))?;
+    Ok(Rendered { text, tokens })
 }
 
 /// A message as templates expect it: its content one text, the arguments of its calls objects.

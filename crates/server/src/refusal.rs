@@ -55,6 +55,12 @@ impl Refusal {
         Self { param: Some(param.to_owned()), ..Self::request(message) }
     }
 
+    /// The same, of this field where it says none.
+    pub(crate) fn about(self, param: Option<&str>) -> Self {
+        let param = self.param.clone().or_else(|| param.map(str::to_owned));
+        Self { param, ..self }
+    }
+
     /// A request that is wrong in a way that has a status of its own.
     pub(crate) fn status(status: StatusCode, message: impl Into<String>) -> Self {
         Self { status, ..Self::request(message) }

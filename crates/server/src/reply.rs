@@ -118,8 +118,10 @@ fn more(started: &Started, answering: &Answering) -> Map<String, Value> {
         more.insert("steering".to_owned(), steered.document(started.fingerprint.as_deref()));
     }
     let warnings = started.warnings.iter().map(|it| spelled(it, &answering.spelled));
-    if !started.warnings.is_empty() {
-        more.insert("warnings".to_owned(), warnings.collect());
+    let warnings: Vec<Value> =
+        warnings.chain(answering.warnings.iter().cloned()).map(Value::from).collect();
+    if !warnings.is_empty() {
+        more.insert("warnings".to_owned(), warnings.into());
     }
     more
 }
@@ -132,7 +134,7 @@ fn choice(
     app: &App,
 ) -> Value {
     let mut choice = match form {
-        Form::Chat => chat::choice(index, sequence, app),
+        Form::Chat => chat::choice(index, sequence, answering.calls.clone(), app),
         Form::Completion => completions::choice(index, sequence, app),
     };
     if answering.return_token_ids {

@@ -17,6 +17,7 @@ use crate::{
     messages,
     refusal::Refusal,
     reply::json_response,
+    tools::Tools,
 };
 
 /// `POST /tokenize`: the tokens of `prompt`, or of `messages` as the chat template renders them.
@@ -43,7 +44,10 @@ fn encode(mut fields: Fields, app: &App) -> Result<Response<Body>, Refusal> {
             let tokens = app.about.tokenizer()?.encode(&text, special);
             tokens.map_err(|e| Refusal::field("prompt", e.to_string()))?
         }
-        None => messages::read(&mut fields, app)?,
+        None => {
+            let tools = Tools::read(&mut fields)?;
+            messages::read(&mut fields, tools.told(), app)?.tokens
+        }
     };
     fields.end()?;
     let context = app.about.context;

@@ -237,33 +237,6 @@ fn content_may_come_in_parts_and_fields_be_null() {
 }
 
 #[test]
-fn tools_go_to_the_template() {
-    let server = start();
-    let tool = json!([{"type": "function", "function": {"name": "tide", "description": "When the tide is high", "parameters": {"type": "object", "properties": {}}}}]);
-    let prompt =
-        |fields: Value| server.chat("When?", fields)["usage"]["prompt_tokens"].as_u64().unwrap();
-    let fields = |more: Value| {
-        let mut fields = json!({"max_tokens": 1, "temperature": 0});
-        fields.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        fields
-    };
-    let without = prompt(fields(json!({})));
-    // The bundled model's template knows no tools, and leaves them out.
-    assert_eq!(prompt(fields(json!({"tools": tool, "tool_choice": "none"}))), without);
-    prompt(fields(json!({"tools": tool, "tool_choice": "auto", "parallel_tool_calls": true})));
-    let call = json!([{"id": "a", "type": "function", "function": {"name": "tide", "arguments": "{\"port\": 1}"}}]);
-    let messages = json!([
-        {"role": "user", "content": "When?"},
-        {"role": "assistant", "content": null, "tool_calls": call},
-        {"role": "tool", "tool_call_id": "a", "content": "At six."},
-    ]);
-    let answer = server.post(CHAT, &json!({"messages": messages, "max_tokens": 1}));
-    // Whether it takes such turns is the template's affair; it never is the server's end.
-    assert!([200, 400].contains(&answer.status), "{}", answer.text());
-    server.assert_alive();
-}
-
-#[test]
 fn tokens_and_models_are_told() {
     let server = start();
     let tokens = server.document("/tokenize", &json!({"prompt": "The harbour is quiet."}));

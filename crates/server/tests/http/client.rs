@@ -32,13 +32,21 @@ pub(crate) fn start() -> TestServer {
 }
 
 pub(crate) fn start_with(options: Options) -> TestServer {
+    start_model(options, model)
+}
+
+/// A server with another model.
+pub(crate) fn start_model(
+    options: Options,
+    load: impl FnOnce() -> Model + Send + 'static,
+) -> TestServer {
     let server = Server::bind(Options { port: 0, ..options }).unwrap();
     let (address, stop) = (server.address(), server.stop());
-    let thread = thread::spawn(move || server.run(&model()).unwrap());
+    let thread = thread::spawn(move || server.run(&load()).unwrap());
     TestServer { address, stop, thread: Some(thread) }
 }
 
-/// The model that every server here has.
+/// The model that a server here has, unless it is given another.
 pub(crate) fn model() -> Model {
     Model::bundled(ComputeDtype::Float32).unwrap()
 }
