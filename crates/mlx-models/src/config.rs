@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     Error, ErrorKind, Result,
-    input::{quoted, regular_file, shortened, shortened_to},
+    input::{quoted, read_json_file, shortened, shortened_to},
 };
 
 /// A JSON object whose fields are read one by one.
@@ -20,8 +20,9 @@ pub(crate) struct Config {
     fields: Map<String, Value>,
     /// How many numbers the weights hold: what is larger is refused before anything is allocated.
     most: usize,
-    /// The fields that were asked for, of this object, its copies and those in it.
-    asked: Rc<RefCell<BTreeSet<String>>>,
+    /// The fields that were asked for, each behind the name of its object: of this object, its copies and
+    /// those in it.
+    asked: Rc<RefCell<BTreeSet<(String, String)>>>,
 }
 
 impl Config {
@@ -30,11 +31,7 @@ impl Config {
     /// # Errors
     /// When it cannot be read or is not a JSON object.
     pub(crate) fn read(path: &Path) -> Result<Self> {
-        let name = path.display().to_string();
-        regular_file(path)?;
-        let bytes = std::fs::read(path)
-            .map_err(|e| Error::new(ErrorKind::File, format!("cannot read {name}: {e}")))?;
-        Self::parse(&name, &bytes)
+        Self::parse(&path.display().to_string(), &read_json_file(path)?)
     }
 
     /// Parses JSON bytes; `name` is what errors call them.
@@ -75,26 +72,29 @@ impl Config {
 
     /// The field's value; absent and `null` are the same, as in HF.
     pub(crate) fn get(&self, key: &str) -> Option<&Value> {
-        self.asked.borrow_mut().insert(key.to_owned());
+        self.ask(key);
         self.fields.get(key).filter(|value| !value.is_null())
     }
 
     /// Whether the field is there at all, `null` included.
     pub(crate) fn has(&self, key: &str) -> bool {
-        self.asked.borrow_mut().insert(key.to_owned());
+        self.ask(key);
         self.fields.contains_key(key)
     }
 
-    /// Whether the field was asked for, there or not.
-    pub(crate) fn was_read(&self, key: &str) -> bool {
-        self.asked.borrow().contains(key)
+    fn ask(&self, key: &str) {
+        self.asked.borrow_mut().insert((self.name.clone(), key.to_owned()));
     }
 
-    /// The entries that nobody asked for.
-    pub(crate) fn unread(&self) -> Vec<(String, Value)> {
-        let asked = self.asked.borrow();
-        let entries = self.fields.iter().filter(|(key, _)| !asked.contains(*key));
-        entries.map(|(key, value)| (key.clone(), value.clone())).collect()
+    /// Whether this object's field was asked for, there or not.
+    pub(crate) fn was_read(&self, key: &str) -> bool {
+        self.asked.borrow().contains(&(self.name.clone(), key.to_owned()))
+    }
+
+    /// The objects in this one, each with its key.
+    pub(crate) fn objects(&self) -> impl Iterator<Item = (&String, Self)> {
+        let objects = self.fields.iter().filter_map(|(key, value)| Some((key, value.as_object()?)));
+        objects.map(|(key, fields)| (key, Self { fields: fields.clone(), ..self.empty(key) }))
     }
 
     fn typed<'a, T>(

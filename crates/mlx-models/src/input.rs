@@ -16,6 +16,20 @@ pub(crate) fn regular_file(path: &Path) -> Result<u64> {
     }
 }
 
+/// The longest JSON file of a model's folder, in bytes: the index of a thousand shards has 15 MB.
+const LONGEST: u64 = 128 << 20;
+
+/// Reads a JSON file of a model's folder.
+pub(crate) fn read_json_file(path: &Path) -> Result<Vec<u8>> {
+    let refused = |what: String| Error::new(ErrorKind::File, what);
+    let (name, length) = (path.display(), regular_file(path)?);
+    if length > LONGEST {
+        let (length, most) = (length >> 20, LONGEST >> 20);
+        return Err(refused(format!("{name} has {length} MiB, and at most {most} are read")));
+    }
+    fs::read(path).map_err(|e| refused(format!("cannot read {name}: {e}")))
+}
+
 /// `text` in backticks, on one line and of bearable length: files may hold names of megabytes.
 pub(crate) fn quoted(text: &str) -> String {
     format!("`{}`", shortened(text))

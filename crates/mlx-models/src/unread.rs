@@ -68,32 +68,46 @@ impl Effect {
     }
 }
 
-/// Refuses such a field of the config, or of the language model's in it.
+/// Parts of a config that describe something else than the language model, by parts of their names.
+const OTHER_PARTS: [&str; 5] = ["vision", "audio", "image", "video", "speech"];
+
+/// Refuses such a field of the config, or of an object in it that belongs to the language model.
 pub(crate) fn check(config: &Config) -> Result<()> {
-    if let Some(text) = config.object("text_config")? {
-        check(&text)?;
+    let mut text = None;
+    for (key, part) in config.objects() {
+        match key.as_str() {
+            "text_config" => text = Some(part.clone()),
+            // A model of its own.
+            _ if part.entries().any(|(key, _)| key == "model_type") => continue,
+            _ if OTHER_PARTS.iter().any(|it| key.contains(it)) => continue,
+            _ => {}
+        }
+        check(&part)?;
     }
-    for (key, value) in config.unread() {
+    // A wrapper may say once more what its language model has.
+    let is_repeated = |key: &str, value: &Value| {
+        let mut fields = text.iter().flat_map(Config::entries);
+        fields.any(|it| it == (&key.to_owned(), value))
+    };
+    for (key, value) in config.entries().filter(|(key, _)| !config.was_read(key)) {
         let is_idle = match key.as_str() {
-            "layer_types" => are_usual_layers(config, &value),
-            key => Effect::of(key).is_idle(&value),
+            "layer_types" => are_usual_layers(config, value),
+            key => Effect::of(key).is_idle(value),
         };
-        if !is_idle {
+        if !is_idle && !is_repeated(key, value) {
             let what = format_args!("is {value}, which this architecture does not know");
-            return Err(config.error(&key, what));
+            return Err(config.error(key, what));
         }
     }
     Ok(())
 }
 
-/// Whether layers are of the kind that all layers have where a family knows no other: they see everything, or
-/// a window that the family read.
+/// Whether layers are of the kind that all layers have where a family knows no other: all of them see
+/// everything, or all of them a window that the family read.
 fn are_usual_layers(config: &Config, value: &Value) -> bool {
-    let slide = config.was_read("sliding_window");
-    let is_usual = |kind: &Value| match kind.as_str() {
-        Some("full_attention") => true,
-        Some("sliding_attention") => slide,
-        _ => false,
+    let are_all = |kind: &str| match value.as_array() {
+        Some(kinds) => kinds.iter().all(|it| it.as_str() == Some(kind)),
+        None => value.is_null(),
     };
-    value.is_null() || value.as_array().is_some_and(|kinds| kinds.iter().all(is_usual))
+    are_all("full_attention") || (are_all("sliding_attention") && config.was_read("sliding_window"))
 }

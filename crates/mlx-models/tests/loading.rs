@@ -700,6 +700,61 @@ fn fields_that_matter_are_obeyed_or_refused_by_every_family() {
     assert!(seen.len() > 40 && refused > 800 && obeyed > 10, "{refused} {obeyed}");
 }
 
+/// A field counts as read where its family reads it, and nowhere else.
+#[test]
+fn fields_that_matter_are_refused_where_no_family_reads_them() {
+    for (name, part, field, value) in [
+        // Read in `text_config`.
+        ("muse-glimmer", "", "final_logit_softcapping", json!(3.0)),
+        ("muse-glimmer", "", "output_multiplier", json!(0.5)),
+        ("muse-glimmer", "", "layer_types", json!(["sliding_attention"])),
+        // Read at the top.
+        ("granite", "attn_config", "attention_multiplier", json!(0.5)),
+        ("gemma2", "attention", "attn_logit_softcapping", json!(3.0)),
+        ("llama", "attn_config", "clip_qkv", json!(8.0)),
+        ("llama", "attn_config", "alibi", json!(true)),
+        ("llama", "settings", "per_layer_config", json!({"0": {"rms_norm_eps": 0.5}})),
+    ] {
+        let folder = copy(name);
+        edit_config(folder.path(), |config| match part {
+            "" => config[field] = value.clone(),
+            part => config[part] = json!({ "deeper": { field: value } }),
+        });
+        let error = Decoder::load(folder.path(), ComputeDtype::Float32).unwrap_err().to_string();
+        assert!(error.contains(part) && error.contains(&format!("`{field}` is")), "{error}");
+    }
+    // A wrapper that says it once more, and parts of other kinds.
+    let folder = copy("muse-glimmer");
+    edit_config(folder.path(), |config| {
+        config["final_logit_softcapping"] =
+            config["text_config"]["final_logit_softcapping"].clone();
+        config["vision_config"]["is_causal"] = json!(false);
+        config["audio_encoder"] = json!({"alibi": true});
+        config["draft"] = json!({"model_type": "llama", "clip_qkv": 8.0});
+    });
+    Decoder::load(folder.path(), ComputeDtype::Float32).unwrap();
+}
+
+/// Where a family gives one window to all layers, a config that gives it to some is refused.
+#[test]
+fn layers_that_differ_are_refused_where_all_have_one_window() {
+    let (slides, full) = ("sliding_attention", "full_attention");
+    for name in ["mistral", "ministral3", "mixtral", "phi3", "qwen3-moe", "starcoder2"] {
+        let load = |kinds: &[&str]| {
+            let folder = copy(name);
+            edit_config(folder.path(), |config| {
+                config["use_sliding_window"] = json!(true);
+                config["sliding_window"] = json!(4);
+                config["layer_types"] = json!(kinds);
+            });
+            Decoder::load(folder.path(), ComputeDtype::Float32)
+        };
+        let error = load(&[slides, full, slides]).unwrap_err().to_string();
+        assert!(error.contains("`layer_types` is"), "{name}: {error}");
+        assert!(load(&[slides, slides, slides]).is_ok(), "{name}");
+    }
+}
+
 /// Fields of published configs whose names say that they matter, and whose values say that they do not.
 #[test]
 fn published_fields_that_change_nothing_are_passed_over() {
