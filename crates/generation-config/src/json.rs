@@ -1,6 +1,6 @@
 //! JSON in and out: values, files, serde.
 
-use std::path::Path;
+use std::{io::Read, path::Path};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
@@ -184,6 +184,9 @@ fn wrong_type(field: &str, mismatch: &Mismatch) -> Error {
     Error::of(ErrorKind::Type, field, message)
 }
 
+/// The longest file, in bytes.
+const LONGEST: u64 = 16 << 20;
+
 fn read_object(path: &Path) -> Result<Value> {
     let failed = |it: std::io::Error| Error::new(ErrorKind::File, format!("cannot be read ({it})"));
     let kind = std::fs::metadata(path).map_err(failed)?;
@@ -191,7 +194,18 @@ fn read_object(path: &Path) -> Result<Value> {
     if !kind.is_file() && !kind.is_dir() && std::fs::canonicalize(path).is_ok() {
         return Err(failed(std::io::Error::other("it is a device or a pipe, not a file")));
     }
-    let bytes = std::fs::read(path).map_err(failed)?;
+    let too_long = || {
+        let most = LONGEST >> 20;
+        failed(std::io::Error::other(format!("it has more than {most} MiB")))
+    };
+    if kind.is_file() && kind.len() > LONGEST {
+        return Err(too_long());
+    }
+    let (file, mut bytes) = (std::fs::File::open(path).map_err(failed)?, Vec::new());
+    file.take(LONGEST + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > LONGEST {
+        return Err(too_long());
+    }
     read_json(&bytes)
 }
 

@@ -8,6 +8,9 @@ use serde_json::{Map, Value};
 
 use crate::graph;
 
+/// The longest file of an example, in bytes.
+const LONGEST: u64 = 16 << 20;
+
 /// A conversation whose turns belong to clusters.
 ///
 /// ```
@@ -140,7 +143,8 @@ impl Example {
     /// When the file cannot be read, or [`from_json`](Self::from_json) refuses it; the sentence names the file.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let name = path.as_ref().display();
-        let bytes = read_file(&path).map_err(|e| refused(format!("cannot read {name}: {e}")))?;
+        let bytes =
+            read_file(&path, LONGEST).map_err(|e| refused(format!("cannot read {name}: {e}")))?;
         let text =
             String::from_utf8(bytes).map_err(|e| refused(format!("{name} is not UTF-8: {e}")))?;
         Self::from_json(&text).map_err(|e| refused(format!("{name}: {e}")))

@@ -43,6 +43,9 @@ const SINGLE: &str = "model.safetensors";
 /// The longest header that is read, as in the `safetensors` crate: 100 MB.
 const MAX_HEADER: u64 = 100_000_000;
 
+/// The most tensors of one file: mixtures with hundreds of experts have a tenth of it in each of theirs.
+const MAX_TENSORS: usize = 100_000;
+
 /// Opens every tensor of a model folder: as in HF, a whole file before an index of parts.
 pub(crate) fn open(folder: &Path) -> Result<Tensors> {
     let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
@@ -314,7 +317,13 @@ fn check_header(path: &Path) -> Result<()> {
             format!("is damaged: its header describes {expected} bytes, the file has {actual}"),
         ));
     }
-    for (name, info) in metadata.tensors() {
+    let tensors = metadata.tensors();
+    if tensors.len() > MAX_TENSORS {
+        let (found, most) = (tensors.len(), MAX_TENSORS);
+        let what = format!("holds {found} tensors, and at most {most} of one file are read");
+        return Err(damaged(path, what));
+    }
+    for (name, info) in tensors {
         // Whole numbers are what other packers keep beside a weight, never the weight itself.
         let is_whole = matches!(info.dtype, Dtype::I32 | Dtype::I64);
         let is_plain = name.ends_with(".weight") || name.ends_with(".bias");

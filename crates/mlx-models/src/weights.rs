@@ -550,13 +550,11 @@ impl Weights {
     pub(crate) fn finish(mut self) -> Result<Vec<Skipped>> {
         // Old checkpoints carry rotary tables, which every graph computes.
         self.tensors.retain(|name, _| !name.ends_with("rotary_emb.inv_freq"));
-        let mut left: Vec<&String> = self.tensors.keys().collect();
-        left.sort();
-        match left.as_slice() {
-            [] => Ok(self.skipped),
-            [first, rest @ ..] => {
+        match self.tensors.keys().min() {
+            None => Ok(self.skipped),
+            Some(first) => {
                 let first = self.in_file(first);
-                let more = match rest.len() {
+                let more = match self.tensors.len() - 1 {
                     0 => String::new(),
                     more => format!(" and {more} more"),
                 };

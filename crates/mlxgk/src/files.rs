@@ -5,7 +5,7 @@
 //! flag named it: exit status 2. So [`named`] is around whatever reads one. A model is not one of them: its
 //! name may stand for a download. Nor is a file that cannot be written.
 
-use std::{fmt::Display, fs, io, path::Path};
+use std::{fmt::Display, io, path::Path};
 
 use mlx_genkit::steering::{read_file, write_file};
 use serde::de::DeserializeOwned;
@@ -23,22 +23,21 @@ pub(crate) fn named<T>(read: std::result::Result<T, impl Display>) -> Result<T> 
 /// The content of a text file.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
     let name = path.display();
-    if let Some(it) = fs::metadata(path).ok().filter(|it| it.is_file() && it.len() > LONGEST) {
-        let (len, most) = (it.len() >> 20, LONGEST >> 20);
-        let what =
-            format_args!("cannot read {name}: it has {len} MiB, and at most {most} are read");
-        return Err(Failure::usage(what));
-    }
-    let bytes =
-        read_file(path).map_err(|e| Failure::usage(format_args!("cannot read {name}: {e}")))?;
+    let bytes = read_file(path, LONGEST)
+        .map_err(|e| Failure::usage(format_args!("cannot read {name}: {e}")))?;
     utf8(bytes, &name.to_string())
 }
 
-/// The content of stdin, every byte of it.
+/// The content of stdin, every byte of it; no more than of a file.
 pub(crate) fn read_all_of_stdin() -> Result<String> {
     let mut bytes = Vec::new();
-    io::Read::read_to_end(&mut io::stdin(), &mut bytes)
+    io::Read::read_to_end(&mut io::Read::take(io::stdin(), LONGEST + 1), &mut bytes)
         .map_err(|e| Failure::other(format_args!("cannot read stdin: {e}")))?;
+    if bytes.len() as u64 > LONGEST {
+        let most = LONGEST >> 20;
+        let what = format_args!("stdin has more than {most} MiB, and at most {most} are read");
+        return Err(Failure::usage(what));
+    }
     utf8(bytes, "stdin")
 }
 

@@ -18,7 +18,7 @@ use std::{
 
 use crate::{
     Error, ErrorKind, ModelId, Result,
-    files::{INDEX, WHOLE},
+    files::{INDEX, WHOLE, read},
 };
 
 /// A model in the cache, at one commit.
@@ -197,7 +197,7 @@ pub(crate) fn is_complete(snapshot: &Path) -> bool {
     if has(WHOLE) {
         return true;
     }
-    let Ok(index) = fs::read(snapshot.join(INDEX)) else { return false };
+    let Ok(index) = read(&snapshot.join(INDEX)) else { return false };
     let Ok(index) = serde_json::from_slice::<serde_json::Value>(&index) else { return false };
     let Some(shards) = index["weight_map"].as_object() else { return false };
     !shards.is_empty() && shards.values().all(|it| it.as_str().is_some_and(has))

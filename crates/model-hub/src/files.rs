@@ -45,9 +45,18 @@ pub(crate) fn needed(repo: &str, all: &[&str]) -> Result<Vec<String>> {
     Ok(small.chain(weights).map(str::to_owned).collect())
 }
 
-/// The content of a file of a model's folder.
+/// The longest file of a model's folder, other than its weights: the largest published `tokenizer.json` has
+/// 35 MB.
+const LONGEST: u64 = 128 << 20;
+
+/// The content of a file of a model's folder, other than its weights.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
-    regular(path)?;
+    let length = regular(path)?;
+    if length > LONGEST {
+        let (length, most) = (length >> 20, LONGEST >> 20);
+        let what = format!("it has {length} MiB, and at most {most} are read");
+        return Err(Error::file("reading", path, io::Error::other(what)));
+    }
     fs::read(path).map_err(|e| Error::file("reading", path, e))
 }
 

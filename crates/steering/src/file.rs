@@ -8,6 +8,10 @@ use serde_json::{Map, Value, json};
 
 use crate::{Error, ErrorKind, Result, SteeringVectors, read_file, write_file};
 
+/// The longest file of steering vectors, of ours or of another format: vectors for every place of the largest
+/// models are a tenth of it.
+const LONGEST: u64 = 512 << 20;
+
 const FORMAT: &str = "mlxgk-steering";
 const VERSION: &str = "1";
 
@@ -115,7 +119,7 @@ impl SteeringVectors {
 
 /// Reads a whole file.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
-    read_file(path)
+    read_file(path, LONGEST)
         .map_err(|e| Error::new(ErrorKind::File, format!("cannot read {}: {e}", path.display())))
 }
 

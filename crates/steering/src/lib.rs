@@ -36,4 +36,4 @@ pub use self::seed::derive_seed;
 pub use self::steering::{Conflict, Injection, Steering};
 pub use self::suspect::{Suspicion, suspicions};
 pub use self::vectors::SteeringVectors;
-pub use self::whole_file::{read_file, write_file};
+pub use self::whole_file::{open_file, read_file, write_file};

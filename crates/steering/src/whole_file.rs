@@ -1,8 +1,9 @@
-//! Files that are read only if they are files, and that are whole or not there, whenever the process ends.
+//! Files that are read only if they are files of a bearable length, and that are whole or not there, whenever
+//! the process ends.
 
 use std::{
     fs::{self, File},
-    io::{self, Write},
+    io::{self, Read, Write},
     path::Path,
     time::Duration,
 };
@@ -13,12 +14,38 @@ const SUFFIX: &str = ".tmp";
 /// A file younger than this may be one that is just being made and not locked yet.
 const YOUNG: Duration = Duration::from_secs(1);
 
-/// The content of a file that a user has named. A device or a named pipe is refused, since reading it might
-/// never end; the pipe of a shell's `<(command)` is read.
+/// The content of a file that a user has named, of at most so many bytes. A device or a named pipe is
+/// refused, since reading it might never end; the pipe of a shell's `<(command)` is read.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("notes.json");
+/// std::fs::write(&path, b"{}")?;
+/// assert_eq!(mlxgk_steering::read_file(&path, 2)?, b"{}");
+/// let error = mlxgk_steering::read_file(&path, 1).unwrap_err();
+/// assert_eq!(error.to_string(), "it has 2 bytes, and at most 1 is read");
+/// # Ok::<(), std::io::Error>(())
+/// ```
 ///
 /// # Errors
-/// When it cannot be read, or is not a file.
-pub fn read_file(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+/// When it cannot be read, is not a file, or is longer; that is seen before it is read.
+pub fn read_file(path: impl AsRef<Path>, most: u64) -> io::Result<Vec<u8>> {
+    let file = open_file(path, most)?;
+    let mut bytes = Vec::with_capacity(file.metadata()?.len().min(most) as usize);
+    // One byte more shows that there is more.
+    file.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 {
+        length if length > most => Err(too_long(length, most)),
+        _ => Ok(bytes),
+    }
+}
+
+/// Opens such a file, for those who read it a part at a time. What a pipe holds has no length that could be
+/// looked at before.
+///
+/// # Errors
+/// As [`read_file`].
+pub fn open_file(path: impl AsRef<Path>, most: u64) -> io::Result<File> {
     let path = path.as_ref();
     let kind = fs::metadata(path)?;
     if kind.is_dir() {
@@ -28,7 +55,17 @@ pub fn read_file(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
     if !kind.is_file() && fs::canonicalize(path).is_ok() {
         return Err(io::Error::other("it is a device or a pipe, not a file"));
     }
-    fs::read(path)
+    if kind.is_file() && kind.len() > most {
+        return Err(too_long(kind.len(), most));
+    }
+    File::open(path)
+}
+
+fn too_long(length: u64, most: u64) -> io::Error {
+    let (unit, of) = if most < 1 << 20 { ("bytes", 0) } else { ("MiB", 20) };
+    let (length, most) = (length >> of, most >> of);
+    let are = if most == 1 { "is" } else { "are" };
+    io::Error::other(format!("it has {length} {unit}, and at most {most} {are} read"))
 }
 
 /// Writes a file by way of a temporary one beside it that nothing else has the name of, so that it is

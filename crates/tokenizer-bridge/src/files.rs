@@ -12,6 +12,9 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, ErrorKind, Result};
 
+/// The longest file that is read, in bytes: the largest published `tokenizer.json` has 35 MB.
+const LONGEST: u64 = 128 << 20;
+
 pub(crate) const TOKENIZER: &str = "tokenizer.json";
 pub(crate) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 pub(crate) const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
@@ -157,6 +160,11 @@ fn read_if_there(path: &Path) -> Result<Option<Cow<'static, [u8]>>> {
         // Reading a pipe or a device might never end.
         Ok(it) if !it.is_file() => {
             Err(Error::new(ErrorKind::Io, format!("{} is not a file", path.display())))
+        }
+        Ok(it) if it.len() > LONGEST => {
+            let (name, length, most) = (path.display(), it.len() >> 20, LONGEST >> 20);
+            let what = format!("{name} has {length} MiB, and at most {most} are read");
+            Err(Error::new(ErrorKind::Io, what))
         }
         Ok(_) => match std::fs::read(path) {
             Ok(content) => Ok(Some(content.into())),

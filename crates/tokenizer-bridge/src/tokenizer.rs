@@ -19,6 +19,9 @@ use crate::files::{CONFIG, Files, TOKENIZER};
 use crate::panics::catching;
 use crate::texts::TokenTexts;
 
+/// The longest text that is encoded, in bytes.
+const LONGEST: usize = 4 << 20;
+
 /// A tokenizer as transformers' `AutoTokenizer` would load it from the same files.
 ///
 /// ```
@@ -144,9 +147,16 @@ impl Tokenizer {
     /// # Errors
     ///
     /// [`ErrorKind::Tokenizer`] for a text that the vocabulary cannot express and that has no
-    /// unknown token.
+    /// unknown token, or of more than 4 MiB, which is beyond most contexts: the `tokenizers`
+    /// library takes a hundred times a text's bytes.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
         let failed = |what: &dyn fmt::Display| Error::tokenizer("encode the text", what);
+        if text.len() > LONGEST {
+            let (length, most) = (text.len() >> 20, LONGEST >> 20);
+            return Err(failed(&format_args!(
+                "it has {length} MiB, and at most {most} are encoded"
+            )));
+        }
         let encoding = catching(|| self.shared.inner.encode_fast(text, add_special_tokens))
             .map_err(|what| failed(&format_args!("`{}`: {what}", self.part_at_fault(text))))?;
         Ok(encoding.map_err(|what| failed(&what))?.get_ids().to_vec())

@@ -4,13 +4,22 @@
 //! completion, the completion; of a conversation, what the assistant says, up to and including the token
 //! that ends a turn, as the chat template writes it.
 
-use std::path::Path;
+use std::{
+    io::{BufRead, BufReader, Read},
+    path::Path,
+};
 
-use mlxgk_steering::read_file;
+use mlxgk_steering::open_file;
 use mlxgk_tokenizer_bridge::{ChatTemplate, Message, RenderOptions, Tokenizer};
 use serde_json::{Map, Value};
 
 use crate::{Error, ErrorKind, Example, IGNORE_INDEX, Result};
+
+/// The longest file of data: all of its tokens are held.
+const LONGEST: u64 = 1 << 30;
+
+/// The longest row, in bytes: no context has room for what it holds.
+const LONGEST_ROW: u64 = 16 << 20;
 
 /// Turns rows of data into tokens and labels, with a model's tokenizer and chat template.
 ///
@@ -78,17 +87,35 @@ impl Encoder<'_> {
     /// | `{"prompt": …, "chosen": …, "rejected": …}` | texts, or lists of messages |
     ///
     /// # Errors
-    /// When the file cannot be read or has no row, or a row is wrong: not JSON, of no known kind, empty,
-    /// without a completion, or longer than the context. The message names file and line.
+    /// When the file cannot be read, has more than 1 GiB or no row, or a row is wrong: of more than 16 MiB, not
+    /// JSON, of no known kind, empty, without a completion, or longer than the context. The message names
+    /// file and line.
     pub fn read(&self, path: impl AsRef<Path>) -> Result<Vec<Row>> {
         let path = path.as_ref();
         let name = path.display();
         let wrong = |what: String| Error::new(ErrorKind::File, format!("{name}: {what}"));
-        let bytes = read_file(path).map_err(|e| wrong(format!("cannot be read: {e}")))?;
-        let text = String::from_utf8(bytes).map_err(|e| wrong(format!("is not UTF-8: {e}")))?;
-        let mut rows = Vec::new();
-        for (number, line) in text.lines().enumerate().filter(|(_, it)| !it.trim().is_empty()) {
-            let about = |what: String| Error::data(format!("{name}:{}: {what}", number + 1));
+        let unreadable = |e: std::io::Error| wrong(format!("cannot be read: {e}"));
+        let mut file = BufReader::new(open_file(path, LONGEST).map_err(unreadable)?);
+        let (mut rows, mut line, mut number) = (Vec::new(), Vec::new(), 0);
+        loop {
+            line.clear();
+            number += 1;
+            let mut part = file.by_ref().take(LONGEST_ROW + 1);
+            if part.read_until(b'\n', &mut line).map_err(unreadable)? == 0 {
+                break;
+            }
+            let about = |what: String| Error::data(format!("{name}:{number}: {what}"));
+            if line.len() as u64 > LONGEST_ROW {
+                let most = LONGEST_ROW >> 20;
+                return Err(about(format!(
+                    "has more than {most} MiB, and at most {most} are read"
+                )));
+            }
+            let line = std::str::from_utf8(&line)
+                .map_err(|e| wrong(format!("is not UTF-8 in line {number}: {e}")))?;
+            if line.trim().is_empty() {
+                continue;
+            }
             let value: Value =
                 serde_json::from_str(line).map_err(|e| about(format!("is not valid JSON: {e}")))?;
             let Value::Object(row) = value else {

@@ -2,11 +2,17 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    fs::File,
+    io::{self, Read, Seek},
     path::Path,
 };
 
 use mlx_rs::Array;
-use safetensors::{SafeTensors, tensor::TensorView};
+use mlxgk_steering::open_file;
+use safetensors::{
+    SafeTensors,
+    tensor::{Metadata, TensorView},
+};
 
 use crate::{Error, ErrorKind, Result, head::host};
 
@@ -21,10 +27,12 @@ pub(crate) fn failed(path: &Path, why: impl std::fmt::Display) -> Error {
     Error::new(ErrorKind::File, format!("{}: {why}", path.display()))
 }
 
-/// Reads a file of float tensors; they come out in fp32.
-pub(crate) fn read(path: &Path) -> Result<Tensors> {
-    let bytes = mlxgk_steering::read_file(path)
-        .map_err(|e| failed(path, format_args!("cannot be read: {e}")))?;
+/// The longest header, as in the `safetensors` crate: 100 MB.
+const LONGEST_HEADER: u64 = 100_000_000;
+
+/// Reads a file of float tensors, of at most so many bytes; they come out in fp32.
+pub(crate) fn read(path: &Path, most: u64) -> Result<Tensors> {
+    let bytes = whole(path, most).map_err(|e| failed(path, format_args!("cannot be read: {e}")))?;
     let damaged = |e: safetensors::SafeTensorError| failed(path, format_args!("is damaged: {e}"));
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(damaged)?;
     let metadata = header.metadata().clone().unwrap_or_default();
@@ -36,6 +44,49 @@ pub(crate) fn read(path: &Path) -> Result<Tensors> {
         arrays.insert(name, array);
     }
     Ok(Tensors { arrays, metadata })
+}
+
+/// The bytes of a file, once its header has shown that it is one of tensors, and as long as it says.
+fn whole(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let mut file = open_file(path, most)?;
+    let about = file.metadata()?;
+    if !about.is_file() {
+        // A pipe has no length, and is read once.
+        let mut bytes = Vec::new();
+        file.take(most).read_to_end(&mut bytes)?;
+        return Ok(bytes);
+    }
+    let length = about.len();
+    let described = described(&mut file, length)?;
+    if described != length {
+        return Err(io::Error::other(format!(
+            "it is damaged: its header describes {described} bytes, and it has {length}"
+        )));
+    }
+    file.rewind()?;
+    let mut bytes = Vec::with_capacity(length as usize);
+    file.take(length).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// How long the header of a file of so many bytes says that it is.
+fn described(file: &mut File, length: u64) -> io::Result<u64> {
+    let mut header = [0; 8];
+    let is_long = length >= 8;
+    if is_long {
+        file.read_exact(&mut header)?;
+    }
+    let header = u64::from_le_bytes(header);
+    if !is_long || header > LONGEST_HEADER || header + 8 > length {
+        return Err(io::Error::other(format!(
+            "it is truncated or not a safetensors file: it has {length} bytes"
+        )));
+    }
+    let mut bytes = vec![0; header as usize];
+    file.read_exact(&mut bytes)?;
+    let metadata: Metadata = serde_json::from_slice(&bytes)
+        .map_err(|e| io::Error::other(format!("it is damaged: its header is not one: {e}")))?;
+    Ok(8 + header + metadata.data_len() as u64)
 }
 
 fn floats(view: &TensorView<'_>) -> Option<Array> {

@@ -22,6 +22,9 @@ use crate::{
 const WEIGHTS: &str = "adapter_model.safetensors";
 const TENSOR: &str = "prompt_embeddings";
 
+/// The longest file: a thousand virtual tokens of the largest models take 64 MB.
+const LONGEST: u64 = 512 << 20;
+
 /// Embeddings that precede a text, `[virtual tokens, hidden]` (prompt tuning, Lester et al., 2021).
 ///
 /// ```
@@ -144,7 +147,7 @@ impl SoftPrompt {
         } else {
             path.to_owned()
         };
-        let mut arrays = files::read(&file)?.arrays;
+        let mut arrays = files::read(&file, LONGEST)?.arrays;
         let found = arrays
             .remove(TENSOR)
             .ok_or_else(|| failed(&file, format_args!("has no `{TENSOR}`")))?;

@@ -356,7 +356,7 @@ impl<'m> Trainer<'m> {
     /// run is then as it was.
     pub fn resume(&mut self, path: impl AsRef<Path>) -> Result<Value> {
         let path = path.as_ref();
-        let files::Tensors { mut arrays, metadata } = files::read(path)?;
+        let files::Tensors { mut arrays, metadata } = files::read(path, u64::MAX)?;
         if metadata.get("format").map(String::as_str) != Some(FORMAT) {
             return Err(failed(path, "is not a checkpoint of a training run"));
         }

@@ -1,13 +1,21 @@
 //! The container: safetensors, read whole and written whole or not at all.
 
-use std::{collections::BTreeMap, fs, io::Write, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{Read, Write},
+    path::Path,
+};
 
 use half::{bf16, f16};
 use mlx_rs::{Array, Dtype, error::AsSliceError};
-use safetensors::{Dtype as Stored, SafeTensors};
+use safetensors::{Dtype as Stored, SafeTensors, tensor::Metadata};
 use serde_json::{Map, Value, json};
 
 use crate::{Error, Result};
+
+/// The longest header, as in the `safetensors` crate: 100 MB.
+const LONGEST_HEADER: u64 = 100_000_000;
 
 /// The tensors and the metadata of a file.
 #[derive(Debug, Default)]
@@ -24,7 +32,27 @@ impl Container {
         if is_file.is_ok_and(|it| !it) {
             return Err(Error::file(format!("{name} is not a file")));
         }
-        let bytes = fs::read(path).map_err(|e| Error::file(format!("cannot read {name}: {e}")))?;
+        let failed = |e: std::io::Error| Error::file(format!("cannot read {name}: {e}"));
+        let mut file = File::open(path).map_err(failed)?;
+        let length = file.metadata().map_err(failed)?.len();
+        let mut bytes = Vec::new();
+        // Gigabytes are not read before the header has shown that they are tensors.
+        (&mut file).take(8).read_to_end(&mut bytes).map_err(failed)?;
+        let header = bytes.first_chunk::<8>().map_or(u64::MAX, |it| u64::from_le_bytes(*it));
+        if header > LONGEST_HEADER || header + 8 > length {
+            let what = "is truncated or not a safetensors file";
+            return Err(Error::file(format!("{name} {what}: it has {length} bytes")));
+        }
+        (&mut file).take(header).read_to_end(&mut bytes).map_err(failed)?;
+        if let Ok(described) = serde_json::from_slice::<Metadata>(&bytes[8..]) {
+            let expected = 8 + header + described.data_len() as u64;
+            if expected != length {
+                let what = format!("its header describes {expected} bytes, and it has {length}");
+                return Err(Error::file(format!("{name} is truncated or damaged: {what}")));
+            }
+            bytes.reserve_exact((length - 8 - header) as usize);
+            file.read_to_end(&mut bytes).map_err(failed)?;
+        }
         Self::parse(&bytes).map_err(|what| Error::file(format!("{name} {what}")))
     }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 /// Runs `mlxgk` and checks that it fails as it should.
 #[track_caller]
-fn check(args: &[&str], stdin: &[u8], status: i32, words: &[&str]) {
+pub(crate) fn check(args: &[&str], stdin: &[u8], status: i32, words: &[&str]) {
     let run = mlxgk_with(args, stdin);
     let about = format!("{args:?}\nstdout: {}\nstderr: {}", run.stdout, run.stderr);
     assert_eq!(run.status, Some(status), "{about}");
@@ -20,12 +20,12 @@ fn check(args: &[&str], stdin: &[u8], status: i32, words: &[&str]) {
 }
 
 const NORM: &str = "model.norm.weight";
-const IDS: [&str; 5] = ["generate", "--max-tokens", "2", "--prompt-ids", "5,17"];
-const TEXT: [&str; 5] = ["generate", "--max-tokens", "2", "--prompt", "hello"];
+pub(crate) const IDS: [&str; 5] = ["generate", "--max-tokens", "2", "--prompt-ids", "5,17"];
+pub(crate) const TEXT: [&str; 5] = ["generate", "--max-tokens", "2", "--prompt", "hello"];
 
 /// Checks `args` on a folder that a function has broken.
 #[track_caller]
-fn check_folder(args: &[&str], folder: &Path, status: i32, words: &[&str]) {
+pub(crate) fn check_folder(args: &[&str], folder: &Path, status: i32, words: &[&str]) {
     check(&[args, &["--model", folder.to_str().unwrap()]].concat(), b"", status, words);
 }
 
@@ -53,7 +53,7 @@ fn folders() {
 }
 
 /// A safetensors file whose header is `header`, as it stands, before the given data.
-fn safetensors(header: &str, data: &[u8]) -> Vec<u8> {
+pub(crate) fn safetensors(header: &str, data: &[u8]) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
 }
 
@@ -309,23 +309,6 @@ fn files_that_are_none() {
             check(&[&TEXT[..], &["--soft-prompt", file]].concat(), b"", 2, &[file, words]);
         }
     }
-}
-
-/// A file of a terabyte that takes no room on the disk.
-#[test]
-fn text_files_without_end() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("hollow");
-    fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
-    let file = path.to_str().unwrap();
-    let words = [file, "1048576 MiB, and at most 256 are read"];
-    for flag in ["--json-schema", "--grammar", "--tools"] {
-        check(&[&TEXT[..], &[flag, file]].concat(), b"", 2, &words);
-    }
-    for flag in ["--messages", "--prompts-file"] {
-        check(&["generate", flag, file], b"", 2, &words);
-    }
-    check(&["perplexity", file], b"", 2, &words);
 }
 
 #[cfg(unix)]

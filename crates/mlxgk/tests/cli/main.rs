@@ -8,6 +8,7 @@ mod chat;
 mod commands;
 mod contract;
 mod convert;
+mod endless;
 mod flags;
 mod help;
 mod isolate;

@@ -126,8 +126,18 @@ fn a_file_that_cannot_be_used_is_a_wrong_command_line() {
         out: at("out.safetensors"),
     };
     let damaged = write(folder.path(), "damaged", [0xFF; 64]);
-    let empty = at("empty");
-    fs::create_dir(&empty).unwrap();
+    // A terabyte that takes no room on the disk, and is refused before it is read.
+    let hollow = |path: &Path| fs::File::create(path).unwrap().set_len(1 << 40).unwrap();
+    hollow(&folder.path().join("hollow"));
+    let [empty, config, weights] = ["empty", "hollow-config", "hollow-weights"].map(at);
+    for folder in [&empty, &config, &weights] {
+        fs::create_dir(folder).unwrap();
+    }
+    hollow(&Path::new(&config).join("adapter_config.json"));
+    hollow(&Path::new(&config).join("tokenizer.json"));
+    hollow(&Path::new(&weights).join("adapter_model.safetensors"));
+    hollow(&Path::new(&weights).join("tokenizer_config.json"));
+    write(Path::new(&weights), "adapter_config.json", r#"{"peft_type": "LORA", "r": 8}"#);
     let mut lines = Vec::new();
     for command in COMMANDS {
         let flags = flags(command);
@@ -140,7 +150,11 @@ fn a_file_that_cannot_be_used_is_a_wrong_command_line() {
             // What the flags of several commands mean is read in one place.
             if command == "generate" || !lines.iter().any(|it| it.0 == "generate" && it.1 == flag) {
                 let is_folder = flag == "--tokenizer" || flag == "--adapter";
-                lines.push((command, flag, if is_folder { &empty } else { &damaged }.clone()));
+                let wrong = match is_folder {
+                    true => [&empty, &config, &weights].map(Clone::clone),
+                    false => [damaged.clone(), at("hollow"), at("empty")],
+                };
+                lines.extend(wrong.map(|it| (command, flag.clone(), it)));
             }
         }
     }

@@ -10,7 +10,7 @@ use mlx_rs::Array;
 use mlxgk_mlx_models::{Adapter, Decoder};
 use serde_json::{Value, json};
 
-use super::{CONFIG, Parts, assemble, lora::layer_of, transposed};
+use super::{CONFIG, LONGEST, Parts, assemble, lora::layer_of, transposed};
 use crate::{Error, ErrorKind, Result, files, files::failed};
 
 const WEIGHTS: &str = "adapters.safetensors";
@@ -31,7 +31,7 @@ pub(super) fn read(folder: &Path, config: &Value) -> Result<Vec<(String, Adapter
         .ok_or_else(|| about(format!("lora_parameters.scale is {scale}, expected a number")))?;
     let file = folder.join(WEIGHTS);
     let mut parts: BTreeMap<String, Parts> = BTreeMap::new();
-    for (name, array) in files::read(&file)?.arrays {
+    for (name, array) in files::read(&file, LONGEST)?.arrays {
         let Some((path, part)) = name.rsplit_once('.') else {
             return Err(failed(&file, format_args!("`{name}` does not belong to an adapter")));
         };

@@ -191,9 +191,15 @@ pub fn clear_adapters(decoder: &mut Decoder) -> usize {
 
 const CONFIG: &str = "adapter_config.json";
 
+/// The longest file of adapters: those of rank 256 on a model of 70 billion parameters take 3 GB in bf16.
+pub(crate) const LONGEST: u64 = 4 << 30;
+
+/// The longest `adapter_config.json`.
+const LONGEST_CONFIG: u64 = 16 << 20;
+
 pub(crate) fn read_config(folder: &Path) -> Result<Value> {
     let path = folder.join(CONFIG);
-    let bytes = mlxgk_steering::read_file(&path)
+    let bytes = mlxgk_steering::read_file(&path, LONGEST_CONFIG)
         .map_err(|e| failed(&path, format_args!("cannot be read: {e}")))?;
     serde_json::from_slice(&bytes)
         .map_err(|e| failed(&path, format_args!("is not valid JSON: {e}")))

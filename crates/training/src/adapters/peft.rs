@@ -7,7 +7,7 @@ use mlxgk_mlx_models::{Adapter, Decoder};
 use regex::Regex;
 use serde_json::{Map, Value, json};
 
-use super::{CONFIG, Parts, assemble, experts, lora::layer_of, transposed};
+use super::{CONFIG, LONGEST, Parts, assemble, experts, lora::layer_of, transposed};
 use crate::{Error, ErrorKind, Result, files, files::failed};
 
 pub(crate) const WEIGHTS: &str = "adapter_model.safetensors";
@@ -71,7 +71,7 @@ pub(super) fn read(
 
     let file = folder.join(WEIGHTS);
     let mut parts: BTreeMap<String, Parts> = BTreeMap::new();
-    for (name, array) in files::read(&file)?.arrays {
+    for (name, array) in files::read(&file, LONGEST)?.arrays {
         let path = name.strip_prefix(PREFIX).unwrap_or(&name);
         // A token table's product is the transpose of a lookup, and PEFT names its matrices so.
         if let Some(path) = path.strip_suffix(".lora_embedding_A") {
