@@ -218,7 +218,7 @@ impl Run<'_, '_> {
             self.misses = own["misses"].as_u64().unwrap_or(0);
         }
         let first = self.trainer.step();
-        let before = self.first_loss()?;
+        let before = self.first_losses()?;
         let mut metrics = Metrics::open(out.join("metrics.jsonl"), first)?;
         let bar = StepBar::new(steps as usize, "steps");
         bar.set(first as usize, steps as usize);
@@ -355,15 +355,16 @@ impl Run<'_, '_> {
         Ok(self.args.saving.patience.is_some_and(|it| self.misses >= it))
     }
 
-    /// The loss of the first batch of the run.
-    fn first_loss(&mut self) -> Result<f64> {
+    /// The loss of the first batch of the run, by the parameters and by what of them is kept: their averages
+    /// may hide what has become of them.
+    fn first_losses(&mut self) -> Result<[f64; 2]> {
         let rows = self.rows_at(0);
         let batch = self.data.batch(&rows)?;
         let preference = (self.data.together > 1).then(|| self.preference(&batch, &rows));
         let hook = &mut *self.hook;
-        let loss = self.trainer.with_averages(|trainee| {
+        let mut loss = |trainee: &Trainee<'_>| -> mlx_genkit::training::Result<f64> {
             let found = trainee.logprobs(&batch, hook)?;
-            match preference {
+            match &preference {
                 Some(loss) => {
                     let found = Array::from_slice(&found, &[found.len() as i32]);
                     Ok(values(&loss(&found)?)?.iter().map(|&it| f64::from(it)).sum())
@@ -373,19 +374,29 @@ impl Run<'_, '_> {
                     Ok(-sum / found.len().max(1) as f64)
                 }
             }
-        });
-        Ok(loss.map_err(mlx_genkit::Error::from)?)
+        };
+        let own = loss(self.trainer.trainee()).map_err(mlx_genkit::Error::from)?;
+        if self.trainer.ema().is_none() {
+            return Ok([own; 2]);
+        }
+        let kept = self.trainer.with_averages(loss).map_err(mlx_genkit::Error::from)?;
+        Ok([own, kept])
     }
 
     /// Refuses to keep parameters with which the first batch's loss, which was `before`, is above that and
-    /// above that of a guess among all tokens.
-    fn check_loss(&mut self, before: f64) -> Result<()> {
-        let loss = self.first_loss()?;
+    /// above that of a guess among all tokens, or is that of a guess: numbers that overflow leave all tokens
+    /// equally likely.
+    fn check_loss(&mut self, before: [f64; 2]) -> Result<()> {
+        let losses = self.first_losses()?;
         let guess = (self.trainer.trainee().decoder().vocab_size() as f64).ln();
-        if loss <= guess.max(before) {
-            return Ok(());
+        let is_guess = |loss: f64| (loss - guess).abs() < 1e-5 * guess;
+        let has_grown = |(&loss, before): (&f64, f64)| {
+            loss.is_nan() || loss > guess.max(before) || (is_guess(loss) && !is_guess(before))
+        };
+        match losses.iter().zip(before).find(|it| has_grown(*it)) {
+            Some((&loss, _)) => Err(diverged(self.trainer.step(), "first batch's loss", loss)),
+            None => Ok(()),
         }
-        Err(diverged(self.trainer.step(), "first batch's loss", loss))
     }
 
     /// What says that a checkpoint is of the same data.

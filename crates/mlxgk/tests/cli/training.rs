@@ -515,6 +515,7 @@ fn a_run_that_diverges_writes_nothing() {
         (&data, "--alpha 1e30"),
         (&data, "--weight-decay 1e30"),
         (&data, "--lr 1e30 --ema 0.5"),
+        (&data, "--lr 1e10 --ema 0.5 --steps 3"),
         (&pairs, "--lr 1e30"),
         (&data, "--lr 1e30 --valid DATA --eval-every 1"),
     ]
