@@ -58,15 +58,6 @@ impl Activation {
         }
     }
 
-    /// `activation(x)` by the backend's own operation, where it has one. On the CPU MLX's exponential is
-    /// scalar, which shows where there are thousands of channels per token.
-    pub(crate) fn forward_on(self, x: &Array, backend: Backend) -> MlxResult<Array> {
-        match self {
-            Self::Silu => backend.silu(x),
-            _ => self.forward(x),
-        }
-    }
-
     /// `activation(x)`, put together from MLX's operations.
     pub(crate) fn forward(self, x: &Array) -> MlxResult<Array> {
         let number = |it: f32| Array::from_f32(it).as_dtype(x.dtype());

@@ -5,7 +5,7 @@ use mlx_rs::{
     Array, Dtype,
     error::Result as MlxResult,
     fast::{ScaledDotProductAttentionMask, rms_norm, scaled_dot_product_attention},
-    ops::{broadcast_to, logsumexp_axis, ones, rsqrt},
+    ops::{logsumexp_axis, rsqrt},
 };
 use mlxgk_kv_cache::{Columns, Mask, Seen};
 
@@ -13,8 +13,9 @@ use crate::{
     Result,
     activation::Activation,
     attention::{self, Softmax},
-    device,
+    convolution, device,
     native::{Native, Packed, Quantization},
+    recurrence::{self, Tokens},
     rope,
 };
 
@@ -108,15 +109,54 @@ impl Backend {
         }
     }
 
-    /// `silu(x)`.
-    pub(crate) fn silu(self, x: &Array) -> MlxResult<Array> {
-        match self.0 {
+    /// A causal convolution of each channel by itself, as
+    /// [`CausalConvolution`](crate::convolution::CausalConvolution) describes it, and an activation.
+    pub(crate) fn causal_convolution(
+        self,
+        x: &Array,
+        before: &Array,
+        weight: &Array,
+        bias: Option<&Array>,
+        activation: Option<Activation>,
+    ) -> MlxResult<Array> {
+        let (y, rest) = match self.0 {
             Kind::Native(native) => {
-                let one = broadcast_to(ones::<f32>(&[x.dim(-1)])?, x.shape())?;
-                native.silu_gate(x, &one)
+                let silu = activation == Some(Activation::Silu);
+                let y = native.causal_convolution(x, before, weight, bias, silu)?;
+                (y, activation.filter(|_| !silu))
             }
-            Kind::Gpu | Kind::Composed => Activation::Silu.forward(x),
+            Kind::Gpu | Kind::Composed => {
+                (convolution::composed(x, before, weight, bias)?, activation)
+            }
+        };
+        match rest {
+            None => Ok(y),
+            Some(activation) => activation.forward(&y),
         }
+    }
+
+    /// What [`recurrence::composed`] computes. Gradients go through its chunks, where they are wanted.
+    pub(crate) fn recur(
+        self,
+        tokens: &Tokens,
+        state: &Array,
+        gradients: bool,
+    ) -> MlxResult<(Array, Array)> {
+        let native = match self.0 {
+            Kind::Native(native) if !gradients => native,
+            _ => return recurrence::composed(tokens, state),
+        };
+        let Tokens { queries, keys, values, log_decays, rates, unit } = tokens;
+        let heads = values.dim(2);
+        let by_head = state.reshape(&[state.dim(0), heads, state.dim(3), state.dim(4)])?;
+        let [outputs, end] = native.recurrence(
+            [queries, keys, values],
+            log_decays,
+            rates.as_ref(),
+            &by_head,
+            *unit,
+        )?;
+        Ok((outputs, end.reshape(state.shape())?))
     }
 
     /// `silu(gate) · up`.

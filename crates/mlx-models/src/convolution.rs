@@ -8,6 +8,8 @@ use mlx_rs::{
 
 use crate::{
     Result,
+    activation::Activation,
+    backend::Backend,
     parameters::{Tensor, visit},
     weights::Weights,
 };
@@ -20,6 +22,7 @@ pub(crate) struct CausalConvolution {
     weight: Tensor,
     bias: Option<Tensor>,
     width: i32,
+    backend: Backend,
 }
 
 visit!(struct CausalConvolution { weight, bias });
@@ -43,29 +46,53 @@ impl CausalConvolution {
             .derived(&name, &shape, false, |it| it.reshape(&[it.dim(0), -1])?.t().contiguous())?;
         let bias =
             if bias { Some(weights.tensor(&format!("{at}.bias"), &[channels])?) } else { None };
-        Ok(Self { weight, bias, width: width as i32 })
+        Ok(Self { weight, bias, width: width as i32, backend: weights.backend() })
     }
 
     /// `x` is `[batch, tokens, channels]` with left padding set to 0, `before` what the call before
-    /// returned second: the last inputs, `[batch, width - 1, channels]`.
-    pub(crate) fn forward(&self, x: &Array, before: Option<&Array>) -> MlxResult<(Array, Array)> {
-        let (tokens, taps) = (x.dim(1), self.weight.array());
+    /// returned second: the last inputs, `[batch, width - 1, channels]`. The results go through
+    /// `activation`.
+    pub(crate) fn forward(
+        &self,
+        x: &Array,
+        before: Option<&Array>,
+        activation: Option<Activation>,
+    ) -> MlxResult<(Array, Array)> {
+        let (tokens, seen) = (x.dim(1), self.width - 1);
         let start = match before {
             Some(before) => before.clone(),
-            None => zeros_dtype(&[x.dim(0), self.width - 1, x.dim(2)], x.dtype())?,
+            None => zeros_dtype(&[x.dim(0), seen, x.dim(2)], x.dtype())?,
         };
-        let all = concatenate(&[&start, x], 1)?;
-        let mut y = if tokens == 1 {
-            all.multiply(taps)?.sum_axis(1, true)?
+        let (weight, bias) = (self.weight.array(), self.bias.as_ref().map(Tensor::array));
+        let y = self.backend.causal_convolution(x, &start, weight, bias, activation)?;
+        let last = if tokens < seen {
+            concatenate(&[&start, x], 1)?.try_index((.., tokens.., ..))?
         } else {
-            let tap =
-                |at: i32| all.try_index((.., at..at + tokens, ..))?.multiply(taps.try_index(at)?);
-            (1..self.width).try_fold(tap(0)?, |sum, at| sum.add(tap(at)?))?
+            x.try_index((.., tokens - seen.., ..))?
         };
-        if let Some(bias) = &self.bias {
-            y = y.add(bias.array())?;
-        }
         // A copy: a view would keep all of the inputs in memory.
-        Ok((y, all.try_index((.., tokens.., ..))?.contiguous()?))
+        Ok((y, last.contiguous()?))
+    }
+}
+
+/// The convolution in MLX's operations: `weight` is `[width, channels]`, and `before` as many inputs less one.
+pub(crate) fn composed(
+    x: &Array,
+    before: &Array,
+    weight: &Array,
+    bias: Option<&Array>,
+) -> MlxResult<Array> {
+    let tokens = x.dim(1);
+    let all = concatenate(&[before, x], 1)?;
+    let y = if tokens == 1 {
+        all.multiply(weight)?.sum_axis(1, true)?
+    } else {
+        let tap =
+            |at: i32| all.try_index((.., at..at + tokens, ..))?.multiply(weight.try_index(at)?);
+        (1..weight.dim(0)).try_fold(tap(0)?, |sum, at| sum.add(tap(at)?))?
+    };
+    match bias {
+        None => Ok(y),
+        Some(bias) => y.add(bias),
     }
 }

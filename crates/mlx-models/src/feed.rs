@@ -115,7 +115,9 @@ impl Decoder {
         let long = self.is_long(columns.first().map_or(0, |row| row.len()), &cache);
         let pass = cache.begin(columns, &names(&cache, hook))?;
         let is_last = layers.end == self.blocks.len();
-        self.run(layers, is_last, hidden.clone(), &mut BlockPass::new(pass, long), hook)
+        let mut pass = BlockPass::new(pass, long);
+        pass.gradients = true;
+        self.run(layers, is_last, hidden.clone(), &mut pass, hook)
     }
 
     /// As [`hidden`](Self::hidden), but reads the whole text again instead of continuing from what the

@@ -3,7 +3,7 @@
 use mlx_rs::{
     Array, Dtype,
     error::Result as MlxResult,
-    ops::{concatenate, logaddexp, rsqrt, sigmoid, zeros_dtype},
+    ops::{concatenate, logaddexp, sigmoid, zeros_dtype},
 };
 
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     norm::{NormWeight, RmsNorm},
     parameters::{Tensor, visit},
     pass::BlockPass,
-    recurrence::{Tokens, recur},
+    recurrence::Tokens,
     weights::Weights,
 };
 
@@ -150,18 +150,18 @@ impl GatedDelta {
             Some([window, memory]) => (Some(window.clone()), Some(memory.clone())),
             _ => (None, None),
         };
-        let (mixed, window) = self.convolution.forward(&inputs.mixed, window.as_ref())?;
-        let tokens = self.tokens(&self.activation.forward_on(&mixed, self.backend)?, &inputs)?;
+        let (mixed, window) =
+            self.convolution.forward(&inputs.mixed, window.as_ref(), Some(self.activation))?;
+        let tokens = self.tokens(&mixed, &inputs)?;
         let memory = match memory {
             Some(memory) => memory,
             None => zeros_dtype(&self.memory(batch), Dtype::Float32)?,
         };
-        let (outputs, memory) = recur(&tokens, &memory)?;
+        let (outputs, memory) = self.backend.recur(&tokens, &memory, pass.gradients)?;
         pass.set_state(layer, vec![window, memory])?;
 
         let [values, value_dim] = [self.heads.values, self.heads.value_dim].map(|it| it as i32);
-        let outputs = outputs.reshape(&[batch, values, count, value_dim])?;
-        let outputs = outputs.swap_axes(1, 2)?.as_dtype(x.dtype())?;
+        let outputs = outputs.as_dtype(x.dtype())?;
         let gate = inputs.gate.reshape(&[batch, count, values, value_dim])?;
         let gated = Activation::Silu.gate(&gate, &self.norm.forward(&outputs)?, self.backend)?;
         Ok(self.output.forward(&gated.reshape(&[batch, count, values * value_dim])?)?)
@@ -173,31 +173,24 @@ impl GatedDelta {
         [batch, keys as i32, (values / keys) as i32, key_dim as i32, value_dim as i32]
     }
 
-    /// By heads, in fp32, queries and keys of length 1.
+    /// By heads, in fp32.
     fn tokens(&self, mixed: &Array, inputs: &Inputs) -> MlxResult<Tokens> {
         let (batch, count) = (mixed.dim(0), mixed.dim(1));
         let [_, keys, groups, key_dim, value_dim] = self.memory(batch);
         let width = keys * key_dim;
         let parts = mixed.as_dtype(Dtype::Float32)?.split_at_indices(&[width, 2 * width], -1)?;
-        let by_head = |it: &Array, groups: i32, dim: i32| {
-            it.reshape(&[batch, count, keys, groups, dim])?.transpose_axes(&[0, 2, 3, 1, 4])
-        };
-        let normed = |it: &Array, scale: f32| {
-            let it = by_head(it, 1, key_dim)?;
-            let length = it.square()?.sum_axis(-1, true)?.add(Array::from_f32(1e-6))?;
-            let scale = Array::from_f32(scale);
-            it.multiply(rsqrt(length)?.multiply(scale)?)
-        };
-        let per_token = |it: &Array| by_head(&it.as_dtype(Dtype::Float32)?, groups, 1);
+        let by_head = |it: &Array, heads: i32, dim: i32| it.reshape(&[batch, count, heads, dim]);
+        let per_token = |it: &Array| by_head(it, keys * groups, 1);
         // softplus
         let share = inputs.decay.as_dtype(Dtype::Float32)?.add(self.decay_bias.array())?;
         let share = logaddexp(share, Array::from_f32(0.0))?;
         Ok(Tokens {
-            queries: normed(&parts[0], (key_dim as f32).powf(-0.5))?,
-            keys: normed(&parts[1], 1.0)?,
-            values: by_head(&parts[2], groups, value_dim)?,
+            queries: by_head(&parts[0], keys, key_dim)?,
+            keys: by_head(&parts[1], keys, key_dim)?,
+            values: by_head(&parts[2], keys * groups, value_dim)?,
             log_decays: per_token(&share.multiply(self.decay.array())?)?,
-            rates: Some(per_token(&sigmoid(&inputs.rate)?)?),
+            rates: Some(per_token(&sigmoid(&inputs.rate)?.as_dtype(Dtype::Float32)?)?),
+            unit: true,
         })
     }
 }

@@ -10,11 +10,12 @@ use mlx_rs::{
 use crate::{
     Result,
     activation::Activation,
+    backend::Backend,
     convolution::CausalConvolution,
     linear::Linear,
     parameters::{Tensor, visit},
     pass::BlockPass,
-    recurrence::{Tokens, recur},
+    recurrence::Tokens,
     weights::Weights,
 };
 
@@ -36,6 +37,7 @@ pub(crate) struct KimiDelta {
     norm: Tensor,
     output: Linear,
     options: KimiDeltaOptions,
+    backend: Backend,
 }
 
 /// The sizes of such a layer.
@@ -110,8 +112,13 @@ impl Convolved {
         })
     }
 
-    fn forward(&self, x: &Array, before: Option<&Array>) -> MlxResult<(Array, Array)> {
-        self.convolution.forward(&self.product.forward(x)?, before)
+    fn forward(
+        &self,
+        x: &Array,
+        before: Option<&Array>,
+        activation: Activation,
+    ) -> MlxResult<(Array, Array)> {
+        self.convolution.forward(&self.product.forward(x)?, before, Some(activation))
     }
 }
 
@@ -147,6 +154,7 @@ impl KimiDelta {
             norm: weights.derived(&name("o_norm.weight"), &[head_dim], true, same)?,
             output: weights.linear(&name("o_proj"), hidden, width, false)?,
             options,
+            backend: weights.backend(),
         })
     }
 
@@ -161,18 +169,18 @@ impl KimiDelta {
         let real = pass.without_padding(x)?;
         let state = pass.state(layer)?.map(<[Array]>::to_vec).unwrap_or_default();
         let before = |at: usize| state.get(at);
-        let (queries, of_queries) = self.query.forward(&real, before(0))?;
-        let (keys, of_keys) = self.key.forward(&real, before(1))?;
-        let (values, of_values) = self.value.forward(&real, before(2))?;
+        let convolved = |it: &Convolved, at| it.forward(&real, before(at), self.options.activation);
+        let (queries, of_queries) = convolved(&self.query, 0)?;
+        let (keys, of_keys) = convolved(&self.key, 1)?;
+        let (values, of_values) = convolved(&self.value, 2)?;
         let tokens = self.tokens([queries, keys, values], &real)?;
         let memory = match before(3) {
             Some(memory) => memory.clone(),
             None => zeros_dtype(&[batch, heads, 1, dim, dim], Dtype::Float32)?,
         };
-        let (outputs, memory) = recur(&tokens, &memory)?;
+        let (outputs, memory) = self.backend.recur(&tokens, &memory, pass.gradients)?;
         pass.set_state(layer, vec![of_queries, of_keys, of_values, memory])?;
 
-        let outputs = outputs.squeeze_axes(&[2])?.swap_axes(1, 2)?;
         let mean = outputs.square()?.mean_axis(-1, true)?;
         let root = rsqrt(mean.add(Array::from_f32(self.options.eps))?)?;
         let normed = outputs.multiply(root)?.multiply(self.norm.array())?;
@@ -182,32 +190,26 @@ impl KimiDelta {
         Ok(self.output.forward(&gated.reshape(&[batch, count, heads * dim])?)?)
     }
 
-    /// By heads, in fp32, queries and keys of length 1.
+    /// By heads, in fp32.
     fn tokens(&self, mixed: [Array; 3], x: &Array) -> MlxResult<Tokens> {
         let (batch, count) = (x.dim(0), x.dim(1));
         let [heads, dim] = [self.options.heads, self.options.head_dim].map(|it| it as i32);
         let by_head = |it: &Array, dim: i32| {
-            let it = it.as_dtype(Dtype::Float32)?;
-            it.reshape(&[batch, count, heads, 1, dim])?.transpose_axes(&[0, 2, 3, 1, 4])
+            it.as_dtype(Dtype::Float32)?.reshape(&[batch, count, heads, dim])
         };
         let [queries, keys, values] = mixed;
-        let activate = |it: &Array| by_head(&self.options.activation.forward(it)?, dim);
-        let normed = |it: &Array, scale: f32| {
-            let it = activate(it)?;
-            let length = it.square()?.sum_axis(-1, true)?.add(Array::from_f32(1e-6))?;
-            it.multiply(rsqrt(length)?.multiply(Array::from_f32(scale))?)
-        };
         let share = self.forget.forward(x)?;
         let share = share.as_dtype(Dtype::Float32)?.add(self.decay_bias.array())?;
         // softplus
         let share = logaddexp(share, Array::from_f32(0.0))?;
         let share = share.reshape(&[batch, count, heads, dim])?.multiply(self.decay.array())?;
         Ok(Tokens {
-            queries: normed(&queries, (dim as f32).powf(-0.5))?,
-            keys: normed(&keys, 1.0)?,
-            values: activate(&values)?,
+            queries: by_head(&queries, dim)?,
+            keys: by_head(&keys, dim)?,
+            values: by_head(&values, dim)?,
             log_decays: by_head(&share, dim)?,
             rates: Some(by_head(&sigmoid(self.rate.forward(x)?)?, 1)?),
+            unit: true,
         })
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     linear::Linear,
     parameters::{Tensor, visit},
     pass::BlockPass,
-    recurrence::{Tokens, recur},
+    recurrence::Tokens,
     weights::Weights,
 };
 
@@ -177,21 +177,19 @@ impl Mamba2 {
         };
         // Behind the product, whose bias would reach real tokens; and so would the convolution's.
         let mixed = pass.without_padding(&parts[1])?;
-        let (mixed, window) = self.convolution.forward(&mixed, window.as_ref())?;
-        let mixed =
-            pass.without_padding(&self.options.activation.forward_on(&mixed, self.norm.backend)?)?;
+        let activation = Some(self.options.activation);
+        let (mixed, window) = self.convolution.forward(&mixed, window.as_ref(), activation)?;
+        let mixed = pass.without_padding(&mixed)?;
         let (tokens, inputs) = self.tokens(&mixed, &parts[2])?;
         let memory = match memory {
             Some(memory) => memory,
             None => zeros_dtype(&self.memory(batch), Dtype::Float32)?,
         };
-        let (outputs, memory) = recur(&tokens, &memory)?;
+        let (outputs, memory) = self.norm.backend.recur(&tokens, &memory, pass.gradients)?;
         pass.set_state(layer, vec![window, memory])?;
 
-        let groups = self.options.groups as i32;
-        let skip = self.skip.array().reshape(&[1, groups, -1, 1, 1])?;
-        let outputs = outputs.add(inputs.multiply(skip)?)?;
-        let outputs = outputs.transpose_axes(&[0, 3, 1, 2, 4])?.reshape(&[batch, count, inner])?;
+        let skip = self.skip.array().expand_dims(-1)?;
+        let outputs = outputs.add(inputs.multiply(skip)?)?.reshape(&[batch, count, inner])?;
         let normed = self.norm.forward(&outputs, &parts[0])?;
         Ok(self.output.forward(&normed)?)
     }
@@ -206,13 +204,12 @@ impl Mamba2 {
     fn tokens(&self, mixed: &Array, steps: &Array) -> MlxResult<(Tokens, Array)> {
         let (batch, count) = (mixed.dim(0), mixed.dim(1));
         let [_, groups, heads, state, head_dim] = self.memory(batch);
-        let inner = groups * heads * head_dim;
+        let heads = groups * heads;
+        let inner = heads * head_dim;
         let parts = mixed
             .as_dtype(Dtype::Float32)?
             .split_at_indices(&[inner, inner + groups * state], -1)?;
-        let by_head = |it: &Array, heads: i32, dim: i32| {
-            it.reshape(&[batch, count, groups, heads, dim])?.transpose_axes(&[0, 2, 3, 1, 4])
-        };
+        let by_head = |it: &Array, heads: i32, dim: i32| it.reshape(&[batch, count, heads, dim]);
         // softplus
         let steps = steps.as_dtype(Dtype::Float32)?.add(self.step_bias.array())?;
         let mut steps = logaddexp(steps, Array::from_f32(0.0))?;
@@ -225,11 +222,12 @@ impl Mamba2 {
         }
         let inputs = by_head(&parts[0], heads, head_dim)?;
         let tokens = Tokens {
-            queries: by_head(&parts[2], 1, state)?,
-            keys: by_head(&parts[1], 1, state)?,
+            queries: by_head(&parts[2], groups, state)?,
+            keys: by_head(&parts[1], groups, state)?,
             values: inputs.multiply(by_head(&steps, heads, 1)?)?,
             log_decays: by_head(&steps.multiply(self.decay.array())?, heads, 1)?,
             rates: None,
+            unit: false,
         };
         Ok((tokens, inputs))
     }

@@ -31,6 +31,8 @@ pub struct BlockPass<'c> {
     /// The streams beside the one that blocks add to, where the model has them: `[streams, batch, tokens,
     /// hidden]`.
     pub(crate) streams: Option<Array>,
+    /// Whether gradients may be taken through the pass, as training does.
+    pub(crate) gradients: bool,
     /// Whether the attention weights of the block at work are asked for, and those it left.
     pub(crate) weights: Wanted,
 }
@@ -50,7 +52,8 @@ impl<'c> BlockPass<'c> {
     pub(crate) fn new(cache: Pass<'c>, long: bool) -> Self {
         let (rotations, growths) = (Vec::new(), Vec::new());
         let (left, per_layer, streams) = (None, None, None);
-        Self { cache, long, rotations, growths, left, per_layer, streams, weights: Wanted::No }
+        let (gradients, weights) = (false, Wanted::No);
+        Self { cache, long, rotations, growths, left, per_layer, streams, gradients, weights }
     }
 
     /// The tokens' positions, ids and rows.

@@ -8,7 +8,7 @@
 //!
 //! One token is computed as that. Several are computed in chunks, by products of matrices and as many
 //! steps one after another as there are chunks; the corrections of the delta rule all follow from one
-//! triangular system per chunk.
+//! triangular system per chunk. On the CPU an operation of our own takes them one after another instead.
 
 use mlx_rs::{
     Array,
@@ -16,7 +16,7 @@ use mlx_rs::{
     ops::{
         arange, concatenate, eye,
         indexing::{Ellipsis, TryIndexOp},
-        pad, select, zeros_dtype,
+        pad, rsqrt, select, zeros_dtype,
     },
 };
 
@@ -26,35 +26,77 @@ const CHUNK: i32 = 64;
 /// The same where each row of a state fades by itself: what is left between two tokens is then a vector.
 const CHUNK_BY_ROW: i32 = 16;
 
-/// What the tokens bring, all in fp32. `groups` value heads share a key head.
+/// What the tokens bring, all in fp32. Consecutive value heads share a key head.
 #[derive(Debug)]
 pub(crate) struct Tokens {
-    /// `[batch, key heads, 1, tokens, key dim]`.
+    /// `[batch, tokens, key heads, key dim]`.
     pub(crate) queries: Array,
-    /// `[batch, key heads, 1, tokens, key dim]`.
+    /// `[batch, tokens, key heads, key dim]`.
     pub(crate) keys: Array,
-    /// `[batch, key heads, groups, tokens, value dim]`.
+    /// `[batch, tokens, value heads, value dim]`.
     pub(crate) values: Array,
-    /// `g`, at most 0: `[batch, key heads, groups, tokens, 1]`, or with one number per row of the state,
-    /// `[batch, key heads, groups, tokens, key dim]`.
+    /// `g`, at most 0: `[batch, tokens, value heads, 1]`, or with one number per row of the state,
+    /// `[batch, tokens, value heads, key dim]`.
     pub(crate) log_decays: Array,
-    /// `β`: `[batch, key heads, groups, tokens, 1]`; without it values are written as they are.
+    /// `β`: `[batch, tokens, value heads, 1]`; without it values are written as they are.
     pub(crate) rates: Option<Array>,
+    /// Whether queries and keys are brought to length 1 first, and queries then divided by the root of
+    /// their dimension.
+    pub(crate) unit: bool,
 }
 
-/// The outputs, `[batch, key heads, groups, tokens, value dim]`, and the state after the last token, both
-/// from the state before the first, `[batch, key heads, groups, key dim, value dim]`.
-pub(crate) fn recur(tokens: &Tokens, state: &Array) -> MlxResult<(Array, Array)> {
-    match tokens.queries.dim(-2) {
-        1 => step(tokens, state),
-        count => chunks(tokens, count, state),
+/// The outputs, `[batch, tokens, value heads, value dim]`, and the state after the last token, both from the
+/// state before the first, `[batch, key heads, groups, key dim, value dim]`, in MLX's operations.
+pub(crate) fn composed(tokens: &Tokens, state: &Array) -> MlxResult<(Array, Array)> {
+    let heads = Heads::new(tokens)?;
+    let (outputs, state) = match tokens.queries.dim(1) {
+        1 => step(&heads, state)?,
+        count => chunks(&heads, count, state)?,
+    };
+    let outputs = outputs.transpose_axes(&[0, 3, 1, 2, 4])?.reshape(tokens.values.shape())?;
+    Ok((outputs, state))
+}
+
+/// The same by heads, `[batch, key heads, groups, tokens, numbers]`; of queries and keys there is one group.
+#[derive(Debug)]
+struct Heads {
+    queries: Array,
+    keys: Array,
+    values: Array,
+    log_decays: Array,
+    rates: Option<Array>,
+}
+
+impl Heads {
+    fn new(tokens: &Tokens) -> MlxResult<Self> {
+        let Tokens { queries, keys, values, log_decays, rates, unit } = tokens;
+        let [batch, count, heads, dim] = [0, 1, 2, 3].map(|axis| queries.dim(axis));
+        let by_head = |it: &Array| {
+            it.reshape(&[batch, count, heads, it.dim(2) / heads, it.dim(3)])?
+                .transpose_axes(&[0, 2, 3, 1, 4])
+        };
+        let of_length = |it: &Array, length: f32| {
+            let it = by_head(it)?;
+            if !unit {
+                return Ok(it);
+            }
+            let square = it.square()?.sum_axis(-1, true)?.add(Array::from_f32(1e-6))?;
+            it.multiply(rsqrt(square)?.multiply(Array::from_f32(length))?)
+        };
+        Ok(Self {
+            queries: of_length(queries, (dim as f32).powf(-0.5))?,
+            keys: of_length(keys, 1.0)?,
+            values: by_head(values)?,
+            log_decays: by_head(log_decays)?,
+            rates: rates.as_ref().map(by_head).transpose()?,
+        })
     }
 }
 
 /// One token. The state is read once, for the query and the key together: `Sᵀq` after `δ` is written is
 /// `eᵍ Sᵀq + (k·q) δ`.
-fn step(tokens: &Tokens, state: &Array) -> MlxResult<(Array, Array)> {
-    let Tokens { queries, keys, values, log_decays, rates } = tokens;
+fn step(tokens: &Heads, state: &Array) -> MlxResult<(Array, Array)> {
+    let Heads { queries, keys, values, log_decays, rates } = tokens;
     let decay = log_decays.exp()?;
     if decay.dim(-1) > 1 {
         return step_by_row(tokens, &decay, state);
@@ -74,8 +116,8 @@ fn step(tokens: &Tokens, state: &Array) -> MlxResult<(Array, Array)> {
 }
 
 /// As [`step`], where the rows of the state fade unlike each other, so that it has to fade first.
-fn step_by_row(tokens: &Tokens, decay: &Array, state: &Array) -> MlxResult<(Array, Array)> {
-    let Tokens { queries, keys, values, rates, .. } = tokens;
+fn step_by_row(tokens: &Heads, decay: &Array, state: &Array) -> MlxResult<(Array, Array)> {
+    let Heads { queries, keys, values, rates, .. } = tokens;
     let faded = state.multiply(decay.swap_axes(-1, -2)?)?;
     let (by_query, change) = match rates {
         None => (queries.matmul(&faded)?, values.clone()),
@@ -91,7 +133,7 @@ fn step_by_row(tokens: &Tokens, decay: &Array, state: &Array) -> MlxResult<(Arra
 }
 
 /// Any number of tokens, with as many steps one after another as there are chunks.
-fn chunks(tokens: &Tokens, count: i32, state: &Array) -> MlxResult<(Array, Array)> {
+fn chunks(tokens: &Heads, count: i32, state: &Array) -> MlxResult<(Array, Array)> {
     let by_row = tokens.log_decays.dim(-1) > 1;
     let most = if by_row { CHUNK_BY_ROW } else { CHUNK };
     let size = (count as u32).next_power_of_two().clamp(BLOCK as u32, most as u32) as i32;
@@ -229,9 +271,10 @@ fn unit_lower_inverse(lower: &Array) -> MlxResult<Array> {
 
 #[cfg(test)]
 mod tests {
-    use mlx_rs::{ops::sigmoid, random};
+    use mlx_rs::{Dtype, ops::sigmoid, random};
 
     use super::*;
+    use crate::backend::Backend;
 
     fn noise(seed: u64, shape: &[i32]) -> Array {
         random::normal::<f32>(shape, None, None, &random::key(seed).unwrap()).unwrap()
@@ -245,32 +288,34 @@ mod tests {
     /// Two rows, two key heads, three value heads each.
     fn tokens(count: i32, repeated: bool, delta: bool, by_row: bool) -> Tokens {
         let unit = |seed| {
-            let x = noise(seed, &[2, 2, 1, if repeated { 1 } else { count }, 8]);
+            let x = noise(seed, &[2, if repeated { 1 } else { count }, 2, 8]);
             let x = x.divide(x.square().unwrap().sum_axis(-1, true).unwrap().sqrt().unwrap());
-            mlx_rs::ops::broadcast_to(x.unwrap(), &[2, 2, 1, count, 8]).unwrap()
+            mlx_rs::ops::broadcast_to(x.unwrap(), &[2, count, 2, 8]).unwrap()
         };
-        let per_token = |seed| noise(seed, &[2, 2, 3, count, 1]);
-        let of_row = |seed| noise(seed, &[2, 2, 3, count, if by_row { 8 } else { 1 }]);
+        let per_token = |seed| noise(seed, &[2, count, 6, 1]);
+        let of_row = |seed| noise(seed, &[2, count, 6, if by_row { 8 } else { 1 }]);
         // Equal keys that are written fully and do not fade are what is hardest to solve.
         let (fading, shift) = if repeated { (-1e-4, 6.0) } else { (-0.3, 0.0) };
         Tokens {
             queries: unit(1),
             keys: unit(2),
-            values: noise(3, &[2, 2, 3, count, 6]),
+            values: noise(3, &[2, count, 6, 6]),
             log_decays: of_row(4).square().unwrap().multiply(Array::from_f32(fading)).unwrap(),
             rates: delta
                 .then(|| sigmoid(per_token(5).add(Array::from_f32(shift)).unwrap()).unwrap()),
+            unit: false,
         }
     }
 
     fn one(all: &Tokens, at: i32) -> Tokens {
-        let of = |it: &Array| it.try_index((.., .., .., at..at + 1, ..)).unwrap();
+        let of = |it: &Array| it.try_index((.., at..at + 1)).unwrap();
         Tokens {
             queries: of(&all.queries),
             keys: of(&all.keys),
             values: of(&all.values),
             log_decays: of(&all.log_decays),
             rates: all.rates.as_ref().map(of),
+            unit: all.unit,
         }
     }
 
@@ -296,13 +341,14 @@ mod tests {
                 format!("{count} tokens, repeated {repeated}, delta {delta}, by row {by_row}");
             let all = tokens(count, repeated, delta, by_row);
             let start = noise(9, &[2, 2, 3, 8, 6]);
-            let (outputs, end) = recur(&all, &start).unwrap();
+            let (outputs, end) = composed(&all, &start).unwrap();
             let (mut stepped, mut defined) = (start.clone(), start);
             for at in 0..count {
                 let token = one(&all, at);
-                let (output, after) = recur(&token, &stepped).unwrap();
+                let (output, after) = composed(&token, &stepped).unwrap();
                 stepped = after;
 
+                let token = Heads::new(&token).unwrap();
                 let column = |it: &Array| it.swap_axes(-1, -2).unwrap();
                 let (q, k) = (column(&token.queries), column(&token.keys));
                 let decay = column(&token.log_decays).exp().unwrap();
@@ -316,13 +362,31 @@ mod tests {
                 };
                 defined = faded.add(k.multiply(change).unwrap()).unwrap();
                 let expected = defined.multiply(&q).unwrap().sum_axis(-2, true).unwrap();
+                let expected = expected.reshape(&[2, 1, 6, 6]).unwrap();
                 assert!(worst(&output, &expected) < 1e-5, "{case}: step {at}");
-                let chunked = outputs.try_index((.., .., .., at..at + 1, ..)).unwrap();
+                let chunked = outputs.try_index((.., at..at + 1)).unwrap();
                 let off = worst(&chunked, &expected);
                 assert!(off < 1e-5, "{case}: {off} at {at}");
             }
             assert!(worst(&end, &defined) < 1e-5, "{case}");
             assert!(worst(&stepped, &defined) < 1e-5, "{case}");
+        }
+    }
+
+    /// What is computed on the CPU against what is computed elsewhere, one after another and in chunks.
+    #[test]
+    fn the_backend_of_a_cpu_agrees_with_chunks() {
+        let backend = Backend::new(Dtype::Float32).unwrap();
+        for count in [1, 5, 63, 130] {
+            for (delta, by_row) in [(true, false), (false, false), (true, true), (false, true)] {
+                let all = Tokens { unit: true, ..tokens(count, false, delta, by_row) };
+                let start = noise(9, &[2, 2, 3, 8, 6]);
+                let (theirs, their_end) = backend.recur(&all, &start, true).unwrap();
+                let (ours, our_end) = backend.recur(&all, &start, false).unwrap();
+                let case = format!("{count} tokens, delta {delta}, by row {by_row}");
+                assert!(worst(&ours, &theirs) < 1e-5, "{case}");
+                assert!(worst(&our_end, &their_end) < 1e-5, "{case}");
+            }
         }
     }
 }

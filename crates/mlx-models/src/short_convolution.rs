@@ -44,7 +44,7 @@ impl ShortConvolution {
         // Behind the product, whose bias would reach real tokens.
         let convolved = pass.without_padding(&parts[0].multiply(&parts[2])?)?;
         let window = pass.state(layer)?.and_then(|it| it.first()).cloned();
-        let (convolved, window) = self.convolution.forward(&convolved, window.as_ref())?;
+        let (convolved, window) = self.convolution.forward(&convolved, window.as_ref(), None)?;
         pass.set_state(layer, vec![window])?;
         Ok(self.output.forward(&parts[1].multiply(convolved)?)?)
     }

@@ -1,8 +1,9 @@
 // The operations of this library, for C and for the tool that declares them to Rust. This is the only
 // place where they are declared.
 //
-// Each puts a new array behind `result`, which must be an empty handle, and returns null; or it
-// returns a message, to be read before the thread's next call, and leaves `result` alone. All arrays
+// Each puts a new array behind `result`, which must be an empty handle (or one behind each of its first
+// two), and returns null; or it returns a message, to be read before the thread's next call, and leaves
+// handles alone. All arrays
 // are fp32 unless something else is said here. Their shapes must be as described, which the Rust side
 // checks (src/native.rs); how they lie in memory does not matter.
 
@@ -46,6 +47,24 @@ const char* mlxgk_rotate(mlx_array* result, mlx_array x, mlx_array cos, mlx_arra
 
 // silu(gate) · up, for two arrays of one shape and at least one axis.
 const char* mlxgk_silu_gate(mlx_array* result, mlx_array gate, mlx_array up, mlx_stream stream);
+
+// A convolution of each channel by itself: y_t = bias + Σ_i weight_i · x_(t - width + 1 + i), and silu of
+// that with `silu`. `x` is [batch, tokens, channels], `before`, what precedes it, [batch, width - 1,
+// channels], `weight` [width, channels], and `bias` [channels] or an empty handle.
+const char* mlxgk_causal_convolution(mlx_array* result, mlx_array x, mlx_array before,
+                                     mlx_array weight, mlx_array bias, bool silu,
+                                     mlx_stream stream);
+
+// Recurrences over a matrix S per head: S ← e^decay · S, then S ← S + k vᵀ, or with `rates`
+// S ← S + k rate (v - Sᵀk)ᵀ, and Sᵀq is the output. `queries` and `keys` are [batch, tokens, key heads, key
+// dim], `values` [batch, tokens, heads, value dim], where key heads divide heads and consecutive heads
+// share one; there is a token at least. `log_decays` are [batch, tokens, heads, 1], or [.., key dim] where
+// each row of S fades by itself; `rates` are [batch, tokens, heads, 1] or an empty handle. `state` is what S is
+// before, [batch, heads, key dim, value dim], and `end` what it is behind. With `unit` queries and keys are
+// brought to length 1 first, x / sqrt(Σ x² + 1e-6), and queries then divided by the root of key dim.
+const char* mlxgk_recurrence(mlx_array* outputs, mlx_array* end, mlx_array queries, mlx_array keys,
+                             mlx_array values, mlx_array log_decays, mlx_array state,
+                             mlx_array rates, bool unit, mlx_stream stream);
 
 // For each row of `logits`, [rows, vocabulary], the log-probability of the id that u32 `ids`, [rows],
 // holds: logit - log Σ e^logit. Where there is no such id, it is NaN.

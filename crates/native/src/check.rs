@@ -184,6 +184,76 @@ pub(crate) fn silu_gate(gate: &Array, up: &Array) -> Result<()> {
     fits(NAME, "both have one shape, of at least one axis", &arrays, fitting)
 }
 
+pub(crate) fn causal_convolution(
+    x: &Array,
+    before: &Array,
+    weight: &Array,
+    bias: Option<&Array>,
+) -> Result<()> {
+    const NAME: &str = "causal convolution";
+    let mut arrays = vec![("x", x), ("before", before), ("weight", weight)];
+    arrays.extend(bias.map(|it| ("bias", it)));
+    for &(name, array) in &arrays {
+        dtype(NAME, name, array, Dtype::Float32)?;
+    }
+    let (x, w) = (x.shape(), weight.shape());
+    let fitting = x.len() == 3
+        && w.len() == 2
+        && w[0] > 0
+        && w[1] == x[2]
+        && before.shape() == [x[0], w[0] - 1, x[2]]
+        && bias.is_none_or(|it| it.shape() == [x[2]]);
+    fits(
+        NAME,
+        "x is [batch, tokens, channels], before [batch, width - 1, channels], weight [width, channels], \
+         bias [channels]",
+        &arrays,
+        fitting,
+    )
+}
+
+pub(crate) fn recurrence(
+    [queries, keys, values]: [&Array; 3],
+    log_decays: &Array,
+    rates: Option<&Array>,
+    state: &Array,
+) -> Result<()> {
+    const NAME: &str = "recurrence";
+    let mut arrays = vec![
+        ("queries", queries),
+        ("keys", keys),
+        ("values", values),
+        ("log_decays", log_decays),
+        ("state", state),
+    ];
+    arrays.extend(rates.map(|it| ("rates", it)));
+    for &(name, array) in &arrays {
+        dtype(NAME, name, array, Dtype::Float32)?;
+    }
+    let (q, v, g) = (queries.shape(), values.shape(), log_decays.shape());
+    let fitting = q.len() == 4
+        && v.len() == 4
+        && g.len() == 4
+        && q == keys.shape()
+        && q[..2] == v[..2]
+        && q[1] > 0
+        && q[2] > 0
+        && q[3] > 0
+        && v[2] % q[2] == 0
+        && g[..3] == v[..3]
+        && (g[3] == 1 || g[3] == q[3])
+        && state.shape() == [v[0], v[2], q[3], v[3]]
+        && rates.is_none_or(|it| it.shape() == [v[0], v[1], v[2], 1]);
+    fits(
+        NAME,
+        "queries and keys are [batch, tokens, key heads, key dim], values [batch, tokens, heads, value \
+         dim], of a token at least, log_decays [batch, tokens, heads, 1 or key dim], rates [batch, tokens, \
+         heads, 1], state [batch, heads, key dim, value dim], and key heads divide heads",
+        &arrays,
+        fitting,
+    )
+}
+
 pub(crate) fn widening_product(x: &Array, weight: &Array) -> Result<()> {
     const NAME: &str = "widening_product";
     dtype(NAME, "x", x, Dtype::Float32)?;

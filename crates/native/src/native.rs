@@ -10,7 +10,7 @@
 use mlx_rs::{Array, error::Result, fast::ScaledDotProductAttentionMask};
 use mlx_sys::mlx_array;
 
-use self::linked::{Linked, call, linked};
+use self::linked::{Linked, call, call_for_two, linked};
 use crate::{Packed, Quantization, check};
 
 /// A handle with no array behind it.
@@ -51,26 +51,43 @@ mod linked {
             let Native(()) = $native;
             // SAFETY: the caller has checked what the header asks for, and its arrays live on.
             unsafe {
-                linked::run(|result, stream| linked::$operation(result, $($argument,)* stream))
+                linked::run::<1>(|[result], stream| {
+                    linked::$operation(result, $($argument,)* stream)
+                })
+                    .map(|[result]| result)
             }
         }};
     }
     pub(super) use call;
 
+    /// The same for an operation of two results, which are its first two arguments.
+    macro_rules! call_for_two {
+        ($native:ident, $operation:ident($($argument:expr),*)) => {{
+            let Native(()) = $native;
+            // SAFETY: as above.
+            unsafe {
+                linked::run::<2>(|[first, second], stream| {
+                    linked::$operation(first, second, $($argument,)* stream)
+                })
+            }
+        }};
+    }
+    pub(super) use call_for_two;
+
     /// Runs an operation on the current stream and takes what it returns.
     ///
     /// # Safety
-    /// `operation` must hand its two arguments to a function of the header as `result` and `stream`,
+    /// `operation` must hand its arguments to a function of the header as its results and `stream`,
     /// with the others as the header asks for.
-    pub(super) unsafe fn run(
-        operation: impl FnOnce(*mut mlx_array, mlx_stream) -> *const c_char,
-    ) -> Result<Array> {
+    pub(super) unsafe fn run<const N: usize>(
+        operation: impl FnOnce([*mut mlx_array; N], mlx_stream) -> *const c_char,
+    ) -> Result<[Array; N]> {
         let stream = Stream::thread_local_or_default();
-        let mut result = EMPTY;
-        let message = operation(&raw mut result, stream.as_ptr());
+        let mut results = [EMPTY; N];
+        let message = operation(results.each_mut().map(std::ptr::from_mut), stream.as_ptr());
         if message.is_null() {
-            // SAFETY: without a message the function has put a new array there, which is ours.
-            return Ok(unsafe { Array::from_ptr(result) });
+            // SAFETY: without a message the function has put new arrays there, which are ours.
+            return Ok(results.map(|it| unsafe { Array::from_ptr(it) }));
         }
         // SAFETY: a message is a text of this thread's that stays until its next call.
         let message = unsafe { CStr::from_ptr(message) };
@@ -94,6 +111,7 @@ mod linked {
         }};
     }
     pub(super) use call;
+    pub(super) use call as call_for_two;
 }
 
 /// The operations. A value exists only where they can be called; it costs nothing to keep or copy.
@@ -230,6 +248,70 @@ impl Native {
     pub fn silu_gate(self, gate: &Array, up: &Array) -> Result<Array> {
         check::silu_gate(gate, up)?;
         call!(self, mlxgk_silu_gate(gate.as_ptr(), up.as_ptr()))
+    }
+
+    /// A convolution of each channel by itself, which sees a token and those before it:
+    /// `y_t = bias + Σ_i weight_i · x_{t - width + 1 + i}`, and with `silu` the silu of that.
+    ///
+    /// `x` is `[batch, tokens, channels]`, `before`, what precedes it, `[batch, width - 1, channels]`,
+    /// `weight` `[width, channels]`, `bias` `[channels]`; returns `[batch, tokens, channels]`.
+    ///
+    /// # Errors
+    /// When shapes or types do not fit.
+    pub fn causal_convolution(
+        self,
+        x: &Array,
+        before: &Array,
+        weight: &Array,
+        bias: Option<&Array>,
+        silu: bool,
+    ) -> Result<Array> {
+        check::causal_convolution(x, before, weight, bias)?;
+        let bias = bias.map_or(EMPTY, Array::as_ptr);
+        call!(
+            self,
+            mlxgk_causal_convolution(x.as_ptr(), before.as_ptr(), weight.as_ptr(), bias, silu)
+        )
+    }
+
+    /// Recurrences over one matrix `S` per head: it fades, `S ← eᵍ S`, and is written to, `S ← S + k vᵀ`, or
+    /// with rates `β` by the delta rule, `S ← S + k β (v - Sᵀk)ᵀ`; the output is `Sᵀq`.
+    ///
+    /// Queries and keys are `[batch, tokens, key heads, key dim]`, values `[batch, tokens, heads, value dim]`,
+    /// of one token at least; key heads divide heads, and consecutive heads share one. `log_decays`, `g`, are
+    /// `[batch, tokens, heads, 1]`, or `[.., key dim]` where each row of `S` fades by itself; `rates` are
+    /// `[batch, tokens, heads, 1]`. With `unit` queries and keys are brought to length 1 first,
+    /// `x / sqrt(Σ x² + 1e-6)`, and queries are then divided by the root of key dim.
+    ///
+    /// Returns the outputs, which are like the values, and what `S` is behind the last token if it is `state`
+    /// before the first, `[batch, heads, key dim, value dim]`. A text that is read in parts gives the same
+    /// as in one, to the last bit. Gradients are computed token by token.
+    ///
+    /// # Errors
+    /// When shapes or types do not fit.
+    pub fn recurrence(
+        self,
+        queries_keys_values: [&Array; 3],
+        log_decays: &Array,
+        rates: Option<&Array>,
+        state: &Array,
+        unit: bool,
+    ) -> Result<[Array; 2]> {
+        check::recurrence(queries_keys_values, log_decays, rates, state)?;
+        let [queries, keys, values] = queries_keys_values.map(Array::as_ptr);
+        let rates = rates.map_or(EMPTY, Array::as_ptr);
+        call_for_two!(
+            self,
+            mlxgk_recurrence(
+                queries,
+                keys,
+                values,
+                log_decays.as_ptr(),
+                state.as_ptr(),
+                rates,
+                unit
+            )
+        )
     }
 
     /// For each row of `logits`, `[rows, vocabulary]`, the log-probability of its entry of `ids`, u32

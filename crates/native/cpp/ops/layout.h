@@ -127,7 +127,10 @@ class Heads : public Input<T> {
 
   using Input<T>::shape;
 
-  // From one place of the third axis to the next.
+  // From one place of an axis to the next.
+  long step(int axis) const { return steps_[axis]; }
+
+  // The same of the third axis.
   int row() const { return static_cast<int>(steps_[2]); }
 
   const T* at(long first, long second, long third = 0) const {

@@ -7,6 +7,7 @@
 
 #include <exception>
 #include <functional>
+#include <initializer_list>
 #include <memory>
 #include <string>
 #include <vector>
@@ -73,18 +74,26 @@ Prepare task(Rest... rest) {
 inline const array& of(mlx_array handle) { return *static_cast<const array*>(handle.ctx); }
 inline Stream of(mlx_stream handle) { return *static_cast<const Stream*>(handle.ctx); }
 
-// Puts what `make` returns behind an empty handle, for a caller in C. Returns null, or a message, to
-// be read before the thread's next call.
+// Puts the arrays that `make` returns behind empty handles, for a caller in C. Returns null, or a
+// message, to be read before the thread's next call.
 template <typename Make>
-const char* give(mlx_array* result, Make make) {
+const char* give_all(std::initializer_list<mlx_array*> results, Make make) {
   try {
-    result->ctx = new array(make());
+    const Arrays made = make();
+    auto each = made.begin();
+    for (mlx_array* result : results) result->ctx = new array(*each++);
     return nullptr;
   } catch (const std::exception& e) {
     thread_local std::string what;
     what = e.what();
     return what.c_str();
   }
+}
+
+// The same for an operation of one result.
+template <typename Make>
+const char* give(mlx_array* result, Make make) {
+  return give_all({result}, [&] { return Arrays{make()}; });
 }
 
 }  // namespace op
