@@ -1,11 +1,10 @@
 // The operations of this library, for C and for the tool that declares them to Rust. This is the only
 // place where they are declared.
 //
-// Each puts a new array behind `result`, which must be an empty handle (or one behind each of its first
-// two), and returns null; or it returns a message, to be read before the thread's next call, and leaves
-// handles alone. All arrays
-// are fp32 unless something else is said here. Their shapes must be as described, which the Rust side
-// checks (src/native.rs); how they lie in memory does not matter.
+// Each puts a new array behind `result`, or as many as it has behind `results`, which must be empty handles,
+// and returns null; or it returns a message, to be read before the thread's next call, and leaves the handles
+// alone. All arrays are fp32 unless something else is said here. Their shapes must be as described, which the
+// Rust side checks (src/native.rs); how they lie in memory does not matter.
 
 #pragma once
 
@@ -45,6 +44,13 @@ const char* mlxgk_rms_norm(mlx_array* result, mlx_array x, mlx_array weight, flo
 const char* mlxgk_rotate(mlx_array* result, mlx_array x, mlx_array cos, mlx_array sin,
                          mlx_stream stream);
 
+// Heads of `count` arrays of [batch, tokens, heads · dim], each with heads of its own number, as [batch,
+// heads, tokens, dim]: through mlxgk_rms_norm, with a weight of [dim] for each array where `weights` is not
+// null, and rotated as by mlxgk_rotate.
+const char* mlxgk_turned_heads(mlx_array* results, const mlx_array* xs, const mlx_array* weights,
+                               int count, float eps, mlx_array cos, mlx_array sin, int dim,
+                               mlx_stream stream);
+
 // silu(gate) · up, for two arrays of one shape and at least one axis.
 const char* mlxgk_silu_gate(mlx_array* result, mlx_array gate, mlx_array up, mlx_stream stream);
 
@@ -60,11 +66,11 @@ const char* mlxgk_causal_convolution(mlx_array* result, mlx_array x, mlx_array b
 // dim], `values` [batch, tokens, heads, value dim], where key heads divide heads and consecutive heads
 // share one; there is a token at least. `log_decays` are [batch, tokens, heads, 1], or [.., key dim] where
 // each row of S fades by itself; `rates` are [batch, tokens, heads, 1] or an empty handle. `state` is what S is
-// before, [batch, heads, key dim, value dim], and `end` what it is behind. With `unit` queries and keys are
-// brought to length 1 first, x / sqrt(Σ x² + 1e-6), and queries then divided by the root of key dim.
-const char* mlxgk_recurrence(mlx_array* outputs, mlx_array* end, mlx_array queries, mlx_array keys,
-                             mlx_array values, mlx_array log_decays, mlx_array state,
-                             mlx_array rates, bool unit, mlx_stream stream);
+// before, [batch, heads, key dim, value dim]; the results are the outputs, as `values`, and what S is behind. With
+// `unit` queries and keys are brought to length 1 first, x / sqrt(Σ x² + 1e-6), and queries then divided by the root of key dim.
+const char* mlxgk_recurrence(mlx_array* results, mlx_array queries, mlx_array keys, mlx_array values,
+                             mlx_array log_decays, mlx_array state, mlx_array rates, bool unit,
+                             mlx_stream stream);
 
 // For each row of `logits`, [rows, vocabulary], the log-probability of the id that u32 `ids`, [rows],
 // holds: logit - log Σ e^logit. Where there is no such id, it is NaN.
@@ -78,13 +84,24 @@ const char* mlxgk_token_logprobs(mlx_array* result, mlx_array logits, mlx_array 
 const char* mlxgk_widening_product(mlx_array* result, mlx_array x, mlx_array weight,
                                    mlx_array chosen, mlx_stream stream);
 
-// The same with packed weights of [out, in] or [experts, out, in]. `mode` is 0 for affine, 1 for mxfp4,
+// x · weight' for `count` bf16 matrices of [out, in], one result for each. With `gated` there are two of
+// one shape, and one result: silu(x · first') · (x · second').
+const char* mlxgk_widening_products(mlx_array* results, mlx_array x, const mlx_array* weights,
+                                    int count, bool gated, mlx_stream stream);
+
+// x · weight' with packed weights of [out, in] or [experts, out, in]. `mode` is 0 for affine, 1 for mxfp4,
 // 2 for mxfp8, 3 for nvfp4. `words` is u32 [.., out, in · bits / 32]. In the affine mode `scales` and
 // `biases` are fp32 or bf16 [.., out, in / group_size]; in the others `scales` is u8 and `biases` an
 // empty handle. `group_size` is a multiple of 16 that divides `in`.
 const char* mlxgk_packed_product(mlx_array* result, mlx_array x, mlx_array words, mlx_array scales,
                                  mlx_array biases, mlx_array chosen, int mode, int group_size,
                                  int bits, mlx_stream stream);
+
+// The same for `count` matrices of [out, in] that are packed alike, as for mlxgk_widening_products.
+// `weights` has words, scales and, in the affine mode, biases of each in turn.
+const char* mlxgk_packed_products(mlx_array* results, mlx_array x, const mlx_array* weights,
+                                  int count, bool gated, int mode, int group_size, int bits,
+                                  mlx_stream stream);
 
 #ifdef __cplusplus
 }

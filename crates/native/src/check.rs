@@ -174,6 +174,38 @@ pub(crate) fn rotate(x: &Array, cos: &Array, sin: &Array) -> Result<()> {
     )
 }
 
+/// An array whose heads are cut out and rotated. All arrays of one call fit the same tables, so they have the
+/// same tokens; where tables are for one row, batches are compared with them alone.
+pub(crate) fn turned_heads(
+    x: &Array,
+    weight: Option<&Array>,
+    cos: &Array,
+    sin: &Array,
+    dim: i32,
+) -> Result<()> {
+    const NAME: &str = "turned_heads";
+    let mut arrays = vec![("x", x), ("cos", cos), ("sin", sin)];
+    arrays.extend(weight.map(|it| ("weight", it)));
+    for (name, array) in &arrays {
+        dtype(NAME, name, array, Dtype::Float32)?;
+    }
+    let (shape, c, s) = (x.shape(), cos.shape(), sin.shape());
+    let fitting = dim > 0
+        && shape.len() == 3
+        && shape[2] % dim == 0
+        && weight.is_none_or(|it| it.shape() == [dim])
+        && c.len() == 5
+        && (c[0] == 1 || c[0] == shape[0])
+        && (c[1], c[2], c[3]) == (1, shape[1], 1)
+        && s == [c[0], 1, shape[1], 2, c[4]]
+        && c[4] <= dim / 2;
+    let expected = format!(
+        "x is [batch, tokens, heads · {dim}], cos [batch or 1, 1, tokens, 1, half], sin [the same, 1, tokens, 2, \
+         half], a weight [{dim}], and 2 · half at most {dim}"
+    );
+    fits(NAME, &expected, &arrays, fitting)
+}
+
 pub(crate) fn silu_gate(gate: &Array, up: &Array) -> Result<()> {
     const NAME: &str = "silu_gate";
     let arrays = [("gate", gate), ("up", up)];
@@ -262,6 +294,23 @@ pub(crate) fn widening_product(x: &Array, weight: &Array) -> Result<()> {
     fits(NAME, "x is [.., in], weight [out, in]", &[("x", x), ("weight", weight)], fitting)
 }
 
+/// That there is a matrix to multiply by.
+pub(crate) fn some(matrices: usize) -> Result<()> {
+    match matrices {
+        0 => Err(Exception::custom("products: there is no matrix")),
+        _ => Ok(()),
+    }
+}
+
+/// That two matrices whose products are gated have one shape.
+pub(crate) fn pair(gate: &[i32], up: &[i32]) -> Result<()> {
+    if gate == up {
+        return Ok(());
+    }
+    let what = format!("gated product: `gate` {gate:?} and `up` {up:?} are not of one shape");
+    Err(Exception::custom(what))
+}
+
 pub(crate) fn gathered_widening_product(x: &Array, weight: &Array, chosen: &Array) -> Result<()> {
     const NAME: &str = "gathered_widening_product";
     dtype(NAME, "x", x, Dtype::Float32)?;
@@ -282,6 +331,22 @@ pub(crate) fn natively(x: &Array, weight: &Packed) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// That the native products take each of some matrices with `x`, and that they are packed alike; returns how.
+pub(crate) fn packed_alike(x: &Array, weights: &[&Packed]) -> Result<Quantization> {
+    some(weights.len())?;
+    let first = weights[0].quantization();
+    for weight in weights {
+        product(x, weight)?;
+        natively(x, weight)?;
+        let found = weight.quantization();
+        if found != first {
+            let what = format!("products: matrices are packed as {first:?} and as {found:?}");
+            return Err(Exception::custom(what));
+        }
+    }
+    Ok(first)
 }
 
 /// The arrays of packed numbers, and that there is such a quantization.

@@ -10,7 +10,7 @@
 use mlx_rs::{Array, error::Result, fast::ScaledDotProductAttentionMask};
 use mlx_sys::mlx_array;
 
-use self::linked::{Linked, call, call_for_two, linked};
+use self::linked::{Linked, call, call_all, linked};
 use crate::{Packed, Quantization, check};
 
 /// A handle with no array behind it.
@@ -51,40 +51,51 @@ mod linked {
             let Native(()) = $native;
             // SAFETY: the caller has checked what the header asks for, and its arrays live on.
             unsafe {
-                linked::run::<1>(|[result], stream| {
+                linked::run(|result, stream| {
                     linked::$operation(result, $($argument,)* stream)
                 })
-                    .map(|[result]| result)
             }
         }};
     }
     pub(super) use call;
 
-    /// The same for an operation of two results, which are its first two arguments.
-    macro_rules! call_for_two {
+    /// The same for an operation of several results, as many as the caller takes.
+    macro_rules! call_all {
         ($native:ident, $operation:ident($($argument:expr),*)) => {{
             let Native(()) = $native;
-            // SAFETY: as above.
+            // SAFETY: as for `call`, and the caller has as many results as its arguments ask for.
             unsafe {
-                linked::run::<2>(|[first, second], stream| {
-                    linked::$operation(first, second, $($argument,)* stream)
+                linked::run_all(|results, stream| {
+                    linked::$operation(results, $($argument,)* stream)
                 })
             }
         }};
     }
-    pub(super) use call_for_two;
+    pub(super) use call_all;
 
     /// Runs an operation on the current stream and takes what it returns.
     ///
     /// # Safety
-    /// `operation` must hand its arguments to a function of the header as its results and `stream`,
+    /// `operation` must hand its two arguments to a function of the header as `result` and `stream`,
     /// with the others as the header asks for.
-    pub(super) unsafe fn run<const N: usize>(
-        operation: impl FnOnce([*mut mlx_array; N], mlx_stream) -> *const c_char,
+    pub(super) unsafe fn run(
+        operation: impl FnOnce(*mut mlx_array, mlx_stream) -> *const c_char,
+    ) -> Result<Array> {
+        // SAFETY: as the caller says, for one result.
+        let [result] = unsafe { run_all(operation) }?;
+        Ok(result)
+    }
+
+    /// The same for an operation of several results.
+    ///
+    /// # Safety
+    /// As [`run`], and the function must put `N` arrays behind `result`, which are so many empty handles.
+    pub(super) unsafe fn run_all<const N: usize>(
+        operation: impl FnOnce(*mut mlx_array, mlx_stream) -> *const c_char,
     ) -> Result<[Array; N]> {
         let stream = Stream::thread_local_or_default();
         let mut results = [EMPTY; N];
-        let message = operation(results.each_mut().map(std::ptr::from_mut), stream.as_ptr());
+        let message = operation(results.as_mut_ptr(), stream.as_ptr());
         if message.is_null() {
             // SAFETY: without a message the function has put new arrays there, which are ours.
             return Ok(results.map(|it| unsafe { Array::from_ptr(it) }));
@@ -111,7 +122,7 @@ mod linked {
         }};
     }
     pub(super) use call;
-    pub(super) use call as call_for_two;
+    pub(super) use call as call_all;
 }
 
 /// The operations. A value exists only where they can be called; it costs nothing to keep or copy.
@@ -241,6 +252,38 @@ impl Native {
         call!(self, mlxgk_rotate(x.as_ptr(), cos.as_ptr(), sin.as_ptr()))
     }
 
+    /// Heads of `dim` cut out of arrays of `[batch, tokens, heads · dim]`, through the
+    /// [norm](Self::rms_norm) of each array where there are weights of `[dim]`, and
+    /// [rotated](Self::rotate), in one operation: `[batch, heads, tokens, dim]` for each array.
+    ///
+    /// # Errors
+    /// When shapes or types do not fit.
+    pub fn turned_heads<const N: usize>(
+        self,
+        xs: [&Array; N],
+        norms: Option<([&Array; N], f32)>,
+        cos: &Array,
+        sin: &Array,
+        dim: i32,
+    ) -> Result<[Array; N]> {
+        for (at, x) in xs.into_iter().enumerate() {
+            check::turned_heads(x, norms.map(|it| it.0[at]), cos, sin, dim)?;
+        }
+        let (handles, weights) = (xs.map(Array::as_ptr), norms.map(|it| it.0.map(Array::as_ptr)));
+        call_all!(
+            self,
+            mlxgk_turned_heads(
+                handles.as_ptr(),
+                weights.as_ref().map_or(std::ptr::null(), |it| it.as_ptr()),
+                N as i32,
+                norms.map_or(0.0, |it| it.1),
+                cos.as_ptr(),
+                sin.as_ptr(),
+                dim
+            )
+        )
+    }
+
     /// `silu(gate) · up`, for two arrays of one shape.
     ///
     /// # Errors
@@ -300,7 +343,7 @@ impl Native {
         check::recurrence(queries_keys_values, log_decays, rates, state)?;
         let [queries, keys, values] = queries_keys_values.map(Array::as_ptr);
         let rates = rates.map_or(EMPTY, Array::as_ptr);
-        call_for_two!(
+        call_all!(
             self,
             mlxgk_recurrence(
                 queries,
@@ -334,6 +377,36 @@ impl Native {
         call!(self, mlxgk_widening_product(x.as_ptr(), weight.as_ptr(), EMPTY))
     }
 
+    /// The [products](Self::widening_product) of `x` with several matrices of `[out, in]`, in one
+    /// operation; each is what it is alone, to the last bit.
+    ///
+    /// # Errors
+    /// When shapes or types do not fit.
+    pub fn widening_products<const N: usize>(
+        self,
+        x: &Array,
+        weights: [&Array; N],
+    ) -> Result<[Array; N]> {
+        check::some(N)?;
+        for weight in weights {
+            check::widening_product(x, weight)?;
+        }
+        let handles = weights.map(Array::as_ptr);
+        call_all!(self, mlxgk_widening_products(x.as_ptr(), handles.as_ptr(), N as i32, false))
+    }
+
+    /// `silu(x gateᵀ) · (x upᵀ)` for two bf16 matrices of one shape, in one operation.
+    ///
+    /// # Errors
+    /// When shapes or types do not fit.
+    pub fn gated_widening_product(self, x: &Array, gate: &Array, up: &Array) -> Result<Array> {
+        check::widening_product(x, gate)?;
+        check::widening_product(x, up)?;
+        check::pair(gate.shape(), up.shape())?;
+        let handles = [gate, up].map(Array::as_ptr);
+        call!(self, mlxgk_widening_products(x.as_ptr(), handles.as_ptr(), 2, true))
+    }
+
     /// The same with `weight[chosen]`, one matrix of `[experts, out, in]` per place of `chosen`, u32:
     /// `x` is `[.., rows, in]`, its leading axes those of `chosen` or 1; returns
     /// `[chosen.., rows, out]`. Where there is no such matrix, the result is NaN.
@@ -358,6 +431,54 @@ impl Native {
     pub fn packed_product(self, x: &Array, weight: &Packed) -> Result<Array> {
         check::product(x, weight)?;
         self.packed(x, weight, EMPTY)
+    }
+
+    /// The [products](Self::packed_product) of `x` with several matrices of `[out, in]` that are packed
+    /// alike, in one operation; each is what it is alone, to the last bit.
+    ///
+    /// # Errors
+    /// When shapes, types or quantizations do not fit.
+    pub fn packed_products<const N: usize>(
+        self,
+        x: &Array,
+        weights: [&Packed; N],
+    ) -> Result<[Array; N]> {
+        let (quantization, handles) = alike(x, &weights)?;
+        let Quantization { mode, group_size, bits } = quantization;
+        call_all!(
+            self,
+            mlxgk_packed_products(
+                x.as_ptr(),
+                handles.as_ptr(),
+                N as i32,
+                false,
+                mode as i32,
+                group_size,
+                bits
+            )
+        )
+    }
+
+    /// `silu(x gateᵀ) · (x upᵀ)` for two matrices of one shape that are packed alike, in one operation.
+    ///
+    /// # Errors
+    /// When shapes, types or quantizations do not fit.
+    pub fn gated_packed_product(self, x: &Array, gate: &Packed, up: &Packed) -> Result<Array> {
+        check::pair(&gate.shape(), &up.shape())?;
+        let (quantization, handles) = alike(x, &[gate, up])?;
+        let Quantization { mode, group_size, bits } = quantization;
+        call!(
+            self,
+            mlxgk_packed_products(
+                x.as_ptr(),
+                handles.as_ptr(),
+                2,
+                true,
+                mode as i32,
+                group_size,
+                bits
+            )
+        )
     }
 
     /// The same with `W[chosen]`, as in
@@ -392,4 +513,11 @@ impl Native {
             )
         )
     }
+}
+
+/// How all of some matrices are packed, and the handles of their arrays, one matrix after another.
+fn alike(x: &Array, weights: &[&Packed]) -> Result<(Quantization, Vec<mlx_array>)> {
+    let quantization = check::packed_alike(x, weights)?;
+    let arrays = weights.iter().flat_map(|it| [Some(it.words()), Some(it.scales()), it.biases()]);
+    Ok((quantization, arrays.flatten().map(Array::as_ptr).collect()))
 }

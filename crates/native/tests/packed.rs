@@ -12,6 +12,7 @@ use mlx_rs::{
     error::Result,
     ops::{dequantize, gather_mm, matmul, quantize},
     random,
+    transforms::grad,
 };
 use mlxgk_native::{Mode, Packed, Quantization};
 
@@ -102,6 +103,64 @@ fn every_mode_is_the_product_with_the_weights_unpacked() {
             }
         }
     }
+}
+
+#[test]
+fn each_of_several_products_is_what_it_is_alone_to_the_last_bit() {
+    for quantization in quantizations() {
+        // Chunks of rows end within matrices and at their ends.
+        let weights = [500, 3, 260]
+            .map(|out| packed(u64::from(out as u32), &[out, 256], quantization, Dtype::Bfloat16));
+        for rows in [1, 3, 8, 17] {
+            let x = noise(2, &[rows, 256]);
+            let what = format!("{quantization:?}, {rows} rows");
+            let [one, two, three] = weights.each_ref();
+            let together = native().packed_products(&x, [one, two, three]).unwrap();
+            for (product, weight) in together.iter().zip(&weights) {
+                let alone = native().packed_product(&x, weight).unwrap();
+                assert_eq!(values(product), values(&alone), "{what}");
+            }
+            let gated = native().gated_packed_product(&x, one, one).unwrap();
+            let alone = native().silu_gate(&together[0], &together[0]).unwrap();
+            assert_eq!(values(&gated), values(&alone), "{what}, gated");
+        }
+    }
+}
+
+#[test]
+fn several_products_have_the_gradients_of_each() {
+    let side_by_side = |it: &[Array]| {
+        let weights = [affine(&it[1..4], 32, 4)?, affine(&it[4..], 32, 4)?];
+        let [one, two] = native().packed_products(&it[0], weights.each_ref())?;
+        one.add(two)
+    };
+    let one_by_one = |it: &[Array]| {
+        let second = [&it[..1], &it[4..]].concat();
+        theirs(&it[..4], 32, 4)?.add(theirs(&second, 32, 4)?)
+    };
+    for rows in [2, 18] {
+        let first = inputs(&[rows, 64], 5, 32, 4);
+        let mut second = first[1..].to_vec();
+        second[1] = second[1].multiply(Array::from_f32(2.0)).unwrap();
+        let all = [first, second].concat();
+        let by_x = |operation: &dyn Fn(&[Array]) -> Result<Array>| {
+            let loss =
+                |x: &Array| operation(&[&[x.clone()][..], &all[1..]].concat())?.square()?.sum(None);
+            grad(loss)(&all[0]).unwrap()
+        };
+        let (ours, theirs) = (by_x(&side_by_side), by_x(&one_by_one));
+        assert_near(&ours, &theirs, &format!("{rows} rows"));
+    }
+}
+
+#[test]
+fn matrices_that_are_packed_in_different_ways_are_not_multiplied_together() {
+    let [four, eight] = [4, 8]
+        .map(|bits| packed(1, &[5, 64], Quantization::affine(64, bits).unwrap(), Dtype::Bfloat16));
+    let error = native().packed_products(&noise(2, &[1, 64]), [&four, &eight]).unwrap_err();
+    assert!(error.what().contains("matrices are packed as"), "{error}");
+    let none: [&Packed; 0] = [];
+    assert!(native().packed_products(&noise(2, &[1, 64]), none).is_err());
 }
 
 /// Some processors multiply whole numbers, which inputs become by the group.

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "mlxgk.h"
+#include "ops/gate.h"
 #include "ops/layout.h"
 #include "ops/op.h"
 #include "ops/vectors.h"
@@ -14,14 +15,6 @@ namespace {
 
 INLINE Lanes gated(const Lanes& gate, const Lanes& up) { return gate / (1.0f + exp(-gate)) * up; }
 
-// The gradients by gate and up, from that by the result.
-INLINE void descend(Lanes& gate, Lanes& up, const Lanes& by) {
-  const Lanes share = 1.0f / (1.0f + exp(-gate));
-  const Lanes by_silu = by * up;
-  up = by * gate * share;
-  gate = by_silu * share * (1.0f + gate * (1.0f - share));
-}
-
 FOR_EACH_PROCESSOR
 void gate_row(const float* gate, const float* up, float* to, int count) {
   int i = 0;
@@ -32,6 +25,14 @@ void gate_row(const float* gate, const float* up, float* to, int count) {
   std::copy(up + i, up + count, ends[1]);
   store(ends[0], gated(load(ends[0]), load(ends[1])));
   std::copy_n(ends[0], count - i, to + i);
+}
+
+// The gradients by gate and up, from that by the result.
+INLINE void descend(Lanes& gate, Lanes& up, const Lanes& by) {
+  const Lanes share = 1.0f / (1.0f + exp(-gate));
+  const Lanes by_silu = by * up;
+  up = by * gate * share;
+  gate = by_silu * share * (1.0f + gate * (1.0f - share));
 }
 
 FOR_EACH_PROCESSOR
@@ -114,7 +115,13 @@ class Descent {
   float *by_gate_, *by_up_;
 };
 
-op::array silu_gate(const op::array& gate, const op::array& up, op::Stream stream) {
+}  // namespace
+
+void gate::row(const float* gate, const float* up, float* to, int count) {
+  gate_row(gate, up, to, count);
+}
+
+op::array gate::silu(const op::array& gate, const op::array& up, op::Stream stream) {
   using namespace mlx::core;
   const auto composed = [](const op::Arrays& inputs) {
     return op::Arrays{multiply(multiply(inputs[0], sigmoid(inputs[0])), inputs[1])};
@@ -124,8 +131,6 @@ op::array silu_gate(const op::array& gate, const op::array& up, op::Stream strea
                   stream);
 }
 
-}  // namespace
-
 const char* mlxgk_silu_gate(mlx_array* result, mlx_array gate, mlx_array up, mlx_stream stream) {
-  return op::give(result, [&] { return silu_gate(op::of(gate), op::of(up), op::of(stream)); });
+  return op::give(result, [&] { return gate::silu(op::of(gate), op::of(up), op::of(stream)); });
 }

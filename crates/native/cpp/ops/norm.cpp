@@ -6,6 +6,7 @@
 #include "mlxgk.h"
 #include "ops/layout.h"
 #include "ops/memory.h"
+#include "ops/norm.h"
 #include "ops/op.h"
 #include "ops/vectors.h"
 #include "ops/workers.h"
@@ -132,7 +133,13 @@ class Descent {
   memory::Floats sums_;
 };
 
-op::array rms_norm(const op::array& x, const op::array& weight, float eps, op::Stream stream) {
+}  // namespace
+
+void norm::row(const float* x, const float* weight, float* to, int count, float eps) {
+  norm_row(x, weight, to, count, eps);
+}
+
+op::array norm::rms(const op::array& x, const op::array& weight, float eps, op::Stream stream) {
   using namespace mlx::core;
   const auto composed = [eps](const op::Arrays& inputs) {
     const array mean_square = mean(square(inputs[0]), -1, true);
@@ -143,9 +150,7 @@ op::array rms_norm(const op::array& x, const op::array& weight, float eps, op::S
                   stream);
 }
 
-}  // namespace
-
 const char* mlxgk_rms_norm(mlx_array* result, mlx_array x, mlx_array weight, float eps,
                            mlx_stream stream) {
-  return op::give(result, [&] { return rms_norm(op::of(x), op::of(weight), eps, op::of(stream)); });
+  return op::give(result, [&] { return norm::rms(op::of(x), op::of(weight), eps, op::of(stream)); });
 }

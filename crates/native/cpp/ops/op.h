@@ -7,7 +7,6 @@
 
 #include <exception>
 #include <functional>
-#include <initializer_list>
 #include <memory>
 #include <string>
 #include <vector>
@@ -74,14 +73,19 @@ Prepare task(Rest... rest) {
 inline const array& of(mlx_array handle) { return *static_cast<const array*>(handle.ctx); }
 inline Stream of(mlx_stream handle) { return *static_cast<const Stream*>(handle.ctx); }
 
-// Puts the arrays that `make` returns behind empty handles, for a caller in C. Returns null, or a
+// What is behind `count` handles.
+inline Arrays all_of(const mlx_array* handles, int count) {
+  Arrays arrays;
+  for (int i = 0; i < count; ++i) arrays.push_back(of(handles[i]));
+  return arrays;
+}
+
+// Puts the arrays that `make` returns behind as many empty handles, for a caller in C. Returns null, or a
 // message, to be read before the thread's next call.
 template <typename Make>
-const char* give_all(std::initializer_list<mlx_array*> results, Make make) {
+const char* give_all(mlx_array* results, Make make) {
   try {
-    const Arrays made = make();
-    auto each = made.begin();
-    for (mlx_array* result : results) result->ctx = new array(*each++);
+    for (array& made : make()) (results++)->ctx = new array(std::move(made));
     return nullptr;
   } catch (const std::exception& e) {
     thread_local std::string what;
@@ -90,10 +94,10 @@ const char* give_all(std::initializer_list<mlx_array*> results, Make make) {
   }
 }
 
-// The same for an operation of one result.
+// The same for one array.
 template <typename Make>
 const char* give(mlx_array* result, Make make) {
-  return give_all({result}, [&] { return Arrays{make()}; });
+  return give_all(result, [&] { return Arrays{make()}; });
 }
 
 }  // namespace op

@@ -1,88 +1,173 @@
-// Products with weights as they are stored: with one matrix, and with the matrices of the experts
-// that a router has chosen.
+// Products with weights as they are stored: with one matrix, and with several that the same inputs meet.
 //
 // A few rows meet the weights in registers, which read them once. Many rows are worth turning the
 // weights around, a block at a time.
 
+#include "ops/product.h"
+
 #include <algorithm>
-#include <limits>
-#include <optional>
 #include <vector>
 
 #include "mlxgk.h"
 #include "ops/few_rows.h"
+#include "ops/gate.h"
 #include "ops/layout.h"
 #include "ops/many_rows.h"
-#include "ops/matrix.h"
 #include "ops/memory.h"
-#include "ops/op.h"
 #include "ops/workers.h"
 #include "shim/blas.h"
 
+using namespace product;
+
 namespace {
 
-using Make = std::function<std::unique_ptr<matrix::Matrix>(const op::Arrays& weights)>;
-
-// Rows begin at multiples of 64 bytes.
-long whole(long count) { return (count + 15) / 16 * 16; }
-
-// How many rows of weights are a chunk of work for `m` rows of inputs: it takes a core a few
-// microseconds, several times as long as handing it over. Chunks are about equal.
-int chunk_of(long m, long n, long k) {
-  const long products = std::clamp<long>(m * n * k / 16, 1 << 16, 1 << 18);
-  const long most = std::max<long>(products / std::max<long>(m * k, 1), 1);
-  const long rows = (n + workers::chunks(n, most) - 1) / std::max(workers::chunks(n, most), 1);
-  return static_cast<int>(std::min<long>((rows + 23) / 24 * 24, n));
+// Where chunks of `n` rows of weights begin and end, for `m` rows of inputs of `k`. Memory is read fastest as long
+// streams, so a thread is given its share of all that is left; chunks become shorter towards the first, which is
+// given out last, so that all threads end together.
+std::vector<int> chunks_for(int m, int n, int k) {
+  const int least = chunk_of(m, n, k);
+  std::vector<int> bounds{n};
+  while (bounds.back() > 0) {
+    const int left = bounds.back(), share = (left / workers::count() + 23) / 24 * 24;
+    bounds.push_back(std::max(left - std::max(share, least), 0));
+  }
+  std::reverse(bounds.begin(), bounds.end());
+  return bounds;
 }
 
-// y = x·w', x of m × k, w of n × k.
+// Which products one operation computes of its inputs.
+struct Several {
+  // How many matrices there are, all stored alike.
+  int count = 1;
+  // Whether there are two of one shape, and silu(y[0]) · y[1] is all that is asked for.
+  bool gated = false;
+};
+
+// y[i] = x·w[i]', x of m × k, w[i] of n[i] × k.
 class Product {
  public:
-  Product(const op::Arrays& inputs, op::Arrays& outputs, const Make& make, int n)
-      : weights_(make({inputs.begin() + 1, inputs.end()})),
+  Product(const op::Arrays& inputs, op::Arrays& outputs, const Make& make, const Several& several)
+      : parts_(parts(inputs, outputs, make, several)),
+        gated_(several.gated),
         x_(inputs[0]),
-        y_(outputs[0].data<float>()),
-        n_(n),
         k_(inputs[0].shape(-1)),
-        m_(static_cast<int>(outputs[0].size() / n_)),
-        x_row_(whole(weights_->room())),
+        m_(rows_of(inputs[0].shape())),
+        x_row_(whole(parts_[0].weights->room())),
+        bounds_(chunks_for(m_, rows_together(), gated_ ? 2 * k_ : k_)),
         few_(is_few() ? m_ * x_row_ : 0),
+        up_(gated_ ? up_room() : 0),
         many_(is_few() ? nullptr : memory::share(many_rows::scratch(m_, k_))) {}
 
   void run() {
     x_.ready();
-    weights_->ready();
+    for (const Part& part : parts_) part.weights->ready();
     if (k_ == 0) {
-      std::fill_n(y_, static_cast<long>(m_) * n_, 0.0f);
+      for (const Part& part : parts_) std::fill_n(part.y, static_cast<long>(m_) * part.rows, 0.0f);
     } else if (is_few()) {
       few();
     } else {
-      const std::lock_guard<std::mutex> guard(many_->in_use);
-      many_rows::multiply(m_, n_, k_, {x_.data(), x_.row(), false}, *weights_, 0, y_, n_, false,
-                          many_->floats.data());
+      many();
     }
   }
 
  private:
+  // A matrix, and where the products of its rows go.
+  struct Part {
+    std::unique_ptr<matrix::Matrix> weights;
+    int rows;
+    float* y;
+  };
+
+  static std::vector<Part> parts(const op::Arrays& inputs, op::Arrays& outputs, const Make& make,
+                                 const Several& several) {
+    std::vector<Part> parts;
+    const auto each = (inputs.size() - 1) / several.count;
+    for (int i = 0; i < several.count; ++i) {
+      const auto first = inputs.begin() + 1 + i * each;
+      parts.push_back({make({first, first + each}), first->shape(-2),
+                       outputs[several.gated ? 0 : i].data<float>()});
+    }
+    return parts;
+  }
+
+  static int rows_of(const mlx::core::Shape& x) {
+    int rows = 1;
+    for (std::size_t axis = 0; axis + 1 < x.size(); ++axis) rows *= x[axis];
+    return rows;
+  }
+
   bool is_few() const { return m_ <= few_rows::kMost; }
+
+  // The rows that are met at a time: those of all matrices one behind another, or pairs of one of each.
+  int rows_together() const {
+    if (gated_) return parts_[0].rows;
+    int rows = 0;
+    for (const Part& part : parts_) rows += part.rows;
+    return rows;
+  }
+
+  // What products with the second matrix of a pair take: of a chunk for each thread, or of all rows.
+  long up_room() const {
+    if (!is_few()) return static_cast<long>(m_) * parts_[1].rows;
+    return static_cast<long>(workers::count()) * up_of_chunk();
+  }
+  long up_of_chunk() const {
+    int longest = 0;
+    for (std::size_t i = 1; i < bounds_.size(); ++i)
+      longest = std::max(longest, bounds_[i] - bounds_[i - 1]);
+    return whole(static_cast<long>(m_) * longest);
+  }
 
   void few() {
     for (int row = 0; row < m_; ++row)
-      weights_->arrange(x_.at(row), few_.data() + row * x_row_);
-    const int chunk = chunk_of(m_, n_, k_);
-    workers::share(workers::chunks(n_, chunk), [&](int index, int) {
-      const int from = index * chunk;
-      weights_->multiply(m_, few_.data(), x_row_, from, std::min(chunk, n_ - from), y_ + from, n_);
+      parts_[0].weights->arrange(x_.at(row), few_.data() + row * x_row_);
+    workers::share(static_cast<int>(bounds_.size()) - 1, [&](int chunk, int worker) {
+      int from = bounds_[chunk], end = bounds_[chunk + 1];
+      if (gated_) return meet_pair(from, end - from, up_.data() + worker * up_of_chunk());
+      for (const Part& part : parts_) {
+        const int first = std::max(from, 0), count = std::min(end, part.rows) - first;
+        if (count > 0) meet(part, first, count, part.y + first, part.rows);
+        from -= part.rows;
+        end -= part.rows;
+      }
     });
   }
 
-  std::unique_ptr<matrix::Matrix> weights_;
+  void meet(const Part& part, int from, int count, float* y, long y_row) const {
+    part.weights->multiply(m_, few_.data(), x_row_, from, count, y, y_row);
+  }
+
+  void meet_pair(int from, int count, float* up) const {
+    const long rows = parts_[0].rows;
+    float* y = parts_[0].y + from;
+    meet(parts_[0], from, count, y, rows);
+    meet(parts_[1], from, count, up, count);
+    for (int i = 0; i < m_; ++i) gate::row(y + i * rows, up + i * count, y + i * rows, count);
+  }
+
+  void many() {
+    const std::lock_guard<std::mutex> guard(many_->in_use);
+    for (const Part& part : parts_) {
+      float* y = gated_ && &part != parts_.data() ? up_.data() : part.y;
+      many_rows::multiply(m_, part.rows, k_, {x_.data(), x_.row(), false}, *part.weights, 0, y,
+                          part.rows, false, many_->floats.data());
+    }
+    if (!gated_) return;
+    const long rows = parts_[0].rows;
+    float* y = parts_[0].y;
+    workers::share(m_, [&](int i, int) {
+      gate::row(y + i * rows, up_.data() + i * rows, y + i * rows, static_cast<int>(rows));
+    });
+  }
+
+  std::vector<Part> parts_;
+  bool gated_;
   layout::Rows<float> x_;
-  float* y_;
-  int n_, k_, m_;
+  int k_, m_;
   long x_row_;
-  // Inputs of a few rows, arranged; what a product of many takes.
-  memory::Floats few_;
+  std::vector<int> bounds_;
+  // Inputs of a few rows, arranged; what is gated; what a product of many takes.
+  memory::Floats few_, up_;
   std::shared_ptr<memory::Shared> many_;
 };
 
@@ -132,182 +217,47 @@ class Descent {
   memory::Floats panel_;
 };
 
-// y[p] = x[p]·w[chosen[p]]' for every place p of `chosen`, x[p] of rows × k, w of experts × n × k. Of
-// the axes of `x` that `chosen` spans, some may be 1.
-class Gathered {
- public:
-  Gathered(const op::Arrays& inputs, op::Arrays& outputs, const Make& make, int experts, int n)
-      : weights_(make({inputs.begin() + 2, inputs.end()})),
-        x_(inputs[0]),
-        chosen_(inputs[1]),
-        y_(outputs[0].data<float>()),
-        experts_(experts),
-        n_(n),
-        k_(inputs[0].shape(-1)),
-        rows_(inputs[0].shape(-2)),
-        count_(static_cast<long>(inputs[1].size()) * rows_),
-        from_(sources(inputs[0].shape(), inputs[1].shape())),
-        order_(inputs[1].size()),
-        first_(experts + 2),
-        next_(experts + 1),
-        few_(experts),
-        chunk_(chunk_of(1, n_, k_)),
-        x_row_(whole(std::max<long>(k_, weights_->room()))),
-        inputs_(count_ * x_row_),
-        outputs_(static_cast<long>(workers::count()) * few_rows::kMost * chunk_),
-        many_(count_ > few_rows::kMost ? count_ * n_ : 0),
-        scratch_(count_ > few_rows::kMost
-                     ? memory::share(many_rows::scratch(static_cast<int>(count_), k_))
-                     : nullptr) {}
-
-  void run() {
-    x_.ready();
-    chosen_.ready();
-    weights_->ready();
-    if (k_ == 0) {
-      std::fill_n(y_, count_ * n_, 0.0f);
-      return;
-    }
-    sort();
-    int few = 0;
-    for (int expert = 0; expert < experts_; ++expert) {
-      const long rows = rows_of(expert);
-      if (rows > 0 && rows <= few_rows::kMost) few_[few++] = expert;
-      place(expert, rows <= few_rows::kMost);
-    }
-    const int per = workers::chunks(n_, chunk_);
-    workers::share(few * per, [&](int chunk, int worker) {
-      meet(few_[chunk / per], chunk % per * chunk_,
-           outputs_.data() + static_cast<long>(worker) * few_rows::kMost * chunk_);
-    });
-    if (scratch_ != nullptr) {
-      const std::lock_guard<std::mutex> guard(scratch_->in_use);
-      for (int expert = 0; expert < experts_; ++expert)
-        if (rows_of(expert) > few_rows::kMost) multiply(expert);
-    }
-    // There is no such expert.
-    for (long place = first_[experts_]; place < first_[experts_ + 1]; ++place)
-      std::fill_n(y_ + order_[place] * rows_ * n_, static_cast<long>(rows_) * n_,
-                  std::numeric_limits<float>::quiet_NaN());
-  }
-
- private:
-  // For each place of `chosen`, the first of its rows of `x`.
-  static std::vector<long> sources(const mlx::core::Shape& x, const mlx::core::Shape& chosen) {
-    std::vector<long> from{0};
-    for (std::size_t axis = 0; axis < chosen.size(); ++axis) {
-      std::vector<long> inner;
-      for (const long outer : from)
-        for (int i = 0; i < chosen[axis]; ++i)
-          inner.push_back(outer * x[axis] + (x[axis] == 1 ? 0 : i));
-      from = std::move(inner);
-    }
-    for (long& it : from) it *= x[x.size() - 2];
-    return from;
-  }
-
-  int expert_at(long place) const {
-    const std::uint32_t expert = chosen_.data()[place];
-    return expert < static_cast<std::uint32_t>(experts_) ? static_cast<int>(expert) : experts_;
-  }
-
-  // The places in the order of their experts, those that name none last.
-  void sort() {
-    const long places = static_cast<long>(order_.size());
-    std::fill(first_.begin(), first_.end(), 0);
-    for (long place = 0; place < places; ++place) ++first_[expert_at(place) + 1];
-    for (std::size_t i = 1; i < first_.size(); ++i) first_[i] += first_[i - 1];
-    std::copy(first_.begin(), first_.end() - 1, next_.begin());
-    for (long place = 0; place < places; ++place) order_[next_[expert_at(place)]++] = place;
-  }
-
-  long rows_of(int expert) const { return (first_[expert + 1] - first_[expert]) * rows_; }
-  float* inputs_of(int expert) const { return inputs_.data() + first_[expert] * rows_ * x_row_; }
-
-  // Copies an expert's inputs, one behind another.
-  void place(int expert, bool arranged) const {
-    float* to = inputs_of(expert);
-    for (long place = first_[expert]; place < first_[expert + 1]; ++place)
-      for (int row = 0; row < rows_; ++row, to += x_row_) {
-        const float* x = x_.at(from_[order_[place]] + row);
-        if (arranged) weights_->arrange(x, to);
-        else std::copy_n(x, k_, to);
-      }
-  }
-
-  // Puts an expert's outputs of `count` columns, from `column` on, where they belong.
-  void spread(int expert, const float* from, long row, int column, int count) const {
-    for (long place = first_[expert]; place < first_[expert + 1]; ++place)
-      for (int i = 0; i < rows_; ++i, from += row)
-        std::copy_n(from, count, y_ + (order_[place] * rows_ + i) * n_ + column);
-  }
-
-  void meet(int expert, int column, float* outputs) const {
-    const int count = std::min(chunk_, n_ - column);
-    weights_->multiply(static_cast<int>(rows_of(expert)), inputs_of(expert), x_row_,
-                       static_cast<long>(expert) * n_ + column, count, outputs, count);
-    spread(expert, outputs, count, column, count);
-  }
-
-  void multiply(int expert) const {
-    many_rows::multiply(static_cast<int>(rows_of(expert)), n_, k_, {inputs_of(expert), x_row_, false},
-                        *weights_, static_cast<long>(expert) * n_, many_.data(), n_, false,
-                        scratch_->floats.data());
-    spread(expert, many_.data(), n_, 0, n_);
-  }
-
-  std::unique_ptr<matrix::Matrix> weights_;
-  layout::Rows<float> x_;
-  layout::Flat<std::uint32_t> chosen_;
-  float* y_;
-  int experts_, n_, k_, rows_;
-  long count_;
-  // By place of `chosen`: its source in x, and those in the order of their experts. By expert: its
-  // first among the latter, and the next to be put there. The experts of few rows.
-  std::vector<long> from_, order_, first_, next_;
-  std::vector<int> few_;
-  int chunk_;
-  long x_row_;
-  memory::Floats inputs_, outputs_, many_;
-  std::shared_ptr<memory::Shared> scratch_;
-};
-
-// What is multiplied by `weights`, in MLX's own operations.
-using Composed = std::function<op::array(const op::array& x, const op::Arrays& weights,
-                                         const std::optional<op::array>& chosen)>;
-
-// The product of `x` with a matrix, or with those that `chosen` names, of [.., n, k].
-op::array product(const op::array& x, const mlx_array& chosen, const op::Arrays& weights,
-                  const Make& make, const Composed& composed, op::Stream stream) {
-  const auto& shape = weights[0].shape();
-  const int n = weights[0].shape(-2);
+// The product of `x` with a matrix.
+op::array with_one(const op::array& x, const op::Arrays& weights, const Storage& storage,
+                   op::Stream stream) {
   op::Arrays inputs{x};
-  if (chosen.ctx == nullptr) {
-    inputs.insert(inputs.end(), weights.begin(), weights.end());
-    const auto in_mlx = [composed](const op::Arrays& inputs) {
-      return op::Arrays{composed(inputs[0], {inputs.begin() + 1, inputs.end()}, std::nullopt)};
-    };
-    auto out = x.shape();
-    out.back() = n;
-    op::Gradient gradient{"ProductGradient", 1, op::task<Descent>(make)};
-    return op::make({"Product", {out}, op::task<Product>(make, n), in_mlx, gradient},
-                    std::move(inputs), stream);
-  }
-  inputs.push_back(op::of(chosen));
   inputs.insert(inputs.end(), weights.begin(), weights.end());
-  const int experts = shape[0];
-  const auto in_mlx = [composed](const op::Arrays& inputs) {
-    return op::Arrays{composed(inputs[0], {inputs.begin() + 2, inputs.end()}, inputs[1])};
+  const auto in_mlx = [composed = storage.composed](const op::Arrays& inputs) {
+    return op::Arrays{composed(inputs[0], {inputs.begin() + 1, inputs.end()}, std::nullopt)};
   };
-  auto out = op::of(chosen).shape();
-  out.push_back(x.shape(-2));
-  out.push_back(n);
-  return op::make({"GatheredProduct", {out}, op::task<Gathered>(make, experts, n), in_mlx},
+  auto out = x.shape();
+  out.back() = weights[0].shape(-2);
+  op::Gradient gradient{"ProductGradient", 1, op::task<Descent>(storage.make)};
+  return op::make({"Product", {out}, op::task<Product>(storage.make, Several{}), in_mlx, gradient},
                   std::move(inputs), stream);
 }
 
-op::array widening_product(const op::array& x, const op::array& weight, const mlx_array& chosen,
-                           op::Stream stream) {
+// The products of `x` with several matrices, whose arrays follow one another. Gradients are those of the
+// products one by one.
+op::Arrays with_several(const op::array& x, const op::Arrays& weights, const Several& several,
+                        const Storage& storage, op::Stream stream) {
+  const auto each = weights.size() / several.count;
+  const auto one_by_one = [=](const op::Arrays& inputs) {
+    op::Arrays ys;
+    for (int i = 0; i < several.count; ++i) {
+      const auto first = inputs.begin() + 1 + i * each;
+      ys.push_back(with_one(inputs[0], {first, first + each}, storage, stream));
+    }
+    return several.gated ? op::Arrays{gate::silu(ys[0], ys[1], stream)} : ys;
+  };
+  std::vector<mlx::core::Shape> shapes;
+  for (int i = 0; i < (several.gated ? 1 : several.count); ++i) {
+    shapes.push_back(x.shape());
+    shapes.back().back() = weights[i * each].shape(-2);
+  }
+  op::Arrays inputs{x};
+  inputs.insert(inputs.end(), weights.begin(), weights.end());
+  return op::make_all({"Products", std::move(shapes), op::task<Product>(storage.make, several),
+                       one_by_one},
+                      std::move(inputs), stream);
+}
+
+Storage in_bf16() {
   using namespace mlx::core;
   const auto composed = [](const array& x, const op::Arrays& weights,
                            const std::optional<array>& chosen) {
@@ -315,11 +265,10 @@ op::array widening_product(const op::array& x, const op::array& weight, const ml
     return chosen ? gather_mm(x, columns, std::nullopt, chosen) : matmul(x, columns);
   };
   const auto make = [](const op::Arrays& weights) { return matrix::of_bf16(weights[0]); };
-  return product(x, chosen, {weight}, make, composed, stream);
+  return {make, composed};
 }
 
-op::array packed_product(const op::array& x, const op::Arrays& weights, const mlx_array& chosen,
-                         const matrix::Packing& packing, op::Stream stream) {
+Storage packed_as(const matrix::Packing& packing) {
   using namespace mlx::core;
   const auto composed = [packing](const array& x, const op::Arrays& weights,
                                   const std::optional<array>& chosen) {
@@ -336,15 +285,38 @@ op::array packed_product(const op::array& x, const op::Arrays& weights, const ml
   const auto make = [packing](const op::Arrays& weights) {
     return matrix::of_packed(weights, packing);
   };
-  return product(x, chosen, weights, make, composed, stream);
+  return {make, composed};
+}
+
+// The product with a matrix, or with those that `chosen` names where there is such a handle.
+op::array with(const op::array& x, const op::Arrays& weights, const mlx_array& chosen,
+               const Storage& storage, op::Stream stream) {
+  if (chosen.ctx == nullptr) return with_one(x, weights, storage, stream);
+  return gathered(x, op::of(chosen), weights, storage, stream);
 }
 
 }  // namespace
 
+int product::chunk_of(long m, long n, long k) {
+  // It takes a core a few microseconds, several times as long as handing it over.
+  const long products = std::clamp<long>(m * n * k / 16, 1 << 16, 1 << 18);
+  const long most = std::max<long>(products / std::max<long>(m * k, 1), 1);
+  const long rows = (n + workers::chunks(n, most) - 1) / std::max(workers::chunks(n, most), 1);
+  return static_cast<int>(std::min<long>((rows + 23) / 24 * 24, n));
+}
+
 const char* mlxgk_widening_product(mlx_array* result, mlx_array x, mlx_array weight,
                                    mlx_array chosen, mlx_stream stream) {
   return op::give(result, [&] {
-    return widening_product(op::of(x), op::of(weight), chosen, op::of(stream));
+    return with(op::of(x), {op::of(weight)}, chosen, in_bf16(), op::of(stream));
+  });
+}
+
+const char* mlxgk_widening_products(mlx_array* results, mlx_array x, const mlx_array* weights,
+                                    int count, bool gated, mlx_stream stream) {
+  return op::give_all(results, [&] {
+    return with_several(op::of(x), op::all_of(weights, count), {count, gated}, in_bf16(),
+                        op::of(stream));
   });
 }
 
@@ -354,6 +326,16 @@ const char* mlxgk_packed_product(mlx_array* result, mlx_array x, mlx_array words
   return op::give(result, [&] {
     op::Arrays weights{op::of(words), op::of(scales)};
     if (biases.ctx != nullptr) weights.push_back(op::of(biases));
-    return packed_product(op::of(x), weights, chosen, {mode, group_size, bits}, op::of(stream));
+    return with(op::of(x), weights, chosen, packed_as({mode, group_size, bits}), op::of(stream));
+  });
+}
+
+const char* mlxgk_packed_products(mlx_array* results, mlx_array x, const mlx_array* weights,
+                                  int count, bool gated, int mode, int group_size, int bits,
+                                  mlx_stream stream) {
+  return op::give_all(results, [&] {
+    const int arrays = (mode == matrix::kAffine ? 3 : 2) * count;
+    return with_several(op::of(x), op::all_of(weights, arrays), {count, gated},
+                        packed_as({mode, group_size, bits}), op::of(stream));
   });
 }

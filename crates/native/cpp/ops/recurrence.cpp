@@ -261,10 +261,10 @@ op::Arrays recurrence(const op::Arrays& inputs, bool unit, op::Stream stream) {
 
 }  // namespace
 
-const char* mlxgk_recurrence(mlx_array* outputs, mlx_array* end, mlx_array queries, mlx_array keys,
-                             mlx_array values, mlx_array log_decays, mlx_array state,
-                             mlx_array rates, bool unit, mlx_stream stream) {
-  return op::give_all({outputs, end}, [&] {
+const char* mlxgk_recurrence(mlx_array* results, mlx_array queries, mlx_array keys, mlx_array values,
+                             mlx_array log_decays, mlx_array state, mlx_array rates, bool unit,
+                             mlx_stream stream) {
+  return op::give_all(results, [&] {
     op::Arrays inputs{op::of(queries),    op::of(keys),  op::of(values),
                       op::of(log_decays), op::of(state)};
     if (rates.ctx != nullptr) inputs.push_back(op::of(rates));

@@ -5,6 +5,7 @@
 #include "mlxgk.h"
 #include "ops/layout.h"
 #include "ops/op.h"
+#include "ops/rotate.h"
 #include "ops/vectors.h"
 #include "ops/workers.h"
 
@@ -65,8 +66,15 @@ class Task {
   float* to_;
 };
 
-op::array rotate(const op::array& x, const op::array& cos, const op::array& sin,
-                 op::Stream stream) {
+}  // namespace
+
+void rotate::head(const float* x, const float* cos, const float* minus, const float* plus, float* to,
+                  int half) {
+  rotate_head(x, cos, minus, plus, to, half);
+}
+
+op::array rotate::turn(const op::array& x, const op::array& cos, const op::array& sin,
+                       op::Stream stream) {
   using namespace mlx::core;
   const auto composed = [](const op::Arrays& inputs) {
     const int half = inputs[1].shape(-1), dim = inputs[0].shape(-1);
@@ -83,10 +91,8 @@ op::array rotate(const op::array& x, const op::array& cos, const op::array& sin,
                   stream);
 }
 
-}  // namespace
-
 const char* mlxgk_rotate(mlx_array* result, mlx_array x, mlx_array cos, mlx_array sin,
                          mlx_stream stream) {
   return op::give(result,
-                  [&] { return rotate(op::of(x), op::of(cos), op::of(sin), op::of(stream)); });
+                  [&] { return rotate::turn(op::of(x), op::of(cos), op::of(sin), op::of(stream)); });
 }
