@@ -18,6 +18,7 @@ use mlx_rs::{
         zeros_dtype,
     },
 };
+use mlxgk_native::updated;
 
 use crate::{Error, Quantization, Result, columns::Format};
 
@@ -160,9 +161,9 @@ impl Buffer {
         if self.arrays.is_empty() || end - self.first > self.capacity {
             return self.reallocate(at, room, new).map_err(wrap);
         }
-        let columns = self.place(at)..self.place(end);
+        let place = self.place(at);
         for (held, new) in self.arrays.iter_mut().zip(new) {
-            held.try_index_mut((.., .., columns.clone(), ..), new).map_err(wrap)?;
+            *held = updated(held, 2, place, new).map_err(wrap)?;
         }
         Ok(())
     }

@@ -109,6 +109,29 @@ impl Backend {
         }
     }
 
+    /// Heads of `dim` of queries and keys, `[batch, tokens, heads · dim]` each, through their norms and rotated
+    /// as [`rotate`](Self::rotate) does, as `[batch, heads, tokens, dim]`; `None` where that is not one operation.
+    pub(crate) fn turned_heads(
+        self,
+        queries_keys: [&Array; 2],
+        norms: Option<[&Norm; 2]>,
+        [cos, sin]: [&Array; 2],
+        dim: i32,
+    ) -> MlxResult<Option<[Array; 2]>> {
+        let Kind::Native(native) = self.0 else { return Ok(None) };
+        let norms = match norms {
+            None => None,
+            Some(
+                [
+                    Norm::Native { weight: one, eps, .. },
+                    Norm::Native { weight: other, eps: same, .. },
+                ],
+            ) if eps == same => Some(([one, other], *eps)),
+            Some(_) => return Ok(None),
+        };
+        native.turned_heads(queries_keys, norms, cos, sin, dim).map(Some)
+    }
+
     /// A causal convolution of each channel by itself, as
     /// [`CausalConvolution`](crate::convolution::CausalConvolution) describes it, and an activation.
     pub(crate) fn causal_convolution(

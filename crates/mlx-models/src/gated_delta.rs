@@ -198,12 +198,11 @@ impl GatedDelta {
 impl Projections {
     fn forward(&self, x: &Array, heads: DeltaHeads) -> MlxResult<Inputs> {
         match self {
-            Self::Separate { mixed, gate, rate, decay } => Ok(Inputs {
-                mixed: mixed.forward(x)?,
-                gate: gate.forward(x)?,
-                rate: rate.forward(x)?,
-                decay: decay.forward(x)?,
-            }),
+            Self::Separate { mixed, gate, rate, decay } => {
+                let [mixed, gate, rate, decay] =
+                    Linear::forward_each([mixed, gate, rate, decay], x)?;
+                Ok(Inputs { mixed, gate, rate, decay })
+            }
             Self::Fused { mixed_gate, rate_decay } => {
                 let [batch, count] = [0, 1].map(|axis| x.dim(axis));
                 let keys = heads.keys as i32;

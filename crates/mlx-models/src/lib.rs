@@ -66,6 +66,7 @@ mod row_hooks;
 mod self_attention;
 mod short_convolution;
 mod streams;
+mod together;
 mod unread;
 mod weight;
 mod weights;

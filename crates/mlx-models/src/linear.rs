@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use mlx_rs::{
     Array, Dtype,
-    error::Result as MlxResult,
+    error::{Exception, Result as MlxResult},
     ops::{addmm, concatenate, gather_mm},
     stop_gradient,
     transforms::eval,
@@ -19,6 +19,7 @@ use crate::{
     adapter_dropout::AdapterDropout,
     parameters::{Parameter, ParameterKind, Replace},
     row_adapters::Stack,
+    together::Together,
     weight::Weight,
 };
 
@@ -219,11 +220,55 @@ impl Linear {
                 Some(bias) => y.add(bias),
             };
         }
-        let y = match (&self.weight, &self.bias) {
-            (Weight::Dense(weight), Some(bias)) => addmm(bias, x, weight.facing(x), None, None)?,
-            (weight, Some(bias)) => weight.product(x)?.add(bias)?,
-            (weight, None) => weight.product(x)?,
+        match (&self.weight, &self.bias) {
+            (Weight::Dense(weight), Some(bias)) => {
+                self.adapted(addmm(bias, x, weight.facing(x), None, None)?, x)
+            }
+            (weight, _) => self.finished(weight.product(x)?, x),
+        }
+    }
+
+    /// The products of one input, each as [`forward`](Self::forward) gives it, in one operation where the
+    /// backend has it.
+    pub(crate) fn forward_each<const N: usize>(
+        linears: [&Self; N],
+        x: &Array,
+    ) -> MlxResult<[Array; N]> {
+        let together = Together::of(linears.map(|it| &it.weight));
+        let together = together.filter(|_| linears.iter().all(|it| it.stretch.is_none()));
+        let each: Vec<Array> = match together {
+            None => linears.iter().map(|it| it.forward(x)).collect::<MlxResult<_>>()?,
+            Some(together) => {
+                let products = linears.iter().zip(together.products(x)?);
+                products.map(|(it, y)| it.finished(y, x)).collect::<MlxResult<_>>()?
+            }
         };
+        each.try_into().map_err(|_| Exception::custom("a product is missing"))
+    }
+
+    /// `silu(gate(x)) · up(x)`, where that is one operation.
+    pub(crate) fn gated(gate: &Self, up: &Self, x: &Array) -> MlxResult<Option<Array>> {
+        let is_bare = |it: &Self| {
+            it.bias.is_none() && it.adapter.is_none() && it.stretch.is_none() && it.stack.is_none()
+        };
+        let together = Together::of([&gate.weight, &up.weight]);
+        match together.filter(|_| is_bare(gate) && is_bare(up)) {
+            None => Ok(None),
+            Some(together) => together.gated(x),
+        }
+    }
+
+    /// What becomes of `x Wᵀ`.
+    fn finished(&self, y: Array, x: &Array) -> MlxResult<Array> {
+        let y = match &self.bias {
+            None => y,
+            Some(bias) => y.add(bias)?,
+        };
+        self.adapted(y, x)
+    }
+
+    /// What adapters without magnitudes make of `x Wᵀ + b`.
+    fn adapted(&self, y: Array, x: &Array) -> MlxResult<Array> {
         let y = match &self.adapter {
             None => y,
             Some(adapter) => adapter.added(&y, &self.seen_by_adapter(x)?)?,

@@ -130,7 +130,15 @@ impl GatedMlp {
 
     pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
         let (gate, up) = match &self.gate_up {
-            GateUp::Separate { gate, up } => (gate.forward(x)?, up.forward(x)?),
+            GateUp::Separate { gate, up } => {
+                if self.activation == Activation::Silu
+                    && let Some(gated) = Linear::gated(gate, up, x)?
+                {
+                    return Ok(self.down.forward(&gated)?);
+                }
+                let [gate, up] = Linear::forward_each([gate, up], x)?;
+                (gate, up)
+            }
             GateUp::Fused { both } => {
                 let halves = both.forward(x)?.split_equal(2, -1)?;
                 (halves[0].clone(), halves[1].clone())

@@ -60,8 +60,8 @@ impl RmsNorm {
     }
 
     pub(crate) fn forward(&self, x: &Array) -> MlxResult<Array> {
-        if !matches!(self.form, NormWeight::Centred | NormWeight::CentredBias) {
-            return self.computed.forward(x);
+        if let Some(plain) = self.plain() {
+            return plain.forward(x);
         }
         let wide = x.as_dtype(Dtype::Float32)?;
         let centred = wide.subtract(wide.mean_axis(-1, true)?)?.as_dtype(x.dtype())?;
@@ -70,6 +70,12 @@ impl RmsNorm {
             None => Ok(normed),
             Some((_, bias)) => normed.add(bias),
         }
+    }
+
+    /// All that it does, where that is an RMS norm alone.
+    pub(crate) fn plain(&self) -> Option<&Norm> {
+        let is_plain = !matches!(self.form, NormWeight::Centred | NormWeight::CentredBias);
+        is_plain.then_some(&self.computed)
     }
 
     pub(crate) fn parameters(&self, f: &mut dyn FnMut(Parameter<'_>)) {

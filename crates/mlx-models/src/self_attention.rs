@@ -17,7 +17,7 @@ use crate::{
     norm::{NormWeight, RmsNorm, normed},
     parameters::{Tensor, visit},
     pass::BlockPass,
-    rope::Rope,
+    rope::{Rope, Rotation},
     weights::Weights,
 };
 
@@ -279,6 +279,33 @@ impl SelfAttention {
         }
     }
 
+    /// Queries and keys, `[batch, tokens, heads · dim]`, as `[batch, heads, tokens, dim]` and rotated, where
+    /// that is one operation.
+    fn turned_heads(
+        &self,
+        queries: &Array,
+        keys: &Array,
+        rotation: Option<&Rotation>,
+    ) -> MlxResult<Option<[Array; 2]>> {
+        let Some(Rotation::Table { cos, sin, interleaved: false }) = rotation else {
+            return Ok(None);
+        };
+        let norms = match (&self.query_norm, &self.key_norm) {
+            (None, None) => None,
+            (Some(query), Some(key)) if self.norm_place == NormPlace::Head => {
+                match (query.plain(), key.plain()) {
+                    (Some(query), Some(key)) => Some([query, key]),
+                    _ => return Ok(None),
+                }
+            }
+            _ => return Ok(None),
+        };
+        if queries.ndim() != 3 {
+            return Ok(None);
+        }
+        self.backend.turned_heads([queries, keys], norms, [cos, sin], self.heads.dim as i32)
+    }
+
     pub(crate) fn forward(
         &self,
         layer: usize,
@@ -290,7 +317,8 @@ impl SelfAttention {
             [self.heads.count, self.heads.kv, self.heads.dim].map(|it| it as i32);
         let (queries, keys, values) = match &self.projections {
             Projections::Separate { query, key, value } => {
-                (query.forward(x)?, key.forward(x)?, value.forward(x)?)
+                let [query, key, value] = Linear::forward_each([query, key, value], x)?;
+                (query, key, value)
             }
             Projections::Fused { all } => {
                 let first = query_heads * head_dim;
@@ -331,8 +359,13 @@ impl SelfAttention {
             };
             normed(norm_at(NormPlace::RotatedHead), &x)
         };
-        let queries = placed(&queries, query_heads, self.query_norm.as_ref())?;
-        let keys = placed(&keys, kv_heads, self.key_norm.as_ref())?;
+        let (queries, keys) = match self.turned_heads(&queries, &keys, rotation.as_ref())? {
+            Some([queries, keys]) => (queries, keys),
+            None => (
+                placed(&queries, query_heads, self.query_norm.as_ref())?,
+                placed(&keys, kv_heads, self.key_norm.as_ref())?,
+            ),
+        };
         let queries = match self.growth {
             None => queries,
             Some(growth) => pass.grown(queries, growth)?,

@@ -106,11 +106,13 @@ impl Weight {
         }
     }
 
-    fn narrow(&self) -> Option<&Array> {
+    /// The matrix, where it is bf16 in a model that computes in fp32.
+    pub(crate) fn narrow(&self) -> Option<&Array> {
         if let Self::Bf16(_, it) = self { Some(it) } else { None }
     }
 
-    fn packed(&self) -> Option<&Packed> {
+    /// The matrix, where it is packed.
+    pub(crate) fn packed(&self) -> Option<&Packed> {
         if let Self::Packed(it) = self { Some(&it.packed) } else { None }
     }
 

@@ -174,6 +174,20 @@ pub(crate) fn rotate(x: &Array, cos: &Array, sin: &Array) -> Result<()> {
     )
 }
 
+/// That `part` fits into `array` from a place of an axis on.
+pub(crate) fn updated(array: &Array, axis: usize, from: i32, part: &Array) -> Result<()> {
+    const NAME: &str = "updated";
+    dtype(NAME, "part", part, array.dtype())?;
+    let (all, some) = (array.shape(), part.shape());
+    let fitting = all.len() == some.len()
+        && axis < all.len()
+        && from >= 0
+        && some[axis] <= all[axis] - from
+        && (0..all.len()).all(|it| it == axis || all[it] == some[it]);
+    let expected = format!("part is as array, and along axis {axis} ends within it from {from} on");
+    fits(NAME, &expected, &[("array", array), ("part", part)], fitting)
+}
+
 /// An array whose heads are cut out and rotated. All arrays of one call fit the same tables, so they have the
 /// same tokens; where tables are for one row, batches are compared with them alone.
 pub(crate) fn turned_heads(

@@ -3,8 +3,10 @@
 mod check;
 mod native;
 mod packed;
+mod update;
 
 pub use self::{
     native::Native,
     packed::{Mode, Packed, Quantization},
+    update::updated,
 };
