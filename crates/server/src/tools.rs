@@ -143,7 +143,7 @@ impl Calls {
         for written in self.read(text, true) {
             match written {
                 Written::Text(text) => content += &text,
-                Written::Call(call) => calls.push(self.call(call)),
+                Written::Call(call) => calls.push(self.call(&call)),
             }
         }
         let mut message = json!({"role": "assistant", "content": content});
@@ -163,7 +163,7 @@ impl Calls {
             Written::Text(text) => json!({ "content": text }),
             Written::Call(call) => {
                 let index = self.told;
-                let mut call = self.call(call);
+                let mut call = self.call(&call);
                 call["index"] = index.into();
                 json!({ "tool_calls": [call] })
             }
@@ -187,7 +187,7 @@ impl Calls {
         written
     }
 
-    fn call(&mut self, call: ToolCall) -> Value {
+    fn call(&mut self, call: &ToolCall) -> Value {
         self.told += 1;
         let hex = random_hex();
         let id = match self.format {
