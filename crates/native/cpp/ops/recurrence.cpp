@@ -115,23 +115,31 @@ void pass_narrow(const Stretch& it, const Columns& columns) { pass_all<Half>(it,
 
 int width() { return kVectors * (is_wide() ? kLanes : kLanes / 2); }
 
+// What a whole head's output is multiplied by, where products may cancel each other, is added up in double. Zeros fill
+// `room`, a multiple of sixteen.
+INLINE double product_of(const float* a, const float* b, int room) {
+  using Doubles = double __attribute__((vector_size(8 * 8)));
+  const auto wide = [](const float* x) { return __builtin_convertvector(load_as<Half>(x), Doubles); };
+  Doubles products{};
+  for (int i = 0; i < room; i += 8) products += wide(a + i) * wide(b + i);
+  double sum = 0;
+  for (int lane = 0; lane < 8; ++lane) sum += products[lane];
+  return sum;
+}
+
 // Copies numbers to where zeros follow them as far as a whole vector, and gives them this length unless it is 0.
 FOR_EACH_PROCESSOR
 void copy_vector(const float* from, int count, float length, float* to, int room) {
   std::copy_n(from, count, to);
   std::fill(to + count, to + room, 0.0f);
   if (length == 0) return;
-  Lanes squares{};
-  for (int i = 0; i < room; i += kLanes) squares += load(to + i) * load(to + i);
-  const float scale = length / std::sqrt(sum(squares) + kEps);
+  const float scale = static_cast<float>(length / std::sqrt(product_of(to, to, room) + kEps));
   for (int i = 0; i < room; i += kLanes) store(to + i, load(to + i) * scale);
 }
 
 FOR_EACH_PROCESSOR
 float product(const float* a, const float* b, int room) {
-  Lanes products{};
-  for (int i = 0; i < room; i += kLanes) products += load(a + i) * load(b + i);
-  return sum(products);
+  return static_cast<float>(product_of(a, b, room));
 }
 
 FOR_EACH_PROCESSOR
