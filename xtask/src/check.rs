@@ -110,14 +110,20 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
 }
 
 fn ask(tool: &Tool) -> Result<()> {
-    if !process::works("cargo", &[tool.subcommand, "--version"])
-        && !process::works("cargo", &[tool.subcommand, "--help"])
-    {
+    let is_there = |flag| process::succeeds(subcommand(tool).arg(flag));
+    if !is_there("--version") && !is_there("--help") {
         let Tool { subcommand, install, .. } = tool;
         return Err(Failure::usage(format!("cargo-{subcommand} is missing: {install}")));
     }
+    process::show(subcommand(tool).current_dir(workspace::root()).args(tool.arguments))
+}
+
+/// The tool as cargo starts it. Where the name of a package is set, as `cargo run` does for this program,
+/// cargo-machete takes its own name for an argument.
+fn subcommand(tool: &Tool) -> Command {
     let mut command = process::cargo();
-    process::show(command.current_dir(workspace::root()).arg(tool.subcommand).args(tool.arguments))
+    command.env_remove("CARGO_PKG_NAME").arg(tool.subcommand);
+    command
 }
 
 /// The published crates that take no MLX.

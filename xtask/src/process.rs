@@ -58,8 +58,12 @@ pub(crate) fn capture(command: &mut Command) -> Result<String> {
 
 /// Whether a program can be started with these arguments and succeeds, its output unseen.
 pub(crate) fn works(program: impl AsRef<OsStr>, arguments: &[&str]) -> bool {
-    Command::new(program)
-        .args(arguments)
+    succeeds(Command::new(program).args(arguments))
+}
+
+/// The same for a command that is there already.
+pub(crate) fn succeeds(command: &mut Command) -> bool {
+    command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
