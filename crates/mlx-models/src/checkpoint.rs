@@ -310,7 +310,7 @@ fn check_header(path: &Path) -> Result<()> {
     let metadata: Metadata = serde_json::from_slice(&bytes).map_err(|e| {
         damaged(path, format!("has a corrupt header: {}", shortened(&e.to_string())))
     })?;
-    let expected = 8 + header + metadata.data_len() as u64;
+    let expected = (8 + header).saturating_add(metadata.data_len() as u64);
     if expected != actual {
         return Err(damaged(
             path,

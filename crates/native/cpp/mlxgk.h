@@ -66,8 +66,9 @@ const char* mlxgk_causal_convolution(mlx_array* result, mlx_array x, mlx_array b
 // dim], `values` [batch, tokens, heads, value dim], where key heads divide heads and consecutive heads
 // share one; there is a token at least. `log_decays` are [batch, tokens, heads, 1], or [.., key dim] where
 // each row of S fades by itself; `rates` are [batch, tokens, heads, 1] or an empty handle. `state` is what S is
-// before, [batch, heads, key dim, value dim]; the results are the outputs, as `values`, and what S is behind. With
-// `unit` queries and keys are brought to length 1 first, x / sqrt(Σ x² + 1e-6), and queries then divided by the root of key dim.
+// before, [batch, heads, key dim, value dim]; the results are the outputs, of the shape of `values`, and S after the
+// last token. With `unit` queries and keys are brought to length 1 first, x / sqrt(Σ x² + 1e-6), and queries then
+// divided by the root of key dim.
 const char* mlxgk_recurrence(mlx_array* results, mlx_array queries, mlx_array keys, mlx_array values,
                              mlx_array log_decays, mlx_array state, mlx_array rates, bool unit,
                              mlx_stream stream);

@@ -86,7 +86,7 @@ fn described(file: &mut File, length: u64) -> io::Result<u64> {
     file.read_exact(&mut bytes)?;
     let metadata: Metadata = serde_json::from_slice(&bytes)
         .map_err(|e| io::Error::other(format!("it is damaged: its header is not one: {e}")))?;
-    Ok(8 + header + metadata.data_len() as u64)
+    Ok((8 + header).saturating_add(metadata.data_len() as u64))
 }
 
 fn floats(view: &TensorView<'_>) -> Option<Array> {

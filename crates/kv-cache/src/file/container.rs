@@ -45,7 +45,7 @@ impl Container {
         }
         (&mut file).take(header).read_to_end(&mut bytes).map_err(failed)?;
         if let Ok(described) = serde_json::from_slice::<Metadata>(&bytes[8..]) {
-            let expected = 8 + header + described.data_len() as u64;
+            let expected = (8 + header).saturating_add(described.data_len() as u64);
             if expected != length {
                 let what = format!("its header describes {expected} bytes, and it has {length}");
                 return Err(Error::file(format!("{name} is truncated or damaged: {what}")));

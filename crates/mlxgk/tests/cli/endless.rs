@@ -71,6 +71,33 @@ fn weights_without_end() {
     check_folder(&IDS, folder.path(), 1, &["model.safetensors", "100001 tensors"]);
 }
 
+/// Tensors whose bytes together, with what precedes them, are more than 64 bits count.
+#[test]
+fn sizes_without_end() {
+    let size = (1_u64 << 61) - 1;
+    let mut header = serde_json::Map::new();
+    for at in 0..8 {
+        let offsets = [at * size, (at + 1) * size];
+        let tensor = json!({"dtype": "U8", "shape": [size], "data_offsets": offsets});
+        header.insert(format!("base_model.model.{at}"), tensor);
+    }
+    let file = safetensors(&Value::Object(header).to_string(), b"");
+    let folder = copy("llama");
+    fs::write(folder.path().join("model.safetensors"), &file).unwrap();
+    check_folder(&IDS, folder.path(), 1, &["model.safetensors", "its header describes"]);
+    let cache = write(folder.path(), "cache.safetensors", &file);
+    check(&["cache", "show", &cache], b"", 2, &[&cache, "its header describes"]);
+    write(folder.path(), "adapter_model.safetensors", &file);
+    write(
+        folder.path(),
+        "adapter_config.json",
+        r#"{"peft_type": "LORA", "r": 8, "lora_alpha": 8}"#,
+    );
+    let adapter = folder.path().to_str().unwrap();
+    let damaged = ["adapter_model.safetensors", "its header describes"];
+    check(&[&TEXT[..], &["--adapter", adapter]].concat(), b"", 2, &damaged);
+}
+
 /// A file of a terabyte that takes no room on the disk.
 #[test]
 fn text_files_without_end() {
