@@ -20,7 +20,7 @@ use crate::panics::catching;
 use crate::texts::TokenTexts;
 
 /// The longest text that is encoded, in bytes.
-const LONGEST: usize = 4 << 20;
+const LONGEST: usize = 3 << 20;
 
 /// A tokenizer as transformers' `AutoTokenizer` would load it from the same files.
 ///
@@ -147,14 +147,14 @@ impl Tokenizer {
     /// # Errors
     ///
     /// [`ErrorKind::Tokenizer`] for a text that the vocabulary cannot express and that has no
-    /// unknown token, or of more than 4 MiB, which is beyond most contexts: the `tokenizers`
+    /// unknown token, or of more than 3 MiB, which is beyond most contexts: the `tokenizers`
     /// library takes a hundred times a text's bytes.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
         let failed = |what: &dyn fmt::Display| Error::tokenizer("encode the text", what);
         if text.len() > LONGEST {
-            let (length, most) = (text.len() >> 20, LONGEST >> 20);
+            let length = text.len();
             return Err(failed(&format_args!(
-                "it has {length} MiB, and at most {most} are encoded"
+                "it has {length} bytes, and at most {LONGEST} are encoded"
             )));
         }
         let encoding = catching(|| self.shared.inner.encode_fast(text, add_special_tokens))

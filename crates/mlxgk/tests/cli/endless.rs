@@ -49,11 +49,11 @@ fn texts_without_end() {
     check(&["train", "--data", &train, "--out", out], b"", 2, &["train.jsonl:1", "MiB"]);
     let short: String = sea.chars().take(5 << 20).collect();
     let train = write("short.jsonl", json!({"prompt": short, "completion": "a"}));
-    check(&["train", "--data", &train, "--out", out], b"", 2, &["short.jsonl:1", "5 MiB"]);
+    check(&["train", "--data", &train, "--out", out], b"", 2, &["short.jsonl:1", "5242880 bytes"]);
     let prompts = write("prompts.jsonl", json!({ "prompt": sea }));
     let messages = write("messages.json", message);
     for (flag, file) in [("--prompts-file", &prompts), ("--messages", &messages)] {
-        check(&["generate", flag, file], b"", 1, &["the text", "31 MiB, and at most 4"]);
+        check(&["generate", flag, file], b"", 1, &["the text", "bytes, and at most 3145728 are"]);
     }
 }
 

@@ -21,6 +21,9 @@ namespace {
 
 constexpr int kAtOnce = 8;
 
+// Bytes that weights are fetched ahead: what the processor fetches itself ends with a page.
+constexpr int kAhead = 2048;
+
 // N columns of M rows, `apart` from each other. Every sum has one accumulator of sixteen lanes, and its terms
 // come in one order, whatever M, N and the kind of vector are.
 template <int M, int N, typename Vector, typename Weight>
@@ -32,7 +35,10 @@ INLINE void block(int k, const float* x, long x_row, const Weight* w, long w_row
   int i = 0;
   for (; i + kLanes <= k; i += kLanes) {
     Vector weights[N];
-    for (int n = 0; n < N; ++n) weights[n] = load_to<Vector>(columns[n] + i);
+    for (int n = 0; n < N; ++n) {
+      weights[n] = load_to<Vector>(columns[n] + i);
+      __builtin_prefetch(reinterpret_cast<const char*>(columns[n] + i) + kAhead);
+    }
     for (int m = 0; m < M; ++m) {
       const Vector inputs = load_to<Vector>(x + m * x_row + i);
       for (int n = 0; n < N; ++n) sums[m][n] += inputs * weights[n];

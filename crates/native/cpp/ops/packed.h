@@ -16,6 +16,10 @@ enum class Code { kWhole, kE2m1, kE4m3 };
 // How many groups' scales are widened at a time.
 constexpr int kSegment = 64;
 
+// Bytes that words and scales are fetched ahead. Of scales a row has so few that the processor does not recognise
+// what it could fetch itself, and waiting for them took a third of a product's time.
+constexpr int kWordsAhead = 2048, kScalesAhead = 256;
+
 // Rows of whole groups; a number is what its bits stand for, times the scale of its group, plus the
 // group's bias.
 struct Rows {
@@ -34,8 +38,16 @@ struct Rows {
     return rest;
   }
 
+  // Fetches scales and biases that are met some rows after those of this group of the n-th row.
+  void fetch_scales(long n, int group) const {
+    __builtin_prefetch(scales + n * scales_row + group * scales::bytes_of(kind) + kScalesAhead);
+    if (biases != nullptr)
+      __builtin_prefetch(biases + n * biases_row + group * scales::bytes_of(biases_kind) + kScalesAhead);
+  }
+
   // The scales and biases of `count` groups of the n-th row. Modes without biases have zeros.
   void widen(long n, int first, int count, float* to_scales, float* to_biases) const {
+    fetch_scales(n, first);
     scales::widen(kind, scales + n * scales_row + first * scales::bytes_of(kind), count, to_scales);
     if (biases == nullptr) std::fill_n(to_biases, count, 0.0f);
     else

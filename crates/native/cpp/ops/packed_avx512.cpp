@@ -73,6 +73,7 @@ AVX512_INLINE void widen(const packed::Rows& w, long n, int first, int count, fl
   using Kind = ::scales::Kind;
   if (w.kind != Kind::kBf16 || w.biases_kind != Kind::kBf16 || w.biases == nullptr)
     return w.widen(n, first, count, scales, biases);
+  w.fetch_scales(n, first);
   const std::uint8_t *from = w.scales + n * w.scales_row + 2 * first,
                      *biases_from = w.biases + n * w.biases_row + 2 * first;
   for (int i = 0; i < count; i += 16) {
@@ -119,6 +120,7 @@ AVX512_INLINE void block(const float* codes, const float* x, long x_row, const p
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) {
         const std::uint8_t* from = starts[n] + at * (Group * kBits / 8);
+        __builtin_prefetch(from + packed::kWordsAhead);
         values[n] = _mm512_fmadd_ps(table, _mm512_set1_ps(scales[n][g]), _mm512_set1_ps(biases[n][g]));
         bits[n] = _mm512_srlv_epi32(words<Group>(from), shifts);
       }
@@ -297,6 +299,8 @@ AVX512_INLINE void decoded(const float* x, long x_row, const packed::Rows& w, lo
     for (int g = 0; g < count; ++g) {
       const int begin = (first + g) * w.group;
       const auto groups = groups_of<Group>(scales, biases, g, std::make_index_sequence<N>());
+      for (int n = 0; n < N; ++n)
+        __builtin_prefetch(starts[n] + begin / 8 * Group::kWidth + packed::kWordsAhead);
       for (int i = begin; i < begin + w.group; i += 16) {
         __m512 weights[N];
 #pragma GCC unroll 8

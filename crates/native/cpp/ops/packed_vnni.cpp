@@ -26,8 +26,8 @@ using namespace vectors;
 
 namespace {
 
-// Bytes in a register, and how far ahead they are fetched.
-constexpr int kRegister = 64, kAhead = 2048;
+// Bytes in a register.
+constexpr int kRegister = 64;
 
 // The codes that a register of weights holds: of four bits, those at even places and those at odd ones.
 template <int Bits>
@@ -49,11 +49,6 @@ struct Codes<4> {
   }
   VNNI_INLINE Codes() : even(_mm512_set1_epi8(kMiddle)), odd(even) {}
 
-  VNNI_INLINE __m512i add_products(__m512i sums, const std::int8_t* inputs) const {
-    sums = _mm512_dpbusd_epi32(sums, even, _mm512_load_si512(inputs));
-    return _mm512_dpbusd_epi32(sums, odd, _mm512_load_si512(inputs + kRegister));
-  }
-
   // Puts a byte of 32 inputs where it is met: those at even places, and those at odd ones.
   static VNNI_INLINE void put(const __m512i (&pair)[2], int at, std::int8_t* to) {
     const __m128i first = _mm512_cvtepi32_epi8(pair[0]), second = _mm512_cvtepi32_epi8(pair[1]);
@@ -74,15 +69,28 @@ struct Codes<8> {
   VNNI_INLINE explicit Codes(const std::uint8_t* from) : all(_mm512_loadu_si512(from)) {}
   VNNI_INLINE Codes() : all(_mm512_set1_epi8(static_cast<char>(kMiddle))) {}
 
-  VNNI_INLINE __m512i add_products(__m512i sums, const std::int8_t* inputs) const {
-    return _mm512_dpbusd_epi32(sums, all, _mm512_load_si512(inputs));
-  }
-
   static VNNI_INLINE void put(const __m512i (&pair)[2], int at, std::int8_t* to) {
     for (int i = 0; i < 2; ++i)
       _mm_store_si128(reinterpret_cast<__m128i*>(to + at + 16 * i), _mm512_cvtepi32_epi8(pair[i]));
   }
 };
+
+// Adds the products of N columns' codes with bytes of inputs.
+template <int N>
+VNNI_INLINE void add_products(const Codes<4> (&codes)[N], const std::int8_t* inputs, __m512i (&sums)[N]) {
+  const __m512i evens = _mm512_load_si512(inputs), odds = _mm512_load_si512(inputs + kRegister);
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n) sums[n] = _mm512_dpbusd_epi32(sums[n], codes[n].even, evens);
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n) sums[n] = _mm512_dpbusd_epi32(sums[n], codes[n].odd, odds);
+}
+
+template <int N>
+VNNI_INLINE void add_products(const Codes<8> (&codes)[N], const std::int8_t* inputs, __m512i (&sums)[N]) {
+  const __m512i all = _mm512_load_si512(inputs);
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n) sums[n] = _mm512_dpbusd_epi32(sums[n], codes[n].all, all);
+}
 
 // A row of inputs as it is met. For every register of codes: the highest bytes, the middle ones, the lowest, and what is
 // taken away from each of the parts that sums have, the middle code times the lane's inputs. Behind all of them the
@@ -96,31 +104,43 @@ constexpr long steps(long length) { return length / Codes<Bits>::kCount * kStep<
 template <int Bits, int Group>
 long room(int length) { return steps<Bits>(length) / 4 + 2l * length / Group; }
 
-// Σ code · input in each lane: the sums of the highest bytes are moved up by eight bits before those of the next. With
-// codes of eight bits those of the lowest bytes are a part of their own, since all together take more than 32 bits.
-template <int Bits>
-VNNI_INLINE void add_up(const Codes<Bits>& codes, const std::int8_t* inputs,
-                        __m512i (&sums)[Codes<Bits>::kParts]) {
-  constexpr int kCount = Codes<Bits>::kCount, kParts = Codes<Bits>::kParts;
-  sums[0] = codes.add_products(_mm512_setzero_si512(), inputs);
-  sums[0] = codes.add_products(_mm512_slli_epi32(sums[0], 8), inputs + kCount);
-  const __m512i lowest = kParts == 1 ? _mm512_slli_epi32(sums[0], 8) : _mm512_setzero_si512();
-  sums[kParts - 1] = codes.add_products(lowest, inputs + 2 * kCount);
+// Σ code · input in each lane, for N columns: the sums of the highest bytes are moved up by eight bits before those of
+// the next. With codes of eight bits those of the lowest bytes are a part of their own, since all together take more
+// than 32 bits. Columns take each step together, since a step waits for the one before it.
+template <int Bits, int N>
+VNNI_INLINE void add_up(const Codes<Bits> (&codes)[N], const std::int8_t* inputs,
+                        __m512i (&sums)[Codes<Bits>::kParts][N]) {
+  constexpr int kCount = Codes<Bits>::kCount, kLast = Codes<Bits>::kParts - 1;
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n) sums[0][n] = _mm512_setzero_si512();
+  add_products(codes, inputs, sums[0]);
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n) sums[0][n] = _mm512_slli_epi32(sums[0][n], 8);
+  add_products(codes, inputs + kCount, sums[0]);
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n)
+    sums[kLast][n] = kLast == 0 ? _mm512_slli_epi32(sums[0][n], 8) : _mm512_setzero_si512();
+  add_products(codes, inputs + 2 * kCount, sums[kLast]);
 }
 
-// Σ (code - middle) · input in each lane.
-template <int Bits>
-VNNI_INLINE __m512 products(const Codes<Bits>& codes, const std::int8_t* inputs) {
+// Σ (code - middle) · input in each lane, for N columns.
+template <int Bits, int N>
+VNNI_INLINE void products(const Codes<Bits> (&codes)[N], const std::int8_t* inputs, __m512 (&to)[N]) {
   constexpr int kParts = Codes<Bits>::kParts;
-  __m512i sums[kParts];
+  __m512i sums[kParts][N];
   add_up(codes, inputs, sums);
-  __m512 part[kParts];
+  __m512 part[kParts][N];
+#pragma GCC unroll 8
   for (int i = 0; i < kParts; ++i) {
-    const std::int8_t* middle = inputs + 3 * Codes<Bits>::kCount + i * kRegister;
-    part[i] = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums[i], _mm512_load_si512(middle)));
+    const __m512i middle = _mm512_load_si512(inputs + 3 * Codes<Bits>::kCount + i * kRegister);
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) part[i][n] = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums[i][n], middle));
   }
-  if constexpr (kParts == 1) return part[0];
-  else return _mm512_fmadd_ps(part[0], _mm512_set1_ps(256), part[1]);
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n) {
+    if constexpr (kParts == 1) to[n] = part[0][n];
+    else to[n] = _mm512_fmadd_ps(part[0][n], _mm512_set1_ps(256), part[1][n]);
+  }
 }
 
 VNNI_INLINE __m512 of_exponent(int exponent) {
@@ -173,10 +193,10 @@ VNNI void arrange(const float* x, int length, float* to) {
     group_sums[begin / Group] = static_cast<float>(_mm512_reduce_add_epi32(sum)) * back;
   }
   for (long step = 0; step < steps<Bits>(length); step += kStep<Bits>) {
-    __m512i middle[Codes<Bits>::kParts];
-    add_up(Codes<Bits>(), planes + step, middle);
+    __m512i middle[Codes<Bits>::kParts][1];
+    add_up({Codes<Bits>()}, planes + step, middle);
     for (int i = 0; i < Codes<Bits>::kParts; ++i)
-      _mm512_store_si512(planes + step + 3 * kCount + i * kRegister, middle[i]);
+      _mm512_store_si512(planes + step + 3 * kCount + i * kRegister, middle[i][0]);
   }
 }
 
@@ -209,6 +229,7 @@ VNNI_INLINE void block(const float* x, long x_row, const packed::Rows& w, long a
 #pragma GCC unroll 8
     for (int n = 0; n < N; ++n) {
       const packed::Rows row = w.from(n * apart);
+      row.fetch_scales(0, first);
       const __m512 scale = some(w.kind, row.scales, first, there);
       const __m512 bias = some(w.biases_kind, row.biases, first, there);
       const __m512 plus = _mm512_fmadd_ps(middle, scale, bias);
@@ -226,17 +247,21 @@ VNNI_INLINE void block(const float* x, long x_row, const packed::Rows& w, long a
                            _mm512_set1_epi32(at - begin)),
           __builtin_ctz(Group));
       const long step = static_cast<long>(at / kCount) * kStep<Bits>;
+      Codes<Bits> codes[N];
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) {
         const std::uint8_t* from = w.words + n * apart * w.words_row + at / 8 * Bits;
-        const Codes<Bits> codes(from);
+        codes[n] = Codes<Bits>(from);
         // Rows of so few bytes end before the processor has seen enough of them.
-        __builtin_prefetch(from + kAhead);
+        __builtin_prefetch(from + packed::kWordsAhead);
+      }
 #pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) {
-          sums[m][n] = _mm512_fmadd_ps(products(codes, inputs(m) + step),
-                                       _mm512_permutexvar_ps(group, scales[m][n]), sums[m][n]);
-        }
+      for (int m = 0; m < M; ++m) {
+        __m512 found[N];
+        products(codes, inputs(m) + step, found);
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n)
+          sums[m][n] = _mm512_fmadd_ps(found[n], _mm512_permutexvar_ps(group, scales[m][n]), sums[m][n]);
       }
     }
   }
@@ -254,7 +279,7 @@ VNNI_INLINE void columns(const float* x, long x_row, const packed::Rows& w, int 
     block<Bits, Group, M, 1>(x, x_row, w.from(rest), 0, y + rest, y_row);
 }
 
-// One row meets two columns at a time: more streams of memory are read more slowly.
+// Four columns at a time, for one row as well: see add_up.
 template <int Bits, int Group>
 VNNI void multiply(int m, const float* x, long x_row, const packed::Rows& w, int n, float* y,
                    long y_row) {
@@ -262,7 +287,7 @@ VNNI void multiply(int m, const float* x, long x_row, const packed::Rows& w, int
     columns<Bits, Group, 4, 4>(x, x_row, w, n, y, y_row);
   for (; m >= 2; m -= 2, x += 2 * x_row, y += 2 * y_row)
     columns<Bits, Group, 2, 4>(x, x_row, w, n, y, y_row);
-  if (m == 1) columns<Bits, Group, 1, 2>(x, x_row, w, n, y, y_row);
+  if (m == 1) columns<Bits, Group, 1, 4>(x, x_row, w, n, y, y_row);
 }
 
 bool is_known() {
