@@ -57,6 +57,13 @@ impl Error {
 
     /// A parameter outside its range: "`name` must be `rule`, but is `value`".
     pub fn parameter(name: &str, rule: &str, value: impl fmt::Display) -> Self {
+        let mut value = value.to_string();
+        // Of a float that is far from 1, most digits are zeros.
+        if value.len() > 24
+            && let Ok(number) = value.parse::<f64>()
+        {
+            value = format!("{number:e}");
+        }
         let message = format!("`{name}` must be {rule}, but is {value}");
         Self::about(name, ErrorKind::Parameter, message)
     }
@@ -89,20 +96,39 @@ impl std::error::Error for Error {}
 
 /// A parameter that HF demands to be strictly positive, as the fp32 number torch computes with.
 pub(crate) fn positive(name: &str, value: f64) -> Result<f32> {
-    let narrow = value as f32;
-    if narrow.is_finite() && narrow > 0.0 {
-        Ok(narrow)
-    } else {
-        Err(Error::parameter(name, "a finite number above 0", value))
+    match value as f32 {
+        narrow if narrow.is_finite() && narrow > 0.0 => Ok(narrow),
+        _ if value.is_finite() && value > 0.0 => {
+            Err(Error::parameter(name, "a number above 0 that fp32 can hold", value))
+        }
+        _ => Err(Error::parameter(name, "a finite number above 0", value)),
     }
 }
 
 /// A parameter of any sign, as the fp32 number torch computes with.
 pub(crate) fn finite(name: &str, value: f64) -> Result<f32> {
-    let narrow = value as f32;
-    if narrow.is_finite() {
-        Ok(narrow)
-    } else {
-        Err(Error::parameter(name, "a finite number", value))
+    match value as f32 {
+        narrow if narrow.is_finite() => Ok(narrow),
+        _ if value.is_finite() => Err(Error::parameter(name, "a number that fp32 can hold", value)),
+        _ => Err(Error::parameter(name, "a finite number", value)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_fp32_cannot_hold_are_written_shortly() {
+        for (value, expected) in [
+            (1e300, "`a` must be a number above 0 that fp32 can hold, but is 1e300"),
+            (1e-300, "`a` must be a number above 0 that fp32 can hold, but is 1e-300"),
+            (-1e300, "`a` must be a finite number above 0, but is -1e300"),
+            (f64::INFINITY, "`a` must be a finite number above 0, but is inf"),
+        ] {
+            assert_eq!(positive("a", value).unwrap_err().to_string(), expected);
+        }
+        let error = finite("a", -1e39).unwrap_err().to_string();
+        assert_eq!(error, "`a` must be a number that fp32 can hold, but is -1e39");
     }
 }
