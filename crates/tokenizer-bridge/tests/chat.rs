@@ -166,6 +166,21 @@ fn variables_shadow_the_special_tokens() {
     );
 }
 
+/// As in Jinja, a word and a text need no space between them.
+#[test]
+fn texts_right_after_words() {
+    for spaced in [
+        "{{ true and 'a' ~ 'b' }}",
+        "{% for x in 'ab' %}{{ x }},{% endfor %}",
+        "{{ 1 if 'a' == 'b' else 'b' * 2 }}",
+        "{{ not 'a' ~ 'b' }}",
+        "{{ true and 'a' 'b' }}",
+    ] {
+        let close = spaced.replace(" '", "'");
+        assert_eq!(render_source(&close).unwrap(), render_source(spaced).unwrap(), "{close}");
+    }
+}
+
 #[test]
 fn every_newline_is_one() {
     assert_eq!(render_source("a\r\nb\rc\r\n{% if true %}\r\nd{% endif %}").unwrap(), "a\nb\nc\nd");

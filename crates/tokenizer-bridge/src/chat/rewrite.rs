@@ -173,6 +173,10 @@ impl Edits<'_> {
         let (mut text, mut done) = (String::with_capacity(self.source.len() * 2), 0);
         for (at, len, new) in &self.list {
             text.push_str(&self.source[done..*at]);
+            // After a word that stands right before a text: `and'a' ~ 'b'`.
+            if text.ends_with(is_of_a_name) && new.starts_with(is_of_a_name) {
+                text.push(' ');
+            }
             text.push_str(new);
             done = at + len;
         }
@@ -491,6 +495,11 @@ fn beginning(it: &ast::Expr<'_>) -> Option<usize> {
 /// Whether an expression is a text that stands in the template.
 fn is_text(it: &ast::Expr<'_>) -> bool {
     matches!(it, ast::Expr::Const(it) if it.value.as_str().is_some())
+}
+
+/// Whether a name can have this character.
+fn is_of_a_name(it: char) -> bool {
+    it.is_alphanumeric() || it == '_'
 }
 
 fn bracket(it: &Lexeme) -> i32 {
