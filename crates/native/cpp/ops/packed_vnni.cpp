@@ -189,8 +189,10 @@ VNNI void arrange(const float* x, int length, float* to) {
       }
     }
     const float back = is_odd != 0 ? __builtin_nanf("") : _mm512_cvtss_f32(of_exponent(-exponent));
+    // NaN and infinity have become whole numbers whose sum overflows.
+    const int total = is_odd != 0 ? 0 : _mm512_reduce_add_epi32(sum);
     powers[begin / Group] = back;
-    group_sums[begin / Group] = static_cast<float>(_mm512_reduce_add_epi32(sum)) * back;
+    group_sums[begin / Group] = static_cast<float>(total) * back;
   }
   for (long step = 0; step < steps<Bits>(length); step += kStep<Bits>) {
     __m512i middle[Codes<Bits>::kParts][1];
