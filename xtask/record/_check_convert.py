@@ -173,6 +173,10 @@ def wide(name: str, folder: pathlib.Path) -> None:
     text = {**text, **sizes, **FIELDS.get(name, {})}
     for field in ("qk_head_dim", "time_step_limit"):
         text.pop(field, None)
+    if "partial_rotary_factor" in text.get("rope_parameters", {}) and "qk_rope_head_dim" in text:
+        # The part of a head that is rotated, with these sizes.
+        part = text["qk_rope_head_dim"] / (text["qk_nope_head_dim"] + text["qk_rope_head_dim"])
+        text["rope_parameters"] = {**text["rope_parameters"], "partial_rotary_factor": part}
     torch.manual_seed(1)
     if name == "muse-glimmer":
         # transformers has it as a whole only.
