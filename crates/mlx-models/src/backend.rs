@@ -17,6 +17,7 @@ use crate::{
     native::{Native, Packed, Quantization},
     recurrence::{self, Tokens},
     rope,
+    routing::{self, Routing},
 };
 
 /// How a model's rotations, norms, gates, attention and weight products are computed.
@@ -180,6 +181,19 @@ impl Backend {
             *unit,
         )?;
         Ok((outputs, end.reshape(state.shape())?))
+    }
+
+    /// What [`routing::composed`] computes.
+    pub(crate) fn route(
+        self,
+        routing: &Routing,
+        logits: Array,
+        correction: Option<&Array>,
+    ) -> MlxResult<(Array, Array)> {
+        match self.0 {
+            Kind::Native(native) => native.route(&logits, correction, routing),
+            Kind::Gpu | Kind::Composed => routing::composed(routing, logits, correction),
+        }
     }
 
     /// `silu(gate) · up`.

@@ -5,6 +5,7 @@ use mlx_rs::{Array, Dtype, error::Result as MlxResult};
 use crate::{
     Adapter, Error, ErrorKind, Result,
     parameters::{Parameter, ParameterKind, Replace},
+    together::Together,
     weight::Weight,
 };
 
@@ -55,6 +56,39 @@ impl Experts {
             None => Ok(y),
             Some(bias) => y.add(bias.take_axis(chosen, 0)?.expand_dims(-2)?),
         }
+    }
+
+    /// `silu(gate(x)) · up(x)` of the chosen experts for `x` of `[batch, tokens, in]`, `[batch, tokens, chosen, out]`,
+    /// where that is one operation. There are the products of gate and up, or one whose rows are both in turn.
+    pub(crate) fn gate<const N: usize>(
+        gate_up: [&Self; N],
+        x: &Array,
+        chosen: &Array,
+    ) -> MlxResult<Option<Array>> {
+        match Together::of(gate_up.map(|it| &it.weight)) {
+            Some(together) if gate_up.iter().all(|it| it.is_bare()) => {
+                together.gathered_gate(x, chosen)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The products of `x`, `[batch, tokens, chosen, in]`, each times its share, `[batch, tokens, chosen]`, and added
+    /// up: `[batch, tokens, out]`, where that is one operation.
+    pub(crate) fn mixed(
+        &self,
+        x: &Array,
+        chosen: &Array,
+        shares: &Array,
+    ) -> MlxResult<Option<Array>> {
+        match Together::of([&self.weight]) {
+            Some(alone) if self.is_bare() => alone.mixed(x, chosen, shares),
+            _ => Ok(None),
+        }
+    }
+
+    fn is_bare(&self) -> bool {
+        self.bias.is_none() && self.adapter.is_none()
     }
 
     /// All matrices in the compute dtype, `[experts, out, in]`.

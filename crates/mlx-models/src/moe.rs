@@ -5,6 +5,7 @@ use mlx_rs::{Array, Dtype, error::Result as MlxResult, ops::sigmoid};
 use crate::{
     Result,
     activation::Activation,
+    backend::Backend,
     linear::Linear,
     mlp::{GatedMlp, MlpOptions},
     parameters::{Tensor, visit},
@@ -28,6 +29,7 @@ pub(crate) struct Router {
     /// Added to the scores where experts are chosen, `[experts]` or `[1, experts]`.
     correction: Option<Tensor>,
     routing: Routing,
+    backend: Backend,
 }
 
 /// An expert that every token is fed to.
@@ -126,6 +128,7 @@ impl MixtureOfExperts {
                 None
             },
             routing: options.routing,
+            backend: weights.backend(),
         };
         let shared = options.shared.map(|it| SharedExpert::load(weights, at, it, options));
         Ok(Self { router, experts, shared: shared.transpose()? })
@@ -152,7 +155,7 @@ impl Router {
     fn forward(&self, x: &Array) -> MlxResult<(Array, Array)> {
         let logits = self.projection.forward(x)?.as_dtype(Dtype::Float32)?;
         let correction = self.correction.as_ref().map(Tensor::array);
-        self.routing.choose(logits, correction)
+        self.backend.route(&self.routing, logits, correction)
     }
 }
 

@@ -151,38 +151,59 @@ impl RoutedExperts {
     ) -> Result<Array> {
         let shares = shares.as_dtype(hidden.dtype())?.expand_dims(-1)?;
         let x = hidden.expand_dims(-2)?.multiply(shares)?.expand_dims(-2)?;
-        Ok(self.outputs(&x, chosen)?.sum_axis(-2, false)?)
+        let outputs = self.down.forward(&self.inner(&x, chosen)?, chosen)?;
+        Ok(outputs.squeeze_axes(&[-2])?.sum_axis(-2, false)?)
     }
 
     /// What the `chosen` experts make of `hidden`, `[batch, tokens, hidden]`, each times its share:
     /// both `[batch, tokens, chosen]`.
     pub(crate) fn forward(&self, hidden: &Array, chosen: &Array, shares: &Array) -> Result<Array> {
-        let shares = shares.as_dtype(hidden.dtype())?.expand_dims(-1)?;
-        let x = hidden.expand_dims_axes(&[-2, -3])?;
-        Ok(self.outputs(&x, chosen)?.multiply(shares)?.sum_axis(-2, false)?)
+        let shares = shares.as_dtype(hidden.dtype())?;
+        let inner = match self.gate(hidden, chosen)? {
+            Some(inner) => match self.down.mixed(&inner, chosen, &shares)? {
+                Some(mixed) => return Ok(mixed),
+                None => inner.expand_dims(-2)?,
+            },
+            None => self.inner(&hidden.expand_dims_axes(&[-2, -3])?, chosen)?,
+        };
+        let outputs = self.down.forward(&inner, chosen)?.squeeze_axes(&[-2])?;
+        Ok(outputs.multiply(shares.expand_dims(-1)?)?.sum_axis(-2, false)?)
     }
 
-    /// `x` is `[batch, tokens, 1 or chosen, 1, hidden]`; returns `[batch, tokens, chosen, hidden]`.
-    fn outputs(&self, x: &Array, chosen: &Array) -> MlxResult<Array> {
+    /// What the last product is given, `[batch, tokens, chosen, inner]`, of `hidden`, `[batch, tokens, hidden]`,
+    /// where that is one operation.
+    fn gate(&self, hidden: &Array, chosen: &Array) -> MlxResult<Option<Array>> {
+        match (&self.gate_up, self.gate) {
+            (GateUp::Separate { gate, up }, Gate::Plain(Activation::Silu)) => {
+                Experts::gate([gate, up], hidden, chosen)
+            }
+            (GateUp::Fused { both }, Gate::Plain(Activation::Silu)) => {
+                Experts::gate([both], hidden, chosen)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The same of `x`, `[batch, tokens, 1 or chosen, 1, hidden]`, as `[batch, tokens, chosen, 1, inner]`.
+    fn inner(&self, x: &Array, chosen: &Array) -> MlxResult<Array> {
         let gated = |gate: &Array, up: &Array| self.gate.forward(gate, up, self.backend);
-        let inner = match &self.gate_up {
+        match &self.gate_up {
             GateUp::Separate { gate, up } => {
-                gated(&gate.forward(x, chosen)?, &up.forward(x, chosen)?)?
+                gated(&gate.forward(x, chosen)?, &up.forward(x, chosen)?)
             }
             GateUp::Fused { both } => {
                 let halves = both.forward(x, chosen)?.split_equal(2, -1)?;
-                gated(&halves[0], &halves[1])?
+                gated(&halves[0], &halves[1])
             }
             GateUp::Interleaved { both } => {
                 let both = both.forward(x, chosen)?;
                 let half = both.dim(-1) / 2;
                 let pairs = both.reshape(&[&both.shape()[..4], &[half, 2]].concat())?;
                 let of = |index: i32| pairs.try_index((Ellipsis, index));
-                gated(&of(0)?, &of(1)?)?
+                gated(&of(0)?, &of(1)?)
             }
-            GateUp::Plain { up } => self.gate.activate(&up.forward(x, chosen)?, self.backend)?,
-        };
-        self.down.forward(&inner, chosen)?.squeeze_axes(&[-2])
+            GateUp::Plain { up } => self.gate.activate(&up.forward(x, chosen)?, self.backend),
+        }
     }
 }
 

@@ -11,111 +11,66 @@ use mlx_rs::{
     stop_gradient,
 };
 
-/// How experts are chosen by the router's logits, and their shares made.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Routing {
-    pub(crate) scores: Scores,
-    /// How many experts a token is fed to.
-    pub(crate) chosen: usize,
-    /// Chosen are the experts of the best groups only.
-    pub(crate) groups: Option<Groups>,
-    /// Shares are divided by their sum plus this.
-    pub(crate) normalise: Option<f32>,
-    /// The sum that shares are divided by is at least this.
-    pub(crate) least_sum: f32,
-    /// Shares are multiplied by this last.
-    pub(crate) scale: f32,
-    /// `cap · tanh(logits / cap)` comes before the scores (Laguna).
-    pub(crate) logit_cap: Option<f32>,
-}
+pub(crate) use crate::native::routing::{Groups, Routing, Scores};
 
-/// What an expert's score is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Scores {
-    /// The softmax over all experts' logits.
-    Softmax,
-    /// The logit; the softmax over the chosen ones is their share.
-    Logits,
-    /// The sigmoid of the logit.
-    Sigmoid,
-}
-
-/// Experts in groups of equal size, one behind another.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Groups {
-    pub(crate) count: usize,
-    /// How many groups experts are chosen from.
-    pub(crate) kept: usize,
-    /// How many of its best scores a group is judged by, added up.
-    pub(crate) judged_by: usize,
-}
-
-impl Routing {
-    /// So many experts by such scores, which are their shares.
-    pub(crate) const fn new(scores: Scores, chosen: usize) -> Self {
-        let (groups, normalise, least_sum) = (None, None, 0.0);
-        Self { scores, chosen, groups, normalise, least_sum, scale: 1.0, logit_cap: None }
-    }
-
-    pub(crate) fn choose(
-        &self,
-        logits: Array,
-        correction: Option<&Array>,
-    ) -> MlxResult<(Array, Array)> {
-        let logits = match self.logit_cap {
-            None => logits,
-            Some(cap) => {
-                let cap = Array::from_f32(cap);
-                tanh(logits.divide(&cap)?)?.multiply(&cap)?
-            }
-        };
-        let scores = match self.scores {
-            Scores::Softmax => softmax_axis(logits, -1, true)?,
-            Scores::Logits => logits,
-            Scores::Sigmoid => sigmoid(logits)?,
-        };
-        let corrected = correction.map(|it| scores.add(it)).transpose()?;
-        let judged = corrected.as_ref().unwrap_or(&scores);
-        let judged = match self.groups {
-            None => judged.clone(),
-            Some(groups) => groups.mask(judged)?,
-        };
-        let chosen = best(&judged, self.chosen)?;
-        let mut shares = scores.take_along_axis(&chosen, -1)?;
-        if self.scores == Scores::Logits {
-            shares = softmax_axis(shares, -1, true)?;
+/// The experts that tokens are fed to by a router's logits, `[batch, tokens, experts]`, u32, and their shares:
+/// both `[batch, tokens, chosen]`, in no particular order. `correction`, `[1.., experts]`, is added to the scores
+/// where experts are chosen. [`Backend::route`](crate::backend::Backend::route) has it as one operation too.
+pub(crate) fn composed(
+    routing: &Routing,
+    logits: Array,
+    correction: Option<&Array>,
+) -> MlxResult<(Array, Array)> {
+    let logits = match routing.logit_cap {
+        None => logits,
+        Some(cap) => {
+            let cap = Array::from_f32(cap);
+            tanh(logits.divide(&cap)?)?.multiply(&cap)?
         }
-        if let Some(epsilon) = self.normalise {
-            let sum = shares.sum_axis(-1, true)?;
-            let sum = if epsilon == 0.0 { sum } else { sum.add(Array::from_f32(epsilon))? };
-            let sum = match self.least_sum {
-                0.0 => sum,
-                least => maximum(sum, Array::from_f32(least))?,
-            };
-            shares = shares.divide(sum)?;
-        }
-        if self.scale != 1.0 {
-            shares = shares.multiply(Array::from_f32(self.scale))?;
-        }
-        Ok((chosen, shares))
+    };
+    let scores = match routing.scores {
+        Scores::Softmax => softmax_axis(logits, -1, true)?,
+        Scores::Logits => logits,
+        Scores::Sigmoid => sigmoid(logits)?,
+    };
+    let corrected = correction.map(|it| scores.add(it)).transpose()?;
+    let judged = corrected.as_ref().unwrap_or(&scores);
+    let judged = match routing.groups {
+        None => judged.clone(),
+        Some(groups) => mask(groups, judged)?,
+    };
+    let chosen = best(&judged, routing.chosen)?;
+    let mut shares = scores.take_along_axis(&chosen, -1)?;
+    if routing.scores == Scores::Logits {
+        shares = softmax_axis(shares, -1, true)?;
     }
+    if let Some(epsilon) = routing.normalise {
+        let sum = shares.sum_axis(-1, true)?;
+        let sum = if epsilon == 0.0 { sum } else { sum.add(Array::from_f32(epsilon))? };
+        let sum = match routing.least_sum {
+            0.0 => sum,
+            least => maximum(sum, Array::from_f32(least))?,
+        };
+        shares = shares.divide(sum)?;
+    }
+    if routing.scale != 1.0 {
+        shares = shares.multiply(Array::from_f32(routing.scale))?;
+    }
+    Ok((chosen, shares))
 }
 
-impl Groups {
-    /// The scores, `[.., experts]`, with minus infinity outside the best groups.
-    fn mask(self, scores: &Array) -> MlxResult<Array> {
-        let shape = scores.shape().to_vec();
-        let (leading, experts) = shape.split_at(shape.len() - 1);
-        let count = self.count as i32;
-        let grouped = [leading, &[count, experts[0] / count]].concat();
-        let scores = scores.reshape(&grouped)?;
-        let judged = topk_axis(&scores, self.judged_by as i32, -1)?.sum_axis(-1, false)?;
-        let kept = best(&judged, self.kept)?.expand_dims(-1)?;
-        let is_kept = kept.eq(arange::<_, u32>(None, count, None)?)?.any_axis(-2, false)?;
-        let masked =
-            select(&is_kept.expand_dims(-1)?, &scores, Array::from_f32(f32::NEG_INFINITY))?;
-        masked.reshape(&shape)
-    }
+/// The scores, `[.., experts]`, with minus infinity outside the best groups.
+fn mask(groups: Groups, scores: &Array) -> MlxResult<Array> {
+    let shape = scores.shape().to_vec();
+    let (leading, experts) = shape.split_at(shape.len() - 1);
+    let count = groups.count as i32;
+    let grouped = [leading, &[count, experts[0] / count]].concat();
+    let scores = scores.reshape(&grouped)?;
+    let judged = topk_axis(&scores, groups.judged_by as i32, -1)?.sum_axis(-1, false)?;
+    let kept = best(&judged, groups.kept)?.expand_dims(-1)?;
+    let is_kept = kept.eq(arange::<_, u32>(None, count, None)?)?.any_axis(-2, false)?;
+    let masked = select(&is_kept.expand_dims(-1)?, &scores, Array::from_f32(f32::NEG_INFINITY))?;
+    masked.reshape(&shape)
 }
 
 /// The places of the `count` highest values on the last axis, in no particular order. No gradient
@@ -128,9 +83,10 @@ fn best(values: &Array, count: usize) -> MlxResult<Array> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use mlx_rs::random;
+    use mlx_rs::{Dtype, random};
 
     use super::*;
+    use crate::backend::Backend;
 
     const TOKENS: usize = 5;
     const EXPERTS: usize = 12;
@@ -240,31 +196,46 @@ pub(crate) mod tests {
     #[test]
     fn routers_choose_and_weigh_as_their_definitions_do() {
         let correction = noise(2, &[EXPERTS as i32]);
-        let mut swayed = 0;
-        for (routing, corrected) in routings() {
-            for seed in 3..23 {
-                let logits = noise(seed, &[1, TOKENS as i32, EXPERTS as i32]);
+        // Models that compute in fp32 have an operation for it on the CPU, others do not.
+        for backend in [Dtype::Float32, Dtype::Bfloat16].map(|it| Backend::new(it).unwrap()) {
+            let mut swayed = 0;
+            for (routing, corrected) in routings() {
                 let correction = corrected.then_some(&correction);
-                let (chosen, shares) = routing.choose(logits.clone(), correction).unwrap();
-                assert_eq!(chosen.shape(), [1, TOKENS as i32, 3], "{routing:?}");
-                let chosen = chosen.contiguous().unwrap().to_vec_exact::<u32>().unwrap();
-                let shares = values(&shares);
-                let correction = correction.map(values);
-                for (token, logits) in values(&logits).chunks(EXPERTS).enumerate() {
-                    let at = 3 * token..3 * (token + 1);
-                    let ours = chosen[at.clone()].iter().map(|&it| it as usize);
-                    let mut ours: Vec<_> = ours.zip(shares[at].iter().copied()).collect();
-                    ours.sort_by_key(|it| it.0);
-                    let theirs = naive(&routing, logits, correction.as_deref());
-                    for (ours, theirs) in ours.iter().zip(&theirs) {
-                        assert_eq!(ours.0, theirs.0, "{routing:?}");
-                        assert!((ours.1 - theirs.1).abs() < 1e-6 * theirs.1.abs().max(1.0));
-                    }
-                    let plain = Routing { groups: None, ..routing };
-                    swayed += usize::from(theirs != naive(&plain, logits, None));
+                for seed in 3..23 {
+                    let logits = noise(seed, &[1, TOKENS as i32, EXPERTS as i32]);
+                    swayed += compare(&routing, backend, &logits, correction);
                 }
             }
+            assert!(swayed > 50, "groups and corrections hardly changed a choice: {swayed}");
         }
-        assert!(swayed > 50, "groups and corrections hardly changed a choice: {swayed}");
+    }
+
+    /// Holds what is chosen against the definition; returns for how many tokens groups and correction count.
+    fn compare(
+        routing: &Routing,
+        backend: Backend,
+        logits: &Array,
+        correction: Option<&Array>,
+    ) -> usize {
+        let (chosen, shares) = backend.route(routing, logits.clone(), correction).unwrap();
+        assert_eq!(chosen.shape(), [1, TOKENS as i32, 3], "{routing:?}");
+        let chosen = chosen.contiguous().unwrap().to_vec_exact::<u32>().unwrap();
+        let shares = values(&shares);
+        let correction = correction.map(values);
+        let mut swayed = 0;
+        for (token, logits) in values(logits).chunks(EXPERTS).enumerate() {
+            let at = 3 * token..3 * (token + 1);
+            let ours = chosen[at.clone()].iter().map(|&it| it as usize);
+            let mut ours: Vec<_> = ours.zip(shares[at].iter().copied()).collect();
+            ours.sort_by_key(|it| it.0);
+            let theirs = naive(routing, logits, correction.as_deref());
+            for (ours, theirs) in ours.iter().zip(&theirs) {
+                assert_eq!(ours.0, theirs.0, "{routing:?}");
+                assert!((ours.1 - theirs.1).abs() < 1e-6 * theirs.1.abs().max(1.0));
+            }
+            let plain = Routing { groups: None, ..*routing };
+            swayed += usize::from(theirs != naive(&plain, logits, None));
+        }
+        swayed
     }
 }

@@ -50,6 +50,45 @@ impl<'a, const N: usize> Together<'a, N> {
     }
 }
 
+impl<const N: usize> Together<'_, N> {
+    /// `silu(x gate[chosen]ᵀ) · (x up[chosen]ᵀ)` of experts, of which these are gate and up, or a matrix with
+    /// the rows of both; `None` where tokens are too many.
+    pub(crate) fn gathered_gate(self, x: &Array, chosen: &Array) -> MlxResult<Option<Array>> {
+        if !are_few(chosen) {
+            return Ok(None);
+        }
+        match self {
+            Self::Bf16(native, it) => native.gathered_gated_widening_product(x, it, chosen),
+            Self::Packed(native, it) => native.gathered_gated_packed_product(x, it, chosen),
+        }
+        .map(Some)
+    }
+}
+
+impl Together<'_, 1> {
+    /// `Σ shareᵢ · x W[chosenᵢ]ᵀ` over the last axis of `chosen`; `None` where tokens are too many.
+    pub(crate) fn mixed(
+        self,
+        x: &Array,
+        chosen: &Array,
+        shares: &Array,
+    ) -> MlxResult<Option<Array>> {
+        if !are_few(chosen) {
+            return Ok(None);
+        }
+        match self {
+            Self::Bf16(native, [it]) => native.mixed_widening_product(x, it, chosen, shares),
+            Self::Packed(native, [it]) => native.mixed_packed_product(x, it, chosen, shares),
+        }
+        .map(Some)
+    }
+}
+
+/// Whether experts are chosen for no more tokens than are gated in one operation.
+fn are_few(chosen: &Array) -> bool {
+    chosen.size() <= GATED_ROWS * chosen.dim(-1) as usize
+}
+
 impl Together<'_, 2> {
     /// `silu(x gateᵀ) · (x upᵀ)`; `None` where rows are too many.
     pub(crate) fn gated(self, x: &Array) -> MlxResult<Option<Array>> {

@@ -78,31 +78,46 @@ const char* mlxgk_recurrence(mlx_array* results, mlx_array queries, mlx_array ke
 const char* mlxgk_token_logprobs(mlx_array* result, mlx_array logits, mlx_array ids,
                                  mlx_stream stream);
 
+// Which experts each token of `logits`, [.., experts], is fed to: u32 [.., chosen], the best first, and behind them
+// how much each counts, [.., chosen]. A logit is `cap · tanh(logit / cap)` first, where `cap` is not 0, and a score
+// is the softmax of it with `scores` 0, itself with 1, and the sigmoid with 2. Chosen are the highest of the scores
+// and, where it is no empty handle, `correction` of [1.., experts] together; of equal ones the first. They are in the
+// `kept` of `groups` equal groups whose `judged_by` highest have the largest sums. What an expert counts is its
+// score, or with `scores` 1 the softmax over those of the chosen; with `normalise` over the sum of all plus `epsilon`,
+// which is `least_sum` at least where that is not 0; and times `scale`.
+const char* mlxgk_route(mlx_array* results, mlx_array logits, mlx_array correction, int scores,
+                        int chosen, int groups, int kept, int judged_by, bool normalise,
+                        float epsilon, float least_sum, float scale, float cap, mlx_stream stream);
+
 // x · weight', for `x` of [.., in] and bf16 `weight` of [out, in]. With `chosen`, which is an empty
 // handle or u32 of any axes, `weight` is [experts, out, in] and `x` [axes.., rows, in], where some of
 // the axes that `chosen` has may be 1: every place of `chosen` names the matrix that its rows meet, and
-// the result is [axes.., rows, out]. Where there is no such matrix, it is NaN.
+// the result is [axes.., rows, out]. Where there is no such matrix, it is NaN. With `shares`, an empty handle or
+// floats like `chosen`, `x` is [axes.., in], and the products of the last of the axes are added up, each times its
+// share: [axes but the last.., out].
 const char* mlxgk_widening_product(mlx_array* result, mlx_array x, mlx_array weight,
-                                   mlx_array chosen, mlx_stream stream);
+                                   mlx_array chosen, mlx_array shares, mlx_stream stream);
 
 // x · weight' for `count` bf16 matrices of [out, in], one result for each. With `gated` there are two of
-// one shape, and one result: silu(x · first') · (x · second').
+// one shape, and one result: silu(x · first') · (x · second'). With `chosen`, which may be an empty handle, they
+// are gated and of [experts, out, in]; `x` is [axes but the last.., in], and the result [axes.., out]. A single
+// matrix then has the rows of the first before those of the second.
 const char* mlxgk_widening_products(mlx_array* results, mlx_array x, const mlx_array* weights,
-                                    int count, bool gated, mlx_stream stream);
+                                    int count, bool gated, mlx_array chosen, mlx_stream stream);
 
 // x · weight' with packed weights of [out, in] or [experts, out, in]. `mode` is 0 for affine, 1 for mxfp4,
 // 2 for mxfp8, 3 for nvfp4. `words` is u32 [.., out, in · bits / 32]. In the affine mode `scales` and
 // `biases` are fp32 or bf16 [.., out, in / group_size]; in the others `scales` is u8 and `biases` an
 // empty handle. `group_size` is a multiple of 16 that divides `in`.
 const char* mlxgk_packed_product(mlx_array* result, mlx_array x, mlx_array words, mlx_array scales,
-                                 mlx_array biases, mlx_array chosen, int mode, int group_size,
-                                 int bits, mlx_stream stream);
+                                 mlx_array biases, mlx_array chosen, mlx_array shares, int mode,
+                                 int group_size, int bits, mlx_stream stream);
 
-// The same for `count` matrices of [out, in] that are packed alike, as for mlxgk_widening_products.
-// `weights` has words, scales and, in the affine mode, biases of each in turn.
+// The same for `count` matrices that are packed alike, as for mlxgk_widening_products. `weights` has words,
+// scales and, in the affine mode, biases of each in turn.
 const char* mlxgk_packed_products(mlx_array* results, mlx_array x, const mlx_array* weights,
-                                  int count, bool gated, int mode, int group_size, int bits,
-                                  mlx_stream stream);
+                                  int count, bool gated, mlx_array chosen, int mode, int group_size,
+                                  int bits, mlx_stream stream);
 
 #ifdef __cplusplus
 }

@@ -6,7 +6,7 @@ use mlx_rs::{
     fast::ScaledDotProductAttentionMask as Mask,
 };
 
-use crate::{Mode, Packed, Quantization};
+use crate::{Mode, Packed, Quantization, routing::Routing};
 
 /// Refuses an array that is not of the type.
 fn dtype(operation: &str, name: &str, array: &Array, expected: Dtype) -> Result<()> {
@@ -347,13 +347,11 @@ pub(crate) fn natively(x: &Array, weight: &Packed) -> Result<()> {
     Ok(())
 }
 
-/// That the native products take each of some matrices with `x`, and that they are packed alike; returns how.
-pub(crate) fn packed_alike(x: &Array, weights: &[&Packed]) -> Result<Quantization> {
+/// That there are matrices, and that they are packed alike; returns how.
+pub(crate) fn packed_alike(weights: &[&Packed]) -> Result<Quantization> {
     some(weights.len())?;
     let first = weights[0].quantization();
     for weight in weights {
-        product(x, weight)?;
-        natively(x, weight)?;
         let found = weight.quantization();
         if found != first {
             let what = format!("products: matrices are packed as {first:?} and as {found:?}");
@@ -452,6 +450,81 @@ fn gathered(operation: &str, x: &Array, shape: &[i32], chosen: &Array) -> Result
         && found.iter().zip(names).all(|(&it, &all)| it == 1 || it == all);
     let expected = format!("x is [chosen.. or 1, rows, in] for matrices of {shape:?}");
     fits(operation, &expected, &[("x", x), ("chosen", chosen)], fitting)
+}
+
+/// Experts whose gate and up are gated: two matrices of one shape, or one with the rows of both.
+pub(crate) fn halves(weights: &[Vec<i32>]) -> Result<()> {
+    match weights {
+        [gate, up] => pair(gate, up),
+        [both] if both.len() == 3 && both[1] % 2 == 0 => Ok(()),
+        _ => Err(Exception::custom(format!(
+            "gated product: expected matrices of gate and up, or one with the rows of both, found {weights:?}"
+        ))),
+    }
+}
+
+/// That `x` is `[.., in]`, and `chosen` names matrices of `shape` for each row of it.
+pub(crate) fn gathered_gate(x: &Array, shape: &[i32], chosen: &Array) -> Result<()> {
+    const NAME: &str = "gathered gate";
+    dtype(NAME, "x", x, Dtype::Float32)?;
+    dtype(NAME, "chosen", chosen, Dtype::Uint32)?;
+    let (found, names) = (x.shape(), chosen.shape());
+    let fitting = shape.len() == 3
+        && found.len() == names.len()
+        && found.last() == shape.last()
+        && found[..found.len().saturating_sub(1)] == names[..names.len().saturating_sub(1)];
+    let expected = format!("x is [tokens.., in], chosen [tokens.., any] for matrices of {shape:?}");
+    fits(NAME, &expected, &[("x", x), ("chosen", chosen)], fitting)
+}
+
+/// That each place of `chosen` has a row of `x`, a matrix and a share.
+pub(crate) fn mixed(x: &Array, shape: &[i32], chosen: &Array, shares: &Array) -> Result<()> {
+    const NAME: &str = "mixed product";
+    dtype(NAME, "x", x, Dtype::Float32)?;
+    dtype(NAME, "chosen", chosen, Dtype::Uint32)?;
+    dtype(NAME, "shares", shares, Dtype::Float32)?;
+    let (found, names) = (x.shape(), chosen.shape());
+    let fitting = shape.len() == 3
+        && found.split_last() == shape.last().map(|of_shape| (of_shape, names))
+        && shares.shape() == names
+        && names.last().is_some_and(|&it| it > 0);
+    let expected = format!(
+        "x is [tokens.., chosen, in] for matrices of {shape:?}, and chosen and shares are [tokens.., chosen]"
+    );
+    fits(NAME, &expected, &[("x", x), ("chosen", chosen), ("shares", shares)], fitting)
+}
+
+/// That a matrix is bf16.
+pub(crate) fn narrow(weight: &Array) -> Result<()> {
+    dtype("widening product", "weight", weight, Dtype::Bfloat16)
+}
+
+/// That there are as many experts as a routing needs, in groups of equal size.
+pub(crate) fn route(logits: &Array, correction: Option<&Array>, how: &Routing) -> Result<()> {
+    const NAME: &str = "routing";
+    let mut arrays = vec![("logits", logits)];
+    arrays.extend(correction.map(|it| ("correction", it)));
+    for &(name, array) in &arrays {
+        dtype(NAME, name, array, Dtype::Float32)?;
+    }
+    let experts = logits.shape().last().map_or(0, |&it| it as usize);
+    let one_each = |it: &Array| it.size() == experts && it.shape().last() == logits.shape().last();
+    let fitting = experts > 0 && correction.is_none_or(one_each);
+    fits(NAME, "logits are [.., experts], the correction [1.., experts]", &arrays, fitting)?;
+    let (from, grouped) = match how.groups {
+        None => (experts, true),
+        Some(it) => {
+            let size = experts.checked_div(it.count).unwrap_or(0);
+            let judged = (1..=size).contains(&it.judged_by) && it.kept <= it.count;
+            (it.kept.saturating_mul(size), judged && size * it.count == experts)
+        }
+    };
+    if grouped && (1..=from).contains(&how.chosen) {
+        return Ok(());
+    }
+    let what =
+        format!("{NAME}: there are {experts} experts, too few for {how:?}, or in unequal groups");
+    Err(Exception::custom(what))
 }
 
 pub(crate) fn float(operation: &str, dtype: Dtype) -> Result<()> {

@@ -3,6 +3,7 @@
 mod check;
 mod native;
 mod packed;
+pub mod routing;
 mod update;
 
 pub use self::{

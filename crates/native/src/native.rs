@@ -11,102 +11,18 @@ use mlx_rs::{Array, error::Result, fast::ScaledDotProductAttentionMask};
 use mlx_sys::mlx_array;
 
 use self::linked::{Linked, call, call_all, linked};
-use crate::{Packed, Quantization, check};
+use crate::{
+    Packed, Quantization, check,
+    routing::{Groups, Routing},
+};
 
 /// A handle with no array behind it.
 const EMPTY: mlx_array = mlx_array { ctx: std::ptr::null_mut() };
 
-/// Where the linked library brings the operations.
 #[cfg(mlxgk_native_ops)]
-mod linked {
-    use std::ffi::{CStr, c_char};
+mod linked;
 
-    use mlx_rs::{
-        Array, Stream,
-        error::{Exception, Result},
-    };
-    use mlx_sys::{mlx_array, mlx_stream};
-
-    use super::EMPTY;
-
-    /// The functions of `cpp/mlxgk.h`, as setup declares them.
-    mod operations {
-        #![allow(unreachable_pub, reason = "the text is generated")]
-
-        use mlx_sys::{mlx_array, mlx_stream};
-
-        include!(env!("MLXGK_NATIVE_OPS"));
-    }
-    pub(super) use self::operations::*;
-
-    pub(super) type Linked = ();
-
-    pub(super) fn linked() -> Option<Linked> {
-        Some(())
-    }
-
-    /// Calls an operation; its first and last arguments are supplied here.
-    macro_rules! call {
-        ($native:ident, $operation:ident($($argument:expr),*)) => {{
-            let Native(()) = $native;
-            // SAFETY: the caller has checked what the header asks for, and its arrays live on.
-            unsafe {
-                linked::run(|result, stream| {
-                    linked::$operation(result, $($argument,)* stream)
-                })
-            }
-        }};
-    }
-    pub(super) use call;
-
-    /// The same for an operation of several results, as many as the caller takes.
-    macro_rules! call_all {
-        ($native:ident, $operation:ident($($argument:expr),*)) => {{
-            let Native(()) = $native;
-            // SAFETY: as for `call`, and the caller has as many results as its arguments ask for.
-            unsafe {
-                linked::run_all(|results, stream| {
-                    linked::$operation(results, $($argument,)* stream)
-                })
-            }
-        }};
-    }
-    pub(super) use call_all;
-
-    /// Runs an operation on the current stream and takes what it returns.
-    ///
-    /// # Safety
-    /// `operation` must hand its two arguments to a function of the header as `result` and `stream`,
-    /// with the others as the header asks for.
-    pub(super) unsafe fn run(
-        operation: impl FnOnce(*mut mlx_array, mlx_stream) -> *const c_char,
-    ) -> Result<Array> {
-        // SAFETY: as the caller says, for one result.
-        let [result] = unsafe { run_all(operation) }?;
-        Ok(result)
-    }
-
-    /// The same for an operation of several results.
-    ///
-    /// # Safety
-    /// As [`run`], and the function must put `N` arrays behind `result`, which are so many empty handles.
-    pub(super) unsafe fn run_all<const N: usize>(
-        operation: impl FnOnce(*mut mlx_array, mlx_stream) -> *const c_char,
-    ) -> Result<[Array; N]> {
-        let stream = Stream::thread_local_or_default();
-        let mut results = [EMPTY; N];
-        let message = operation(results.as_mut_ptr(), stream.as_ptr());
-        if message.is_null() {
-            // SAFETY: without a message the function has put new arrays there, which are ours.
-            return Ok(results.map(|it| unsafe { Array::from_ptr(it) }));
-        }
-        // SAFETY: a message is a text of this thread's that stays until its next call.
-        let message = unsafe { CStr::from_ptr(message) };
-        Err(Exception::custom(message.to_string_lossy()))
-    }
-}
-
-/// Where it does not: nothing is linked, so there is no [`Native`] to call anything on.
+/// Where no library brings them: nothing is linked, so there is no [`Native`] to call anything on.
 #[cfg(not(mlxgk_native_ops))]
 mod linked {
     pub(super) type Linked = std::convert::Infallible;
@@ -357,6 +273,41 @@ impl Native {
         )
     }
 
+    /// Which experts each token is fed to, by a router's logits of `[.., experts]`, and how much each counts:
+    /// u32 and fp32 of `[.., chosen]`, the best expert first, and of equal ones the first. `correction`,
+    /// `[1.., experts]`, is added to the scores where experts are chosen. No gradient goes through the choice.
+    ///
+    /// # Errors
+    /// When shapes or types do not fit, or there are too few experts for the routing.
+    pub fn route(
+        self,
+        logits: &Array,
+        correction: Option<&Array>,
+        routing: &Routing,
+    ) -> Result<(Array, Array)> {
+        check::route(logits, correction, routing)?;
+        let all = Groups { count: 1, kept: 1, judged_by: 1 };
+        let Groups { count, kept, judged_by } = routing.groups.unwrap_or(all);
+        let results: Result<[Array; 2]> = call_all!(
+            self,
+            mlxgk_route(
+                logits.as_ptr(),
+                correction.map_or(EMPTY, Array::as_ptr),
+                routing.scores as i32,
+                routing.chosen as i32,
+                count as i32,
+                kept as i32,
+                judged_by as i32,
+                routing.normalise.is_some(),
+                routing.normalise.unwrap_or(0.0),
+                routing.least_sum,
+                routing.scale,
+                routing.logit_cap.unwrap_or(0.0)
+            )
+        );
+        results.map(|[chosen, shares]| (chosen, shares))
+    }
+
     /// For each row of `logits`, `[rows, vocabulary]`, the log-probability of its entry of `ids`, u32
     /// `[rows]`: `logit - log Σ e^logit`; NaN where there is no such id.
     ///
@@ -374,7 +325,7 @@ impl Native {
     /// When shapes or types do not fit.
     pub fn widening_product(self, x: &Array, weight: &Array) -> Result<Array> {
         check::widening_product(x, weight)?;
-        call!(self, mlxgk_widening_product(x.as_ptr(), weight.as_ptr(), EMPTY))
+        call!(self, mlxgk_widening_product(x.as_ptr(), weight.as_ptr(), EMPTY, EMPTY))
     }
 
     /// The [products](Self::widening_product) of `x` with several matrices of `[out, in]`, in one
@@ -392,7 +343,10 @@ impl Native {
             check::widening_product(x, weight)?;
         }
         let handles = weights.map(Array::as_ptr);
-        call_all!(self, mlxgk_widening_products(x.as_ptr(), handles.as_ptr(), N as i32, false))
+        call_all!(
+            self,
+            mlxgk_widening_products(x.as_ptr(), handles.as_ptr(), N as i32, false, EMPTY)
+        )
     }
 
     /// `silu(x gateᵀ) · (x upᵀ)` for two bf16 matrices of one shape, in one operation.
@@ -404,10 +358,10 @@ impl Native {
         check::widening_product(x, up)?;
         check::pair(gate.shape(), up.shape())?;
         let handles = [gate, up].map(Array::as_ptr);
-        call!(self, mlxgk_widening_products(x.as_ptr(), handles.as_ptr(), 2, true))
+        call!(self, mlxgk_widening_products(x.as_ptr(), handles.as_ptr(), 2, true, EMPTY))
     }
 
-    /// The same with `weight[chosen]`, one matrix of `[experts, out, in]` per place of `chosen`, u32:
+    /// [`widening_product`](Self::widening_product) with `weight[chosen]`, one matrix of `[experts, out, in]` per place of `chosen`, u32:
     /// `x` is `[.., rows, in]`, its leading axes those of `chosen` or 1; returns
     /// `[chosen.., rows, out]`. Where there is no such matrix, the result is NaN.
     ///
@@ -420,7 +374,51 @@ impl Native {
         chosen: &Array,
     ) -> Result<Array> {
         check::gathered_widening_product(x, weight, chosen)?;
-        call!(self, mlxgk_widening_product(x.as_ptr(), weight.as_ptr(), chosen.as_ptr()))
+        call!(self, mlxgk_widening_product(x.as_ptr(), weight.as_ptr(), chosen.as_ptr(), EMPTY))
+    }
+
+    /// `silu(x gate[chosen]ᵀ) · (x up[chosen]ᵀ)` of a mixture's experts: `x` is `[tokens.., in]`, `chosen`, u32,
+    /// `[tokens.., any]`, and each matrix `[experts, out, in]`; returns `[chosen.., out]`. `weights` are gate and
+    /// up, or one whose matrices have the rows of gate before those of up. Where there is no such expert, the
+    /// result is NaN.
+    ///
+    /// # Errors
+    /// When shapes or types do not fit.
+    pub fn gathered_gated_widening_product<const N: usize>(
+        self,
+        x: &Array,
+        weights: [&Array; N],
+        chosen: &Array,
+    ) -> Result<Array> {
+        check::halves(&weights.map(|it| it.shape().to_vec()))?;
+        for weight in weights {
+            check::narrow(weight)?;
+            check::gathered_gate(x, weight.shape(), chosen)?;
+        }
+        let handles = weights.map(Array::as_ptr);
+        call!(
+            self,
+            mlxgk_widening_products(x.as_ptr(), handles.as_ptr(), N as i32, true, chosen.as_ptr())
+        )
+    }
+
+    /// What a mixture makes of its experts' outputs, `Σ shareᵢ · xᵢ weight[chosenᵢ]ᵀ` over the last axis of
+    /// `chosen`, u32 `[tokens.., any]`: `x` is `[chosen.., in]`, `weight` `[experts, out, in]`, and `shares` are
+    /// of the shape of `chosen`; returns `[tokens.., out]`. Where there is no such expert, the result is NaN.
+    ///
+    /// # Errors
+    /// When shapes or types do not fit.
+    pub fn mixed_widening_product(
+        self,
+        x: &Array,
+        weight: &Array,
+        chosen: &Array,
+        shares: &Array,
+    ) -> Result<Array> {
+        check::narrow(weight)?;
+        check::mixed(x, weight.shape(), chosen, shares)?;
+        let (chosen, shares) = (chosen.as_ptr(), shares.as_ptr());
+        call!(self, mlxgk_widening_product(x.as_ptr(), weight.as_ptr(), chosen, shares))
     }
 
     /// `x Wᵀ` for `x` of `[.., in]` and a packed `W` of `[out, in]`; the scales and biases of the affine
@@ -430,7 +428,7 @@ impl Native {
     /// When shapes or types do not fit.
     pub fn packed_product(self, x: &Array, weight: &Packed) -> Result<Array> {
         check::product(x, weight)?;
-        self.packed(x, weight, EMPTY)
+        self.packed(x, weight, [EMPTY, EMPTY])
     }
 
     /// The [products](Self::packed_product) of `x` with several matrices of `[out, in]` that are packed
@@ -443,7 +441,11 @@ impl Native {
         x: &Array,
         weights: [&Packed; N],
     ) -> Result<[Array; N]> {
-        let (quantization, handles) = alike(x, &weights)?;
+        let (quantization, handles) = alike(&weights)?;
+        for weight in weights {
+            check::product(x, weight)?;
+            check::natively(x, weight)?;
+        }
         let Quantization { mode, group_size, bits } = quantization;
         call_all!(
             self,
@@ -452,6 +454,7 @@ impl Native {
                 handles.as_ptr(),
                 N as i32,
                 false,
+                EMPTY,
                 mode as i32,
                 group_size,
                 bits
@@ -465,23 +468,13 @@ impl Native {
     /// When shapes, types or quantizations do not fit.
     pub fn gated_packed_product(self, x: &Array, gate: &Packed, up: &Packed) -> Result<Array> {
         check::pair(&gate.shape(), &up.shape())?;
-        let (quantization, handles) = alike(x, &[gate, up])?;
-        let Quantization { mode, group_size, bits } = quantization;
-        call!(
-            self,
-            mlxgk_packed_products(
-                x.as_ptr(),
-                handles.as_ptr(),
-                2,
-                true,
-                mode as i32,
-                group_size,
-                bits
-            )
-        )
+        for weight in [gate, up] {
+            check::product(x, weight)?;
+        }
+        self.packed_gate(x, &[gate, up], EMPTY)
     }
 
-    /// The same with `W[chosen]`, as in
+    /// [`packed_product`](Self::packed_product) with `W[chosen]`, as in
     /// [`gathered_widening_product`](Self::gathered_widening_product).
     ///
     /// # Errors
@@ -493,10 +486,63 @@ impl Native {
         chosen: &Array,
     ) -> Result<Array> {
         check::gathered_product(x, weight, chosen)?;
-        self.packed(x, weight, chosen.as_ptr())
+        self.packed(x, weight, [chosen.as_ptr(), EMPTY])
     }
 
-    fn packed(self, x: &Array, weight: &Packed, chosen: mlx_array) -> Result<Array> {
+    /// [`mixed_widening_product`](Self::mixed_widening_product) with packed weights.
+    ///
+    /// # Errors
+    /// When shapes or types do not fit.
+    pub fn mixed_packed_product(
+        self,
+        x: &Array,
+        weight: &Packed,
+        chosen: &Array,
+        shares: &Array,
+    ) -> Result<Array> {
+        check::mixed(x, &weight.shape(), chosen, shares)?;
+        self.packed(x, weight, [chosen, shares].map(Array::as_ptr))
+    }
+
+    /// [`gathered_gated_widening_product`](Self::gathered_gated_widening_product) with packed weights, all
+    /// packed alike.
+    ///
+    /// # Errors
+    /// When shapes, types or quantizations do not fit.
+    pub fn gathered_gated_packed_product<const N: usize>(
+        self,
+        x: &Array,
+        weights: [&Packed; N],
+        chosen: &Array,
+    ) -> Result<Array> {
+        check::halves(&weights.map(Packed::shape))?;
+        for weight in weights {
+            check::gathered_gate(x, &weight.shape(), chosen)?;
+        }
+        self.packed_gate(x, &weights, chosen.as_ptr())
+    }
+
+    fn packed_gate(self, x: &Array, weights: &[&Packed], chosen: mlx_array) -> Result<Array> {
+        let (Quantization { mode, group_size, bits }, handles) = alike(weights)?;
+        for weight in weights {
+            check::natively(x, weight)?;
+        }
+        call!(
+            self,
+            mlxgk_packed_products(
+                x.as_ptr(),
+                handles.as_ptr(),
+                weights.len() as i32,
+                true,
+                chosen,
+                mode as i32,
+                group_size,
+                bits
+            )
+        )
+    }
+
+    fn packed(self, x: &Array, weight: &Packed, [chosen, shares]: [mlx_array; 2]) -> Result<Array> {
         check::natively(x, weight)?;
         let Quantization { mode, group_size, bits } = weight.quantization();
         call!(
@@ -507,6 +553,7 @@ impl Native {
                 weight.scales().as_ptr(),
                 weight.biases().map_or(EMPTY, Array::as_ptr),
                 chosen,
+                shares,
                 mode as i32,
                 group_size,
                 bits
@@ -516,8 +563,8 @@ impl Native {
 }
 
 /// How all of some matrices are packed, and the handles of their arrays, one matrix after another.
-fn alike(x: &Array, weights: &[&Packed]) -> Result<(Quantization, Vec<mlx_array>)> {
-    let quantization = check::packed_alike(x, weights)?;
+fn alike(weights: &[&Packed]) -> Result<(Quantization, Vec<mlx_array>)> {
+    let quantization = check::packed_alike(weights)?;
     let arrays = weights.iter().flat_map(|it| [Some(it.words()), Some(it.scales()), it.biases()]);
     Ok((quantization, arrays.flatten().map(Array::as_ptr).collect()))
 }

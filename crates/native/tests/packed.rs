@@ -354,12 +354,87 @@ fn it_is_the_same_in_every_layout_and_in_the_gradients() {
 }
 
 #[test]
+fn gated_and_mixed_products_are_their_formulas() {
+    // Few rows for each expert, and so many that some are multiplied in the way of many rows.
+    for tokens in [1, 3, 60] {
+        let x = noise(3, &[tokens, 32]);
+        let chosen = whole(4, [0, 3], &[tokens, 2]);
+        let rows = |x: &Array| if x.ndim() == 2 { x.expand_dims(-2) } else { Ok(x.clone()) };
+        let gate = |gate: &Array, up: &Array| native().silu_gate(gate, up);
+        let gathered = |x: &Array, weight: &Array| {
+            let y = native().gathered_widening_product(&rows(x)?.expand_dims(-2)?, weight, &chosen);
+            y?.squeeze_axes(&[-2])
+        };
+        assert_same(
+            &format!("gated, bf16, {tokens} tokens"),
+            &|it| native().gathered_gated_widening_product(&it[0], [&it[1], &it[2]], &chosen),
+            &|it| gate(&gathered(&it[0], &it[1])?, &gathered(&it[0], &it[2])?),
+            &[x.clone(), bf16_noise(1, &[3, 70, 32]), bf16_noise(2, &[3, 70, 32])],
+        );
+        assert_same(
+            &format!("gated halves, bf16, {tokens} tokens"),
+            &|it| native().gathered_gated_widening_product(&it[0], [&it[1]], &chosen),
+            &|it| {
+                let halves = gathered(&it[0], &it[1])?.split_equal(2, -1)?;
+                gate(&halves[0], &halves[1])
+            },
+            &[x.clone(), bf16_noise(1, &[3, 10, 32])],
+        );
+        let mix =
+            |y: Array, shares: &Array| y.multiply(shares.expand_dims(-1)?)?.sum_axis(-2, false);
+        assert_same(
+            &format!("mixed, bf16, {tokens} tokens"),
+            &|it| native().mixed_widening_product(&it[0], &it[1], &chosen, &it[2]),
+            &|it| mix(gathered(&it[0], &it[1])?, &it[2]),
+            &[noise(5, &[tokens, 2, 32]), bf16_noise(1, &[3, 9, 32]), noise(6, &[tokens, 2])],
+        );
+        for quantization in [Quantization::affine(32, 4).unwrap(), Quantization::MXFP4] {
+            let [one, other] =
+                [1, 2].map(|it| packed(it, &[3, 10, 32], quantization, Dtype::Float32));
+            let gathered = |x: &Array, weight: &_| {
+                let x = rows(x)?.expand_dims(-2)?;
+                native().gathered_packed_product(&x, weight, &chosen)?.squeeze_axes(&[-2])
+            };
+            assert_same(
+                &format!("gated, {quantization:?}, {tokens} tokens"),
+                &|it| native().gathered_gated_packed_product(&it[0], [&one, &other], &chosen),
+                &|it| gate(&gathered(&it[0], &one)?, &gathered(&it[0], &other)?),
+                std::slice::from_ref(&x),
+            );
+            assert_same(
+                &format!("gated halves, {quantization:?}, {tokens} tokens"),
+                &|it| native().gathered_gated_packed_product(&it[0], [&one], &chosen),
+                &|it| {
+                    let halves = gathered(&it[0], &one)?.split_equal(2, -1)?;
+                    gate(&halves[0], &halves[1])
+                },
+                std::slice::from_ref(&x),
+            );
+            assert_same(
+                &format!("mixed, {quantization:?}, {tokens} tokens"),
+                &|it| native().mixed_packed_product(&it[0], &one, &chosen, &it[1]),
+                &|it| mix(gathered(&it[0], &one)?, &it[1]),
+                &[noise(5, &[tokens, 2, 32]), noise(6, &[tokens, 2])],
+            );
+        }
+    }
+}
+
+#[test]
 fn where_there_is_no_such_matrix_there_is_no_number() {
     let weight = bf16_noise(1, &[3, 5, 8]);
     let chosen = Array::from_slice(&[2_u32, 3, 0, u32::MAX], &[4]);
     let product =
         native().gathered_widening_product(&noise(2, &[4, 1, 8]), &weight, &chosen).unwrap();
     let nan: Vec<bool> = values(&product).chunks(5).map(|it| it[0].is_nan()).collect();
+    assert_eq!(nan, [false, true, false, true]);
+    let (x, chosen) = (noise(2, &[2, 2, 8]), chosen.reshape(&[2, 2]).unwrap());
+    let shares = Array::from_slice(&[0.5_f32; 4], &[2, 2]);
+    let mixed = native().mixed_widening_product(&x, &weight, &chosen, &shares).unwrap();
+    assert!(values(&mixed).iter().all(|it| it.is_nan()));
+    let x = noise(2, &[2, 8]);
+    let gated = native().gathered_gated_widening_product(&x, [&weight, &weight], &chosen).unwrap();
+    let nan: Vec<bool> = values(&gated).chunks(5).map(|it| it[0].is_nan()).collect();
     assert_eq!(nan, [false, true, false, true]);
 }
 
@@ -381,6 +456,13 @@ fn nothing_gives_nothing_and_sums_over_nothing_are_zero() {
         &chosen,
     );
     assert_eq!(values(&product.unwrap()), [0.0; 30]);
+    let (x, weight) = (noise(1, &[3, 0]), bf16_noise(1, &[3, 4, 0]));
+    let gated = native().gathered_gated_widening_product(&x, [&weight], &chosen).unwrap();
+    assert_eq!(values(&gated), [0.0; 12]);
+    let x = noise(1, &[3, 2, 0]);
+    let mixed = native().mixed_widening_product(&x, &weight, &chosen, &noise(2, &[3, 2])).unwrap();
+    assert_eq!(mixed.shape(), [3, 4]);
+    assert_eq!(values(&mixed), [0.0; 12]);
 }
 
 #[test]
@@ -392,6 +474,28 @@ fn what_does_not_fit_is_refused() {
         assert!(error.what().contains("x is [chosen.. or 1, rows, in]"), "{error}");
     }
     let x = noise(2, &[4, 1, 1, 8]);
+    let of_places = noise(3, &[4, 2, 8]);
+    for shares in [&[4][..], &[4, 1], &[2, 4]] {
+        let shares = noise(3, shares);
+        let error = native().mixed_widening_product(&of_places, &weight, &chosen, &shares);
+        let error = error.unwrap_err();
+        assert!(error.what().contains("chosen and shares are [tokens.., chosen]"), "{error}");
+    }
+    let shares = noise(3, &[4, 2]);
+    for x in [&[4, 8][..], &[4, 2, 1, 8], &[4, 2, 7]] {
+        assert!(native().mixed_widening_product(&noise(2, x), &weight, &chosen, &shares).is_err());
+    }
+    let (even, of_tokens) = (bf16_noise(1, &[3, 6, 8]), noise(2, &[4, 8]));
+    for x in [&[8][..], &[3, 8], &[4, 7], &[4, 2, 8]] {
+        let error = native().gathered_gated_widening_product(&noise(2, x), [&even], &chosen);
+        let error = error.unwrap_err();
+        assert!(error.what().contains("x is [tokens.., in], chosen [tokens.., any]"), "{error}");
+    }
+    let error = native().gathered_gated_widening_product(&of_tokens, [&weight], &chosen);
+    let error = error.unwrap_err();
+    assert!(error.what().contains("or one with the rows of both, found [[3, 5, 8]]"), "{error}");
+    let gated = native().gathered_gated_widening_product(&of_tokens, [&weight, &even], &chosen);
+    assert!(gated.unwrap_err().what().contains("are not of one shape"));
     let signed = chosen.as_dtype(Dtype::Int32).unwrap();
     assert!(native().gathered_widening_product(&x, &weight, &signed).is_err());
     let narrow = x.as_dtype(Dtype::Float16).unwrap();

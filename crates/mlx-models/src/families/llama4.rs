@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::{RopeStyle, chosen_of, layer_kinds, prelude::*, styled_rope};
 use crate::{
     activation::Activation,
+    backend::Backend,
     block::Block,
     growth::Growth,
     linear::Linear,
@@ -81,6 +82,7 @@ pub(super) fn build(config: &Config, weights: Weights) -> Result<Decoder> {
             let mixture = Mixture {
                 router: weights.linear(&format!("{inside}.router"), experts, dims.hidden, false)?,
                 routing: Routing::new(Scores::Sigmoid, chosen),
+                backend: weights.backend(),
                 experts: RoutedExperts::load(weights, &inside, EXPERTS, sizes, gate, false)?,
                 shared: mlp(weights, &format!("{inside}.shared_expert"), inner)?,
             };
@@ -178,6 +180,7 @@ enum Half {
 struct Mixture {
     router: Linear,
     routing: Routing,
+    backend: Backend,
     experts: RoutedExperts,
     shared: GatedMlp,
 }
@@ -198,7 +201,7 @@ impl Half {
 impl Mixture {
     fn forward(&self, x: &Array) -> Result<Array> {
         let logits = self.router.forward(x)?.as_dtype(Dtype::Float32)?;
-        let (chosen, shares) = self.routing.choose(logits, None)?;
+        let (chosen, shares) = self.backend.route(&self.routing, logits, None)?;
         let routed = self.experts.forward_shares(x, &chosen, &shares)?;
         Ok(routed.add(self.shared.forward(x)?)?)
     }

@@ -58,7 +58,10 @@ class Op : public mlx::core::Primitive {
     };
     Arrays chosen;
     for (const int at : argnums) chosen.push_back(primals[at]);
-    return mlx::core::vjp(of_chosen, chosen, cotangents).second;
+    Arrays of_floats;
+    for (const array& it : cotangents)
+      if (mlx::core::issubdtype(it.dtype(), mlx::core::floating)) of_floats.push_back(it);
+    return mlx::core::vjp(of_chosen, chosen, of_floats).second;
   }
 
   // The gradients by the first inputs, through the operation for that.
@@ -82,7 +85,8 @@ class Op : public mlx::core::Primitive {
 
 Arrays make_all(Operation operation, Arrays inputs, Stream stream) {
   auto shapes = std::move(operation.shapes);
-  const std::vector<mlx::core::Dtype> types(shapes.size(), mlx::core::float32);
+  auto types = std::move(operation.types);
+  if (types.empty()) types.assign(shapes.size(), mlx::core::float32);
   return array::make_arrays(std::move(shapes), types,
                             std::make_shared<Op>(std::move(operation), stream), inputs);
 }

@@ -30,7 +30,8 @@ using Work = std::function<void()>;
 // their own, and do with less where there is none).
 using Prepare = std::function<Work(const Arrays& inputs, Arrays& outputs)>;
 
-// The same in MLX's own operations. Gradients are taken through it where there is no other way.
+// The same in MLX's own operations, but for outputs of whole numbers, which have no gradient. Gradients
+// are taken through it where there is no other way.
 using Composed = std::function<Arrays(const Arrays& inputs)>;
 
 // Gradients of an operation of one output as an operation of our own.
@@ -43,13 +44,14 @@ struct Gradient {
   Prepare prepare;
 };
 
-// An operation of float outputs.
+// An operation whose outputs are floats, or of `types` where there are any.
 struct Operation {
   const char* name;
   std::vector<mlx::core::Shape> shapes;
   Prepare prepare;
   Composed composed;
   Gradient gradient = {};
+  std::vector<mlx::core::Dtype> types = {};
 };
 
 // Its outputs.

@@ -21,18 +21,13 @@ using namespace product;
 
 namespace {
 
-// Where chunks of `n` rows of weights begin and end, for `m` rows of inputs of `k`. Memory is read fastest as long
-// streams, so a thread is given its share of all that is left; chunks become shorter towards the first, which is
-// given out last, so that all threads end together.
-std::vector<int> chunks_for(int m, int n, int k) {
-  const int least = chunk_of(m, n, k);
-  std::vector<int> bounds{n};
-  while (bounds.back() > 0) {
-    const int left = bounds.back(), share = (left / workers::count() + 23) / 24 * 24;
-    bounds.push_back(std::max(left - std::max(share, least), 0));
-  }
-  std::reverse(bounds.begin(), bounds.end());
-  return bounds;
+// The fewest rows of weights of `n` that are a chunk of work for `m` rows of inputs of `k`.
+int chunk_of(long m, long n, long k) {
+  // It takes a core a few microseconds, several times as long as handing it over.
+  const long products = std::clamp<long>(m * n * k / 16, 1 << 16, 1 << 18);
+  const long most = std::max<long>(products / std::max<long>(m * k, 1), 1);
+  const long rows = (n + workers::chunks(n, most) - 1) / std::max(workers::chunks(n, most), 1);
+  return static_cast<int>(std::min<long>((rows + 23) / 24 * 24, n));
 }
 
 // Which products one operation computes of its inputs.
@@ -290,52 +285,64 @@ Storage packed_as(const matrix::Packing& packing) {
 
 // The product with a matrix, or with those that `chosen` names where there is such a handle.
 op::array with(const op::array& x, const op::Arrays& weights, const mlx_array& chosen,
-               const Storage& storage, op::Stream stream) {
+               const mlx_array& shares, const Storage& storage, op::Stream stream) {
   if (chosen.ctx == nullptr) return with_one(x, weights, storage, stream);
-  return gathered(x, op::of(chosen), weights, storage, stream);
+  if (shares.ctx == nullptr) return gathered(x, op::of(chosen), weights, storage, stream);
+  return mixed(x, op::of(chosen), op::of(shares), weights, storage, stream);
+}
+
+// The products with several matrices, or the gated ones with those that `chosen` names.
+op::Arrays with_all(const op::array& x, const op::Arrays& weights, const Several& several,
+                    const mlx_array& chosen, const Storage& storage, op::Stream stream) {
+  if (chosen.ctx == nullptr) return with_several(x, weights, several, storage, stream);
+  return {gathered_gate(x, op::of(chosen), weights, several.count, storage, stream)};
 }
 
 }  // namespace
 
-int product::chunk_of(long m, long n, long k) {
-  // It takes a core a few microseconds, several times as long as handing it over.
-  const long products = std::clamp<long>(m * n * k / 16, 1 << 16, 1 << 18);
-  const long most = std::max<long>(products / std::max<long>(m * k, 1), 1);
-  const long rows = (n + workers::chunks(n, most) - 1) / std::max(workers::chunks(n, most), 1);
-  return static_cast<int>(std::min<long>((rows + 23) / 24 * 24, n));
+std::vector<int> product::chunks_for(int m, int n, int k) {
+  const int least = chunk_of(m, n, k);
+  std::vector<int> bounds{n};
+  while (bounds.back() > 0) {
+    const int left = bounds.back(), share = (left / workers::count() + 23) / 24 * 24;
+    bounds.push_back(std::max(left - std::max(share, least), 0));
+  }
+  std::reverse(bounds.begin(), bounds.end());
+  return bounds;
 }
 
 const char* mlxgk_widening_product(mlx_array* result, mlx_array x, mlx_array weight,
-                                   mlx_array chosen, mlx_stream stream) {
+                                   mlx_array chosen, mlx_array shares, mlx_stream stream) {
   return op::give(result, [&] {
-    return with(op::of(x), {op::of(weight)}, chosen, in_bf16(), op::of(stream));
+    return with(op::of(x), {op::of(weight)}, chosen, shares, in_bf16(), op::of(stream));
   });
 }
 
 const char* mlxgk_widening_products(mlx_array* results, mlx_array x, const mlx_array* weights,
-                                    int count, bool gated, mlx_stream stream) {
+                                    int count, bool gated, mlx_array chosen, mlx_stream stream) {
   return op::give_all(results, [&] {
-    return with_several(op::of(x), op::all_of(weights, count), {count, gated}, in_bf16(),
-                        op::of(stream));
+    return with_all(op::of(x), op::all_of(weights, count), {count, gated}, chosen, in_bf16(),
+                    op::of(stream));
   });
 }
 
 const char* mlxgk_packed_product(mlx_array* result, mlx_array x, mlx_array words, mlx_array scales,
-                                 mlx_array biases, mlx_array chosen, int mode, int group_size,
-                                 int bits, mlx_stream stream) {
+                                 mlx_array biases, mlx_array chosen, mlx_array shares, int mode,
+                                 int group_size, int bits, mlx_stream stream) {
   return op::give(result, [&] {
     op::Arrays weights{op::of(words), op::of(scales)};
     if (biases.ctx != nullptr) weights.push_back(op::of(biases));
-    return with(op::of(x), weights, chosen, packed_as({mode, group_size, bits}), op::of(stream));
+    return with(op::of(x), weights, chosen, shares, packed_as({mode, group_size, bits}),
+                op::of(stream));
   });
 }
 
 const char* mlxgk_packed_products(mlx_array* results, mlx_array x, const mlx_array* weights,
-                                  int count, bool gated, int mode, int group_size, int bits,
-                                  mlx_stream stream) {
+                                  int count, bool gated, mlx_array chosen, int mode, int group_size,
+                                  int bits, mlx_stream stream) {
   return op::give_all(results, [&] {
     const int arrays = (mode == matrix::kAffine ? 3 : 2) * count;
-    return with_several(op::of(x), op::all_of(weights, arrays), {count, gated},
-                        packed_as({mode, group_size, bits}), op::of(stream));
+    return with_all(op::of(x), op::all_of(weights, arrays), {count, gated}, chosen,
+                    packed_as({mode, group_size, bits}), op::of(stream));
   });
 }

@@ -5,6 +5,7 @@ use mlx_rs::{Array, Dtype};
 use super::super::{chosen_of, prelude::*};
 use crate::{
     activation::Activation,
+    backend::Backend,
     linear::Linear,
     norm::RmsNorm,
     parameters::{Tensor, visit},
@@ -35,6 +36,7 @@ struct Router {
     per_expert: Tensor,
     root: Array,
     routing: Routing,
+    backend: Backend,
 }
 
 visit!(struct Mixture { router, experts, after_dense_norm, before_norm, after_norm });
@@ -78,6 +80,7 @@ impl Mixture {
             per_expert: weights.tensor(&format!("{at}.router.per_expert_scale"), &[experts])?,
             root,
             routing,
+            backend: weights.backend(),
         };
         let sizes = [experts, inner, hidden];
         let gate = Gate::Plain(activation);
@@ -106,7 +109,7 @@ impl Router {
     fn forward(&self, hidden: &Array) -> Result<(Array, Array)> {
         let x = self.norm.forward(hidden)?.multiply(self.scale.array())?.multiply(&self.root)?;
         let logits = self.projection.forward(&x)?.as_dtype(Dtype::Float32)?;
-        let (chosen, shares) = self.routing.choose(logits, None)?;
+        let (chosen, shares) = self.backend.route(&self.routing, logits, None)?;
         let scales = self.per_expert.array().take_axis(&chosen, 0)?;
         Ok((chosen, shares.multiply(scales.as_dtype(Dtype::Float32)?)?))
     }

@@ -5,6 +5,7 @@ use mlx_rs::{Array, Dtype};
 
 use super::super::{deepseek, prelude::*};
 use crate::{
+    backend::Backend,
     linear::Linear,
     mlp::PlainMlp,
     parameters::{Tensor, visit},
@@ -18,6 +19,7 @@ pub(super) struct Mixture {
     /// Added to the scores where experts are chosen, fp32 `[experts]`.
     correction: Tensor,
     routing: Routing,
+    backend: Backend,
     /// Into the experts' space, and out of it.
     latent: Option<Latent>,
     experts: RoutedExperts,
@@ -80,6 +82,7 @@ impl Mixture {
             router: weights.linear(&name("gate"), count, hidden, false)?,
             correction: weights.derived(&correction, &[count], true, |it| Ok(it.clone()))?,
             routing,
+            backend: weights.backend(),
             latent: match latent {
                 None => None,
                 Some(width) => Some(Latent {
@@ -100,7 +103,8 @@ impl Mixture {
 
     pub(super) fn forward(&self, x: &Array) -> Result<Array> {
         let logits = self.router.forward(x)?.as_dtype(Dtype::Float32)?;
-        let (chosen, shares) = self.routing.choose(logits, Some(self.correction.array()))?;
+        let correction = Some(self.correction.array());
+        let (chosen, shares) = self.backend.route(&self.routing, logits, correction)?;
         let routed = match &self.latent {
             None => self.experts.forward(x, &chosen, &shares)?,
             Some(Latent { down, up }) => {
