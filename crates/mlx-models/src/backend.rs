@@ -5,7 +5,7 @@ use mlx_rs::{
     Array, Dtype,
     error::Result as MlxResult,
     fast::{ScaledDotProductAttentionMask, rms_norm, scaled_dot_product_attention},
-    ops::{logsumexp_axis, rsqrt},
+    ops::{logsumexp_axis, rsqrt, sigmoid},
 };
 use mlxgk_kv_cache::{Columns, Mask, Seen};
 
@@ -201,6 +201,14 @@ impl Backend {
         match self.0 {
             Kind::Native(native) => native.silu_gate(gate, up),
             Kind::Gpu | Kind::Composed => Activation::Silu.forward(gate)?.multiply(up),
+        }
+    }
+
+    /// `σ(gate) · x`, for arrays of one shape.
+    pub(crate) fn sigmoid_gate(self, gate: &Array, x: &Array) -> MlxResult<Array> {
+        match self.0 {
+            Kind::Native(native) => native.sigmoid_gate(gate, x),
+            Kind::Gpu | Kind::Composed => x.multiply(sigmoid(gate)?),
         }
     }
 

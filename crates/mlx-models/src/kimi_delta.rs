@@ -185,8 +185,8 @@ impl KimiDelta {
         let root = rsqrt(mean.add(Array::from_f32(self.options.eps))?)?;
         let normed = outputs.multiply(root)?.multiply(self.norm.array())?;
         let gate = self.gate.forward(x)?.as_dtype(Dtype::Float32)?;
-        let gate = sigmoid(gate.reshape(&[batch, count, heads, dim])?)?;
-        let gated = normed.multiply(gate)?.as_dtype(x.dtype())?;
+        let gate = gate.reshape(&[batch, count, heads, dim])?;
+        let gated = self.backend.sigmoid_gate(&gate, &normed)?.as_dtype(x.dtype())?;
         Ok(self.output.forward(&gated.reshape(&[batch, count, heads * dim])?)?)
     }
 

@@ -109,12 +109,14 @@ pub(crate) enum Gating {
 }
 
 impl Gating {
-    fn forward(self, x: &Array) -> MlxResult<Array> {
+    /// `x`, `[.., heads, dim]`, times the function of `gate`, `[.., heads, dim or 1]`.
+    fn forward(self, gate: &Array, x: &Array, backend: Backend) -> MlxResult<Array> {
         match self {
-            Self::Sigmoid => sigmoid(x),
+            Self::Sigmoid if gate.shape() == x.shape() => backend.sigmoid_gate(gate, x),
+            Self::Sigmoid => x.multiply(sigmoid(gate)?),
             Self::Softplus => {
-                let wide = x.as_dtype(Dtype::Float32)?;
-                logaddexp(wide, Array::from_f32(0.0))?.as_dtype(x.dtype())
+                let wide = gate.as_dtype(Dtype::Float32)?;
+                x.multiply(logaddexp(wide, Array::from_f32(0.0))?.as_dtype(gate.dtype())?)
             }
         }
     }
@@ -332,12 +334,12 @@ impl SelfAttention {
             None => (queries, None),
             Some(Gate { product: Some(product), form }) => {
                 let gate = product.forward(x)?.reshape(&[batch, tokens, query_heads, -1])?;
-                (queries, Some(form.gating().forward(&gate)?))
+                (queries, Some((form.gating(), gate)))
             }
             Some(Gate { product: None, form }) => {
                 let halves = queries.reshape(&[batch, tokens, query_heads, 2 * head_dim])?;
                 let halves = halves.split_equal(2, -1)?;
-                (halves[0].clone(), Some(form.gating().forward(&halves[1])?))
+                (halves[0].clone(), Some((form.gating(), halves[1].clone())))
             }
         };
         // [batch, tokens, heads · dim] to [batch, heads, tokens, dim]; a single token stands there
@@ -378,7 +380,10 @@ impl SelfAttention {
         let mixed = if tokens == 1 { mixed } else { mixed.transpose_axes(&[0, 2, 1, 3])? };
         let mixed = match gate {
             None => mixed,
-            Some(gate) => mixed.reshape(&[batch, tokens, query_heads, head_dim])?.multiply(gate)?,
+            Some((gating, gate)) => {
+                let mixed = mixed.reshape(&[batch, tokens, query_heads, head_dim])?;
+                gating.forward(&gate, &mixed, self.backend)?
+            }
         };
         let mixed = mixed.reshape(&[batch, tokens, query_heads * head_dim])?;
         Ok(self.output.forward(&mixed)?)

@@ -51,8 +51,9 @@ const char* mlxgk_turned_heads(mlx_array* results, const mlx_array* xs, const ml
                                int count, float eps, mlx_array cos, mlx_array sin, int dim,
                                mlx_stream stream);
 
-// silu(gate) · up, for two arrays of one shape and at least one axis.
-const char* mlxgk_silu_gate(mlx_array* result, mlx_array gate, mlx_array up, mlx_stream stream);
+// silu(gate) · up, or without `silu` sigmoid(gate) · up, for two arrays of one shape and at least one axis.
+const char* mlxgk_gate(mlx_array* result, mlx_array gate, mlx_array up, bool silu,
+                       mlx_stream stream);
 
 // A convolution of each channel by itself: y_t = bias + Σ_i weight_i · x_(t - width + 1 + i), and silu of
 // that with `silu`. `x` is [batch, tokens, channels], `before`, what precedes it, [batch, width - 1,

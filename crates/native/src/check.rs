@@ -220,8 +220,8 @@ pub(crate) fn turned_heads(
     fits(NAME, &expected, &arrays, fitting)
 }
 
-pub(crate) fn silu_gate(gate: &Array, up: &Array) -> Result<()> {
-    const NAME: &str = "silu_gate";
+pub(crate) fn gate(gate: &Array, up: &Array) -> Result<()> {
+    const NAME: &str = "gate";
     let arrays = [("gate", gate), ("up", up)];
     for (name, array) in arrays {
         dtype(NAME, name, array, Dtype::Float32)?;

@@ -205,8 +205,17 @@ impl Native {
     /// # Errors
     /// When shapes or types do not fit.
     pub fn silu_gate(self, gate: &Array, up: &Array) -> Result<Array> {
-        check::silu_gate(gate, up)?;
-        call!(self, mlxgk_silu_gate(gate.as_ptr(), up.as_ptr()))
+        check::gate(gate, up)?;
+        call!(self, mlxgk_gate(gate.as_ptr(), up.as_ptr(), true))
+    }
+
+    /// `σ(gate) · x`, for two arrays of one shape.
+    ///
+    /// # Errors
+    /// When shapes or types do not fit.
+    pub fn sigmoid_gate(self, gate: &Array, x: &Array) -> Result<Array> {
+        check::gate(gate, x)?;
+        call!(self, mlxgk_gate(gate.as_ptr(), x.as_ptr(), false))
     }
 
     /// A convolution of each channel by itself, which sees a token and those before it:

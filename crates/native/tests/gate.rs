@@ -1,4 +1,4 @@
-//! The gate against its formula in MLX's operations.
+//! Gates against their formulas in MLX's operations.
 
 #![cfg(mlxgk_native_ops)]
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may panic like the test")]
@@ -16,18 +16,30 @@ fn theirs(inputs: &[Array]) -> Result<Array> {
     inputs[0].multiply(sigmoid(&inputs[0])?)?.multiply(&inputs[1])
 }
 
+fn our_sigmoid(inputs: &[Array]) -> Result<Array> {
+    native().sigmoid_gate(&inputs[0], &inputs[1])
+}
+
+fn their_sigmoid(inputs: &[Array]) -> Result<Array> {
+    sigmoid(&inputs[0])?.multiply(&inputs[1])
+}
+
 #[test]
 fn it_is_its_formula() {
     for shape in [&[70][..], &[3, 1], &[2, 7, 33], &[1, 1, 6000], &[2, 2, 3, 5]] {
         // Far into the tails, too.
         let gate = noise(1, shape).multiply(Array::from_f32(20.0)).unwrap();
-        assert_same(&format!("{shape:?}"), &ours, &theirs, &[gate, noise(2, shape)]);
+        let inputs = [gate, noise(2, shape)];
+        assert_same(&format!("silu, {shape:?}"), &ours, &theirs, &inputs);
+        assert_same(&format!("sigmoid, {shape:?}"), &our_sigmoid, &their_sigmoid, &inputs);
     }
 }
 
 #[test]
 fn its_gradient_has_a_gradient() {
-    assert_same_twice("twice", &ours, &theirs, &[noise(1, &[3, 33]), noise(2, &[3, 33])]);
+    let inputs = [noise(1, &[3, 33]), noise(2, &[3, 33])];
+    assert_same_twice("silu", &ours, &theirs, &inputs);
+    assert_same_twice("sigmoid", &our_sigmoid, &their_sigmoid, &inputs);
 }
 
 #[test]
