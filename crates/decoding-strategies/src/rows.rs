@@ -245,10 +245,14 @@ impl Row {
         Ok(finish_reason)
     }
 
-    /// What a step made of the row, as an event; after an error the row has ended.
+    /// What a step made of the row, as an event: the token that was appended last, or an error, after which
+    /// the row has ended.
     pub(crate) fn event(&mut self, step: Result<(u32, Option<FinishReason>)>) -> RowEvent {
         let outcome = match step {
-            Ok((token, finish_reason)) => RowOutcome::Token { token, finish_reason },
+            Ok((token, finish_reason)) => {
+                let logprobs = self.recorded.logprobs.last().cloned();
+                RowOutcome::Token { token, logprobs, finish_reason }
+            }
             Err(e) => self.fail(e),
         };
         RowEvent { row: self.id, outcome }

@@ -2,7 +2,7 @@
 
 use mlxgk_kv_cache::KvCache;
 
-use crate::{Acceptance, BeamPath, Error, FinishReason, Recorded, Result, RowId};
+use crate::{Acceptance, BeamPath, Error, FinishReason, Recorded, Result, RowId, TokenLogprobs};
 
 /// What a step made of one row.
 ///
@@ -25,6 +25,8 @@ pub enum RowOutcome {
     Token {
         /// The token.
         token: u32,
+        /// How likely it was, where that is [recorded](crate::Record::logprobs).
+        logprobs: Option<TokenLogprobs>,
         /// Why the row ended with it; `None` while it runs.
         finish_reason: Option<FinishReason>,
     },

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use mlxgk_decoding_strategies::{
-    Acceptance, FinishReason, LoopOutput, Recorded, RowId, RowOutcome, RowOutput,
+    Acceptance, FinishReason, LoopOutput, Recorded, RowId, RowOutcome, RowOutput, TokenLogprobs,
 };
 use mlxgk_generation_config::Warning;
 use mlxgk_kv_cache::KvCache;
@@ -30,7 +30,7 @@ use crate::{
 /// println!("{text}");
 /// # Ok::<(), mlx_genkit::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Piece {
     /// Index of the sequence in [`Generation::sequences`].
@@ -39,6 +39,8 @@ pub struct Piece {
     pub token: u32,
     /// The text that became certain with it: never half a character, often empty.
     pub text: String,
+    /// How likely the token was, where [`Request::logprobs`](crate::Request::logprobs) asks for it.
+    pub logprobs: Option<TokenLogprobs>,
     /// Why the sequence ended with it; `None` while it runs.
     pub finish_reason: Option<FinishReason>,
 }
@@ -268,8 +270,10 @@ impl<'a> Answer<'a> {
     pub(crate) fn piece(&mut self, row: RowId, outcome: RowOutcome) -> Result<Option<Piece>> {
         self.note_prefilled();
         let sequence = self.sequence(row);
-        let (token, finish_reason) = match outcome {
-            RowOutcome::Token { token, finish_reason } => (token, finish_reason),
+        let (token, logprobs, finish_reason) = match outcome {
+            RowOutcome::Token { token, logprobs, finish_reason } => {
+                (token, logprobs, finish_reason)
+            }
             RowOutcome::Failed(e) => {
                 self.rows[sequence].state = State::Failed;
                 return Err(self.named(sequence, e.into()));
@@ -287,7 +291,7 @@ impl<'a> Answer<'a> {
                     row.state = State::Ended;
                 }
                 let text = text.unwrap_or_default();
-                Ok(Some(Piece { sequence, token, text, finish_reason }))
+                Ok(Some(Piece { sequence, token, text, logprobs, finish_reason }))
             }
             Err(e) => {
                 row.state = State::Failed;

@@ -80,6 +80,8 @@ pub(crate) struct PieceLine<'a> {
     token: u32,
     text: &'a str,
     finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<Logprob>,
 }
 
 impl<'a> PieceLine<'a> {
@@ -89,6 +91,7 @@ impl<'a> PieceLine<'a> {
             token: it.token,
             text: &it.text,
             finish_reason: it.finish_reason.map(|it| it.as_str()),
+            logprobs: it.logprobs.as_ref().map(Logprob::new),
         }
     }
 }

@@ -72,10 +72,6 @@ pub(crate) fn read(
 ) -> Result<(Asked, Answering), Refusal> {
     let stream = fields.switch("stream")?;
     let include_usage = stream_options(&mut fields, stream)?;
-    if stream && logprobs.is_some() {
-        let what = "`logprobs` are known when a text has ended: leave `stream` out";
-        return Err(Refusal::field("logprobs", what));
-    }
     let return_token_ids = fields.switch("return_token_ids")?;
     let (seed, number) = seed(&mut fields)?;
     let steered = fields.take("steering").map(|it| steering::read(it, app)).transpose()?.flatten();

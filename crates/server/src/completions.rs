@@ -76,7 +76,7 @@ pub(crate) fn choice(index: usize, sequence: &Sequence, app: &App) -> Value {
     json!({
         "index": index,
         "text": sequence.text,
-        "logprobs": logprobs::of_completion(&sequence.recorded.logprobs, app),
+        "logprobs": logprobs::of_completion(&sequence.recorded.logprobs, &mut 0, app),
         "finish_reason": reply::finish_reason(sequence.finish_reason),
     })
 }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use mlx_genkit::{
-    Batch, BatchEvent, BatchOutcome, FinishReason, Generation, Model, Request, ResidualHook,
+    Batch, BatchEvent, BatchOutcome, Generation, Model, Piece, Request, ResidualHook,
     kv_cache::{PrefixStore, RowId},
 };
 use tokio::sync::mpsc::UnboundedSender;
@@ -31,7 +31,7 @@ pub(crate) enum Event {
     /// It has a place. The first event of every request that is not refused.
     Started(Started),
     /// One of its sequences has a token more.
-    Piece { sequence: usize, token: u32, text: String, finish_reason: Option<FinishReason> },
+    Piece(Piece),
     /// All its sequences have ended. The last event.
     Finished(Box<Generation>),
     /// It is not served, or no longer. The last event.
@@ -171,13 +171,7 @@ impl Engine<'_> {
         let (event, is_last) = match outcome {
             BatchOutcome::Piece(piece) => {
                 self.metrics.generated(1);
-                let event = Event::Piece {
-                    sequence: piece.sequence,
-                    token: piece.token,
-                    text: piece.text,
-                    finish_reason: piece.finish_reason,
-                };
-                (event, false)
+                (Event::Piece(piece), false)
             }
             BatchOutcome::Failed { error, .. } => (Event::Failed(error.into()), true),
             BatchOutcome::Finished(generation) => {

@@ -8,6 +8,7 @@ use std::{
     collections::VecDeque,
     convert::Infallible,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -17,7 +18,7 @@ use axum::{
     http::{HeaderValue, Response, header},
 };
 use http_body::Frame;
-use mlx_genkit::FinishReason;
+use mlx_genkit::Piece;
 use serde_json::{Map, Value, json};
 use tokio::{
     sync::mpsc::UnboundedReceiver,
@@ -25,9 +26,11 @@ use tokio::{
 };
 
 use crate::{
+    app::App,
     asked::Answering,
     chat, completions,
     engine::Event,
+    logprobs,
     refusal::Refusal,
     reply::{Form, Head, finish_reason, usage},
     tools::Calls,
@@ -44,6 +47,7 @@ pub(crate) fn response(
     events: UnboundedReceiver<Event>,
     sequences: usize,
     answering: &Answering,
+    app: Arc<App>,
 ) -> Response<Body> {
     let mut stream = EventStream {
         events,
@@ -56,6 +60,8 @@ pub(crate) fn response(
         return_token_ids: answering.return_token_ids,
         spelled: answering.spelled.clone(),
         calls: answering.calls.iter().cycle().take(sequences).cloned().collect(),
+        offsets: vec![0; sequences],
+        app,
     };
     if stream.head.form == Form::Chat {
         let role = json!({"role": "assistant", "content": ""});
@@ -84,14 +90,15 @@ struct EventStream {
     spelled: Vec<(&'static str, &'static str)>,
     /// What reads the calls of each sequence; empty where there are none to read.
     calls: Vec<Calls>,
+    /// Where in each sequence's text the next token begins, in characters.
+    offsets: Vec<usize>,
+    app: Arc<App>,
 }
 
 impl EventStream {
     fn say(&mut self, event: Option<Event>) {
         match event {
-            Some(Event::Piece { sequence, token, text, finish_reason }) => {
-                self.piece(sequence, token, &text, finish_reason);
-            }
+            Some(Event::Piece(piece)) => self.piece(&piece),
             Some(Event::Finished(generation)) => {
                 if self.include_usage {
                     let mut last = self.head.document(true, Vec::new());
@@ -107,17 +114,20 @@ impl EventStream {
         }
     }
 
-    fn piece(&mut self, index: usize, token: u32, text: &str, reason: Option<FinishReason>) {
+    fn piece(&mut self, piece: &Piece) {
+        let (index, text, reason) = (piece.sequence, piece.text.as_str(), piece.finish_reason);
         let text_alone = || match text {
             "" => Vec::new(),
             text => vec![json!({ "content": text })],
         };
         let calls = self.calls.get_mut(index);
         let mut deltas = calls.map_or_else(text_alone, |it| it.deltas(text, reason.is_some()));
-        if deltas.is_empty() && self.return_token_ids {
+        if deltas.is_empty() && (self.return_token_ids || piece.logprobs.is_some()) {
             deltas.push(json!({"content": ""}));
         }
-        let mut token = Some(token).filter(|_| self.return_token_ids);
+        // What is told of the token, once.
+        let mut token = Some(piece.token).filter(|_| self.return_token_ids);
+        let mut logprobs = piece.logprobs.as_ref();
         for delta in deltas {
             let mut choice = match self.head.form {
                 Form::Chat => chat::chunk(index, &delta, None),
@@ -125,6 +135,15 @@ impl EventStream {
             };
             if let Some(token) = token.take() {
                 choice["token_ids"] = json!([token]);
+            }
+            if let Some(logprobs) = logprobs.take() {
+                let (recorded, app) = (std::slice::from_ref(logprobs), &self.app);
+                choice["logprobs"] = match self.head.form {
+                    Form::Chat => logprobs::of_chat(recorded, app),
+                    Form::Completion => {
+                        logprobs::of_completion(recorded, &mut self.offsets[index], app)
+                    }
+                };
             }
             self.chunk(choice);
         }

@@ -27,16 +27,16 @@ pub(crate) fn of_chat(recorded: &[TokenLogprobs], app: &App) -> Value {
 }
 
 /// A completion's: lists beside each other, and where in the text each token begins, in characters. Null
-/// where none were recorded.
-pub(crate) fn of_completion(recorded: &[TokenLogprobs], app: &App) -> Value {
+/// where none were recorded. `offset` is where the first one begins, and then where the next one will.
+pub(crate) fn of_completion(recorded: &[TokenLogprobs], offset: &mut usize, app: &App) -> Value {
     if recorded.is_empty() {
         return Value::Null;
     }
-    let (mut offset, mut offsets) = (0, Vec::new());
+    let mut offsets = Vec::new();
     for it in recorded {
-        offsets.push(offset);
+        offsets.push(*offset);
         let begins = |byte: &&u8| **byte & 0xc0 != 0x80;
-        offset += bytes(it.token, app).map_or(0, |it| it.iter().filter(begins).count());
+        *offset += bytes(it.token, app).map_or(0, |it| it.iter().filter(begins).count());
     }
     let top = |it: &TokenLogprobs| {
         let entries = it.top.iter().map(|&(token, it)| (text(token, app), finite(it).into()));

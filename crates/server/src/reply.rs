@@ -85,7 +85,7 @@ pub(crate) async fn answer(
     };
     let more = more(&started, &answering);
     if answering.stream {
-        return Ok(event_stream::response(head, more, events, sequences, &answering));
+        return Ok(event_stream::response(head, more, events, sequences, &answering, app));
     }
     let generation = finished(&mut events).await.map_err(spell)?;
     let choice = |(index, sequence)| choice(form, index, sequence, &answering, &app);
@@ -102,7 +102,7 @@ async fn finished(events: &mut UnboundedReceiver<Event>) -> Result<Box<Generatio
         match events.recv().await {
             Some(Event::Finished(generation)) => return Ok(generation),
             Some(Event::Failed(refusal)) => return Err(refusal),
-            Some(Event::Started(_) | Event::Piece { .. }) => {}
+            Some(Event::Started(_) | Event::Piece(_)) => {}
             None => return Err(Refusal::stopping()),
         }
     }

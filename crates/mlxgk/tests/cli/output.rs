@@ -7,22 +7,23 @@ use crate::shared::mlxgk;
 #[test]
 fn logprobs_and_guesses_are_in_the_json() {
     let args = ["generate", "--prompt", "one, two, one, two, one,", "--no-auto-chat"];
-    let more = ["--temp", "0", "--max-tokens", "6", "--format", "json"];
+    let (more, json) = (["--temp", "0", "--max-tokens", "6"], ["--format", "json"]);
     let keep = ["--logprobs", "2", "--set", "output_scores=true"];
-    let helped = [&args[..], &more, &["--prompt-lookup", "3"], &keep].concat();
+    let lookup = [&args[..], &more, &["--prompt-lookup", "3"], &keep].concat();
     let read = |args: &[&str]| -> Value {
         let run = mlxgk(args);
         assert_eq!(run.status, Some(0), "{}", run.stderr);
         serde_json::from_str(&run.stdout).unwrap()
     };
-    let (plain, helped) = (read(&[&args[..], &more].concat()), read(&helped));
+    let (plain, helped) =
+        (read(&[&args[..], &more, &json].concat()), read(&[&lookup[..], &json].concat()));
     assert_eq!(plain["sequences"][0]["tokens"], helped["sequences"][0]["tokens"]);
     assert!(plain["assistant"].is_null() && plain["sequences"][0]["logprobs"].is_null());
     assert!(helped["assistant"]["guessed"].as_u64() >= helped["assistant"]["accepted"].as_u64());
     let tokens = helped["sequences"][0]["tokens"].as_array().unwrap();
     let scores = helped["sequences"][0]["transition_scores"].as_array().unwrap();
     assert!(scores.len() == tokens.len() && scores.iter().all(Value::is_number), "{scores:?}");
-    let beams = read(&[&args[..], &more, &["--num-beams", "2"]].concat());
+    let beams = read(&[&args[..], &more, &json, &["--num-beams", "2"]].concat());
     assert_eq!(beams["sequences"][0]["beam_indices"][0], 0, "{beams}");
     let logprobs = helped["sequences"][0]["logprobs"].as_array().unwrap();
     assert_eq!(tokens.len(), logprobs.len());
@@ -31,6 +32,12 @@ fn logprobs_and_guesses_are_in_the_json() {
         assert_eq!(&entry["top"][0][0], token, "greedy takes the likeliest");
         assert_eq!(entry["top"].as_array().unwrap().len(), 2);
     }
+
+    // Guesses that are accepted come several at a time, each with its own.
+    let streamed = mlxgk(&[&lookup[..], &["--format", "jsonl"]].concat());
+    let lines = streamed.stdout.lines().map(|it| serde_json::from_str::<Value>(it).unwrap());
+    let pieces = lines.take(tokens.len()).map(|it| it["logprobs"].clone());
+    assert_eq!(&pieces.collect::<Vec<_>>(), logprobs);
 }
 
 #[test]

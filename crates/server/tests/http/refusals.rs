@@ -47,7 +47,6 @@ fn fields_are_refused_by_name() {
         (json!({"stream": true, "num_beams": 2}), "stream", "beam"),
         (json!({"stream_options": {"include_usage": true}}), "stream_options", "needs `stream`"),
         (json!({"stream": true, "stream_options": {"x": 1}}), "x", "unknown field"),
-        (json!({"stream": true, "logprobs": true}), "logprobs", "leave `stream` out"),
         (json!({"logprobs": true, "top_logprobs": 21}), "top_logprobs", "at most 20"),
         (json!({"top_logprobs": 2}), "top_logprobs", "needs `logprobs`"),
         (json!({"response_format": {"type": "xml"}}), "response_format", "json_schema"),

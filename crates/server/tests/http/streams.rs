@@ -64,6 +64,40 @@ fn several_choices_stream_side_by_side() {
     assert_eq!((&chunks[0]["seed"], chunks[1].get("seed")), (&json!(3), None));
 }
 
+/// Token by token what the whole answer says at its end.
+#[test]
+fn logprobs_stream_with_their_tokens() {
+    let server = start();
+    let fields = json!({"temperature": 1.0, "seed": 5, "n": 2, "max_tokens": 12, "logprobs": true, "top_logprobs": 2});
+    // A text that ends before a stop string, and characters of several tokens.
+    for more in [json!({"stop": ["e"]}), json!({"regex": "[é€😀ß漢]{4}"})] {
+        let mut fields = fields.clone();
+        fields.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let whole = server.chat("How is the weather?", fields.clone());
+        let chunks = parsed(&server.events(CHAT, &chat("How is the weather?", fields)));
+        for index in 0..2 {
+            let of = chunks.iter().map(|it| &it["choices"][0]).filter(|it| it["index"] == index);
+            let told = of.filter_map(|it| it["logprobs"]["content"].as_array());
+            let told: Vec<&Value> = told.flatten().collect();
+            assert!(!told.is_empty());
+            assert_eq!(json!(told), whole["choices"][index]["logprobs"]["content"]);
+            assert_eq!(content(&chunks, index), whole["choices"][index]["message"]["content"]);
+        }
+    }
+
+    let body = json!({"prompt": ["Once upon a time", "The harbour"], "temperature": 0, "max_tokens": 9, "logprobs": 2, "return_token_ids": true});
+    let whole = server.document(COMPLETIONS, &body);
+    let chunks = parsed(&server.events(COMPLETIONS, &body));
+    for index in 0..2 {
+        let of = chunks.iter().map(|it| &it["choices"][0]).filter(|it| it["index"] == index);
+        let told: Vec<&Value> = of.map(|it| &it["logprobs"]).filter(|it| it.is_object()).collect();
+        for name in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+            let all = told.iter().flat_map(|it| it[name].as_array().unwrap());
+            assert_eq!(json!(all.collect::<Vec<_>>()), whole["choices"][index]["logprobs"][name]);
+        }
+    }
+}
+
 #[test]
 fn usage_comes_last_where_it_is_asked_for() {
     let server = start();
