@@ -4,7 +4,7 @@
 //! Every other field is a hidden flag under HF's name, so that users of transformers need
 //! not look anything up. What a flag does is taken from the field's own documentation.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::LazyLock};
 
 use clap::{
     Arg, ArgAction, ArgGroup, ArgMatches, Args, Command, Error, FromArgMatches,
@@ -187,14 +187,55 @@ pub(crate) fn description(field: &str) -> String {
 
 /// Whether a flag, by its name, sets a field.
 pub(crate) fn is_field_flag(name: &str) -> bool {
-    FLAGS.iter().any(|it| it.names.contains(&name)) || hidden().any(|it| kebab(it) == name)
+    FLAGS.iter().any(|it| it.names.contains(&name)) || HIDDEN.iter().any(|it| it.name == name)
 }
 
 fn kebab(field: &str) -> String {
     field.replace('_', "-")
 }
 
-/// The fields that only hidden flags set.
+/// A field that only a hidden flag sets.
+struct Hidden {
+    field: &'static str,
+    /// The flag's name.
+    name: String,
+    kind: Kind,
+}
+
+static HIDDEN: LazyLock<Vec<Hidden>> = LazyLock::new(|| {
+    let flag = |field| Hidden { field, name: kebab(field), kind: kind_of(field) };
+    hidden().map(flag).collect()
+});
+
+/// The arguments of all fields' flags. Made once and not for each subcommand that has them: to read the
+/// documentation of all fields took an eighth of the program's start.
+static ARGUMENTS: LazyLock<Vec<Arg>> = LazyLock::new(|| {
+    let shown = FLAGS.iter().flat_map(|flag| {
+        let (first, others) = (flag.names[0], &flag.names[1..]);
+        let mut shown = with_kind(Arg::new(first).long(first), flag.kind)
+            .value_name(flag.value)
+            .help_heading(flag.heading);
+        if let Some(short) = flag.short {
+            shown = shown.short(short);
+        }
+        let shown = shown
+            .help(StyledStr::from(short_help(flag)))
+            .long_help(StyledStr::from(long_help(flag)))
+            .hide_short_help(!flag.is_common);
+        let other = |&other| {
+            let arg = with_kind(Arg::new(other).long(other), flag.kind);
+            arg.value_name(flag.value).hide(true)
+        };
+        std::iter::once(shown).chain(others.iter().map(other))
+    });
+    let hidden = HIDDEN.iter().map(|it| {
+        let arg = with_kind(Arg::new(it.name.clone()).long(it.name.clone()), it.kind);
+        arg.value_name("JSON").hide(true)
+    });
+    shown.chain(hidden).collect()
+});
+
+/// The names of the fields that only hidden flags set.
 fn hidden() -> impl Iterator<Item = &'static str> {
     let shown = |field: &str| FLAGS.iter().any(|it| it.field == field);
     let own =
@@ -209,30 +250,8 @@ fn kind_of(field: &str) -> Kind {
 }
 
 impl Args for FieldArgs {
-    fn augment_args(mut command: Command) -> Command {
-        for flag in FLAGS {
-            let (first, others) = (flag.names[0], &flag.names[1..]);
-            let mut shown = with_kind(Arg::new(first).long(first), flag.kind)
-                .value_name(flag.value)
-                .help_heading(flag.heading);
-            if let Some(short) = flag.short {
-                shown = shown.short(short);
-            }
-            let shown = shown
-                .help(StyledStr::from(short_help(flag)))
-                .long_help(StyledStr::from(long_help(flag)))
-                .hide_short_help(!flag.is_common);
-            command = command.arg(shown);
-            for &other in others {
-                let other = with_kind(Arg::new(other).long(other), flag.kind);
-                command = command.arg(other.value_name(flag.value).hide(true));
-            }
-        }
-        for field in hidden() {
-            let name = kebab(field);
-            let arg = with_kind(Arg::new(name.clone()).long(name), kind_of(field));
-            command = command.arg(arg.value_name("JSON").hide(true));
-        }
+    fn augment_args(command: Command) -> Command {
+        let command = command.args(ARGUMENTS.iter());
         let structures = FLAGS.iter().filter(|it| it.heading == STRUCTURE);
         let structures = structures.flat_map(|it| it.names.iter().copied());
         command.group(ArgGroup::new("structure").args(structures).multiple(false))
@@ -251,8 +270,8 @@ impl FromArgMatches for FieldArgs {
                 given.extend(read(matches, name, flag.field, flag.kind));
             }
         }
-        for field in hidden() {
-            given.extend(read(matches, &kebab(field), field, kind_of(field)));
+        for it in HIDDEN.iter() {
+            given.extend(read(matches, &it.name, it.field, it.kind));
         }
         Ok(Self { given })
     }
