@@ -25,15 +25,13 @@ use crate::{
     watchers::Watchers,
 };
 
-/// Far more than any machine runs at once; beyond it lies nothing but a typing error and its
-/// allocations.
-const MAX_ROWS: usize = 65_536;
-
 impl<'a> Plan<'a> {
     pub(crate) fn new(model: &'a Model, request: AssistedRequest<'a>) -> Result<Self> {
         let begun = Instant::now();
         let AssistedRequest { mut request, assistant } = request;
         let merged = merged(&request, model, assistant.is_some())?;
+        // Again below, with the copies of each; so many are not even encoded.
+        check_rows(request.prompts.len(), 1, "num_return_sequences")?;
         let (prompts, healing) = encoded(&mut request, &merged, model)?;
         let mut resolved = resolved(&merged, &prompts, model, assistant.is_some())?;
         let (copies, _) = copies(&resolved);
@@ -337,11 +335,11 @@ fn check_soft_prompt(soft_prompt: &Array, width: usize, model: &Model) -> Result
 /// Refuses more sequences than any machine runs at once.
 fn check_rows(prompts: usize, copies: usize, field: &str) -> Result<()> {
     match prompts.checked_mul(copies) {
-        Some(rows) if rows <= MAX_ROWS => Ok(()),
+        Some(rows) if rows <= Request::MAX_SEQUENCES => Ok(()),
         _ => {
             let what = format!(
-                "the request makes {prompts} × {copies} sequences (prompts × `{field}`); at most \
-                 {MAX_ROWS} run at once"
+                "the request makes {prompts} × {copies} sequences (prompts × `{field}`); at most {} run at once",
+                Request::MAX_SEQUENCES
             );
             Err(Error::of_field(field, what))
         }

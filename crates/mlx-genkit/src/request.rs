@@ -56,6 +56,10 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
+    /// How many sequences a request can have at most: far more than any machine runs at once. Beyond it lies
+    /// nothing but a typing error and its allocations.
+    pub const MAX_SEQUENCES: usize = 65_536;
+
     /// A request for one prompt, with the model's own settings and a random seed.
     pub fn new(prompt: impl Into<Prompt>) -> Self {
         Self::batch([prompt])

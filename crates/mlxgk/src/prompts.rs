@@ -6,7 +6,7 @@
 use std::{ffi::OsStr, fmt::Display, path::Path};
 
 use mlx_genkit::{
-    Message, Model, Prompt,
+    Message, Model, Prompt, Request,
     generation_config::{Chat, RequestFields},
 };
 use serde_json::Value;
@@ -36,7 +36,17 @@ pub(crate) fn read(args: &PromptArgs) -> Result<Vec<Prompt>> {
         return Ok(vec![Prompt::Messages(parse_messages(&path.display().to_string(), &text)?)]);
     }
     match &args.prompts_file {
-        Some(path) => read_file(path),
+        Some(path) => {
+            let prompts = read_file(path)?;
+            // Before so many are rendered and encoded.
+            match (prompts.len(), Request::MAX_SEQUENCES) {
+                (count, most) if count > most => Err(Failure::usage(format_args!(
+                    "{} has {count} prompts; at most {most} run at once",
+                    path.display()
+                ))),
+                _ => Ok(prompts),
+            }
+        }
         None => Err(Failure::usage("there is no prompt")),
     }
 }

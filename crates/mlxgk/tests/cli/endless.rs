@@ -59,6 +59,16 @@ fn texts_without_end() {
     }
 }
 
+/// More prompts than run at once are not even encoded.
+#[test]
+fn prompts_without_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let lines = "{\"prompt\": \"The sea\"}\n".repeat(200_000);
+    let prompts = write(folder.path(), "prompts.jsonl", lines);
+    let words = ["prompts.jsonl has 200000 prompts; at most 65536 run at once"];
+    check(&["generate", "--prompts-file", &prompts], b"", 2, &words);
+}
+
 /// A header of tensors that no architecture has.
 #[test]
 fn weights_without_end() {
