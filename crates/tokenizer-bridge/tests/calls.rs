@@ -5,7 +5,7 @@
 use mlxgk_tokenizer_bridge::{CallFormat, CallReader, ChatTemplate, ToolCall, Written};
 use serde_json::{Value, json};
 
-use CallFormat::{Functions, Hermes, Llama, Mistral, MistralArgs};
+use CallFormat::{Functions, Glm, Hermes, Llama, Mistral, MistralArgs};
 
 fn tools() -> Vec<Value> {
     let tool = |name: &str, parameters: Value| json!({"type": "function", "function": {"name": name, "parameters": parameters}});
@@ -229,6 +229,49 @@ fn arguments_between_tags_have_the_types_of_the_schema() {
 }
 
 #[test]
+fn glms_arguments_are_pairs() {
+    let pair = |key: &str, value: &str| {
+        format!("<arg_key>{key}</arg_key>\n<arg_value>{value}</arg_value>\n")
+    };
+    let call = |pairs: &str| format!("<tool_call>weather\n{pairs}</tool_call>");
+    for (name, value, expected) in [
+        ("city", "Brest", json!("Brest")),
+        ("city", "29", json!("29")),
+        ("city", "\n two\nlines \n", json!("\n two\nlines \n")),
+        ("city", "</arg_value> of </tool_call>", json!("</arg_value> of </tool_call>")),
+        ("days", "29", json!(29)),
+        ("days", " 29\n", json!(29)),
+        ("exact", "true", json!(true)),
+        ("list", "[1, \"a\"]", json!([1, "a"])),
+        ("spot", "{\"x\": 1}", json!({"x": 1})),
+    ] {
+        check(Glm, &call(&pair(name, value)), &[&format!("weather({})", json!({name: expected}))]);
+    }
+    check(
+        Glm,
+        "I look.\n<tool_call>weather<arg_key>city</arg_key><arg_value>Brest</arg_value><arg_key>days</arg_key><arg_value>2</arg_value></tool_call>\n<tool_call>tide</tool_call>\n",
+        &["I look.", "weather({\"city\":\"Brest\",\"days\":2})", "tide({})"],
+    );
+    check(
+        Glm,
+        "<think>The <tool_call>tide</tool_call>.</think>\n<tool_call>tide\n</tool_call>",
+        &["<think>The <tool_call>tide</tool_call>.</think>", "tide({})"],
+    );
+    for text in [
+        "<tool_call>storm</tool_call>",
+        "<tool_call>{\"name\": \"tide\", \"arguments\": {}}</tool_call>",
+        "<tool_call>tide<arg_key>a</arg_key></tool_call>",
+        "<tool_call>tide<arg_key>a<arg_value>b</arg_value></tool_call>",
+        "<tool_call>tide<arg_key>a</arg_key><arg_value>b</tool_call>",
+        // Broken off: a further argument may be missing.
+        "<tool_call>tide",
+        "<tool_call>weather<arg_key>city</arg_key><arg_value>Brest</arg_value>",
+    ] {
+        stays(Glm, text);
+    }
+}
+
+#[test]
 fn mistrals_calls_reach_to_the_end() {
     check(
         Mistral,
@@ -288,7 +331,7 @@ fn the_template_shows_the_form() {
     for (source, expected) in [
         ("{{ '<tool_call>\n{\"name\": \"' }}", Some(Hermes)),
         ("{{ '<tool_call>\n<function=' }}", Some(Functions)),
-        ("<tool_call>{{ '<arg_key>' }}", None),
+        ("<tool_call>{{ '<arg_key>' }}", Some(Glm)),
         ("{{ '<seed:tool_call><function=' }}", None),
         ("{{ '[TOOL_CALLS] [' }}", Some(Mistral)),
         ("{{ '[TOOL_CALLS]' + name + '[ARGS]' }}", Some(MistralArgs)),

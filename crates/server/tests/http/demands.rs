@@ -7,7 +7,7 @@ use mlx_genkit::{
 };
 use serde_json::{Value, json};
 
-use CallFormat::{Functions, Hermes, Llama, Mistral, MistralArgs};
+use CallFormat::{Functions, Glm, Hermes, Llama, Mistral, MistralArgs};
 
 const END: u32 = 256;
 /// A special token.
@@ -144,6 +144,35 @@ fn calls_between_tags_fit_the_schema() {
             &call(&format!("{city}{}", parameter("other", "1"))),
         ],
     );
+}
+
+#[test]
+fn calls_of_pairs_fit_the_schema() {
+    for (line_end, mark) in
+        [("\n", None), ("", None), ("\n", Some("</arg_value>")), ("", Some("<tool_call>"))]
+    {
+        let call = |pairs: &str| format!("<tool_call>weather{line_end}{pairs}</tool_call>");
+        let pair = |key: &str, value: &str| {
+            format!("<arg_key>{key}</arg_key>{line_end}<arg_value>{value}</arg_value>{line_end}")
+        };
+        let city = pair("city", "Brest\n</p> \"Recouvrance\"");
+        let rest = [("days", "2"), ("kind", "b"), ("spot", "{\"x\": 1}")];
+        let rest: String = rest.map(|(key, value)| pair(key, value)).concat();
+        let tide = format!("<tool_call>tide{line_end}</tool_call>");
+        check(
+            Glm,
+            mark,
+            &[&call(&city), &call(&format!("{city}{rest}")), &tide, &format!("{tide}\n{tide}")],
+            &[
+                &call(""),
+                &call(&rest),
+                &call(&format!("{city}{}", pair("days", "two"))),
+                &call(&format!("{city}{}", pair("kind", "c"))),
+                &call(&format!("{city}{}", pair("spot", "{}"))),
+                &call(&format!("{city}{}", pair("other", "1"))),
+            ],
+        );
+    }
 }
 
 #[test]

@@ -27,8 +27,11 @@ fn read(text: &str, tools: &[Tool]) -> Option<ToolCall> {
             break;
         }
         let (name, after) = rest.strip_prefix(PARAMETER)?.split_once('>')?;
-        let end = value_end(after)?;
-        let value = typed(&after[..end], &tool.parameters, name.trim());
+        let end = value_end(after, PARAMETER_END, PARAMETER)?;
+        let value = &after[..end];
+        let value = value.strip_prefix('\n').unwrap_or(value);
+        let value = value.strip_suffix('\n').unwrap_or(value);
+        let value = typed(value, &tool.parameters, name.trim());
         arguments.insert(name.trim().to_owned(), value);
         rest = &after[end + PARAMETER_END.len()..];
     }
@@ -36,20 +39,18 @@ fn read(text: &str, tools: &[Tool]) -> Option<ToolCall> {
     Some(ToolCall { name: tool.name.clone(), arguments })
 }
 
-/// Where a parameter's closing tag is: the first one that another parameter follows, or nothing.
-fn value_end(text: &str) -> Option<usize> {
-    let ends = text.match_indices(PARAMETER_END).map(|(at, _)| at);
+/// Where a value's closing tag is: the first one that the next argument follows, or nothing.
+pub(super) fn value_end(text: &str, close: &str, next: &str) -> Option<usize> {
+    let ends = text.match_indices(close).map(|(at, _)| at);
     let is_end = |at: &usize| {
-        let after = text[at + PARAMETER_END.len()..].trim_start();
-        after.is_empty() || after.starts_with(PARAMETER)
+        let after = text[at + close.len()..].trim_start();
+        after.is_empty() || after.starts_with(next)
     };
     ends.into_iter().find(is_end)
 }
 
-/// A parameter's text as the value that the schema lets it be: a text, unless that is not allowed.
-fn typed(text: &str, parameters: &Value, name: &str) -> Value {
-    let text = text.strip_prefix('\n').unwrap_or(text);
-    let text = text.strip_suffix('\n').unwrap_or(text);
+/// An argument's text as the value that the schema lets it be: a text, unless that is not allowed.
+pub(super) fn typed(text: &str, parameters: &Value, name: &str) -> Value {
     let property = parameters.get("properties").and_then(|it| it.get(name));
     let types = types(property, parameters);
     let read = match text.trim() {

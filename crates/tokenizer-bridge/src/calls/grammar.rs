@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    ARGS, CLOSE, CallFormat, MISTRAL, OPEN, THINK, THOUGHT, Tool,
+    ARGS, CLOSE, CallFormat, KEY, KEY_END, MISTRAL, OPEN, THINK, THOUGHT, Tool, VALUE, VALUE_END,
     functions::{resolved, types},
     tools,
 };
@@ -62,7 +62,7 @@ impl CallGrammar {
                 format!("{} \" \"? \"[\" call (\", \" call)* \"]\"", mark(MISTRAL))
             }
             (CallFormat::MistralArgs, false) => "call+".to_owned(),
-            (CallFormat::Hermes | CallFormat::Functions, false) => {
+            (CallFormat::Hermes | CallFormat::Functions | CallFormat::Glm, false) => {
                 format!("call ({} call)*", literal("\n"))
             }
             // Llama's are single.
@@ -92,8 +92,8 @@ impl CallGrammar {
                 let newline = literal("\n");
                 format!("{open} {newline} {} {newline} {close}", object("arguments"))
             }
-            CallFormat::Functions => {
-                return self.function(at, tool, mark, rules);
+            CallFormat::Functions | CallFormat::Glm => {
+                return self.tagged(at, tool, mark, rules);
             }
             CallFormat::Mistral => object("arguments"),
             CallFormat::MistralArgs => {
@@ -106,7 +106,7 @@ impl CallGrammar {
     }
 
     /// The rules of a call whose arguments stand between tags, in the schema's order.
-    fn function(
+    fn tagged(
         &self,
         at: usize,
         tool: &Tool,
@@ -118,26 +118,65 @@ impl CallGrammar {
             Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
             _ => Vec::new(),
         };
-        let mut parts = vec![mark(OPEN), literal(&format!("\n<function={}>\n", tool.name))];
+        let tags = Tags::of(self.format, &tool.name, mark);
+        let mut parts = vec![tags.begin];
         let properties = schema.get("properties").and_then(Value::as_object);
         for (number, (name, property)) in properties.into_iter().flatten().enumerate() {
-            let rule = format!("p{at}x{number}");
+            let (rule, value) = (format!("p{at}x{number}"), format!("v{at}x{number}"));
             let end = if required.contains(&name.as_str()) { "" } else { "?" };
             parts.push(format!("{rule}{end}"));
-            let begin = literal(&format!("<parameter={name}>\n"));
-            let value = format!("v{at}x{number}");
-            rules.push(format!("{rule}: {begin} {value}"));
-            rules.push(value_rule(&value, property, &schema));
+            let ([before, after], name) = (&tags.name, literal(name));
+            rules.push(format!("{rule}: {before} {name} {after} {value} {}", tags.between));
+            rules.push(value_rule(&value, property, &schema, (tags.close.0, &tags.close.1)));
         }
-        parts.push(literal("</function>\n"));
-        parts.push(mark(CLOSE));
+        parts.push(tags.end);
         rules.push(format!("c{at}: {}", parts.join(" ")));
     }
 }
 
-/// The rule of a parameter's value with its closing tag. `schema` is that of all arguments.
-fn value_rule(rule: &str, property: &Value, schema: &Value) -> String {
-    const END: &str = "\n</parameter>\n";
+/// How a form of calls writes arguments between tags, as Lark spells it.
+struct Tags {
+    /// Before the first argument.
+    begin: String,
+    /// Before and after an argument's name.
+    name: [String; 2],
+    /// What ends a value: as a text, and as Lark spells it.
+    close: (&'static str, String),
+    /// After each argument.
+    between: String,
+    /// After the last one.
+    end: String,
+}
+
+impl Tags {
+    fn of(format: CallFormat, tool: &str, mark: &dyn Fn(&str) -> String) -> Self {
+        const END: &str = "\n</parameter>\n";
+        let (open, close) = (mark(OPEN), mark(CLOSE));
+        if format == CallFormat::Glm {
+            // GLM 4.5 writes line ends between tags, and 4.7 does not.
+            let line_end = format!("{}?", literal("\n"));
+            return Self {
+                begin: format!("{open} {} {line_end}", literal(tool)),
+                name: [mark(KEY), format!("{} {line_end} {}", mark(KEY_END), mark(VALUE))],
+                close: (VALUE_END, mark(VALUE_END)),
+                between: line_end,
+                end: close,
+            };
+        }
+        Self {
+            begin: format!("{open} {}", literal(&format!("\n<function={tool}>\n"))),
+            name: [literal("<parameter="), literal(">\n")],
+            close: (END, literal(END)),
+            between: String::new(),
+            end: format!("{} {close}", literal("</function>\n")),
+        }
+    }
+}
+
+/// The rule of an argument's value with its closing tag, `close`: as a text, and as Lark spells it. `schema` is
+/// that of all arguments.
+fn value_rule(rule: &str, property: &Value, schema: &Value, close: (&str, &str)) -> String {
+    let (text, close) = close;
     let property = resolved(property, schema).unwrap_or(property);
     let choices = property.get("enum").and_then(Value::as_array);
     let texts = choices.map(|it| it.iter().map(Value::as_str).collect::<Option<Vec<_>>>());
@@ -145,10 +184,17 @@ fn value_rule(rule: &str, property: &Value, schema: &Value) -> String {
     match texts {
         Some(Some(texts)) if !texts.is_empty() => {
             let texts: Vec<String> = texts.into_iter().map(literal).collect();
-            format!("{rule}: ({}) {}", texts.join(" | "), literal(END))
+            format!("{rule}: ({}) {close}", texts.join(" | "))
         }
         _ if types.is_empty() || types.contains("string") => {
-            format!("{rule}[lazy]: /(?s:.*)\\n<\\/parameter>\\n/")
+            match close == literal(text) {
+                true => {
+                    let text = text.replace('\n', "\\n").replace('/', "\\/");
+                    format!("{rule}[lazy]: /(?s:.*){text}/")
+                }
+                // A special token, which no text holds.
+                false => format!("{rule}: {rule}text {close}\n{rule}text: /(?s:.*)/"),
+            }
         }
         _ => {
             let mut property = property.clone();
@@ -159,7 +205,7 @@ fn value_rule(rule: &str, property: &Value, schema: &Value) -> String {
                     property.insert(name.to_owned(), found.clone());
                 }
             }
-            format!("{rule}: {rule}json {}\n{rule}json: %json {property}", literal(END))
+            format!("{rule}: {rule}json {close}\n{rule}json: %json {property}")
         }
     }
 }

@@ -7,6 +7,7 @@
 mod functions;
 mod grammar;
 mod json;
+mod pairs;
 mod reader;
 
 use serde_json::Value;
@@ -36,6 +37,8 @@ pub enum CallFormat {
     Mistral,
     /// `[TOOL_CALLS]…[ARGS]{…}`: Mistral from 2025 on.
     MistralArgs,
+    /// `<tool_call>…<arg_key>…</arg_key><arg_value>…</arg_value></tool_call>`: GLM 4.5 and later.
+    Glm,
     /// `{"name": …, "parameters": {…}}`, which may follow `<|python_tag|>`: Llama 3.1 and later.
     Llama,
 }
@@ -56,9 +59,12 @@ impl CallFormat {
         if has(MISTRAL) {
             return Some(if has(ARGS) { Self::MistralArgs } else { Self::Mistral });
         }
-        // GLM writes pairs of `<arg_key>` and `<arg_value>` between the same tags.
-        if has(OPEN) && !has("<arg_key>") {
-            return Some(if has(FUNCTION) { Self::Functions } else { Self::Hermes });
+        if has(OPEN) {
+            return Some(match (has(KEY), has(FUNCTION)) {
+                (true, _) => Self::Glm,
+                (false, true) => Self::Functions,
+                (false, false) => Self::Hermes,
+            });
         }
         (has("ipython") && has("\"parameters\": ")).then_some(Self::Llama)
     }
@@ -68,6 +74,7 @@ impl CallFormat {
     pub fn marks(self) -> &'static [&'static str] {
         match self {
             Self::Hermes | Self::Functions => &[OPEN, CLOSE],
+            Self::Glm => &[OPEN, CLOSE, KEY, KEY_END, VALUE, VALUE_END],
             Self::Mistral | Self::MistralArgs => &[MISTRAL, CALL_ID, ARGS],
             Self::Llama => &[PYTHON],
         }
@@ -77,6 +84,10 @@ impl CallFormat {
 const OPEN: &str = "<tool_call>";
 const CLOSE: &str = "</tool_call>";
 const FUNCTION: &str = "<function=";
+const KEY: &str = "<arg_key>";
+const KEY_END: &str = "</arg_key>";
+const VALUE: &str = "<arg_value>";
+const VALUE_END: &str = "</arg_value>";
 const MISTRAL: &str = "[TOOL_CALLS]";
 const CALL_ID: &str = "[CALL_ID]";
 const ARGS: &str = "[ARGS]";

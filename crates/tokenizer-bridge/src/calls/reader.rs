@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{
     CLOSE, CallFormat, FUNCTION, Fault, MISTRAL, OPEN, PYTHON, THINK, THOUGHT, Tool, ToolCall,
-    functions, json, tools,
+    functions, json, pairs, tools,
 };
 
 /// A part of what a model has written.
@@ -104,7 +104,8 @@ impl CallReader {
         match self.state {
             State::Text | State::Thinking => self.tell(&held, &mut written),
             State::Call { begin, .. } => match self.one(&held[begin + OPEN.len()..]) {
-                Ok(call) => self.call(call, &mut written),
+                // Without their closing tag, GLM's do not show whether all arguments are there.
+                Ok(call) if self.format != CallFormat::Glm => self.call(call, &mut written),
                 _ => self.tell(&held, &mut written),
             },
             State::Rest(begin) => match self.rest(&held[begin..]) {
@@ -206,9 +207,10 @@ impl CallReader {
 
     /// What stands between two tags.
     fn one(&self, body: &str) -> Result<ToolCall, Fault> {
-        match body.trim_start().starts_with(FUNCTION) {
-            true => functions::call(body, &self.tools),
-            false => json::call(body, &self.tools),
+        match self.format {
+            CallFormat::Glm => pairs::call(body, &self.tools),
+            _ if body.trim_start().starts_with(FUNCTION) => functions::call(body, &self.tools),
+            _ => json::call(body, &self.tools),
         }
     }
 
@@ -223,7 +225,7 @@ impl CallReader {
     /// What text gives way to.
     fn openings(&self) -> &'static [&'static str] {
         match self.format {
-            CallFormat::Hermes | CallFormat::Functions => &[OPEN, THINK],
+            CallFormat::Hermes | CallFormat::Functions | CallFormat::Glm => &[OPEN, THINK],
             CallFormat::Mistral | CallFormat::MistralArgs => &[MISTRAL, THINK],
             CallFormat::Llama => &[PYTHON, THINK],
         }
