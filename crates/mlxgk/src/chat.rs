@@ -22,6 +22,7 @@ use mlx_genkit::{
 };
 
 use crate::{
+    answer::Answer,
     cache,
     chat_input::{ChatInput, Input},
     conversation::Rendering,
@@ -294,12 +295,14 @@ impl Conversation<'_> {
         if self.args.template.show_prompt {
             terminal::remark(format_args!("[{} tokens]\n{text}", ids.len()));
         }
+        let (mut answer, shown) = Answer::new(self.model, &text)?;
         let answering = Arc::clone(answering);
         let mut request = Request::new(ids)
             .overrides(self.settings.flags.clone())
             .config(self.settings.file.clone())
             .seed(self.seed)
             .trim_stop(self.args.config.trim_stop)
+            .show_special(shown)
             .stop_when(move |_: &Context<'_>| !answering.load(Ordering::Relaxed));
         request = match self.cache.take() {
             Some(cache) => request.cache(cache),
@@ -329,8 +332,8 @@ impl Conversation<'_> {
             if let Some(verdict) = verdict(&sequence) {
                 terminal::warning(&verdict);
             }
-            terminal::piece(&sequence.text)?;
-            return Ok(sequence.text);
+            answer.piece(&sequence.text)?;
+            return answer.finish();
         }
         let mut stream = self.model.stream(request)?;
         for warning in stream.warnings() {
@@ -343,16 +346,12 @@ impl Conversation<'_> {
         }
         self.warned = true;
         for piece in stream.by_ref() {
-            terminal::piece(&piece?.text)?;
+            answer.piece(&piece?.text)?;
         }
-        let mut generation = if self.keeps_cache {
-            let (generation, cache) = stream.finish_with_cache()?;
-            self.cache = Some(cache);
-            generation
-        } else {
-            stream.finish()?
-        };
-        Ok(generation.sequences.swap_remove(0).text)
+        if self.keeps_cache {
+            self.cache = Some(stream.finish_with_cache()?.1);
+        }
+        answer.finish()
     }
 
     /// Takes up the cache of a file, and the messages in it.

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod adapter;
+mod answer;
 mod args;
 mod bench;
 mod cache;

@@ -73,6 +73,14 @@ pub(crate) fn note(message: &str) {
     }
 }
 
+/// A part of a text beside the results, dimmed; only for people, as a [`note`].
+pub(crate) fn aside(text: &str) {
+    if is_chatty() {
+        let style = Style::new().dimmed();
+        let _ = write!(anstream::stderr(), "{style}{text}{style:#}");
+    }
+}
+
 /// A line beside the results. Not `eprintln!`, which panics when stderr is closed.
 pub(crate) fn remark(line: impl Display) {
     let _ = writeln!(stderr(), "{line}");

@@ -90,16 +90,11 @@ impl About {
         let tokenizer = text.as_ref().map(Text::tokenizer);
         let template = model.chat_template().cloned();
         let call_format = template.as_ref().ok().and_then(ChatTemplate::call_format);
-        let special = |mark: &&'static str| {
-            let (mark, tokenizer) = (*mark, tokenizer?);
-            let id = tokenizer.token_to_id(mark).filter(|it| tokenizer.is_special(*it))?;
-            Some((mark, id))
-        };
-        let marks = call_format.map_or(&[][..], CallFormat::marks);
+        let marks = call_format.zip(tokenizer).map(|(form, it)| form.special_marks(it));
         Self {
             id,
             created: now(),
-            marks: marks.iter().filter_map(special).collect(),
+            marks: marks.unwrap_or_default(),
             call_format,
             text,
             template,

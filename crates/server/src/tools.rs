@@ -16,6 +16,9 @@ use crate::{
 /// Letters and digits of an id that Mistral's templates take.
 const SHORT_ID: usize = 9;
 
+/// The field that servers and their clients have for what a model thought.
+const THOUGHTS: &str = "reasoning_content";
+
 /// What a request says of tools.
 #[derive(Debug)]
 pub(crate) struct Tools {
@@ -76,10 +79,13 @@ impl Tools {
     }
 
     /// What reads the calls of an answer to this prompt; `None` where there is nothing to call, or the model's
-    /// form is not known.
+    /// form is not known. The form of gpt-oss is also that of its answers.
     pub(crate) fn calls(&self, prompt: &str, app: &App) -> Option<Calls> {
         let format = app.about.call_format?;
-        let tools = self.told().filter(|it| !it.is_empty())?;
+        let tools = self.told().unwrap_or_default();
+        if tools.is_empty() && format != CallFormat::Harmony {
+            return None;
+        }
         let reader = CallReader::new(format, &tools).after(prompt).only_one(self.only_one);
         Some(Calls { format, reader, told: 0 })
     }
@@ -139,14 +145,18 @@ pub(crate) struct Calls {
 impl Calls {
     /// The message of a whole text, and why it ends.
     pub(crate) fn message(mut self, text: &str, reason: FinishReason) -> (Value, &'static str) {
-        let (mut content, mut calls) = (String::new(), Vec::new());
+        let (mut content, mut thoughts, mut calls) = (String::new(), String::new(), Vec::new());
         for written in self.read(text, true) {
             match written {
                 Written::Text(text) => content += &text,
+                Written::Thought(thought) => thoughts += &thought,
                 Written::Call(call) => calls.push(self.call(&call)),
             }
         }
         let mut message = json!({"role": "assistant", "content": content});
+        if !thoughts.is_empty() {
+            message[THOUGHTS] = thoughts.into();
+        }
         if !calls.is_empty() {
             if content.is_empty() {
                 message["content"] = Value::Null;
@@ -161,6 +171,7 @@ impl Calls {
         let written = self.read(piece, ends);
         let delta = |written| match written {
             Written::Text(text) => json!({ "content": text }),
+            Written::Thought(thought) => json!({ THOUGHTS: thought }),
             Written::Call(call) => {
                 let index = self.told;
                 let mut call = self.call(&call);

@@ -5,7 +5,7 @@
 use mlxgk_tokenizer_bridge::{CallFormat, CallReader, ChatTemplate, ToolCall, Written};
 use serde_json::{Value, json};
 
-use CallFormat::{Functions, Glm, Hermes, Llama, Mistral, MistralArgs};
+use CallFormat::{Functions, Glm, Harmony, Hermes, Llama, Mistral, MistralArgs};
 
 fn tools() -> Vec<Value> {
     let tool = |name: &str, parameters: Value| json!({"type": "function", "function": {"name": name, "parameters": parameters}});
@@ -35,7 +35,7 @@ fn tools() -> Vec<Value> {
     ]
 }
 
-/// What is written in a form, as `text` and `name(arguments)`.
+/// What is written in a form, as `text`, `(thought)` and `name(arguments)`.
 fn read(format: CallFormat, prompt: &str, text: &str, only_one: bool) -> Vec<String> {
     let lengths = [text.len().max(1), 1, 2, 3, 7];
     let mut all = lengths.map(|length| {
@@ -46,24 +46,29 @@ fn read(format: CallFormat, prompt: &str, text: &str, only_one: bool) -> Vec<Str
             written.extend(reader.push(&piece.iter().collect::<String>()));
         }
         written.extend(reader.finish());
-        let mut shown: Vec<String> = Vec::new();
-        let mut in_text = false;
+        // What pieces cut is put together again.
+        let mut joined: Vec<Written> = Vec::new();
         for it in written {
-            match (it, shown.last_mut()) {
-                (Written::Text(text), Some(last)) if in_text => *last += &text,
-                (Written::Text(text), _) => {
-                    assert!(!text.is_empty());
-                    in_text = true;
-                    shown.push(text);
+            match (it, joined.last_mut()) {
+                (Written::Text(part) | Written::Thought(part), _) if part.is_empty() => {
+                    panic!("an empty part of {text:?}")
                 }
-                (Written::Call(ToolCall { name, arguments }), _) => {
-                    in_text = false;
-                    assert!(serde_json::from_str::<Value>(&arguments).unwrap().is_object());
-                    shown.push(format!("{name}({arguments})"));
+                (Written::Text(part), Some(Written::Text(before)))
+                | (Written::Thought(part), Some(Written::Thought(before))) => {
+                    before.push_str(&part)
                 }
+                (it, _) => joined.push(it),
             }
         }
-        shown
+        let shown = |it: &Written| match it {
+            Written::Text(text) => text.clone(),
+            Written::Thought(thought) => format!("({thought})"),
+            Written::Call(ToolCall { name, arguments }) => {
+                assert!(serde_json::from_str::<Value>(arguments).unwrap().is_object());
+                format!("{name}({arguments})")
+            }
+        };
+        joined.iter().map(shown).collect::<Vec<_>>()
     });
     let [whole, pieces @ ..] = &all;
     for it in pieces {
@@ -327,12 +332,56 @@ fn llamas_calls_are_the_whole_text() {
 }
 
 #[test]
+fn gpt_oss_writes_messages() {
+    let thought = "<|channel|>analysis<|message|>They ask\n for <b>.<|end|>";
+    let last = "<|start|>assistant<|channel|>final<|message|>It is 3 < 4.\n<|return|>";
+    let call = "<|start|>assistant<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{\"days\": 2}<|call|>";
+    let told = ["(They ask\n for <b>.)", "It is 3 < 4.\n", "weather({\"days\": 2})"];
+    for prompt in ["", "<|start|>user<|message|>Hello<|end|><|start|>assistant"] {
+        let read = |text: &str| read(Harmony, prompt, text, false);
+        assert_eq!(read(&format!("{thought}{last}")), told[..2]);
+        assert_eq!(read(&format!("{thought}{call}")), [told[0], told[2]]);
+        // An end token may have been left out, and thoughts may come in several messages.
+        let again = thought.replace("<|channel|>", "<|start|>assistant<|channel|>");
+        assert_eq!(
+            read(&format!("{thought}{again}{}", last.trim_end_matches("<|return|>"))),
+            [&format!("({0}{0})", "They ask\n for <b>."), told[1]]
+        );
+        // The recipient in the role's place, and a word to the reader before the call.
+        assert_eq!(
+            read(
+                "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant to=functions.tide<|channel|>commentary json<|message|>{}<|call|>"
+            ),
+            ["I look.", "tide({})"]
+        );
+        assert_eq!(read("Hello, <|"), ["Hello, <|"]);
+        assert_eq!(read(" toward"), [" toward"]);
+        assert_eq!(read("<|channel|>final<|message|>Half"), ["Half"]);
+        assert_eq!(read("<|channel|>analysis<|message|>Half"), ["(Half)"]);
+        assert_eq!(read("<|channel|>ana"), [""; 0]);
+    }
+    // What is no call of a tool stays as it is.
+    for text in [
+        "<|channel|>commentary to=functions.storm <|constrain|>json<|message|>{}",
+        "<|channel|>analysis to=python<|message|>1 + 1",
+        "<|channel|>commentary to=functions.tide <|constrain|>json<|message|>[]<|call|>",
+        "<|channel|>commentary to=functions.tide <|constrain|>json<|message|>{\"a\": 1",
+    ] {
+        stays(Harmony, text);
+    }
+    let begun = "<|start|>assistant<|channel|>analysis<|message|>They";
+    assert_eq!(read(Harmony, begun, &format!(" ask.<|end|>{last}"), false), ["( ask.)", told[1]]);
+    assert_eq!(read(Harmony, "", &format!("{call}{call}{last}"), true), [told[2]]);
+}
+
+#[test]
 fn the_template_shows_the_form() {
     for (source, expected) in [
         ("{{ '<tool_call>\n{\"name\": \"' }}", Some(Hermes)),
         ("{{ '<tool_call>\n<function=' }}", Some(Functions)),
         ("<tool_call>{{ '<arg_key>' }}", Some(Glm)),
         ("{{ '<seed:tool_call><function=' }}", None),
+        ("{{ '<|channel|>analysis<|message|>' }}", Some(Harmony)),
         ("{{ '[TOOL_CALLS] [' }}", Some(Mistral)),
         ("{{ '[TOOL_CALLS]' + name + '[ARGS]' }}", Some(MistralArgs)),
         ("{{ 'ipython' }}{{ '\"parameters\": ' }}", Some(Llama)),

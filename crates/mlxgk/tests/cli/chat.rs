@@ -3,7 +3,7 @@
 use mlx_genkit::{HookPoint, steering::SteeringVectors};
 use serde_json::{Value, json};
 
-use crate::shared::{mlxgk, mlxgk_with};
+use crate::shared::{bundled, mlxgk, mlxgk_with, write};
 
 #[test]
 fn a_conversation_is_answered_saved_and_reset() {
@@ -93,6 +93,26 @@ fn a_conversation_is_steered_and_the_cache_follows() {
         answers.push(saved[2 * turn + 1]["content"].clone());
     }
     assert_ne!(answers[1], answers[2]);
+}
+
+/// gpt-oss's answers are messages of one text.
+#[test]
+fn thoughts_are_neither_printed_nor_kept_where_the_form_tells_them_apart() {
+    let model = bundled();
+    let template = "{% for message in messages %}<|start|>{{ message.role }}<|channel|>final<|message|>{{ message.content }}<|end|>{% endfor %}<|start|>assistant";
+    write(model.path(), "chat_template.jinja", template);
+    let text = "<|channel|>analysis<|message|>The sea.<|end|><|start|>assistant<|channel|>final<|message|>At noon.";
+    let grammar = write(model.path(), "answer.lark", format!("start: {}", Value::from(text)));
+    let saved = model.path().join("saved.json");
+    let input = format!("When?\nAnd then?\n/save {}\n", saved.display());
+    let folder = model.path().to_str().unwrap();
+    let args = ["chat", "--model", folder, "--grammar", &grammar, "--max-tokens", "200"];
+    for more in [&[][..], &["--guardrails"]] {
+        let run = mlxgk_with(&[&args[..], more].concat(), input.as_bytes());
+        assert_eq!((run.status, &*run.stdout), (Some(0), "At noon.\nAt noon.\n"), "{}", run.stderr);
+        let messages: Value = serde_json::from_slice(&std::fs::read(&saved).unwrap()).unwrap();
+        assert_eq!(messages[3], json!({"role": "assistant", "content": "At noon."}));
+    }
 }
 
 #[test]

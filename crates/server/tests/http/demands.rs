@@ -7,7 +7,7 @@ use mlx_genkit::{
 };
 use serde_json::{Value, json};
 
-use CallFormat::{Functions, Glm, Hermes, Llama, Mistral, MistralArgs};
+use CallFormat::{Functions, Glm, Harmony, Hermes, Llama, Mistral, MistralArgs};
 
 const END: u32 = 256;
 /// A special token.
@@ -172,6 +172,30 @@ fn calls_of_pairs_fit_the_schema() {
                 &call(&format!("{city}{}", pair("other", "1"))),
             ],
         );
+    }
+}
+
+#[test]
+fn calls_in_messages_fit_the_schema() {
+    let head = |name: &str| {
+        format!("<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>")
+    };
+    let weather = format!("{}{{\"city\": \"Brest\"}}", head("weather"));
+    let thought = "<|channel|>analysis<|message|>The\nsea.<|end|><|start|>assistant";
+    for mark in [None, Some("<|end|>"), Some("<|message|>")] {
+        let processor = compiled(&CallGrammar::new(Harmony, &tools()), mark);
+        for (text, expected) in [
+            (weather.clone(), true),
+            (format!("{}{{}}", head("tide")), true),
+            (format!("{thought}{weather}"), true),
+            (format!("{thought}{thought}{weather}"), false),
+            (format!("{}{{}}", head("weather")), false),
+            (format!("{}{{}}", head("storm")), false),
+            (thought.to_owned(), false),
+            ("<|channel|>final<|message|>No.".to_owned(), false),
+        ] {
+            assert_eq!(fits(&processor, &text, mark), expected, "{mark:?}: {text}");
+        }
     }
 }
 

@@ -22,6 +22,14 @@ const HERMES: &str = r#"
 {%- if add_generation_prompt %}<|im_start|>assistant
 {% endif -%}"#;
 
+/// One with gpt-oss's messages.
+const HARMONY: &str = r#"
+{%- for message in messages %}<|start|>{{ message.role }}
+{%- if message.tool_calls %} to=functions.{{ message.tool_calls[0].function.name }}<|channel|>commentary json{% endif -%}
+<|message|>{{ message.content or '' }}<|end|>
+{%- endfor %}
+{%- if add_generation_prompt %}<|start|>assistant{% endif -%}"#;
+
 /// The bundled model with another template, and with a special token of this name in place of its last token.
 fn with_template(template: &str, special: Option<&str>) -> Model {
     let folder = tempfile::tempdir().unwrap();
@@ -243,6 +251,51 @@ fn marks_that_are_special_tokens_are_seen() {
     // Without tools it is left out of the text, as ever.
     let choice = server.chat("When?", json!({"grammar": grammar}))["choices"][0].clone();
     assert_eq!(choice["message"]["content"], "Now.[{\"name\": \"moon\"}]");
+}
+
+#[test]
+fn thoughts_of_gpt_oss_stand_beside_the_answer() {
+    let thought = "<|channel|>analysis<|message|>The sea.<|end|><|start|>assistant";
+    let answer = format!("{thought}<|channel|>final<|message|>At noon.");
+    let call = format!(
+        "{thought}<|channel|>commentary to=functions.moon <|constrain|>json<|message|>{{}}<|call|>"
+    );
+    for special in [None, Some("<|message|>")] {
+        let server = start_model(Options::default(), move || with_template(HARMONY, special));
+        let writing = |text: &str, tools: Value| {
+            let parts: Vec<String> = match special {
+                Some(mark) => text.split(mark).map(|it| Value::from(it).to_string()).collect(),
+                None => vec![Value::from(text).to_string()],
+            };
+            let grammar = format!("start: {}", parts.join(&format!(" <[{LAST}]> ")));
+            json!({"grammar": grammar, "max_tokens": 200, "tools": tools})
+        };
+        for tools in [Value::Null, tools()] {
+            let fields = writing(&answer, tools);
+            let choice = server.chat("When?", fields.clone())["choices"][0].clone();
+            assert_eq!(
+                choice["message"],
+                json!({"role": "assistant", "content": "At noon.", "reasoning_content": "The sea."})
+            );
+            assert_eq!(choice["finish_reason"], "stop");
+            assert_eq!(streamed(&server, &fields).0, "At noon.");
+            let events = server.events(CHAT, &chat("When?", fields));
+            let deltas = events[..events.len() - 1].iter().map(|it| {
+                serde_json::from_str::<Value>(it).unwrap()["choices"][0]["delta"].clone()
+            });
+            let thoughts: String = deltas
+                .filter_map(|it| it["reasoning_content"].as_str().map(str::to_owned))
+                .collect();
+            assert_eq!(thoughts, "The sea.");
+        }
+        let fields = writing(&call, tools());
+        let choice = server.chat("When?", fields.clone())["choices"][0].clone();
+        assert_eq!(choice["finish_reason"], "tool_calls", "{choice}");
+        assert_eq!(choice["message"]["reasoning_content"], "The sea.");
+        let calls = [("moon".to_owned(), "{}".to_owned())];
+        assert_eq!(named(choice["message"]["tool_calls"].as_array().unwrap()), calls);
+        assert_eq!(named(&streamed(&server, &fields).1), calls);
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{
     ARGS, CLOSE, CallFormat, KEY, KEY_END, MISTRAL, OPEN, THINK, THOUGHT, Tool, VALUE, VALUE_END,
     functions::{resolved, types},
-    tools,
+    harmony, tools,
 };
 
 /// A grammar that leaves a model nothing to write but calls, in llguidance's dialect of Lark.
@@ -72,6 +72,15 @@ impl CallGrammar {
             rules.push("thought: thinking (/\\s{1,4}/)?".to_owned());
             rules.push(format!("thinking[lazy]: /(?s:.*){}/", THOUGHT.replace('/', "\\/")));
             "thought "
+        } else if self.format == CallFormat::Harmony {
+            // The next message begins like a prompt ends.
+            let [channel, message, start] =
+                [harmony::CHANNEL, harmony::MESSAGE, harmony::START].map(&mark);
+            let end = until("thinking", (harmony::END, &mark(harmony::END)));
+            rules.push(format!(
+                "thought: {channel} \"analysis\" {message} thinking {start} \"assistant\"\n{end}"
+            ));
+            "thought? "
         } else {
             ""
         };
@@ -98,6 +107,12 @@ impl CallGrammar {
             CallFormat::Mistral => object("arguments"),
             CallFormat::MistralArgs => {
                 format!("{} {} {} a{at}", mark(MISTRAL), literal(&tool.name), mark(ARGS))
+            }
+            CallFormat::Harmony => {
+                let name = literal(&format!("commentary to=functions.{} ", tool.name));
+                let [channel, constrain, message] =
+                    [harmony::CHANNEL, harmony::CONSTRAIN, harmony::MESSAGE].map(mark);
+                format!("{channel} {name} {constrain} \"json\" {message} a{at}")
             }
             CallFormat::Llama => object("parameters"),
         };
@@ -186,16 +201,7 @@ fn value_rule(rule: &str, property: &Value, schema: &Value, close: (&str, &str))
             let texts: Vec<String> = texts.into_iter().map(literal).collect();
             format!("{rule}: ({}) {close}", texts.join(" | "))
         }
-        _ if types.is_empty() || types.contains("string") => {
-            match close == literal(text) {
-                true => {
-                    let text = text.replace('\n', "\\n").replace('/', "\\/");
-                    format!("{rule}[lazy]: /(?s:.*){text}/")
-                }
-                // A special token, which no text holds.
-                false => format!("{rule}: {rule}text {close}\n{rule}text: /(?s:.*)/"),
-            }
-        }
+        _ if types.is_empty() || types.contains("string") => until(rule, (text, close)),
         _ => {
             let mut property = property.clone();
             // What it refers to is beside it.
@@ -208,6 +214,16 @@ fn value_rule(rule: &str, property: &Value, schema: &Value, close: (&str, &str))
             format!("{rule}: {rule}json {close}\n{rule}json: %json {property}")
         }
     }
+}
+
+/// The rule of a text up to a word and with it: the word as a text, and as Lark spells it.
+fn until(rule: &str, (text, word): (&str, &str)) -> String {
+    if word != literal(text) {
+        // A special token, which no text holds.
+        return format!("{rule}: {rule}text {word}\n{rule}text: /(?s:.*)/");
+    }
+    let text = text.replace('\n', "\\n").replace('/', "\\/").replace('|', "\\|");
+    format!("{rule}[lazy]: /(?s:.*){text}/")
 }
 
 /// The schema of a tool's arguments: an object; one without members where nothing is said.

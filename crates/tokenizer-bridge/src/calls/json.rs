@@ -67,7 +67,7 @@ fn read(members: &[(String, &str)], tools: &[Tool]) -> Option<ToolCall> {
 }
 
 /// Arguments that are an object, or a text that is the JSON of one.
-fn checked(arguments: &str) -> Option<String> {
+pub(super) fn checked(arguments: &str) -> Option<String> {
     match serde_json::from_str(arguments).ok()? {
         Value::Object(_) => Some(arguments.trim().to_owned()),
         Value::String(text) => {

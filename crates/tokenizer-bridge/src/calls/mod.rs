@@ -6,11 +6,14 @@
 
 mod functions;
 mod grammar;
+mod harmony;
 mod json;
 mod pairs;
 mod reader;
 
 use serde_json::Value;
+
+use crate::Tokenizer;
 
 pub use self::grammar::CallGrammar;
 pub use self::reader::{CallReader, Written};
@@ -39,6 +42,9 @@ pub enum CallFormat {
     MistralArgs,
     /// `<tool_call>…<arg_key>…</arg_key><arg_value>…</arg_value></tool_call>`: GLM 4.5 and later.
     Glm,
+    /// `<|channel|>commentary to=functions.… <|constrain|>json<|message|>{…}<|call|>`: gpt-oss, whose thoughts
+    /// and answers are such messages, too.
+    Harmony,
     /// `{"name": …, "parameters": {…}}`, which may follow `<|python_tag|>`: Llama 3.1 and later.
     Llama,
 }
@@ -66,6 +72,9 @@ impl CallFormat {
                 (false, false) => Self::Hermes,
             });
         }
+        if has(harmony::CHANNEL) && has(harmony::MESSAGE) {
+            return Some(Self::Harmony);
+        }
         (has("ipython") && has("\"parameters\": ")).then_some(Self::Llama)
     }
 
@@ -76,8 +85,18 @@ impl CallFormat {
             Self::Hermes | Self::Functions => &[OPEN, CLOSE],
             Self::Glm => &[OPEN, CLOSE, KEY, KEY_END, VALUE, VALUE_END],
             Self::Mistral | Self::MistralArgs => &[MISTRAL, CALL_ID, ARGS],
+            Self::Harmony => &harmony::MARKS,
             Self::Llama => &[PYTHON],
         }
+    }
+
+    /// Those of the [marks](Self::marks) that are special tokens of a tokenizer, with their ids.
+    pub fn special_marks(self, tokenizer: &Tokenizer) -> Vec<(&'static str, u32)> {
+        let special = |mark: &&'static str| {
+            let id = tokenizer.token_to_id(mark).filter(|it| tokenizer.is_special(*it))?;
+            Some((*mark, id))
+        };
+        self.marks().iter().filter_map(special).collect()
     }
 }
 

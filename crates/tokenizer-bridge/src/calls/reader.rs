@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{
     CLOSE, CallFormat, FUNCTION, Fault, MISTRAL, OPEN, PYTHON, THINK, THOUGHT, Tool, ToolCall,
-    functions, json, pairs, tools,
+    functions, harmony::Messages, json, pairs, tools,
 };
 
 /// A part of what a model has written.
@@ -12,6 +12,8 @@ use super::{
 pub enum Written {
     /// Text, never empty.
     Text(String),
+    /// Thoughts before the answer, never empty, where the form tells them from it ([`CallFormat::Harmony`]).
+    Thought(String),
     /// A call.
     Call(ToolCall),
 }
@@ -38,6 +40,8 @@ pub enum Written {
 pub struct CallReader {
     format: CallFormat,
     tools: Vec<Tool>,
+    /// gpt-oss's messages, which leave nothing else to read.
+    messages: Option<Messages>,
     /// At most one call, after which nothing is said.
     only_one: bool,
     /// What has not been told yet.
@@ -69,6 +73,7 @@ impl CallReader {
         Self {
             format,
             tools: tools(given),
+            messages: (format == CallFormat::Harmony).then(Messages::new),
             only_one: false,
             held: String::new(),
             state: State::Text,
@@ -81,7 +86,8 @@ impl CallReader {
     #[must_use]
     pub fn after(self, prompt: &str) -> Self {
         let state = if prompt.trim_end().ends_with(THINK) { State::Thinking } else { State::Text };
-        Self { state, ..self }
+        let messages = self.messages.map(|_| Messages::after(prompt));
+        Self { state, messages, ..self }
     }
 
     /// Ends with the first call: what follows it is left out.
@@ -92,6 +98,10 @@ impl CallReader {
 
     /// Takes the next piece of the text and gives what has become certain.
     pub fn push(&mut self, piece: &str) -> Vec<Written> {
+        if let Some(messages) = &mut self.messages {
+            let written = messages.push(piece, &self.tools);
+            return self.up_to_call(written);
+        }
         self.held.push_str(piece);
         let mut written = Vec::new();
         while self.advance(&mut written) {}
@@ -100,6 +110,10 @@ impl CallReader {
 
     /// Gives what was held back, once nothing more comes.
     pub fn finish(&mut self) -> Vec<Written> {
+        if let Some(messages) = &mut self.messages {
+            let written = messages.finish();
+            return self.up_to_call(written);
+        }
         let (mut written, held) = (Vec::new(), std::mem::take(&mut self.held));
         match self.state {
             State::Text | State::Thinking => self.tell(&held, &mut written),
@@ -116,6 +130,19 @@ impl CallReader {
                 None => self.tell(&held, &mut written),
             },
             State::Over => {}
+        }
+        written
+    }
+
+    /// Leaves out what follows the only call that is wanted.
+    fn up_to_call(&mut self, mut written: Vec<Written>) -> Vec<Written> {
+        if matches!(self.state, State::Over) {
+            return Vec::new();
+        }
+        let call = written.iter().position(|it| matches!(it, Written::Call(_)));
+        if let (true, Some(at)) = (self.only_one, call) {
+            written.truncate(at + 1);
+            self.state = State::Over;
         }
         written
     }
@@ -228,6 +255,7 @@ impl CallReader {
             CallFormat::Hermes | CallFormat::Functions | CallFormat::Glm => &[OPEN, THINK],
             CallFormat::Mistral | CallFormat::MistralArgs => &[MISTRAL, THINK],
             CallFormat::Llama => &[PYTHON, THINK],
+            CallFormat::Harmony => &[],
         }
     }
 
@@ -246,15 +274,22 @@ impl CallReader {
             return;
         }
         (self.has_text, self.after_call) = (true, false);
-        match written.last_mut() {
-            Some(Written::Text(before)) => before.push_str(text),
-            _ => written.push(Written::Text(text.to_owned())),
-        }
+        tell(Written::Text(text.to_owned()), written);
+    }
+}
+
+/// Adds a part of a text, unless it is empty, to what precedes it.
+pub(super) fn tell(part: Written, written: &mut Vec<Written>) {
+    match (part, written.last_mut()) {
+        (Written::Text(part), Some(Written::Text(before)))
+        | (Written::Thought(part), Some(Written::Thought(before))) => before.push_str(&part),
+        (Written::Text(part) | Written::Thought(part), _) if part.is_empty() => {}
+        (part, _) => written.push(part),
     }
 }
 
 /// How many bytes at the end of a text may be the beginning of one of these words.
-fn begun(text: &str, words: &[&str]) -> usize {
+pub(super) fn begun(text: &str, words: &[&str]) -> usize {
     let begins = |len: &usize| {
         let end = text.len().checked_sub(*len).and_then(|at| text.get(at..));
         end.is_some_and(|end| words.iter().any(|it| it.starts_with(end)))
