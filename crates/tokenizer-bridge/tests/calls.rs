@@ -340,7 +340,9 @@ fn gpt_oss_writes_messages() {
     for prompt in ["", "<|start|>user<|message|>Hello<|end|><|start|>assistant"] {
         let read = |text: &str| read(Harmony, prompt, text, false);
         assert_eq!(read(&format!("{thought}{last}")), told[..2]);
-        assert_eq!(read(&format!("{thought}{call}")), [told[0], told[2]]);
+        for call in [call, call.trim_end_matches("<|call|>")] {
+            assert_eq!(read(&format!("{thought}{call}")), [told[0], told[2]]);
+        }
         // An end token may have been left out, and thoughts may come in several messages.
         let again = thought.replace("<|channel|>", "<|start|>assistant<|channel|>");
         assert_eq!(

@@ -195,6 +195,10 @@ fn calls_in_messages_fit_the_schema() {
             ("<|channel|>final<|message|>No.".to_owned(), false),
         ] {
             assert_eq!(fits(&processor, &text, mark), expected, "{mark:?}: {text}");
+            let mut reader = CallReader::new(Harmony, &tools());
+            let mut written = reader.push(&text);
+            written.extend(reader.finish());
+            assert!(!expected || matches!(written.last(), Some(Written::Call(_))), "{written:?}");
         }
     }
 }

@@ -71,11 +71,11 @@ impl Messages {
     pub(super) fn finish(&mut self) -> Vec<Written> {
         let mut written = Vec::new();
         let held = std::mem::take(&mut self.held);
-        match self.part {
+        match &self.part {
             Part::Head => {}
-            Part::Thought => tell(Written::Thought(held), &mut written),
-            // A call without its end is text.
-            Part::Text | Part::Call(..) => tell(Written::Text(held), &mut written),
+            // An end token may take the last word's place.
+            Part::Call(name, head) => call(name, &held, &held[*head..], &mut written),
+            Part::Thought | Part::Text => self.body(held, &mut written),
         }
         written
     }
@@ -104,12 +104,7 @@ impl Messages {
         let rest = self.held.split_off(after);
         let mut body = std::mem::replace(&mut self.held, rest);
         match &self.part {
-            Part::Call(name, head) => match json::checked(&body[*head..at]) {
-                Some(arguments) => {
-                    written.push(Written::Call(ToolCall { name: name.clone(), arguments }));
-                }
-                None => tell(Written::Text(body), written),
-            },
+            Part::Call(name, head) => call(name, &body, &body[*head..at], written),
             _ => {
                 body.truncate(at);
                 self.body(body, written);
@@ -161,5 +156,15 @@ impl Messages {
             }
         };
         true
+    }
+}
+
+/// Adds a call with these arguments; all of the message as text, where they are none.
+fn call(name: &str, message: &str, arguments: &str, written: &mut Vec<Written>) {
+    match json::checked(arguments) {
+        Some(arguments) => {
+            written.push(Written::Call(ToolCall { name: name.to_owned(), arguments }));
+        }
+        None => tell(Written::Text(message.to_owned()), written),
     }
 }
