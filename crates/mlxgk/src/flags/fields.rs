@@ -202,6 +202,7 @@ struct Hidden {
     kind: Kind,
 }
 
+/// All of these.
 static HIDDEN: LazyLock<Vec<Hidden>> = LazyLock::new(|| {
     let flag = |field| Hidden { field, name: kebab(field), kind: kind_of(field) };
     hidden().map(flag).collect()
