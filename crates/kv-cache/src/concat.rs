@@ -54,8 +54,8 @@ impl KvCache {
     ) -> Result<()> {
         self.check_concat(other)?;
         let theirs = &other.rows[0];
-        let anew = theirs.columns.get(..again);
-        if anew.is_none_or(|it| !self.rows[0].columns.ends_with(it)) {
+        let reread = theirs.columns.get(..again);
+        if reread.is_none_or(|it| !self.rows[0].columns.ends_with(it)) {
             return Err(refused(&format!(
                 "the first does not end with the first {again} tokens of the second"
             )));

@@ -150,7 +150,7 @@ fn blocks_are_kept_in_a_folder_as_in_a_naive_map() {
         for _ in 0..150 {
             let which = draw.below(2);
             if draw.below(8) == 0 {
-                // A process begins anew.
+                // A process starts again.
                 damaged += stores[which].counters().damaged;
                 stores[which] = open(limit);
             }

@@ -49,12 +49,12 @@ impl Decoder {
         }
         let mut all = first.fork();
         for other in others {
-            let anew = all.before_concat(other, again)?;
-            for part in anew.chunks(READ_AGAIN) {
+            let reread = all.before_concat(other, again)?;
+            for part in reread.chunks(READ_AGAIN) {
                 self.feed(&[part], None, &mut all, hook)?;
                 all.evaluate()?;
             }
-            all.concat(other, anew.len(), &mut |layer, keys, by| {
+            all.concat(other, reread.len(), &mut |layer, keys, by| {
                 let attention = self.blocks[layer].attention();
                 attention.and_then(|it| it.turned(keys, by)).unwrap_or_else(|| {
                     let what = format!("the keys of layer {layer} cannot be moved");

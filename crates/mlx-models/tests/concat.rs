@@ -155,11 +155,11 @@ fn what_is_read_again_of_a_text_put_behind_another_is_as_in_one_pass() {
             let both = model.concat(&[&first, &second], again, &mut *hook(steered)).unwrap();
             assert_eq!(both.tokens(0), [a.clone(), b.clone()].concat(), "{name}, {again}");
             assert_eq!(both.prompt_end(0), Some(323), "{name}, {again}");
-            let anew = again.min(b.len());
+            let reread = again.min(b.len());
             for (layer, window) in both.windows().enumerate().take(model.layers().len()) {
                 // What the layer still holds of the second text.
                 let held = window.map_or(b.len(), |it| it.min(b.len()));
-                let kept = (b.len() - anew).min(held);
+                let kept = (b.len() - reread).min(held);
                 for what in ["keys", "values"] {
                     let [ours, plain, whole] =
                         [&both, &plain, &whole].map(|it| newest(it, layer, what, held));
@@ -171,7 +171,7 @@ fn what_is_read_again_of_a_text_put_behind_another_is_as_in_one_pass() {
                     assert_near(&ours[..cut], &whole[..cut], 1e-5 * most, &what);
                 }
             }
-            if anew == b.len() {
+            if reread == b.len() {
                 let (mut both, mut whole, mut next) = (both, whole.fork(), 7);
                 let scores = |cache: &mut KvCache, token: u32| {
                     let logits = feed(&model, cache, &[&[token]], hook(steered));
