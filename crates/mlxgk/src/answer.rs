@@ -14,6 +14,8 @@ pub(crate) struct Answer {
     /// What tells messages apart; `None` where all of the text is the answer.
     reader: Option<CallReader>,
     text: String,
+    /// Bytes of the model's text that were taken.
+    taken: usize,
     /// Whether thoughts were shown last.
     in_thought: bool,
 }
@@ -26,11 +28,12 @@ impl Answer {
         let tokenizer = model.tokenizer()?;
         let marks = form.map_or_else(Vec::new, |it| it.special_marks(tokenizer));
         let shown = marks.into_iter().map(|it| it.1).collect();
-        Ok((Self { reader, text: String::new(), in_thought: false }, shown))
+        Ok((Self { reader, text: String::new(), taken: 0, in_thought: false }, shown))
     }
 
     /// Shows the next piece of the text.
     pub(crate) fn piece(&mut self, piece: &str) -> Result<()> {
+        self.taken += piece.len();
         let written = match &mut self.reader {
             Some(reader) => reader.push(piece),
             None => vec![Written::Text(piece.to_owned())],
@@ -38,8 +41,9 @@ impl Answer {
         written.iter().try_for_each(|it| self.show(it))
     }
 
-    /// Shows what was held back. Returns the answer.
-    pub(crate) fn finish(mut self) -> Result<String> {
+    /// Shows what no piece has shown of the `whole` text. Returns the answer.
+    pub(crate) fn finish(mut self, whole: &str) -> Result<String> {
+        self.piece(whole.get(self.taken..).unwrap_or_default())?;
         let written = self.reader.as_mut().map(CallReader::finish).unwrap_or_default();
         written.iter().try_for_each(|it| self.show(it))?;
         if self.in_thought {

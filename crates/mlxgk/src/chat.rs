@@ -332,8 +332,7 @@ impl Conversation<'_> {
             if let Some(verdict) = verdict(&sequence) {
                 terminal::warning(&verdict);
             }
-            answer.piece(&sequence.text)?;
-            return answer.finish();
+            return answer.finish(&sequence.text);
         }
         let mut stream = self.model.stream(request)?;
         for warning in stream.warnings() {
@@ -348,10 +347,14 @@ impl Conversation<'_> {
         for piece in stream.by_ref() {
             answer.piece(&piece?.text)?;
         }
-        if self.keeps_cache {
-            self.cache = Some(stream.finish_with_cache()?.1);
-        }
-        answer.finish()
+        let generation = if self.keeps_cache {
+            let (generation, cache) = stream.finish_with_cache()?;
+            self.cache = Some(cache);
+            generation
+        } else {
+            stream.finish()?
+        };
+        answer.finish(&generation.sequences[0].text)
     }
 
     /// Takes up the cache of a file, and the messages in it.

@@ -360,9 +360,10 @@ fn gpt_oss_writes_messages() {
         assert_eq!(read(" toward"), [" toward"]);
         assert_eq!(read("<|channel|>final<|message|>Half"), ["Half"]);
         assert_eq!(read("<|channel|>analysis<|message|>Half"), ["(Half)"]);
-        assert_eq!(read("<|channel|>ana"), [""; 0]);
+        assert_eq!(read("<|channel|>ana"), ["<|channel|>ana"]);
+        assert_eq!(read(&format!("{thought}<|start|>assi")), [told[0], "<|start|>assi"]);
     }
-    // What is no call of a tool stays as it is.
+    // What is not a call of a tool stays as it is.
     for text in [
         "<|channel|>commentary to=functions.storm <|constrain|>json<|message|>{}",
         "<|channel|>analysis to=python<|message|>1 + 1",

@@ -67,15 +67,14 @@ impl Messages {
         written
     }
 
-    /// Gives what was held back, once nothing more comes. A head that is broken off is left out.
+    /// Gives what was held back, once nothing more comes. A head that is broken off is text.
     pub(super) fn finish(&mut self) -> Vec<Written> {
         let mut written = Vec::new();
         let held = std::mem::take(&mut self.held);
         match &self.part {
-            Part::Head => {}
             // An end token may take the last word's place.
             Part::Call(name, head) => call(name, &held, &held[*head..], &mut written),
-            Part::Thought | Part::Text => self.body(held, &mut written),
+            Part::Head | Part::Thought | Part::Text => self.body(held, &mut written),
         }
         written
     }
